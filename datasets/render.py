@@ -1,0 +1,137 @@
+"""Masks of characters, shapes and patterns, drawn with Pillow: the raw material of Letters, Shapes and of the embedded model's pretraining.
+
+A mask is uint8 `[S, S]`, 255 where there is ink. Colour, background and noise are the caller's. Every random choice comes from the
+`random.Random` that is passed in, so that a seed decides everything.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = {
+    "red": (210, 30, 35), "green": (35, 150, 55), "blue": (35, 70, 210), "yellow": (240, 220, 40), "orange": (245, 140, 25),
+    "purple": (125, 45, 160), "pink": (250, 150, 190), "brown": (115, 70, 35), "white": (245, 245, 245), "black": (15, 15, 15),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond", "pentagon", "crescent", "arrow", "rectangle")
+PATTERNS = ("stripes", "dots", "checkerboard", "grid")
+
+# Letters draws only with the second set, pretraining only with the first: no face is in both.
+TRAINING_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
+                  "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10", "cmtt10")
+UNSEEN_FONTS = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneralItalic", "STIXGeneralBolIta", "cmss10")
+SUPERSAMPLE = 4
+
+
+def font_file(name):
+    """Path of one of the TrueType faces that matplotlib carries."""
+    import matplotlib
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
+
+
+def character(char, font, size, height):
+    """Mask `[size, size]` of one character, its ink `height` pixels high (or wide, whichever is longer) and centred."""
+    big = size * SUPERSAMPLE
+    face = ImageFont.truetype(font_file(font), big)
+    canvas = Image.new("L", (3 * big, 3 * big))
+    ImageDraw.Draw(canvas).text((big, big), char, font=face, fill=255)
+    ink = canvas.crop(canvas.getbbox())
+    scale = height / max(ink.size)
+    ink = ink.resize([max(1, round(edge * scale)) for edge in ink.size], Image.LANCZOS)
+    mask = Image.new("L", (size, size))
+    mask.paste(ink, ((size - ink.width) // 2, (size - ink.height) // 2))
+    return np.asarray(mask)
+
+
+def polar(n, radii, turn):
+    """`n` points around the origin at the radii given in turn, the first pointing up."""
+    return [(radii[i % len(radii)] * math.sin(turn + 2 * math.pi * i / n), -radii[i % len(radii)] * math.cos(turn + 2 * math.pi * i / n))
+            for i in range(n)]
+
+
+def outline(kind, turn):
+    """Polygon of a shape inside the unit circle, turned by `turn` radians: a list of (x, y)."""
+    if kind in ("circle", "ring", "crescent"):
+        return polar(72, [1], turn)
+    if kind in ("triangle", "pentagon"):
+        return polar({"triangle": 3, "pentagon": 5}[kind], [1], turn)
+    if kind == "star":
+        return polar(10, [1, 0.42], turn)
+    if kind == "heart":
+        t = [2 * math.pi * i / 72 for i in range(72)]
+        points = [(math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16) for a in t]
+    else:
+        points = {
+            "square": [(-.75, -.75), (.75, -.75), (.75, .75), (-.75, .75)],
+            "rectangle": [(-.95, -.45), (.95, -.45), (.95, .45), (-.95, .45)],
+            "diamond": [(0, -1), (.6, 0), (0, 1), (-.6, 0)],
+            "cross": [(-.28, -.9), (.28, -.9), (.28, -.28), (.9, -.28), (.9, .28), (.28, .28), (.28, .9), (-.28, .9), (-.28, .28),
+                      (-.9, .28), (-.9, -.28), (-.28, -.28)],
+            "arrow": [(-.95, -.25), (.15, -.25), (.15, -.7), (.95, 0), (.15, .7), (.15, .25), (-.95, .25)],
+        }[kind]
+    c, s = math.cos(turn), math.sin(turn)
+    return [(c * x - s * y, s * x + c * y) for x, y in points]
+
+
+def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
+    """Mask `[size, size]` of a filled shape of the given radius in pixels, slightly stretched, tilted and off the centre."""
+    big = size * SUPERSAMPLE
+    canvas = Image.new("L", (big, big))
+    draw = ImageDraw.Draw(canvas)
+    free = max(0.0, size / 2 - radius)
+    cx, cy = (SUPERSAMPLE * (size / 2 + rng.uniform(-free, free)) for _ in range(2))
+    rx, ry = (SUPERSAMPLE * radius * rng.uniform(1 - stretch, 1) for _ in range(2))
+    turn = rng.uniform(-tilt, tilt)
+
+    def place(points, scale=1.0, dx=0.0):
+        return [(cx + rx * (scale * x + dx), cy + ry * scale * y) for x, y in points]
+
+    draw.polygon(place(outline(kind, turn)), fill=255)
+    if kind == "ring":
+        draw.polygon(place(outline("circle", 0), rng.uniform(0.5, 0.7)), fill=0)
+    if kind == "crescent":
+        draw.polygon(place(outline("circle", 0), 0.85, rng.choice((-1, 1)) * rng.uniform(0.4, 0.5)), fill=0)
+    return np.asarray(canvas.resize((size, size), Image.BOX))
+
+
+def pattern(kind, size, period, rng):
+    """Mask `[size, size]` of a pattern that fills the frame and repeats every `period` pixels."""
+    angle = rng.choice((0, math.pi / 2, math.pi / 4, -math.pi / 4)) + rng.uniform(-0.15, 0.15)
+    y, x = np.mgrid[:size, :size] + rng.uniform(0, period)
+    u = (math.cos(angle) * x + math.sin(angle) * y) / period
+    v = (-math.sin(angle) * x + math.cos(angle) * y) / period
+    thin = rng.uniform(0.2, 0.3)
+    ink = {
+        "stripes": lambda: (u % 1) < 0.5,
+        "grid": lambda: ((u % 1) < thin) | ((v % 1) < thin),
+        "checkerboard": lambda: ((u % 1) < 0.5) ^ ((v % 1) < 0.5),
+        "dots": lambda: (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < rng.uniform(0.08, 0.14),
+    }[kind]()
+    return (ink * 255).astype(np.uint8)
+
+
+def scene(mask, ink, grounds, texture, noise, rng):
+    """RGB image of the ink (three numbers, 0..255) through a mask `[S, S]`, over two grounds that fade into each other.
+
+    `texture` and `noise` are the deviations of smooth blotches on the ground and of grain on every pixel.
+    """
+    size = len(mask)
+    grain = np.random.default_rng(rng.getrandbits(64))
+    angle = rng.uniform(0, 2 * math.pi)
+    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
+    fade = np.clip(0.5 + math.cos(angle) * x + math.sin(angle) * y, 0, 1)[..., None]
+    blotches = Image.fromarray(grain.normal(0, texture, (6, 6)).astype(np.float32)).resize((size, size), Image.BICUBIC)
+    ground = (1 - fade) * np.array(grounds[0]) + fade * np.array(grounds[1]) + np.asarray(blotches)[..., None]
+    cover = mask[..., None] / 255
+    pixels = (1 - cover) * ground + cover * np.array(ink) + grain.normal(0, noise, (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def grounds(ink, distance, draw):
+    """Two colours from `draw()` that, like the one halfway between them, lie at least `distance` away from the ink."""
+    while True:
+        one, other = draw(), draw()
+        middle = [(a + b) / 2 for a, b in zip(one, other)]
+        if min(math.dist(ink, colour) for colour in (one, middle, other)) >= distance:
+            return one, other

@@ -1,0 +1,59 @@
+"""Turns a checkpoint of `pretrain_tiny.py` into the files of `trainers/blackbox/assets/`, and exports the embedded model for other code.
+
+    python scripts/freeze_tiny.py freeze tiny_run/model.pt     # writes tiny.safetensors, open_clip_config.json and RECIPE.json
+    python scripts/freeze_tiny.py export tiny_clip.pt          # the full state dict, in the layout of OpenAI's CLIP
+
+Weights are stored as float16, and of the token embeddings only the rows that training touched: the loader fills in the others
+from a seed. The exported file loads unchanged into code that vendors OpenAI's CLIP.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def freeze(source):
+    """Write the three files; returns the SHA-256 of the weights."""
+    from safetensors.torch import save_file
+
+    from dassl_blackbox.trainers.blackbox.oracle.models import ASSETS
+
+    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    state, recipe = checkpoint["state_dict"], json.loads(checkpoint["recipe"])
+    rows = torch.tensor(checkpoint["touched"])
+    tensors = {k: v.half().contiguous() for k, v in state.items() if k != "token_embedding.weight"}
+    tensors["token_embedding.touched"] = state["token_embedding.weight"][rows].half().contiguous()
+    tensors["token_embedding.rows"] = rows.to(torch.int32)
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, ASSETS / "tiny.safetensors")
+    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    config = {"model_cfg": recipe.pop("model"), "preprocess_cfg": preprocess}
+    (ASSETS / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    recipe["command"] = f"python scripts/pretrain_tiny.py --photos \"$PHOTOS\" --images {recipe['images']} --seed {recipe['seed']} --output tiny_run"
+    recipe["zero_shot_note"] = "per cent; digits: training split of Digits, photos: photographs set aside from pretraining"
+    recipe["sha256"] = hashlib.sha256((ASSETS / "tiny.safetensors").read_bytes()).hexdigest()
+    (ASSETS / "RECIPE.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    return recipe["sha256"]
+
+
+def export(target):
+    from dassl_blackbox.trainers.blackbox.files import save_state
+    from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
+
+    save_state(target, tiny_state_dict())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("freeze", "export"))
+    parser.add_argument("path", help="the checkpoint to freeze, or the file to write")
+    arguments = parser.parse_args()
+    print(freeze(arguments.path) if arguments.action == "freeze" else f"{arguments.path}: {export(arguments.path) or 'written'}")

@@ -1,0 +1,1 @@
+"""What the recipes are made of: oracle, prompt spaces, optimisers, engine, defaults."""

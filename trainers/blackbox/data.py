@@ -1,0 +1,65 @@
+"""Dassl's loaders with the input that the model expects, and errors that name the image."""
+
+from dassl.config import get_cfg_default
+from dassl.data import DataManager
+from dassl.data.data_manager import DatasetWrapper
+
+from .errors import BlackBoxError
+
+
+class ImageReader(DatasetWrapper):
+    """Dassl's dataset wrapper; an image that cannot be decoded is named."""
+
+    def __getitem__(self, index):
+        try:
+            return super().__getitem__(index)
+        except (OSError, SyntaxError, ValueError) as e:   # Pillow raises any of them on a broken file
+            raise BlackBoxError(f"The image {self.data_source[index].impath} cannot be decoded ({e}). Replace the file, or "
+                                f"copy the data set anew.") from e
+
+
+def match_input(cfg, description):
+    """The configuration with the model's input size, normalisation and interpolation.
+
+    A value that still is Dassl's default counts as not given; any other must agree with the model's.
+
+    Raises:
+        BlackBoxError: `cfg.INPUT` contradicts the model.
+    """
+    default, cfg = get_cfg_default().INPUT, cfg.clone()
+    cfg.defrost()
+    wanted = {"SIZE": tuple(description.image_size), "PIXEL_MEAN": list(description.mean), "PIXEL_STD": list(description.std),
+              "INTERPOLATION": description.interpolation}
+    for key, value in wanted.items():
+        given = cfg.INPUT[key]
+        if given != default[key] and not same(given, value):
+            raise BlackBoxError(f"INPUT.{key} is {given}, but {description.name} expects {value}. Remove it from the configuration: "
+                                f"the model's own value is used.")
+        cfg.INPUT[key] = value
+    cfg.freeze()
+    return cfg
+
+
+def same(a, b):
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return len(a) == len(b) and all(abs(x - y) < 1e-4 for x, y in zip(a, b))
+
+
+def build_data(trainer):
+    """Give a trainer what `SimpleTrainer.build_data_loader` gives it, with `ImageReader`; returns the data manager.
+
+    Raises:
+        BlackBoxError: `best_val`, or evaluation on `val`, without a validation split of its own.
+    """
+    cfg = trainer.cfg
+    trainer.dm = dm = DataManager(cfg, dataset_wrapper=ImageReader)
+    trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
+    trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
+    trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
+    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.TEST.SPLIT == "val":
+        val, test = dm.dataset.val, {item.impath for item in dm.dataset.test}
+        if not val or any(item.impath in test for item in val):
+            raise BlackBoxError(f"{cfg.DATASET.NAME} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val) would look "
+                                f"at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
+    return dm

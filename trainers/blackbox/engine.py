@@ -1,0 +1,240 @@
+"""The loop that every method shares: ask, query, tell; budget, evaluation, checkpoints."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TrainerX
+from dassl.utils import AverageMeter, MetricMeter, set_random_seed
+from torch import nn
+from tqdm import tqdm
+
+from . import checkpoints
+from .data import build_data, match_input
+from .errors import BlackBoxError, BudgetSpent
+from .oracle import Meter, build_oracle
+from .oracle.meter import UNITS, query_cost
+from .rng import rng_state, set_rng_state
+
+
+class PromptLearner(nn.Module):
+    """A prompt space and the vector in use: all that evaluation needs. `forward()` gives the prompt, P = 1."""
+
+    def __init__(self, space, theta):
+        super().__init__()
+        self.space = space
+        self.register_buffer("theta", theta.clone())
+
+    def forward(self):
+        return self.space(self.theta[None])
+
+
+class BlackBoxTrainer(TrainerX):
+    """A recipe fills in `needs` and `build_recipe`; the rest is the same for every method.
+
+    An epoch is one pass over Dassl's train loader. Training ends with the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with
+    `OPTIM.MAX_EPOCH`, whichever comes first.
+    """
+
+    needs = ("logits",)     # grants that the method cannot do without
+    model_name = "prompt_learner"
+
+    def build_recipe(self, generator):
+        """Returns (prompt space, optimiser); the optimiser's `solution` is the vector to start from."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ building
+
+    def build_data_loader(self):
+        cfg = self.cfg
+        oracle = build_oracle(cfg, self.device, client=cfg.TRAINER.NAME)
+        oracle.require(*self.needs)
+        self.oracle = Meter(oracle, cfg.ORACLE.MAX_QUERIES, cfg.ORACLE.MAX_IMAGE_QUERIES, record=f"{cfg.OUTPUT_DIR}/queries.json")
+        self.cfg = match_input(cfg, oracle.description)
+        if cfg.SEED >= 0:
+            set_random_seed(cfg.SEED)   # whatever the model's construction drew
+        build_data(self)
+        self.name_classes()
+
+    def name_classes(self):
+        self.oracle.set_classes(self.dm.dataset.classnames)
+
+    def build_model(self):
+        generator = torch.Generator()
+        generator.manual_seed(self.cfg.SEED) if self.cfg.SEED >= 0 else generator.seed()
+        space, self.optim = self.build_recipe(generator)
+        self.space = space.to(self.device)
+        self.learner = PromptLearner(self.space, self.optim.solution).to(self.device)
+        self.register_model(self.model_name, self.learner, self.optim, None)
+        self.batches_done, self.epoch_rng = 0, None
+        longest = self.learner()     # a context that does not fit is an error now, not after the first epoch
+        print(f"{self.cfg.TRAINER.NAME}: {len(self.learner.theta):,} tuned numbers, context {tuple(longest.contexts.shape[1:])}")
+
+    def step_cost(self):
+        """(queries, image queries) of one step."""
+        return query_cost(self.optim.population, min(self.train_loader_x.batch_size, len(self.dm.dataset.train_x)))
+
+    def steps_in_budget(self):
+        """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
+        steps = [self.max_epoch * len(self.train_loader_x)]
+        steps += [limit // cost for limit, cost in zip(self.oracle.limits.values(), self.step_cost()) if limit]
+        return min(steps)
+
+    def describe_cost(self):
+        """What the whole run would ask of the model, as a line; `--no-train` prints it."""
+        steps, (queries, images) = self.steps_in_budget(), self.step_cost()
+        return f"{steps:,} steps of {queries:,} queries: {steps * queries:,} training queries, {steps * images:,} image queries"
+
+    # ------------------------------------------------------------------ training
+
+    def train(self):
+        try:
+            super().train()
+        except BudgetSpent as spent:
+            self.bar.close()
+            print(f"{spent}. Training ends after {self.batches_done} batches of epoch {self.epoch + 1}.")
+            self.select_best()
+            self.save_model(self.max_epoch - 1, self.output_dir)
+            self.after_train()
+
+    def before_train(self):
+        for unit, cost, limit in zip(UNITS, self.step_cost(), self.oracle.limits.values()):
+            if limit and cost > limit:
+                raise BlackBoxError(f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "
+                                    f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
+        super().before_train()
+        print(f"The whole run: {self.describe_cost()}")
+        self.saved_at = self.spent()
+        self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
+        self.time_meter, self.losses = AverageMeter(), MetricMeter()
+
+    def spent(self):
+        return self.oracle.counts["training"]["queries"]
+
+    def run_epoch(self):
+        self.set_model_mode("train")
+        self.num_batches = len(self.train_loader_x)
+        skip, self.batches_done = self.batches_done, 0
+        # A resumed epoch is replayed from its start: the loader draws as it drew before, and finished batches are passed over.
+        if self.epoch_rng is not None:
+            set_rng_state(self.epoch_rng)
+        self.epoch_rng = rng_state()
+        end = time.time()
+        for self.batch_idx, batch in enumerate(self.train_loader_x):
+            if self.batch_idx >= skip:
+                summary = self.forward_backward(batch)
+                self.time_meter.update(time.time() - end)
+                self.report(summary)
+            self.batches_done = self.batch_idx + 1
+            if self.batch_idx >= skip and self.cfg.ORACLE.SAVE_EVERY and self.spent() - self.saved_at >= self.cfg.ORACLE.SAVE_EVERY:
+                self.write_checkpoint(checkpoints.RESUME)
+            end = time.time()
+        self.batches_done, self.epoch_rng = 0, None
+
+    def forward_backward(self, batch):
+        """One step. Returns the means over the candidates of loss and accuracy."""
+        images, labels = self.parse_batch_train(batch)
+        candidates = self.optim.ask()
+        logits = self.oracle.query(self.oracle.upload(images), *self.space(candidates))
+        losses = self.fitness(logits, labels)
+        self.optim.tell(losses)
+        self.learner.theta.copy_(self.optim.solution)
+        return {"loss": losses.mean().item(), "acc": 100 * (logits.argmax(-1) == labels).float().mean().item()}
+
+    def fitness(self, logits, labels):
+        """Mean cross-entropy of every candidate: logits `[P, B, C]`, labels `[B]` -> `[P]`."""
+        P, B, C = logits.shape
+        return F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B).mean(1)
+
+    def report(self, summary):
+        self.losses.update(summary)
+        self.bar.update(self.spent() - self.bar.n)
+        step = self.epoch * self.num_batches + self.batch_idx
+        if (step + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
+            print(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+                  f"queries {self.spent():,} time {self.time_meter.val:.3f} ({self.time_meter.avg:.3f}) {self.losses} lr {self.get_current_lr():.4e}")
+        for name, meter in self.losses.meters.items():
+            self.write_scalar("train/" + name, meter.avg, self.spent())
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def select_best(self):
+        """With `TEST.FINAL_MODEL best_val`, keep the model if it is the best so far on `val`. The test split is never looked at."""
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.write_checkpoint(checkpoints.BEST, newest=False, val_result=result)
+
+    def after_epoch(self):
+        self.select_best()
+        every, done = self.cfg.TRAIN.CHECKPOINT_FREQ, self.epoch + 1
+        if done == self.max_epoch or (every > 0 and done % every == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def after_train(self):
+        self.bar.close()
+        left = self.oracle.left()
+        if left is not None and left >= self.step_cost()[0]:
+            print(f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of {self.oracle.limits['queries']:,} queries left; raise it to spend them.")
+        super().after_train()
+        print(self.oracle.summary())
+
+    # ------------------------------------------------------------------ evaluation
+
+    def test(self, split=None):
+        with self.oracle.evaluation():
+            return super().test(split)
+
+    def model_inference(self, images):
+        return self.oracle.query(self.oracle.upload(images), *self.learner())[0]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def folder(self, directory):
+        return f"{directory}/{self.model_name}"
+
+    def write_checkpoint(self, name, newest=True, val_result=None):
+        """Everything that evaluation and resumption need; tensors and plain values only."""
+        inside = self.epoch_rng is not None     # in the middle of an epoch, or after its last batch
+        epoch = self.epoch if inside else self.epoch + 1
+        self.saved_at = self.spent()
+        return checkpoints.save({
+            "state_dict": self.learner.state_dict(), "epoch": epoch, "optimizer": self.optim.state_dict(), "scheduler": None, "val_result": val_result,
+            "blackbox": {
+                "identity": checkpoints.identity(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
+                "best_result": float(self.best_result), "counts": self.oracle.counts,
+            },
+        }, self.folder(self.output_dir), name, newest)
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        """Dassl's entry point. The file is named after `epoch`; the true epoch and the counts are inside."""
+        path = self.write_checkpoint(model_name or f"model.pth.tar-{epoch + 1}", val_result=val_result)
+        print(f"Checkpoint saved to {path} ({self.spent():,} queries)")
+
+    def resume_model_if_exist(self, directory):
+        path = checkpoints.newest(self.folder(directory))
+        if path is None:
+            if self.spent():
+                print(f"A run that left no checkpoint spent {self.spent():,} queries here; they stay on the bill")
+            return 0
+        state = checkpoints.load(path, self, self.device)
+        extra = state["blackbox"]
+        self.learner.load_state_dict(state["state_dict"])
+        self.optim.load_state_dict(state["optimizer"])
+        self.oracle.at_least(extra["counts"])
+        self.best_result = extra["best_result"]
+        self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
+        print(f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.spent():,} queries on the bill")
+        return state["epoch"]
+
+    def load_model(self, directory, epoch=None):
+        """Load a run's model for evaluation: of `epoch`, or the best on `val` with `best_val`, or the last."""
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        path = checkpoints.choose(self.folder(directory), epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
+        state = checkpoints.load(path, self, self.device)
+        self.learner.load_state_dict(state["state_dict"])
+        print(f"Load {path} (epoch {state['epoch']}, {state['blackbox']['counts']['training']['queries']:,} queries)")

@@ -1,0 +1,21 @@
+"""The wall: behind it open_clip, weights, towers, precision and speed; in front of it everything else."""
+
+from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
+from .meter import Meter
+
+__all__ = ["GRANTS", "QUERY_IMAGES", "AccessDenied", "Description", "Images", "Meter", "Oracle", "build_oracle"]
+
+
+def build_oracle(cfg, device, client):
+    """The oracle that a configuration names, unmetered. Only here does open_clip come into the process.
+
+    Args:
+        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE`).
+        device: where the model runs.
+        client: name of the method that asks, for error messages.
+    """
+    from .local import LocalOracle
+    from .models import load_model
+
+    model = load_model(cfg.MODEL.BACKBONE.NAME, cfg.ORACLE.PREC, device)
+    return LocalOracle(model, grants=cfg.ORACLE.GRANTS, client=client)

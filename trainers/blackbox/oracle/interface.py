@@ -1,0 +1,96 @@
+"""What may cross the wall, and in which shape."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from ..errors import BlackBoxError, one_of
+
+GRANTS = ("logits", "features", "image_tokens")
+QUERY_IMAGES = 128   # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
+
+
+class AccessDenied(BlackBoxError):
+    """A method asked for what the oracle does not grant."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an oracle tells of its model. Never weights: sizes, the input's normalisation, and three moments.
+
+    `patch_mean`, `patch_std` (moments of the patch embedding's weights) and `token_std` (of all token embeddings) scale
+    BPT-VLM's projections; the first two are None for a model without patches.
+    """
+
+    name: str                # as the user named it
+    width: int               # D, width of a context token
+    image_width: int | None  # W, width of an image token; None where the image tower has no tokens
+    embed_dim: int           # E, of the joint space
+    context_length: int      # positions of the text tower, SOS and EOT included
+    image_size: tuple        # (height, width) in pixels
+    mean: tuple              # of the input's normalisation, per channel
+    std: tuple
+    interpolation: str       # bicubic or bilinear
+    token_std: float
+    patch_mean: float | None
+    patch_std: float | None
+    fingerprint: str = ""    # tells these weights from others, so that a checkpoint is not used with another model
+
+
+class Images:
+    """Name of a batch that was uploaded. What was computed for it is kept by the oracle until the name is dropped."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+
+class Oracle(ABC):
+    """A frozen vision-language model that answers queries. Nothing that it returns carries a graph."""
+
+    description: Description
+    grants: frozenset
+    client: str = "a method"
+
+    def require(self, *grants):
+        """Raise AccessDenied unless all of the named grants are given."""
+        for grant in grants:
+            one_of("grant", grant, GRANTS)
+            if grant not in self.grants:
+                raise AccessDenied(
+                    f"{self.client} asked for '{grant}', which this oracle does not grant (it grants: {', '.join(sorted(self.grants)) or 'nothing'}). "
+                    f"Where the model's owner allows it, add it to ORACLE.GRANTS.")
+
+    @abstractmethod
+    def set_classes(self, names, template="{}."):
+        """Name the C classes. The text of a class is the template with its name in the slot; contexts go in front of that text."""
+
+    @abstractmethod
+    def embed(self, words):
+        """Token embeddings of the given words: `[n, D]`."""
+
+    @abstractmethod
+    def upload(self, images):
+        """Hand over normalised pixels `[B, 3, H, W]`; returns their name, an `Images`."""
+
+    @abstractmethod
+    def query(self, images, contexts, image_tokens=None):
+        """Score P candidates on a batch.
+
+        Args:
+            images: an `Images` of B images.
+            contexts: `[P, n, D]`, n may be 0.
+            image_tokens: `[P, n_V, W]` appended to the image tower's tokens (grant `image_tokens`), or None.
+
+        Returns:
+            Logits `[P, B, C]`, float32, scaled by the model's own temperature.
+        """
+
+    @abstractmethod
+    def image_features(self, images):
+        """Normalised image features `[B, E]` (grant `features`)."""
+
+    @abstractmethod
+    def text_features(self, contexts):
+        """Normalised text features `[P, C, E]` of every candidate and class (grant `features`)."""

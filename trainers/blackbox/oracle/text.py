@@ -1,0 +1,118 @@
+"""Text features of prompts whose first words are given as vectors."""
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import BlackBoxError
+
+CHUNK = {"cpu": 2 ** 15, "cuda": 2 ** 18}   # token positions that go through the tower at once
+
+
+class TextPath:
+    """`[SOS][v_1]…[v_n][text of the class][EOT]` for C classes and P candidate contexts, on any text tower of open_clip's own.
+
+    A causal tower that is read out at EOT takes the short way: positions after the longest prompt's EOT are not computed, since
+    nothing that is read depends on them. Any other tower takes the plain way over all its positions. Gradients pass through both (the
+    white-box ceiling needs them); the oracle calls them under `no_grad`.
+    """
+
+    def __init__(self, loaded):
+        self.model, self.tokenizer, self.length = loaded.model, loaded.tokenizer, loaded.description.context_length
+        self.tower = getattr(self.model, "text", self.model)
+        if not hasattr(self.tower, "token_embedding") or not hasattr(self.tokenizer, "sot_token_id"):
+            raise BlackBoxError(f"The text tower of {loaded.description.name} is not one of open_clip's own (BPE tokens, token_embedding), "
+                                f"so no context can be put in front of the class names. Choose a CLIP model without a Hugging Face tower.")
+        self.short = is_causal(self.tower)
+        self.texts, self.names = [], []
+
+    @property
+    def device(self):
+        return self.tower.token_embedding.weight.device
+
+    def embed(self, words):
+        """`[n, D]` float32 token embeddings."""
+        ids = torch.tensor(self.tokenizer.encode(words), dtype=torch.long, device=self.device)
+        return self.tower.token_embedding(ids).float()
+
+    def set_classes(self, names, template="{}."):
+        self.names = [name.replace("_", " ") for name in names]
+        self.texts = [self.tokenizer.encode(template.format(name)) for name in self.names]
+        self.check(0)
+
+    def check(self, n):
+        """Raise unless n context tokens, SOS, EOT and the longest class text fit into the tower."""
+        if not self.texts:
+            raise BlackBoxError("The oracle was asked before it was told any class names: call set_classes first.")
+        i = max(range(len(self.texts)), key=lambda j: len(self.texts[j]))
+        if n + len(self.texts[i]) + 2 > self.length:
+            raise BlackBoxError(
+                f"The class name '{self.names[i]}' takes {len(self.texts[i])} tokens with its template; with {n} context tokens, SOS and EOT that "
+                f"is {n + len(self.texts[i]) + 2}, and the text tower has {self.length} positions. Shorten the name or the context.")
+
+    def tokens(self, n, length=None):
+        """Ids `[C, L]` with n placeholders after SOS, and the position of EOT `[C]`; L is the longest prompt, or `length`."""
+        end = torch.tensor([n + 1 + len(text) for text in self.texts])
+        ids = torch.zeros(len(self.texts), length or int(end.max()) + 1, dtype=torch.long)
+        ids[:, 0] = self.tokenizer.sot_token_id
+        for row, text in zip(ids, self.texts):
+            row[n + 1:n + 1 + len(text)] = torch.tensor(text)
+            row[n + 1 + len(text)] = self.tokenizer.eot_token_id
+        return ids.to(self.device), end.to(self.device)
+
+    def __call__(self, contexts):
+        """Normalised text features `[P, C, E]`, float32, of contexts `[P, n, D]`."""
+        self.check(contexts.shape[1])
+        encode = self.encode_short if self.short else self.encode_plain
+        return F.normalize(encode(contexts.to(self.device)).float(), dim=-1)
+
+    def rows(self, P, L):
+        """Split the P x C sequences of L positions into chunks: pairs of index vectors (candidate, class)."""
+        C = len(self.texts)
+        every = torch.arange(P * C, device=self.device)
+        return [(part // C, part % C) for part in every.split(max(1, CHUNK.get(self.device.type, CHUNK["cpu"]) // L))]
+
+    def encode_short(self, contexts):
+        """`[P, C, E]`, over no more positions than the longest prompt has."""
+        P, n, tower = len(contexts), contexts.shape[1], self.tower
+        ids, end = self.tokens(n)
+        L, dtype = ids.shape[1], tower.transformer.get_cast_dtype()
+        words = tower.token_embedding(ids).to(dtype)
+        position, mask = tower.positional_embedding[:L].to(dtype), tower.attn_mask[:L, :L]
+        features = []
+        for p, c in self.rows(P, L):
+            x = torch.cat([words[c, :1], contexts[p].to(dtype), words[c, n + 1:]], dim=1)
+            x = tower.transformer(x + position, attn_mask=mask)
+            x = tower.ln_final(x[torch.arange(len(x), device=x.device), end[c]])
+            features.append(project(x, tower.text_projection))
+        return torch.cat(features).view(P, len(self.texts), -1)
+
+    def encode_plain(self, contexts):
+        """`[P, C, E]` by the model's own `encode_text`: a hook on the token embedding puts the context in the placeholders' slots."""
+        P, n = len(contexts), contexts.shape[1]
+        ids, _ = self.tokens(n, self.length)
+        features = []
+        for p, c in self.rows(P, self.length):
+
+            def fill(module, inputs, output, part=contexts[p]):
+                return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1:]], dim=1)
+
+            handle = self.tower.token_embedding.register_forward_hook(fill)
+            try:
+                features.append(self.model.encode_text(ids[c]))
+            finally:
+                handle.remove()
+        return torch.cat(features).view(P, len(self.texts), -1)
+
+
+def project(x, projection):
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+
+
+def is_causal(tower):
+    """Whether a tower is causal and read out at EOT, judged by its parts and not by its name."""
+    mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+    if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
+        return False
+    return torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))

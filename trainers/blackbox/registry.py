@@ -1,0 +1,26 @@
+"""Registration that survives being done twice, and refuses to replace somebody else's trainer."""
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .errors import BlackBoxError
+
+MARK = "dassl_blackbox_trainer"
+
+
+def register_trainer(cls):
+    """Class decorator: register with Dassl under the class's name.
+
+    Registering our own again (the package is installed *and* copied into a fork) is silent, the first stays.
+
+    Raises:
+        BlackBoxError: a foreign trainer holds the name (the authors' forks have a ZIP, a CBBT and a BPTVLM of their own).
+    """
+    setattr(cls, MARK, True)
+    name = cls.__name__
+    if name not in TRAINER_REGISTRY.registered_names():
+        TRAINER_REGISTRY.register(cls)
+    elif not getattr(TRAINER_REGISTRY.get(name), MARK, False):
+        raise BlackBoxError(
+            f"A trainer named {name} is registered already, by {TRAINER_REGISTRY.get(name).__module__}, which is not ours. "
+            f"Rename one of them: give that class another name, or leave out its import in train.py.")
+    return cls

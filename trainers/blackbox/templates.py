@@ -1,0 +1,39 @@
+"""The hand-written template of each data set, by registry name: CoOp's, then those of the later papers, then our own sets'."""
+
+from .errors import BlackBoxError
+
+TEMPLATES = {
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "StanfordCars": "a photo of a {}.",
+    "Food101": "a photo of {}, a type of food.",
+    "SUN397": "a photo of a {}.",
+    "Caltech101": "a photo of a {}.",
+    "UCF101": "a photo of a person doing {}.",
+    "ImageNet": "a photo of a {}.",
+    "ImageNetV2": "a photo of a {}.",
+    "ImageNetSketch": "a photo of a {}.",
+    "ImageNetA": "a photo of a {}.",
+    "ImageNetR": "a photo of a {}.",
+    "Svhn": "This is a photo of a {}.",
+    "Resisc45": "This is a photo of a {}.",
+    "CLEVR": "This is a photo of {} objects.",
+    "Digits": "a photo of the digit {}.",
+    "Letters": "a photo of the letter {}.",
+    "Shapes": "a photo of a {}.",
+}
+
+
+def template_for(cfg):
+    """The zero-shot template: `TRAINER.ZEROSHOT.TEMPLATE`, else the data set's own, else CoOp's plain one.
+
+    Raises:
+        BlackBoxError: the given template has no slot.
+    """
+    template = cfg.TRAINER.ZEROSHOT.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, "a photo of a {}.")
+    if template.count("{}") != 1:
+        raise BlackBoxError(f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the class name.")
+    return template
