@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 END_OF_TRAINING, RESULT = "Finish training", "=> result"
+LIFE = "** Arguments **"    # every process that writes into a log begins with it
 
 
 class RunLog:
@@ -72,9 +73,12 @@ def is_finished(folder):
 
 
 def read_metrics(log, end_signal=END_OF_TRAINING):
-    """The last `* name: x%` of each name after the line `end_signal`, as CoOp's parser reads them."""
+    """The last `* name: x%` of each name after the line `end_signal`, as CoOp's parser reads them.
+
+    Only the last life of a run counts: one that was continued and crashed has no result, whatever its first life ended with.
+    """
     metrics, ready = {}, False
-    for line in Path(log).read_text(encoding="utf-8").splitlines():
+    for line in Path(log).read_text(encoding="utf-8").rsplit(LIFE, 1)[-1].splitlines():
         line = line.strip()
         ready = ready or line == end_signal
         match = re.match(r"\* ([\w ]+): ([\d.eE+-]+)%", line)

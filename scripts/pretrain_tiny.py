@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets import render  # noqa: E402
+from dassl_blackbox.datasets import render  # noqa: E402
 
 MODEL = {
     "embed_dim": 128,
@@ -207,7 +207,7 @@ def judge(model, tokenizer, digits, photos):
 
 def digits_training_split():
     """Images and labels of Digits' training split alone, through the same resize as evaluation."""
-    from datasets.digits import split_indices
+    from dassl_blackbox.datasets.digits import split_indices
     from sklearn.datasets import load_digits
     source = load_digits()
     rows = split_indices(source.target)["train"]

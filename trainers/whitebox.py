@@ -8,7 +8,10 @@ from dassl.optim import build_optimizer
 from dassl.utils import set_random_seed
 from torch import nn
 
+from .blackbox import checkpoints
 from .blackbox.data import build_data, match_input
+from .blackbox.errors import BlackBoxError
+from .blackbox.files import load_state
 from .blackbox.oracle.models import load_model
 from .blackbox.oracle.text import TextPath
 from .blackbox.prompts import initial_context
@@ -79,3 +82,16 @@ class WhiteBox(TrainerX):
 
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def load_model(self, directory, epoch=None):
+        """The model of `epoch`, or the best on `val` with `best_val`, or the last."""
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        path = checkpoints.choose(f"{directory}/prompt_learner", epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
+        state = load_state(path, self.device)
+        if state["state_dict"]["ctx"].shape != self.model.ctx.shape:
+            raise BlackBoxError(f"{path} has a context of {tuple(state['state_dict']['ctx'].shape)}, this run one of {tuple(self.model.ctx.shape)}. Give the "
+                                f"same N_CTX or CTX_INIT, and the same backbone, as in training.")
+        self.model.load_state_dict(state["state_dict"])
+        print(f"Load {path} (epoch {state['epoch']})")

@@ -1,5 +1,8 @@
 """Zero-shot: the reference point that costs no training query."""
 
+import time
+from datetime import timedelta
+
 import torch
 from torch import nn
 
@@ -36,10 +39,12 @@ class ZeroshotOracle(BlackBoxTrainer):
         return "no training queries"
 
     def train(self):
+        start = time.time()
         print("Nothing to train")
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
             self.test()
+        print(f"Elapsed: {timedelta(seconds=round(time.time() - start))}")
         print(self.oracle.summary())
 
     def load_model(self, directory, epoch=None):

@@ -48,11 +48,11 @@ def load(path, trainer, device="cpu"):
         raise BlackBoxError(f"{path} was not written by a black-box trainer (a checkpoint of CoOp's, perhaps). Give the folder of a "
                             f"{trainer.cfg.TRAINER.NAME} run.")
     made, here = state["blackbox"]["identity"], identity(trainer)
-    for what in ("method", "backbone"):
-        if made[what] != here[what]:
-            raise BlackBoxError(f"{path} is a checkpoint of {what} {made[what]}, this run uses {here[what]}. Give the same configuration as in training.")
+    if made["method"] != here["method"]:
+        raise BlackBoxError(f"{path} is a checkpoint of {made['method']}, this run is {here['method']}. Give the same --trainer as in training.")
     if made["weights"] != here["weights"]:
-        raise BlackBoxError(f"{path} was made with other weights of {made['backbone']} than those loaded here. Load the same checkpoint of the model.")
+        raise BlackBoxError(f"{path} was made with the backbone {made['backbone']}, this run uses {here['backbone']}, and their weights differ. Give the "
+                            f"same MODEL.BACKBONE.NAME as in training.")
     shapes = {k: tuple(v.shape) for k, v in trainer.learner.state_dict().items()}
     for k, v in state["state_dict"].items():
         if shapes.get(k) != tuple(v.shape):
@@ -64,5 +64,4 @@ def load(path, trainer, device="cpu"):
 def identity(trainer):
     """What must agree between a checkpoint and the run that loads it."""
     description = trainer.oracle.description
-    return {"method": trainer.cfg.TRAINER.NAME, "backbone": description.name.rsplit("/", 1)[-1] if description.name.startswith("/")
-            else description.name, "weights": description.fingerprint}
+    return {"method": trainer.cfg.TRAINER.NAME, "backbone": description.name, "weights": description.fingerprint}

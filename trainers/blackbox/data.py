@@ -26,6 +26,9 @@ def match_input(cfg, description):
     Raises:
         BlackBoxError: `cfg.INPUT` contradicts the model.
     """
+    if "normalize" not in cfg.INPUT.TRANSFORMS:
+        raise BlackBoxError(f"INPUT.TRANSFORMS is {list(cfg.INPUT.TRANSFORMS)}, without 'normalize', but {description.name} expects normalised pixels. "
+                            f"Add it, as the YAMLs in configs/trainers do.")
     default, cfg = get_cfg_default().INPUT, cfg.clone()
     cfg.defrost()
     wanted = {"SIZE": tuple(description.image_size), "PIXEL_MEAN": list(description.mean), "PIXEL_STD": list(description.std),

@@ -199,7 +199,8 @@ class BlackBoxTrainer(TrainerX):
         """Everything that evaluation and resumption need; tensors and plain values only."""
         inside = self.epoch_rng is not None     # in the middle of an epoch, or after its last batch
         epoch = self.epoch if inside else self.epoch + 1
-        self.saved_at = self.spent()
+        if newest:
+            self.saved_at = self.spent()
         return checkpoints.save({
             "state_dict": self.learner.state_dict(), "epoch": epoch, "optimizer": self.optim.state_dict(), "scheduler": None, "val_result": val_result,
             "blackbox": {
