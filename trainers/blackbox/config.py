@@ -36,6 +36,45 @@ def extend_cfg(cfg):
     cfg.TRAINER.ZIP.GAMMA = 0.1
     cfg.TRAINER.ZIP.BETA = 0.8          # momentum of spsa-gc
 
+    cfg.TRAINER.CBBT = CN()
+    cfg.TRAINER.CBBT.N_CTX = 1          # context tokens n (ignored where CTX_INIT gives words)
+    cfg.TRAINER.CBBT.CTX_INIT = "a"     # words to start from
+    cfg.TRAINER.CBBT.Q = 256            # random directions of a step, which costs Q + 1 queries
+    cfg.TRAINER.CBBT.CLIP = 5.0         # largest norm of the gradient estimate
+    cfg.TRAINER.CBBT.ADAPTER = False    # train an adapter on image features too (grant features)
+    cfg.TRAINER.CBBT.ADAPTER_RATIO = 0.2   # share of the adapter's output in the feature
+    cfg.TRAINER.CBBT.ADAPTER_WIDTH = 0.25  # width of its hidden layer, as a share of the feature's
+    cfg.TRAINER.CBBT.ADAPTER_EPOCH = 10    # epochs of the prompt alone before the adapter joins
+
+    cfg.TRAINER.CRAFT = CN()
+    cfg.TRAINER.CRAFT.N_CTX = 4         # context tokens n (ignored where CTX_INIT gives words)
+    cfg.TRAINER.CRAFT.CTX_INIT = "a photo of a"  # words to start from
+    cfg.TRAINER.CRAFT.DIM = 512         # length of the vector z that is projected
+    cfg.TRAINER.CRAFT.STD = 0.2         # deviation of the projection's entries
+    cfg.TRAINER.CRAFT.SIGMA = 1.0       # step size that CMA-ES starts with
+    cfg.TRAINER.CRAFT.BOUND = 5.0       # bounds of z, plus and minus; 0 = none
+    cfg.TRAINER.CRAFT.POPULATION = 40   # candidates of a generation
+    cfg.TRAINER.CRAFT.LAMBDA = 0.1      # weight of the KL terms
+    cfg.TRAINER.CRAFT.KL_PART = 4       # the head's KL term is on for the first 1 / KL_PART of the budget
+    cfg.TRAINER.CRAFT.HEAD = True       # train the prediction refinement
+    cfg.TRAINER.CRAFT.HEAD_WIDTH = 256  # its hidden width
+    cfg.TRAINER.CRAFT.HEAD_LR = 1e-3    # its learning rate (Adam)
+    cfg.TRAINER.CRAFT.HEAD_BATCH = 256  # its batch
+    cfg.TRAINER.CRAFT.COVARIANCE = "full"  # model of the covariance: full, diagonal, vd or vkd
+    cfg.TRAINER.CRAFT.CMA_OPTIONS = []  # further options of pycma, [key, value, ...]
+
+    cfg.TRAINER.BPTVLM = CN()
+    cfg.TRAINER.BPTVLM.N_CTX = 8        # text tokens n_L (ignored where CTX_INIT gives words)
+    cfg.TRAINER.BPTVLM.CTX_INIT = ""    # words that the projection is added to; empty: zeros, as published
+    cfg.TRAINER.BPTVLM.N_IMAGE = 5      # image tokens n_V (grant image_tokens); 0 = text alone
+    cfg.TRAINER.BPTVLM.DIM_TEXT = 500   # d_L
+    cfg.TRAINER.BPTVLM.DIM_IMAGE = 500  # d_V
+    cfg.TRAINER.BPTVLM.SIGMA = 1.0      # step size that CMA-ES starts with
+    cfg.TRAINER.BPTVLM.POPULATION = 30  # candidates of a generation
+    cfg.TRAINER.BPTVLM.LOSS = "ce"      # ce, or focal with gamma 2
+    cfg.TRAINER.BPTVLM.COVARIANCE = "full"  # model of the covariance: full, diagonal, vd or vkd
+    cfg.TRAINER.BPTVLM.CMA_OPTIONS = []     # further options of pycma, [key, value, ...]
+
     cfg.TRAINER.ZEROSHOT = CN()
     cfg.TRAINER.ZEROSHOT.TEMPLATE = ""  # text with a slot {} for the class name; empty: the data set's own
 

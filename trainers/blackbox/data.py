@@ -2,7 +2,8 @@
 
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
-from dassl.data.data_manager import DatasetWrapper
+from dassl.data.data_manager import DatasetWrapper, build_data_loader
+from dassl.data.transforms import build_transform
 
 from .errors import BlackBoxError
 
@@ -66,3 +67,15 @@ def build_data(trainer):
             raise BlackBoxError(f"{cfg.DATASET.NAME} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val) would look "
                                 f"at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
     return dm
+
+
+def ordered_loader(cfg, items):
+    """The items in order, un-augmented, the last batch kept: for fitness on a whole set."""
+    return build_data_loader(cfg, "SequentialSampler", items, cfg.DATALOADER.TEST.BATCH_SIZE, tfm=build_transform(cfg, is_train=False),
+                             is_train=False, dataset_wrapper=ImageReader)
+
+
+def augmented_loader(cfg, items, batch_size):
+    """The items shuffled and augmented, the last batch kept: for a head."""
+    return build_data_loader(cfg, "RandomSampler", items, batch_size, tfm=build_transform(cfg, is_train=True), is_train=False,
+                             dataset_wrapper=ImageReader)

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import checkpoints
-from .data import build_data, match_input
+from .data import build_data, match_input, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
@@ -18,11 +18,11 @@ from .rng import rng_state, set_rng_state
 
 
 class PromptLearner(nn.Module):
-    """A prompt space and the vector in use: all that evaluation needs. `forward()` gives the prompt, P = 1."""
+    """A prompt space, the vector in use and perhaps a head: all that evaluation needs. `forward()` gives the prompt, P = 1."""
 
-    def __init__(self, space, theta):
+    def __init__(self, space, theta, head=None):
         super().__init__()
-        self.space = space
+        self.space, self.head = space, head
         self.register_buffer("theta", theta.clone())
 
     def forward(self):
@@ -32,16 +32,25 @@ class PromptLearner(nn.Module):
 class BlackBoxTrainer(TrainerX):
     """A recipe fills in `needs` and `build_recipe`; the rest is the same for every method.
 
-    An epoch is one pass over Dassl's train loader. Training ends with the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with
+    An epoch is one pass over Dassl's train loader, or, with `whole_set`, one step on the whole un-augmented training set. Training ends with the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with
     `OPTIM.MAX_EPOCH`, whichever comes first.
     """
 
     needs = ("logits",)     # grants that the method cannot do without
+    whole_set = False       # whether `tell` waits for the whole training set
     model_name = "prompt_learner"
 
     def build_recipe(self, generator):
         """Returns (prompt space, optimiser); the optimiser's `solution` is the vector to start from."""
         raise NotImplementedError
+
+    def build_head(self):
+        """Returns (head, its optimiser), for methods that train one."""
+        return None, None
+
+    def build_sched(self):
+        """Returns the schedule of the optimiser's learning rate, one step an epoch, for methods that have one."""
+        return None
 
     # ------------------------------------------------------------------ building
 
@@ -64,19 +73,24 @@ class BlackBoxTrainer(TrainerX):
         generator.manual_seed(self.cfg.SEED) if self.cfg.SEED >= 0 else generator.seed()
         space, self.optim = self.build_recipe(generator)
         self.space = space.to(self.device)
-        self.learner = PromptLearner(self.space, self.optim.solution).to(self.device)
-        self.register_model(self.model_name, self.learner, self.optim, None)
+        with torch.random.fork_rng(devices=[]):   # a head's first weights come from the run's seed, and leave the loaders' draws alone
+            torch.manual_seed(generator.initial_seed())
+            self.head, self.head_optim = self.build_head()
+        self.learner = PromptLearner(self.space, self.optim.solution, self.head).to(self.device)
+        self.sched = self.build_sched()
+        self.register_model(self.model_name, self.learner, self.optim, self.sched)
         self.batches_done, self.epoch_rng = 0, None
         longest = self.learner()     # a context that does not fit is an error now, not after the first epoch
         print(f"{self.cfg.TRAINER.NAME}: {len(self.learner.theta):,} tuned numbers, context {tuple(longest.contexts.shape[1:])}")
 
     def step_cost(self):
         """(queries, image queries) of one step."""
-        return query_cost(self.optim.population, min(self.train_loader_x.batch_size, len(self.dm.dataset.train_x)))
+        images = len(self.dm.dataset.train_x)
+        return query_cost(self.optim.population, images if self.whole_set else min(self.train_loader_x.batch_size, images))
 
     def steps_in_budget(self):
         """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
-        steps = [self.max_epoch * len(self.train_loader_x)]
+        steps = [self.max_epoch * (1 if self.whole_set else len(self.train_loader_x))]
         steps += [limit // cost for limit, cost in zip(self.oracle.limits.values(), self.step_cost()) if limit]
         return min(steps)
 
@@ -104,6 +118,7 @@ class BlackBoxTrainer(TrainerX):
                                     f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
+        self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
         self.saved_at = self.spent()
         self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
         self.time_meter, self.losses = AverageMeter(), MetricMeter()
@@ -111,31 +126,53 @@ class BlackBoxTrainer(TrainerX):
     def spent(self):
         return self.oracle.counts["training"]["queries"]
 
+    def upload_set(self):
+        """The training images, in order and un-augmented, and their labels `[N]`. An upload is no query."""
+        loader = ordered_loader(self.cfg, self.dm.dataset.train_x)
+        parts = [self.parse_batch_train(batch) for batch in loader]
+        return self.oracle.upload(torch.cat([images for images, _ in parts])), torch.cat([labels for _, labels in parts])
+
     def run_epoch(self):
         self.set_model_mode("train")
-        self.num_batches = len(self.train_loader_x)
+        self.num_batches = len(self.batches)
         skip, self.batches_done = self.batches_done, 0
         # A resumed epoch is replayed from its start: the loader draws as it drew before, and finished batches are passed over.
         if self.epoch_rng is not None:
             set_rng_state(self.epoch_rng)
         self.epoch_rng = rng_state()
         end = time.time()
-        for self.batch_idx, batch in enumerate(self.train_loader_x):
+        for self.batch_idx, batch in enumerate(self.batches):
             if self.batch_idx >= skip:
+                self.oracle.afford(*self.step_cost())   # a step is made whole or not at all
                 summary = self.forward_backward(batch)
                 self.time_meter.update(time.time() - end)
                 self.report(summary)
             self.batches_done = self.batch_idx + 1
-            if self.batch_idx >= skip and self.cfg.ORACLE.SAVE_EVERY and self.spent() - self.saved_at >= self.cfg.ORACLE.SAVE_EVERY:
-                self.write_checkpoint(checkpoints.RESUME)
+            if skip < self.batches_done < self.num_batches:
+                self.save_if_due()
             end = time.time()
+        self.update_lr()
         self.batches_done, self.epoch_rng = 0, None
 
-    def forward_backward(self, batch):
-        """One step. Returns the means over the candidates of loss and accuracy."""
+    def save_if_due(self):
+        if self.cfg.ORACLE.SAVE_EVERY and self.spent() - self.saved_at >= self.cfg.ORACLE.SAVE_EVERY:
+            self.write_checkpoint(checkpoints.RESUME)
+
+    def examples(self, batch):
+        """(`Images`, labels `[B]`) of what an epoch iterates over."""
+        if self.whole_set:
+            return batch
         images, labels = self.parse_batch_train(batch)
+        return self.oracle.upload(images), labels
+
+    def forward_backward(self, batch):
+        """One step, which draws nothing from the global random sources (a resumed epoch replays its loader alone), save with `whole_set`.
+
+        Returns the means over the candidates of loss and accuracy.
+        """
+        images, labels = self.examples(batch)
         candidates = self.optim.ask()
-        logits = self.oracle.query(self.oracle.upload(images), *self.space(candidates))
+        logits = self.oracle.query(images, *self.space(candidates))
         losses = self.fitness(logits, labels)
         self.optim.tell(losses)
         self.learner.theta.copy_(self.optim.solution)
@@ -172,6 +209,8 @@ class BlackBoxTrainer(TrainerX):
         every, done = self.cfg.TRAIN.CHECKPOINT_FREQ, self.epoch + 1
         if done == self.max_epoch or (every > 0 and done % every == 0):
             self.save_model(self.epoch, self.output_dir)
+        else:
+            self.save_if_due()
 
     def after_train(self):
         self.bar.close()
@@ -184,11 +223,17 @@ class BlackBoxTrainer(TrainerX):
     # ------------------------------------------------------------------ evaluation
 
     def test(self, split=None):
-        with self.oracle.evaluation():
-            return super().test(split)
+        """Dassl's evaluation, on the other account, and without a trace in the random sources that training draws from."""
+        random_sources = rng_state()
+        try:
+            with self.oracle.evaluation():
+                return super().test(split)
+        finally:
+            set_rng_state(random_sources)
 
     def model_inference(self, images):
-        return self.oracle.query(self.oracle.upload(images), *self.learner())[0]
+        logits = self.oracle.query(self.oracle.upload(images), *self.learner())[0]
+        return logits if self.head is None else self.head(logits)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -202,8 +247,10 @@ class BlackBoxTrainer(TrainerX):
         if newest:
             self.saved_at = self.spent()
         return checkpoints.save({
-            "state_dict": self.learner.state_dict(), "epoch": epoch, "optimizer": self.optim.state_dict(), "scheduler": None, "val_result": val_result,
+            "state_dict": self.learner.state_dict(), "epoch": epoch, "optimizer": self.optim.state_dict(),
+            "scheduler": self.sched.state_dict() if self.sched else None, "val_result": val_result,
             "blackbox": {
+                "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
                 "identity": checkpoints.identity(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
                 "best_result": float(self.best_result), "counts": self.oracle.counts,
             },
@@ -224,6 +271,9 @@ class BlackBoxTrainer(TrainerX):
         extra = state["blackbox"]
         self.learner.load_state_dict(state["state_dict"])
         self.optim.load_state_dict(state["optimizer"])
+        for part, saved in ((self.sched, state["scheduler"]), (self.head_optim, extra["head_optimizer"])):
+            if part is not None:
+                part.load_state_dict(saved)
         self.oracle.at_least(extra["counts"])
         self.best_result = extra["best_result"]
         self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]

@@ -6,6 +6,10 @@
 - `param_groups`, `state_dict` and `load_state_dict`, so that Dassl logs, saves and resumes it like any other.
 """
 
-from .spsa import RULES, SPSA
+from .cmaes import CMAES
+from .directions import RandomDirections
+from .spsa import SPSA
 
-__all__ = ["RULES", "SPSA"]
+OPTIMIZERS = {"SPSA": SPSA, "RandomDirections": RandomDirections, "CMAES": CMAES}
+
+__all__ = ["CMAES", "OPTIMIZERS", "RandomDirections", "SPSA"]

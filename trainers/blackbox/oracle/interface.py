@@ -30,6 +30,7 @@ class Description:
     mean: tuple              # of the input's normalisation, per channel
     std: tuple
     interpolation: str       # bicubic or bilinear
+    logit_scale: float       # temperature that logits are scaled by
     token_std: float
     patch_mean: float | None
     patch_std: float | None

@@ -74,15 +74,19 @@ class Meter(Oracle):
         limit = self.limits[unit]
         return max(0, limit - self.counts["training"][unit]) if limit else None
 
+    def afford(self, *cost):
+        """Raise BudgetSpent unless the training budget allows (queries, image queries); nothing is charged."""
+        for unit, amount in zip(UNITS, cost):
+            left = self.left(unit)
+            if left is not None and amount > left:
+                raise BudgetSpent(f"The budget is spent: {self.counts['training'][unit]:,} of {self.limits[unit]:,} {unit.replace('_', ' ')} are used, "
+                                  f"the next request costs {amount:,}")
+
     def charge(self, *cost):
         """Put (queries, image queries) on the bill, or raise BudgetSpent and put nothing."""
-        spent = self.counts[self.purpose]
         if self.purpose == "training":
-            for unit, amount in zip(UNITS, cost):
-                left = self.left(unit)
-                if left is not None and amount > left:
-                    raise BudgetSpent(f"The budget is spent: {spent[unit]:,} of {self.limits[unit]:,} {unit.replace('_', ' ')} are used, "
-                                      f"the next request costs {amount:,}")
+            self.afford(*cost)
+        spent = self.counts[self.purpose]
         for unit, amount in zip(UNITS, cost):
             spent[unit] += amount
         if self.record is not None:

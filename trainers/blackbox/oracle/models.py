@@ -136,6 +136,6 @@ def describe(name, model):
         name=name, width=embedding.shape[1], image_width=None if patches is None else patches.shape[0],
         embed_dim=text.text_projection.shape[1], context_length=text.context_length, image_size=tuple(size),
         mean=tuple(preprocess.get("mean") or visual.image_mean), std=tuple(preprocess.get("std") or visual.image_std),
-        interpolation=preprocess.get("interpolation", "bicubic"), token_std=embedding.float().std().item(),
+        interpolation=preprocess.get("interpolation", "bicubic"), logit_scale=model.logit_scale.exp().item(), token_std=embedding.float().std().item(),
         patch_mean=None if patches is None else patches.mean().item(), patch_std=None if patches is None else patches.std().item(),
         fingerprint=hashlib.sha256(text.positional_embedding.detach().float().cpu().numpy().tobytes()).hexdigest()[:16])

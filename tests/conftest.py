@@ -1,0 +1,128 @@
+"""The session: which Dassl runs, one thread, data made once, and skips that must be on a list."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")    # of this process and of those it starts: runs are compared bit for bit
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dassl_blackbox  # noqa: E402, F401  first: it puts compat/dassl on the path where no Dassl is installed
+import dassl  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+ALLOWED_SKIPS = (
+    r"no CUDA device",
+    r"Caltech101 is not there: ",
+    r"the real Dassl's warm-up passes `verbose`",
+    r"asks only compat: ",
+)
+skips = pytest.StashKey()
+
+
+def pytest_configure(config):
+    config.stash[skips] = []
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+
+
+def pytest_report_header():
+    kind = "our stand-in" if hasattr(dassl, "__compat__") else "the real one"
+    return f"Dassl {dassl.__version__}, {kind}: {Path(dassl.__file__).parent}"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        item.config.stash[skips].append((item.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.skipped:
+        collector.config.stash[skips].append((collector.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
+    return report
+
+
+def unlisted(config):
+    return [(test, reason) for test, reason in config.stash[skips] if not any(re.match(allowed, reason) for allowed in ALLOWED_SKIPS)]
+
+
+def pytest_sessionfinish(session):
+    if unlisted(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[skips]:
+        terminalreporter.section("skipped")
+    for test, reason in config.stash[skips]:
+        terminalreporter.line(f"{test}: {reason}")
+    for test, reason in unlisted(config):
+        terminalreporter.line(f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: {reason}", red=True)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """DATASET.ROOT with Digits, its test split thinned to every twelfth image."""
+    from dassl.config import get_cfg_default
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    root, cfg = tmp_path_factory.mktemp("data"), get_cfg_default()
+    cfg.DATASET.ROOT = str(root)
+    DATASET_REGISTRY.get("Digits")(cfg)
+    path = root / "digits" / "split_digits.json"
+    split = json.loads(path.read_text())
+    split["test"] = split["test"][::12]
+    path.write_text(json.dumps(split))
+    return root
+
+
+@pytest.fixture(scope="session")
+def vary_root(data_root, tmp_path_factory):
+    """Makes another DATASET.ROOT with the same images, its split changed by a function."""
+    def vary(change):
+        root = tmp_path_factory.mktemp("data")
+        (root / "digits").mkdir()
+        (root / "digits" / "images").symlink_to(data_root / "digits" / "images")
+        split = json.loads((data_root / "digits" / "split_digits.json").read_text())
+        change(split)
+        (root / "digits" / "split_digits.json").write_text(json.dumps(split))
+        return root
+
+    return vary
+
+
+@pytest.fixture(scope="session")
+def budget(data_root, tmp_path_factory):
+    """`budget(trainer, steps, rest)`: options for so many steps of a trainer and some queries that are too few for one more."""
+    from support import build
+    costs = {}
+
+    def options(name, steps, rest=0):
+        if name not in costs:
+            costs[name] = build(name, data_root, tmp_path_factory.mktemp("cost")).step_cost()[0]
+        assert rest < costs[name]
+        return "ORACLE.MAX_QUERIES", steps * costs[name] + rest
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def digits(data_root):
+    """60 test images as the embedded model takes them, `[60, 3, 32, 32]`."""
+    from support import build
+    trainer = build("ZeroshotOracle", data_root, data_root / "none")
+    return torch.cat([batch["img"] for batch in trainer.test_loader])[:60]

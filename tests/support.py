@@ -1,0 +1,189 @@
+"""What several test files share: the lists that contract tests run over, small real runs, an oracle that counts on its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+import train
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import set_random_seed
+from dassl_blackbox.trainers.blackbox import optimizers
+from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
+from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
+from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
+from dassl_blackbox.trainers.blackbox.registry import MARK
+
+REPO = Path(__file__).resolve().parent.parent
+
+# A trainer comes under contract by being registered, an optimiser by being exported; what it needs beside a start stands here.
+OURS = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names() if getattr(TRAINER_REGISTRY.get(name), MARK, False)}
+BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
+TRAINED = [name for name in BLACK_BOX if OURS[name].build_recipe is not BlackBoxTrainer.build_recipe]
+SETTINGS = {"SPSA": [{"rule": rule} for rule in RULES], "CMAES": [{"sigma": 0.5, "population": 8}]}
+OPTIMIZERS = {f"{name}{settings or ''}": partial(part, **settings) for name, part in vars(optimizers).items() if isinstance(part, type)
+              for settings in SETTINGS.get(name, [{}])}
+
+# 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one
+SMALL = ("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "8", "DATALOADER.TEST.BATCH_SIZE", "40",
+         "TRAIN.PRINT_FREQ", "1")
+
+
+def arguments(trainer, root, out, *options, seed=1, flags=()):
+    """Command-line arguments of a small run on Digits with the embedded model."""
+    config = REPO / "configs" / "trainers" / trainer / "tiny.yaml"
+    return [str(a) for a in ("--root", root, "--seed", seed, "--trainer", trainer, "--config-file", config, "--dataset-config-file",
+                             REPO / "configs" / "datasets" / "digits.yaml", "--output-dir", out, *flags, *SMALL, *options)]
+
+
+def run(*args, **kwargs):
+    """`train.py` in this process; returns the exit status."""
+    return train.main(train.parse_args(arguments(*args, **kwargs)))
+
+
+def build(*args, **kwargs):
+    """A trainer, built as `train.py` builds it."""
+    cfg = train.setup_cfg(train.parse_args(arguments(*args, **kwargs)))
+    set_random_seed(cfg.SEED)
+    return build_trainer(cfg)
+
+
+def process(script, *args):
+    """A script of the checkout in a process of its own."""
+    return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)},
+                          capture_output=True, text=True, timeout=300)
+
+
+def bill(folder):
+    return json.loads((Path(folder) / "queries.json").read_text())
+
+
+def accuracy(text):
+    """The last accuracy that a log or stdout reports, as it is printed."""
+    return re.findall(r"^\* accuracy: (.*)$", text, re.M)[-1]
+
+
+def last_checkpoint(folder, name="prompt_learner"):
+    """Content of the checkpoint that the pointer file names."""
+    folder = Path(folder) / name
+    return torch.load(folder / (folder / "checkpoint").read_text().split("\n")[0], weights_only=True)
+
+
+def assert_same(a, b):
+    """Equal bit for bit: tensors, and plain values in dictionaries and sequences."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def difference(a, b):
+    """Of two logit arrays: max|a - b| / max|b|."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+class Random(Oracle):
+    """Answers at random, or with one value; C = 3 classes. Fails at the calls whose numbers are given."""
+
+    grants, client = frozenset(GRANTS), "a test"
+
+    def __init__(self, value=None, fails=()):
+        self.value, self.fails, self.calls, self.description = value, fails, 0, None
+
+    def answer(self, *shape):
+        self.calls += 1
+        if self.calls in self.fails:
+            raise ConnectionError("the line is dead")
+        return torch.randn(shape) if self.value is None else torch.full(shape, self.value)
+
+    def set_classes(self, names, template="{}."):
+        pass
+
+    def embed(self, words):
+        return torch.zeros(1, 4)
+
+    def upload(self, images):
+        return Images(len(images))
+
+    def query(self, images, contexts, image_tokens=None):
+        return self.answer(len(contexts), len(images), 3)
+
+    def image_features(self, images):
+        return self.answer(len(images), 4)
+
+    def text_features(self, contexts):
+        return self.answer(len(contexts), 3, 4)
+
+
+class Spy(Oracle):
+    """Stands inside the meter and counts for itself, one by one and before the call; keeps whether what crossed the wall had a graph."""
+
+    def __init__(self, inner, before=lambda: None):
+        self.inner, self.before = inner, before
+        self.description, self.grants, self.client = inner.description, inner.grants, inner.client
+        self.queries = self.image_queries = 0
+        self.graphs = []
+
+    def count(self, candidates, images):
+        for _ in range(candidates):
+            left = images
+            while left > 0:
+                self.queries += 1
+                left -= 128
+            self.image_queries += images
+        self.before()
+
+    def crossed(self, value):
+        if isinstance(value, torch.Tensor):
+            self.graphs.append(value.requires_grad or value.grad_fn is not None)
+        return value
+
+    def set_classes(self, *args):
+        self.inner.set_classes(*args)
+
+    def embed(self, words):
+        return self.crossed(self.inner.embed(words))
+
+    def upload(self, images):
+        return self.inner.upload(self.crossed(images))
+
+    def query(self, images, contexts, image_tokens=None):
+        self.count(len(contexts), len(images))
+        return self.crossed(self.inner.query(images, self.crossed(contexts), self.crossed(image_tokens)))
+
+    def image_features(self, images):
+        self.count(1, len(images))
+        return self.crossed(self.inner.image_features(images))
+
+    def text_features(self, contexts):
+        self.queries += len(contexts)
+        self.before()
+        return self.crossed(self.inner.text_features(self.crossed(contexts)))
+
+
+def spied(trainer):
+    """Put a spy inside the trainer's meter; returns both."""
+    trainer.oracle.inner = spy = Spy(trainer.oracle.inner)
+    return trainer, spy
+
+
+def test_logits(trainer):
+    """Logits `[N, C]` of the whole test set."""
+    with trainer.oracle.evaluation():
+        return torch.cat([trainer.model_inference(trainer.parse_batch_test(batch)[0]) for batch in trainer.test_loader])
+
+
+test_logits.__test__ = False    # a helper, whatever it is called

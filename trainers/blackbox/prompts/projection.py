@@ -1,0 +1,76 @@
+"""Contexts (and image tokens) as fixed random projections of a short vector (CraFT, BPT-VLM)."""
+
+import math
+
+import torch
+from torch import nn
+
+from ..errors import BlackBoxError
+from .context import Prompt
+
+CONV_INPUT = 3072   # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
+
+
+class RandomProjection(nn.Module):
+    """`context = start + A z`, A drawn once with entries `N(0, std^2)` (CraFT, ICML 2024, section 3.2).
+
+    Args:
+        start: initial context `[n, D]`.
+        d: length of z.
+        std: deviation of A's entries.
+        generator: source of A.
+    """
+
+    def __init__(self, start, d, std, generator):
+        super().__init__()
+        if d < 1:
+            raise BlackBoxError(f"A projection from {d} dimensions was asked for (DIM); 1 or more are needed.")
+        self.register_buffer("start", start)
+        self.register_buffer("A", std * torch.randn(start.numel(), d, generator=generator))
+        self.register_buffer("origin", torch.zeros(d))
+
+    def forward(self, z):
+        """`[P, d]` -> Prompt with contexts `[P, n, D]`."""
+        return Prompt(self.start + (z @ self.A.T).view(-1, *self.start.shape))
+
+
+class TwoProjections(nn.Module):
+    """BPT-VLM's space (IJCAI 2023): `z = (z_L, z_V)`, text tokens `start + A_L z_L` and image tokens `A_V z_V`.
+
+    The published start is zero (no initial words): z = 0 gives tokens of zeros, which is not the model without tokens.
+
+    `A_L ~ N(0, (s_tok / (sqrt(d_L) sigma))^2)`; `A_V ~ N(mu_conv 3072 / d_V, (s_conv sqrt(3072 / d_V) sigma)^2)`: the moments that the model's description gives,
+    so that tokens begin at the size of the model's own.
+
+    Args:
+        description: of the oracle.
+        start: what the text tokens are added to `[n_L, D]`: zeros, or words.
+        n_image: image tokens n_V; 0 is text alone.
+        d_text, d_image: lengths of z_L and z_V.
+        sigma: step size that CMA-ES starts with.
+        generator: source of both matrices.
+
+    Raises:
+        BlackBoxError: image tokens for a model that has none.
+    """
+
+    def __init__(self, description, start, n_image, d_text, d_image, sigma, generator):
+        super().__init__()
+        if n_image and description.image_width is None:
+            raise BlackBoxError(f"BPT-VLM puts tokens into the image encoder, and {description.name} has a convolutional one. Choose a ViT, or set "
+                                f"TRAINER.BPTVLM.N_IMAGE to 0 for text tokens alone.")
+        d_image = d_image if n_image else 0
+        self.image_shape, self.sizes = (n_image, description.image_width), (d_text, d_image)
+        self.register_buffer("start", start)
+        text_std = description.token_std / (math.sqrt(d_text) * sigma)
+        self.register_buffer("A_text", text_std * torch.randn(start.numel(), d_text, generator=generator))
+        if n_image:
+            mean, std = description.patch_mean * CONV_INPUT / d_image, description.patch_std * math.sqrt(CONV_INPUT / d_image) * sigma
+            self.register_buffer("A_image", mean + std * torch.randn(n_image * description.image_width, d_image, generator=generator))
+        self.register_buffer("origin", torch.zeros(d_text + d_image))
+
+    def forward(self, z):
+        """`[P, d_L + d_V]` -> Prompt with contexts `[P, n_L, D]` and image tokens `[P, n_V, W]`."""
+        text, image = z.split(self.sizes, dim=-1)
+        contexts = self.start + (text @ self.A_text.T).view(-1, *self.start.shape)
+        return Prompt(contexts, (image @ self.A_image.T).view(-1, *self.image_shape) if self.image_shape[0] else None)
