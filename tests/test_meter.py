@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +178,15 @@ def test_a_bill_that_cannot_be_written_forbids_the_call(tmp_path, place):
     assert spy.queries == 0
 
 
+def test_a_bill_that_can_no_longer_be_written_forbids_the_call(tmp_path):
+    path, spy = tmp_path / "run" / "queries.json", Spy(Random())
+    meter = Meter(spy, record=str(path))
+    (tmp_path / "run").touch()
+    with pytest.raises(BlackBoxError, match=f"Could not write {path}"):
+        ask(meter)
+    assert spy.queries == 0
+
+
 def test_a_meter_without_a_bill_counts_all_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     meter = Meter(Spy(Random()), max_queries=5)
@@ -211,13 +219,11 @@ def test_answers_that_are_not_finite_name_the_query(tmp_path, value):
 
 def test_the_answer_is_the_inner_oracles(tmp_path):
     class Fixed(Random):
-        description = SimpleNamespace(name="fixed")
-
         def query(self, images, contexts, image_tokens=None):
             return contexts.sum() + (0 if image_tokens is None else image_tokens.sum()) + torch.arange(3.0)
 
     inner = Fixed()
-    inner.description = Fixed.description
+    inner.description = object()
     meter, _ = metered(tmp_path, inner)
     assert meter.description is inner.description and meter.grants == inner.grants and meter.client == inner.client
     assert torch.equal(meter.query(Images(1), torch.ones(1, 2, 4), torch.ones(1, 5, 6)), 38 + torch.arange(3.0))

@@ -60,12 +60,17 @@ class CraFT(BlackBoxTrainer):
         with torch.no_grad():
             return losses + self.cfg.TRAINER.CRAFT.LAMBDA * divergence(self.head(logits), logits).mean(1)
 
+    def progress(self):
+        """How much of the run is over, 0 to 1: of the query budget where there is one, else of the epochs."""
+        limit = self.oracle.limits["queries"]
+        return self.spent() / limit if limit else self.epoch / self.max_epoch
+
     def head_loss(self, raw, labels):
-        """Cross-entropy of the refined logits `[B, C]`, + LAMBDA · KL(raw ‖ refined) in the first part of the budget."""
-        craft, limit = self.cfg.TRAINER.CRAFT, self.oracle.limits["queries"]
+        """Cross-entropy of the refined logits `[B, C]`, + LAMBDA · KL(raw ‖ refined) in the first part of the run."""
+        craft = self.cfg.TRAINER.CRAFT
         refined = self.head(raw)
         loss = F.cross_entropy(refined, labels)
-        if not limit or self.spent() <= limit / craft.KL_PART:
+        if self.progress() <= 1 / craft.KL_PART:
             loss = loss + craft.LAMBDA * divergence(raw, refined).mean()
         return loss
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import BlackBoxError
 from .files import load_state, save_state, write_atomically
+from .rng import rng_state
 
 BEST, RESUME, POINTER = "model-best.pth.tar", "model-resume.pth.tar", "checkpoint"
 
@@ -65,3 +66,60 @@ def identity(trainer):
     """What must agree between a checkpoint and the run that loads it."""
     description = trainer.oracle.description
     return {"method": trainer.cfg.TRAINER.NAME, "backbone": description.name, "weights": description.fingerprint}
+
+
+class Checkpointed:
+    """The part of `BlackBoxTrainer` that saves, resumes and loads; `save_model`, `resume_model_if_exist` and `load_model` are Dassl's."""
+
+    def folder(self, directory):
+        return f"{directory}/{self.model_name}"
+
+    def write_checkpoint(self, name, is_newest=True, val_result=None):
+        """Everything that evaluation and resumption need; tensors and plain values only."""
+        inside = self.epoch_rng is not None     # in the middle of an epoch, or after its last batch
+        epoch = self.epoch if inside else self.epoch + 1
+        if is_newest:
+            self.saved_at = self.spent()
+        return save({
+            "state_dict": self.learner.state_dict(), "epoch": epoch, "optimizer": self.optim.state_dict(),
+            "scheduler": self.sched.state_dict() if self.sched else None, "val_result": val_result,
+            "blackbox": {
+                "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
+                "identity": identity(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
+                "best_result": float(self.best_result), "counts": self.oracle.counts,
+            },
+        }, self.folder(self.output_dir), name, is_newest)
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        """Dassl's entry point. The file is named after `epoch`; the true epoch and the counts are inside."""
+        path = self.write_checkpoint(model_name or f"model.pth.tar-{epoch + 1}", val_result=val_result)
+        print(f"Checkpoint saved to {path} ({self.spent():,} queries)")
+
+    def resume_model_if_exist(self, directory):
+        path = newest(self.folder(directory))
+        if path is None:
+            if self.spent():
+                print(f"A run that left no checkpoint spent {self.spent():,} queries here; they stay on the bill")
+            return 0
+        state = load(path, self, self.device)
+        extra = state["blackbox"]
+        self.learner.load_state_dict(state["state_dict"])
+        self.optim.load_state_dict(state["optimizer"])
+        for part, saved in ((self.sched, state["scheduler"]), (self.head_optim, extra["head_optimizer"])):
+            if part is not None:
+                part.load_state_dict(saved)
+        self.oracle.at_least(extra["counts"])
+        self.best_result = extra["best_result"]
+        self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
+        print(f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.spent():,} queries on the bill")
+        return state["epoch"]
+
+    def load_model(self, directory, epoch=None):
+        """Load a run's model for evaluation: of `epoch`, or the best on `val` with `best_val`, or the last."""
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        path = choose(self.folder(directory), epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
+        state = load(path, self, self.device)
+        self.learner.load_state_dict(state["state_dict"])
+        print(f"Load {path} (epoch {state['epoch']}, {state['blackbox']['counts']['training']['queries']:,} queries)")

@@ -22,6 +22,8 @@ def extend_cfg(cfg):
     cfg.ORACLE.MAX_IMAGE_QUERIES = 0    # training budget in image queries (candidate x image); 0 = no limit
     cfg.ORACLE.SAVE_EVERY = 500         # write a checkpoint for resuming after so many training queries; 0 = only at the end
 
+    cfg.ORACLE.VAL_EVERY = 0            # look at val after so many training queries and write val_curve.csv; 0 = never
+
     cfg.TRAINER.ZIP = CN()
     cfg.TRAINER.ZIP.N_CTX = 8           # context tokens n (ignored where CTX_INIT gives words)
     cfg.TRAINER.ZIP.CTX_INIT = ""       # words to start from; empty: random, N(0, 0.02^2)

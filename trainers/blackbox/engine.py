@@ -9,7 +9,7 @@ from dassl.utils import AverageMeter, MetricMeter, set_random_seed
 from torch import nn
 from tqdm import tqdm
 
-from . import checkpoints
+from .checkpoints import BEST, RESUME, Checkpointed
 from .data import build_data, match_input, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
@@ -29,16 +29,17 @@ class PromptLearner(nn.Module):
         return self.space(self.theta[None])
 
 
-class BlackBoxTrainer(TrainerX):
+class BlackBoxTrainer(Checkpointed, TrainerX):
     """A recipe fills in `needs` and `build_recipe`; the rest is the same for every method.
 
-    An epoch is one pass over Dassl's train loader, or, with `whole_set`, one step on the whole un-augmented training set. Training ends with the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with
-    `OPTIM.MAX_EPOCH`, whichever comes first.
+    An epoch is one pass over Dassl's train loader, or, with `whole_set`, one step on the whole un-augmented training set. Training ends
+    with the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with `OPTIM.MAX_EPOCH`, whichever comes first.
     """
 
     needs = ("logits",)     # grants that the method cannot do without
     whole_set = False       # whether `tell` waits for the whole training set
     model_name = "prompt_learner"
+    head = head_optim = sched = None
 
     def build_recipe(self, generator):
         """Returns (prompt space, optimiser); the optimiser's `solution` is the vector to start from."""
@@ -118,6 +119,8 @@ class BlackBoxTrainer(TrainerX):
                                     f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
+        if self.cfg.ORACLE.VAL_EVERY and not self.val_loader:
+            raise BlackBoxError(f"ORACLE.VAL_EVERY needs a validation split, and {self.cfg.DATASET.NAME} has none. Set it to 0.")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
         self.saved_at = self.spent()
         self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
@@ -147,6 +150,7 @@ class BlackBoxTrainer(TrainerX):
                 summary = self.forward_backward(batch)
                 self.time_meter.update(time.time() - end)
                 self.report(summary)
+                self.watch_val()
             self.batches_done = self.batch_idx + 1
             if skip < self.batches_done < self.num_batches:
                 self.save_if_due()
@@ -156,7 +160,16 @@ class BlackBoxTrainer(TrainerX):
 
     def save_if_due(self):
         if self.cfg.ORACLE.SAVE_EVERY and self.spent() - self.saved_at >= self.cfg.ORACLE.SAVE_EVERY:
-            self.write_checkpoint(checkpoints.RESUME)
+            self.write_checkpoint(RESUME)
+
+    def watch_val(self):
+        """With `ORACLE.VAL_EVERY`, a line of `val_curve.csv` whenever so many queries more are spent. It decides nothing."""
+        every, counts = self.cfg.ORACLE.VAL_EVERY, self.oracle.counts["training"]
+        if every and counts["queries"] // every > (counts["queries"] - self.step_cost()[0]) // every:
+            accuracy = self.test(split="val")
+            self.set_model_mode("train")
+            with open(f"{self.output_dir}/val_curve.csv", "a", encoding="utf-8") as f:
+                f.write(f"{counts['queries']},{counts['image_queries']},{accuracy}\n")
 
     def examples(self, batch):
         """(`Images`, labels `[B]`) of what an epoch iterates over."""
@@ -202,7 +215,7 @@ class BlackBoxTrainer(TrainerX):
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
-                self.write_checkpoint(checkpoints.BEST, newest=False, val_result=result)
+                self.write_checkpoint(BEST, is_newest=False, val_result=result)
 
     def after_epoch(self):
         self.select_best()
@@ -234,58 +247,3 @@ class BlackBoxTrainer(TrainerX):
     def model_inference(self, images):
         logits = self.oracle.query(self.oracle.upload(images), *self.learner())[0]
         return logits if self.head is None else self.head(logits)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def folder(self, directory):
-        return f"{directory}/{self.model_name}"
-
-    def write_checkpoint(self, name, newest=True, val_result=None):
-        """Everything that evaluation and resumption need; tensors and plain values only."""
-        inside = self.epoch_rng is not None     # in the middle of an epoch, or after its last batch
-        epoch = self.epoch if inside else self.epoch + 1
-        if newest:
-            self.saved_at = self.spent()
-        return checkpoints.save({
-            "state_dict": self.learner.state_dict(), "epoch": epoch, "optimizer": self.optim.state_dict(),
-            "scheduler": self.sched.state_dict() if self.sched else None, "val_result": val_result,
-            "blackbox": {
-                "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
-                "identity": checkpoints.identity(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
-                "best_result": float(self.best_result), "counts": self.oracle.counts,
-            },
-        }, self.folder(self.output_dir), name, newest)
-
-    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Dassl's entry point. The file is named after `epoch`; the true epoch and the counts are inside."""
-        path = self.write_checkpoint(model_name or f"model.pth.tar-{epoch + 1}", val_result=val_result)
-        print(f"Checkpoint saved to {path} ({self.spent():,} queries)")
-
-    def resume_model_if_exist(self, directory):
-        path = checkpoints.newest(self.folder(directory))
-        if path is None:
-            if self.spent():
-                print(f"A run that left no checkpoint spent {self.spent():,} queries here; they stay on the bill")
-            return 0
-        state = checkpoints.load(path, self, self.device)
-        extra = state["blackbox"]
-        self.learner.load_state_dict(state["state_dict"])
-        self.optim.load_state_dict(state["optimizer"])
-        for part, saved in ((self.sched, state["scheduler"]), (self.head_optim, extra["head_optimizer"])):
-            if part is not None:
-                part.load_state_dict(saved)
-        self.oracle.at_least(extra["counts"])
-        self.best_result = extra["best_result"]
-        self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
-        print(f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.spent():,} queries on the bill")
-        return state["epoch"]
-
-    def load_model(self, directory, epoch=None):
-        """Load a run's model for evaluation: of `epoch`, or the best on `val` with `best_val`, or the last."""
-        if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
-            return
-        path = checkpoints.choose(self.folder(directory), epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
-        state = checkpoints.load(path, self, self.device)
-        self.learner.load_state_dict(state["state_dict"])
-        print(f"Load {path} (epoch {state['epoch']}, {state['blackbox']['counts']['training']['queries']:,} queries)")

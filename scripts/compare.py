@@ -1,0 +1,133 @@
+"""All methods on one data set, under one budget, several seeds:
+
+    python scripts/compare.py --root data --dataset digits --queries 5000
+
+Every run is a `python train.py …` that is printed; a finished one is skipped, a crashed one resumed. Ends in a table (Markdown too) and in a plot of
+validation accuracy against queries, both in the output folder. Words to start from are those of the data set's template, before its slot.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+import dassl_blackbox  # noqa: F401
+from dassl_blackbox.results import HEADERS, row
+from dassl_blackbox.runlog import read_run
+from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
+
+HOME = Path(__file__).resolve().parents[1]
+# label: (trainer, whether a budget and a curve apply, further options; {words} are the template's)
+METHODS = {
+    "zero-shot": ("ZeroshotOracle", False, []),
+    "ZIP": ("ZIP", True, []),
+    "ZIP, from words": ("ZIP", True, ["TRAINER.ZIP.CTX_INIT", "{words}"]),
+    "CBBT": ("CBBT", True, []),
+    "CBBT, from the template": ("CBBT", True, ["TRAINER.CBBT.CTX_INIT", "{words}"]),
+    "CBBT + adapter": ("CBBT", True, ["TRAINER.CBBT.ADAPTER", "True", "ORACLE.GRANTS", "('logits', 'features')"]),
+    "CraFT, prompt alone": ("CraFT", True, ["TRAINER.CRAFT.HEAD", "False"]),
+    "CraFT": ("CraFT", True, []),
+    "BPT-VLM": ("BPTVLM", True, []),
+    "BPT-VLM, from words": ("BPTVLM", True, ["TRAINER.BPTVLM.CTX_INIT", "{words}"]),
+    "white-box": ("WhiteBox", False, []),
+    "white-box, from words": ("WhiteBox", False, ["TRAINER.WHITEBOX.CTX_INIT", "{words}"]),
+}
+
+
+def registered_name(dataset):
+    """The registry name in a data set's YAML."""
+    import yaml
+
+    return yaml.safe_load((HOME / f"configs/datasets/{dataset}.yaml").read_text(encoding="utf-8"))["DATASET"]["NAME"]
+
+
+def folder_of(args, label):
+    return Path(args.output) / args.dataset / f"{args.shots}shots_{args.queries}queries" / label.replace(", ", "_").replace(" ", "-")
+
+
+def command(args, label, seed):
+    """The `python train.py …` of one run."""
+    trainer, budgeted, options = METHODS[label]
+    words = TEMPLATES[registered_name(args.dataset)].split("{}")[0].strip()
+    config = HOME / f"configs/trainers/{trainer}/{args.cfg}_{args.dataset}.yaml"
+    if not config.is_file():
+        config = HOME / f"configs/trainers/{trainer}/{args.cfg}.yaml"
+    budget = ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", args.queries // 20] if budgeted else []
+    return [str(part) for part in (
+        sys.executable, HOME / "train.py", "--skip-done", "--root", args.root, "--seed", seed, "--trainer", trainer,
+        "--dataset-config-file", HOME / f"configs/datasets/{args.dataset}.yaml", "--config-file", config,
+        "--output-dir", folder_of(args, label) / f"seed{seed}", "DATASET.NUM_SHOTS", args.shots,
+        *budget, *[option.format(words=words) if "{words}" in option else option for option in options], *args.opts)]
+
+
+def curve(folders):
+    """Mean validation accuracy over seeds at every number of queries that all of them looked at: [(queries, accuracy)]."""
+    seeds = []
+    for folder in folders:
+        path = folder / "val_curve.csv"
+        if not path.is_file():
+            return []
+        with open(path, encoding="utf-8") as f:
+            seeds.append({int(queries): float(accuracy) for queries, _, accuracy in csv.reader(f)})
+    shared = sorted(set.intersection(*map(set, seeds)))
+    return [(queries, sum(seed[queries] for seed in seeds) / len(seeds)) for queries in shared]
+
+
+def plot(args, labels, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for label in labels:
+        points = curve([folder_of(args, label) / f"seed{seed}" for seed in args.seeds])
+        if points:
+            axes.plot(*zip(*points), label=label, marker=".")
+    axes.set(xlabel="training queries (one candidate on at most 128 images)", ylabel="validation accuracy, %",
+             title=f"{registered_name(args.dataset)}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data", help="folder of the data sets")
+    parser.add_argument("--dataset", default="digits", help="name of a YAML in configs/datasets")
+    parser.add_argument("--cfg", default="tiny", help="name of the trainers' YAMLs")
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--queries", type=int, default=5000, help="training budget of every black-box method")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"of: {'; '.join(METHODS)}")
+    parser.add_argument("--output", default="output/compare")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE options for every run, at the end")
+    args = parser.parse_args()
+
+    rows = []
+    with tqdm(total=len(args.methods) * len(args.seeds), unit="run") as bar:
+        for label in args.methods:
+            for seed in args.seeds:
+                bar.set_description(f"{label}, seed {seed}")
+                line = command(args, label, seed)
+                tqdm.write(" ".join(f"'{part}'" if " " in part else part for part in line))
+                done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise SystemExit(f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'a run failed'}\n(exit status {done.returncode} of: {' '.join(line)})")
+                bar.update()
+            runs = [read_run(folder_of(args, label) / f"seed{seed}") for seed in args.seeds]
+            rows.append([label, *row("", runs)[2:]])
+    target = folder_of(args, "x").parent
+    table = tabulate(rows, headers=("method", *HEADERS[2:]), tablefmt="github", disable_numparse=True)
+    (target / "table.md").write_text(table + "\n", encoding="utf-8")
+    plot(args, args.methods, target / "val_curves.png")
+    print(table)
+    print(f"± is the standard error over seeds. Table and plot: {target}/table.md, {target}/val_curves.png")
+
+
+if __name__ == "__main__":
+    main()

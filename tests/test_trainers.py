@@ -1,0 +1,380 @@
+"""The contract of every black-box trainer, by being registered; the white-box ceiling; registration, defaults, schedules, files."""
+
+import json
+import math
+import re
+import resource
+
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl_blackbox.trainers.blackbox import checkpoints, files
+from dassl_blackbox.trainers.blackbox.config import extend_cfg
+from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.registry import register_trainer
+from dassl_blackbox.trainers.blackbox.schedules import build_schedule
+from support import BLACK_BOX, OURS, TRAINED, assert_same, bill, build, difference, last_checkpoint, spied, test_logits
+
+trained = pytest.mark.parametrize("name", TRAINED)
+
+
+def defaults():
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    return cfg
+
+
+def words_key(name):
+    """The option that starts a trainer from words; None where it has none."""
+    return f"TRAINER.{name.upper()}.CTX_INIT" if "CTX_INIT" in defaults().TRAINER.get(name.upper(), {}) else None
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def run(request, data_root, budget, tmp_path_factory):
+    """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, prompt before training, sizes that were asked)."""
+    name, out, asked = request.param, tmp_path_factory.mktemp(request.param), []
+    trainer, spy = spied(build(name, data_root, out, *budget(name, 5, rest=1)))
+    before, ask = trainer.learner(), trainer.optim.ask
+
+    def counted():
+        candidates = ask()
+        asked.append(len(candidates))
+        return candidates
+
+    trainer.optim.ask = counted
+    trainer.train()
+    return name, trainer, spy, out, before, asked
+
+
+# A run
+
+def test_asked_is_metered_is_answered(run):
+    name, trainer, spy, out, _, asked = run
+    counts = bill(out)
+    queries, images = trainer.step_cost()
+    assert len(asked) == 5 and sum(asked) == 5 * trainer.optim.population
+    assert counts["training"] == {"queries": 5 * queries, "image_queries": 5 * images}
+    assert spy.queries == counts["training"]["queries"] + counts["evaluation"]["queries"]
+    assert spy.image_queries == counts["training"]["image_queries"] + counts["evaluation"]["image_queries"]
+    assert trainer.oracle.counts == counts
+
+
+def test_evaluation_runs_after_a_spent_budget(run):
+    _, trainer, _, out, _, _ = run
+    tests = len(trainer.dm.dataset.test)
+    assert bill(out)["evaluation"] == {"queries": len(trainer.test_loader), "image_queries": tests} and tests > 50
+
+
+def test_the_run_costs_what_no_train_announces(run, data_root, budget, tmp_path):
+    name, trainer, _, out, _, _ = run
+    line = build(name, data_root, tmp_path, *budget(name, 5, rest=1)).describe_cost()
+    queries, images = (int(n.replace(",", "")) for n in re.search(r"([\d,]+) training queries, ([\d,]+) image queries", line).groups())
+    assert {"queries": queries, "image_queries": images} == bill(out)["training"]
+    assert not (tmp_path / "queries.json").exists()
+
+
+def test_nothing_that_crossed_the_wall_had_a_graph(run):
+    _, _, spy, _, _, _ = run
+    assert len(spy.graphs) > 10 and not any(spy.graphs)
+
+
+def test_the_prompt_moved(run):
+    _, trainer, _, _, before, _ = run
+    after = trainer.learner()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after) if a is not None)
+    assert torch.equal(trainer.learner.theta, trainer.optim.solution)
+
+
+def test_the_checkpoint_holds_everything(run):
+    name, trainer, _, out, _, _ = run
+    path = out / trainer.model_name / f"model.pth.tar-{trainer.max_epoch}"     # so that --load-epoch finds it
+    assert checkpoints.newest(path.parent) == path
+    state = torch.load(path, weights_only=True)
+    assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result", "blackbox"} <= state.keys()
+    assert {"identity", "batches_done", "rng", "best_result", "counts"} <= state["blackbox"].keys()
+    assert state["epoch"] < trainer.max_epoch == 500     # the true one
+    assert state["blackbox"]["counts"]["training"] == bill(out)["training"]
+    assert state["blackbox"]["identity"]["method"] == name
+    assert_same(state["state_dict"], dict(trainer.learner.state_dict()))
+    assert_same(state["optimizer"], trainer.optim.state_dict())
+
+
+def test_evaluation_elsewhere_with_another_seed_is_the_same_to_the_bit(run, data_root, tmp_path):
+    name, trainer, _, out, _, _ = run
+    fresh = build(name, data_root, tmp_path, seed=99)
+    assert any(not torch.equal(a, b) for a, b in zip(fresh.learner.state_dict().values(), trainer.learner.state_dict().values()))
+    fresh.load_model(str(out))
+    assert torch.equal(test_logits(fresh), test_logits(trainer))
+    assert fresh.test() == trainer.test()
+
+
+def test_the_seed_decides_the_run(run, data_root, budget, tmp_path):
+    name, trainer, _, _, _, _ = run
+    for seed in (1, 0):
+        other = build(name, data_root, tmp_path / str(seed), *budget(name, 5, rest=1), seed=seed)
+        other.train()
+        assert torch.equal(other.learner.theta, trainer.learner.theta) == (seed == 1)
+        if seed == 1:
+            assert_same(other.optim.state_dict(), trainer.optim.state_dict())
+
+
+# Budget, epochs, continuing
+
+@trained
+def test_continuing_a_finished_run_equals_a_larger_budget_from_the_start(name, data_root, budget, tmp_path):
+    build(name, data_root, tmp_path / "two lives", *budget(name, 4, rest=1)).train()
+    for out in ("two lives", "one life"):
+        build(name, data_root, tmp_path / out, *budget(name, 8)).train()
+    one, two = (last_checkpoint(tmp_path / out) for out in ("one life", "two lives"))
+    for key in ("state_dict", "optimizer", "epoch"):
+        assert_same(one[key], two[key])
+    assert one["blackbox"]["batches_done"] == two["blackbox"]["batches_done"]
+    assert bill(tmp_path / "one life")["training"] == bill(tmp_path / "two lives")["training"]
+
+
+@trained
+def test_epochs_that_end_before_the_budget_say_what_is_left(name, data_root, budget, tmp_path, capsys):
+    options = budget(name, 40)
+    trainer = build(name, data_root, tmp_path, *options, "OPTIM.MAX_EPOCH", 2)
+    trainer.train()
+    spent = bill(tmp_path)["training"]["queries"]
+    assert 0 < spent == trainer.steps_in_budget() * trainer.step_cost()[0] < options[1]
+    assert f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries left" in capsys.readouterr().out
+    state = last_checkpoint(tmp_path)
+    assert (state["epoch"], state["blackbox"]["batches_done"]) == (2, 0)
+
+
+@trained
+def test_image_queries_are_a_budget_of_their_own(name, data_root, tmp_path):
+    _, images = build(name, data_root, tmp_path).step_cost()
+    trainer = build(name, data_root, tmp_path, "ORACLE.MAX_QUERIES", 0, "ORACLE.MAX_IMAGE_QUERIES", 3 * images - 1)
+    trainer.train()
+    assert bill(tmp_path)["training"]["image_queries"] == 2 * images
+
+
+# Selection on val
+
+class Forbidden:
+    """A loader that must not be read until it is opened."""
+
+    def __init__(self, loader):
+        self.loader, self.open = loader, False
+
+    def __iter__(self):
+        assert self.open, "the test split was looked at during training"
+        return iter(self.loader)
+
+    def __len__(self):
+        return len(self.loader)
+
+
+@trained
+def test_best_val_selects_on_val_and_never_on_test(name, data_root, budget, tmp_path):
+    trainer = build(name, data_root, tmp_path, *budget(name, 7), "TEST.FINAL_MODEL", "best_val")
+    trainer.test_loader, test, end, results = Forbidden(trainer.test_loader), trainer.test, trainer.after_train, []
+
+    def tested(split=None):
+        result = test(split)
+        results.append((split, result, trainer.learner.theta.clone()))
+        return result
+
+    def ended():
+        trainer.test_loader.open = True
+        end()
+
+    trainer.test, trainer.after_train = tested, ended
+    trainer.train()
+    on_val = [entry for entry in results if entry[0] == "val"]
+    assert len(on_val) >= 2 and [split for split, _, _ in results[len(on_val):]] == [None]
+    best = max(result for _, result, _ in on_val)
+    theta = next(theta for _, result, theta in on_val if result == best)
+    assert torch.equal(results[-1][2], theta)     # what is deployed
+    state = torch.load(tmp_path / trainer.model_name / "model-best.pth.tar", weights_only=True)
+    assert state["val_result"] == best and torch.equal(state["state_dict"]["theta"], theta)
+    assert checkpoints.newest(tmp_path / trainer.model_name).name == "model.pth.tar-500"     # the pointer is not redirected
+    assert bill(tmp_path)["evaluation"]["queries"] == len(on_val) * len(trainer.val_loader) + len(trainer.test_loader)
+
+
+@pytest.mark.parametrize("option", [("TEST.FINAL_MODEL", "best_val"), ("TEST.SPLIT", "val")])
+@pytest.mark.parametrize("val", ["none", "the test split"])
+@pytest.mark.parametrize("name", OURS)
+def test_val_that_is_missing_or_test_is_refused(name, vary_root, val, option, tmp_path):
+    root = vary_root(lambda split: split.update(val=[] if val == "none" else split["test"]))
+    with pytest.raises(BlackBoxError, match="Digits has no validation split of its own"):
+        build(name, root, tmp_path / "out", *option)
+    assert not (tmp_path / "out").exists()
+
+
+# Where it starts
+
+@pytest.mark.parametrize("name", [name for name in OURS if words_key(name)])
+def test_at_step_0_from_the_templates_words_it_is_zero_shot(name, data_root, tmp_path):
+    zeroshot = build("ZeroshotOracle", data_root, tmp_path)
+    trainer = build(name, data_root, tmp_path, words_key(name), "a photo of the digit")
+    with torch.no_grad():
+        assert trainer.test() == zeroshot.test()
+        if name in BLACK_BOX:
+            assert difference(test_logits(trainer), test_logits(zeroshot)) < 1e-5
+
+
+def test_zero_shot_spends_no_training_query(data_root, tmp_path):
+    trainer, spy = spied(build("ZeroshotOracle", data_root, tmp_path))
+    trainer.train()
+    assert bill(tmp_path)["training"] == {"queries": 0, "image_queries": 0}
+    assert bill(tmp_path)["evaluation"] == {"queries": spy.queries, "image_queries": len(trainer.dm.dataset.test)}
+    assert not any(spy.graphs)
+
+
+@trained
+def test_what_a_method_needs_must_be_granted(name, data_root, tmp_path):
+    class Greedy(OURS[name]):
+        needs = ("logits", "features")
+
+    trainer = build(name, data_root, tmp_path / "out")
+    with pytest.raises(AccessDenied, match=f"^{name} asked for 'features'"):
+        Greedy(trainer.cfg)
+    assert not (tmp_path / "out").exists()
+
+
+# White-box
+
+@pytest.fixture(scope="module")
+def white_box(data_root, tmp_path_factory):
+    """A trained ceiling, the losses of its steps, the model's weights before."""
+    out = tmp_path_factory.mktemp("WhiteBox")
+    trainer = build("WhiteBox", data_root, out, "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.05, "INPUT.TRANSFORMS",
+                    ["normalize"])
+    losses, weights, step = [], {k: v.clone() for k, v in trainer.loaded.model.state_dict().items()}, trainer.forward_backward
+
+    def kept(batch):
+        summary = step(batch)
+        losses.append(summary["loss"])
+        return summary
+
+    trainer.forward_backward = kept
+    trainer.train()
+    return trainer, losses, weights, out
+
+
+def test_the_white_box_learns_the_context_alone(white_box):
+    trainer, losses, weights, _ = white_box
+    assert losses[-1] < 0.9 * losses[0]
+    assert [name for name, _ in trainer.model.named_parameters()] == ["ctx"]
+    assert_same(dict(trainer.loaded.model.state_dict()), weights)
+    assert all(p.grad is None and not p.requires_grad for p in trainer.loaded.model.parameters())
+
+
+def test_the_white_box_counts_no_query(white_box):
+    trainer, _, _, out = white_box
+    assert not (out / "queries.json").exists() and not hasattr(trainer, "oracle")
+    assert set(torch.load(out / "prompt_learner" / "model.pth.tar-12", weights_only=True)["state_dict"]) == {"ctx"}
+
+
+# Registration and defaults
+
+def test_registering_ours_twice_is_silent(capsys):
+    for name, cls in OURS.items():
+        copied = type(name, (cls.__bases__[0],), {})     # the same file, copied into a fork
+        assert register_trainer(cls) is cls and register_trainer(copied) is copied
+        assert TRAINER_REGISTRY.get(name) is cls
+    assert capsys.readouterr() == ("", "")
+
+
+def test_registering_over_a_foreign_trainer_is_an_error(monkeypatch):
+    foreign = type("ZIP", (TrainerX,), {"__module__": "authors.fork"})
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "ZIP", foreign)
+    with pytest.raises(BlackBoxError, match=r"A trainer named ZIP is registered already, by authors\.fork.*Rename"):
+        register_trainer(type("ZIP", (BlackBoxTrainer,), {}))
+    assert TRAINER_REGISTRY.get("ZIP") is foreign
+
+
+def test_extending_a_configuration_twice_changes_nothing():
+    cfg = defaults()
+    cfg.ORACLE.MAX_QUERIES, cfg.DATASET.SUBSAMPLE_CLASSES = 7, "base"
+    before = cfg.dump()
+    extend_cfg(cfg)
+    assert cfg.dump() == before
+
+
+def test_a_forks_own_keys_are_kept():
+    cfg = get_cfg_default()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "new"
+    extend_cfg(cfg)
+    assert cfg.DATASET.SUBSAMPLE_CLASSES == "new" and cfg.ORACLE.MAX_QUERIES == 5000
+
+
+# Schedules
+
+@pytest.mark.parametrize("warm_up", [0, 1, 3])
+def test_the_schedule_is_dassls(warm_up):
+    cfg = defaults()
+    cfg.merge_from_list(["OPTIM.LR", 0.002, "OPTIM.MAX_EPOCH", 10, "OPTIM.LR_SCHEDULER", "cosine", "OPTIM.WARMUP_EPOCH", warm_up,
+                         "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", 1e-5])
+    optimizer, rates = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.002), []
+    schedule = build_schedule(optimizer, cfg.OPTIM)
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [1e-5] * warm_up + [0.001 * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(10 - warm_up)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [("LR_SCHEDULER", "single_step"), ("LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 1, "WARMUP_TYPE", "linear")])
+def test_other_schedules_are_refused(options):
+    cfg = defaults()
+    cfg.OPTIM.merge_from_list(list(options))
+    with pytest.raises(BlackBoxError, match="use cosine, with a constant warm-up or none"):
+        build_schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1), cfg.OPTIM)
+
+
+# Files are whole or not there
+
+def write_half(f):
+    f.write(b"half of")
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(f):
+    f.write(b"half of")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("content, error", [(write_half, BlackBoxError), (interrupted, KeyboardInterrupt)])
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, content, error):
+    path = tmp_path / "folder" / "file"
+    files.write_atomically(path, b"the old one")
+    with pytest.raises(error):
+        files.write_atomically(path, content)
+    assert path.read_bytes() == b"the old one"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk(tmp_path):
+    checkpoints.save({"x": torch.zeros(3)}, tmp_path, "model.pth.tar-1")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        for name in ("model.pth.tar-1", "model.pth.tar-2"):
+            with pytest.raises(BlackBoxError, match=f"Could not write {tmp_path}/{name}.*What was there before is whole"):
+                checkpoints.save({"x": torch.zeros(100_000)}, tmp_path, name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.cuda
+@trained
+def test_a_run_on_cuda(name, data_root, budget, tmp_path):
+    trainer = build(name, data_root, tmp_path, *budget(name, 3), "USE_CUDA", True)
+    before = trainer.learner.theta.clone()
+    trainer.train()
+    assert trainer.learner.theta.is_cuda and not torch.equal(before, trainer.learner.theta)
+    assert json.loads((tmp_path / "queries.json").read_text())["training"]["queries"] == 3 * trainer.step_cost()[0]
+    cpu = build(name, data_root, tmp_path / "cpu")
+    cpu.load_model(str(tmp_path))
+    assert difference(test_logits(cpu), test_logits(trainer).cpu()) < 1e-3
