@@ -24,6 +24,8 @@ def freeze(source):
     """Write the three files; returns the SHA-256 of the weights."""
     from safetensors.torch import save_file
 
+    import pretrain_tiny as pretraining
+
     from dassl_blackbox.trainers.blackbox.oracle.models import ASSETS
 
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
@@ -37,7 +39,7 @@ def freeze(source):
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": recipe.pop("model"), "preprocess_cfg": preprocess}
     (ASSETS / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    recipe["command"] = f"python scripts/pretrain_tiny.py --photos \"$PHOTOS\" --images {recipe['images']} --seed {recipe['seed']} --output tiny_run"
+    recipe["commands"] = [line.strip() for line in pretraining.__doc__.splitlines() if line.strip().startswith("python scripts/pretrain_tiny.py")]
     recipe["zero_shot_note"] = "per cent; digits: training split of Digits, photos: photographs set aside from pretraining"
     recipe["sha256"] = hashlib.sha256((ASSETS / "tiny.safetensors").read_bytes()).hexdigest()
     (ASSETS / "RECIPE.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")

@@ -31,13 +31,20 @@ OPTIMIZERS = {f"{name}{settings or ''}": partial(part, **settings) for name, par
 # 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one
 SMALL = ("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "8", "DATALOADER.TEST.BATCH_SIZE", "40",
          "TRAIN.PRINT_FREQ", "1")
+# and few candidates in few dimensions, where the published numbers are large
+SMALL_OF = {
+    "CBBT": ("TRAINER.CBBT.Q", "6"),
+    "CraFT": ("TRAINER.CRAFT.POPULATION", "6", "TRAINER.CRAFT.DIM", "20", "TRAINER.CRAFT.HEAD_BATCH", "16"),
+    "BPTVLM": ("TRAINER.BPTVLM.POPULATION", "6", "TRAINER.BPTVLM.DIM_TEXT", "12", "TRAINER.BPTVLM.DIM_IMAGE", "8"),
+}
 
 
 def arguments(trainer, root, out, *options, seed=1, flags=()):
     """Command-line arguments of a small run on Digits with the embedded model."""
     config = REPO / "configs" / "trainers" / trainer / "tiny.yaml"
     return [str(a) for a in ("--root", root, "--seed", seed, "--trainer", trainer, "--config-file", config, "--dataset-config-file",
-                             REPO / "configs" / "datasets" / "digits.yaml", "--output-dir", out, *flags, *SMALL, *options)]
+                             REPO / "configs" / "datasets" / "digits.yaml", "--output-dir", out, *flags, *SMALL,
+                             *SMALL_OF.get(trainer, ()), *options)]
 
 
 def run(*args, **kwargs):

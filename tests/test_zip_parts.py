@@ -8,7 +8,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state
 from dassl_blackbox.trainers.blackbox.optimizers import SPSA
 from dassl_blackbox.trainers.blackbox.prompts import Fastfood, LowRankSpace, walsh_hadamard
-from support import OPTIMIZERS, assert_same, bill, build
+from support import OPTIMIZERS, bill, build
 
 d64 = torch.float64
 
@@ -252,7 +252,6 @@ def test_continues_from_its_saved_state(make, before, tmp_path):
         assert torch.equal(candidates, second.ask())
         first.tell(BOWL(candidates)), second.tell(BOWL(candidates))
         assert torch.equal(first.solution, second.solution)
-    assert_same(first.state_dict(), second.state_dict())
 
 
 # The published run

@@ -89,7 +89,7 @@ class WhiteBox(TrainerX):
             print("Note that load_model() is skipped as no pretrained model is given")
             return
         path = checkpoints.choose(f"{directory}/prompt_learner", epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
-        state = load_state(path, self.device)
+        state = load_state(path)
         if state["state_dict"]["ctx"].shape != self.model.ctx.shape:
             raise BlackBoxError(f"{path} has a context of {tuple(state['state_dict']['ctx'].shape)}, this run one of {tuple(self.model.ctx.shape)}. Give the "
                                 f"same N_CTX or CTX_INIT, and the same backbone, as in training.")

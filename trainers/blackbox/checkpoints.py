@@ -38,13 +38,13 @@ def choose(folder, epoch=None, best=False):
     return newest(folder) or folder / POINTER
 
 
-def load(path, trainer, device="cpu"):
+def load(path, trainer):
     """Read a checkpoint and check that it belongs to this method, backbone and prompt size.
 
     Raises:
         BlackBoxError: it does not fit; the text tells the two values.
     """
-    state = load_state(path, device)
+    state = load_state(path)
     if "blackbox" not in state:
         raise BlackBoxError(f"{path} was not written by a black-box trainer (a checkpoint of CoOp's, perhaps). Give the folder of a "
                             f"{trainer.cfg.TRAINER.NAME} run.")
@@ -101,7 +101,7 @@ class Checkpointed:
             if self.spent():
                 print(f"A run that left no checkpoint spent {self.spent():,} queries here; they stay on the bill")
             return 0
-        state = load(path, self, self.device)
+        state = load(path, self)
         extra = state["blackbox"]
         self.learner.load_state_dict(state["state_dict"])
         self.optim.load_state_dict(state["optimizer"])
@@ -120,6 +120,6 @@ class Checkpointed:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
         path = choose(self.folder(directory), epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
-        state = load(path, self, self.device)
+        state = load(path, self)
         self.learner.load_state_dict(state["state_dict"])
         print(f"Load {path} (epoch {state['epoch']}, {state['blackbox']['counts']['training']['queries']:,} queries)")

@@ -34,8 +34,8 @@ def save_state(path, state):
     write_atomically(path, lambda f: torch.save(state, f))
 
 
-def load_state(path, device="cpu"):
-    """Load what `save_state` wrote; nothing in the file is executed.
+def load_state(path):
+    """Load what `save_state` wrote, onto the CPU; nothing in the file is executed.
 
     Raises:
         BlackBoxError: no such file, or not a checkpoint.
@@ -46,6 +46,6 @@ def load_state(path, device="cpu"):
         raise BlackBoxError(f"No checkpoint at {path}. " + (f"In that folder: {', '.join(there)}." if there else
                             "Check --model-dir: it is the output folder of a training run."))
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise BlackBoxError(f"{path} is not a checkpoint that can be read ({str(e).splitlines()[0]}).") from e
