@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 export DATA=${DATA:-data} OUTPUT=${OUTPUT:-output/quickstart} SEEDS=${SEEDS:-1}
-WORDS="a photo of the digit"
+WORDS="a scan of a handwritten"
 
 run() {
     echo "--- $1${TAG:+, from words} (log: $OUTPUT/digits/$1/tiny_16shots${TAG:+_$TAG}/seed*/log.txt)"

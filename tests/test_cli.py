@@ -11,7 +11,7 @@ import torch
 from dassl_blackbox import results
 from dassl_blackbox.trainers.blackbox.files import save_state
 from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
-from support import REPO, TRAINED, accuracy, arguments, assert_same, bill, last_checkpoint, process, run
+from support import TRAINED, accuracy, arguments, assert_same, bill, last_checkpoint, process, run
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,6 @@ BAD = {
     "no tokens": ([], ["TRAINER.ZIP.N_CTX", "0"], "A context of 0 tokens.*1 to 74"),
     "negative tokens": ([], ["TRAINER.ZIP.N_CTX", "-1"], "A context of -1 tokens.*1 to 74"),
     "too many tokens": ([], ["TRAINER.ZIP.N_CTX", "75"], "A context of 75 tokens.*1 to 74"),
-    "too many for the names": ([], ["TRAINER.ZIP.N_CTX", "74"], "The class name 'zero' takes 2 tokens"),
     "too many words": ([], ["TRAINER.ZIP.CTX_INIT", "x " * 80], "A context of 80 tokens"),
     "too small ID": ([], ["TRAINER.ZIP.ID", "7"], "ID // n = 0"),
     "too large ID": ([], ["TRAINER.ZIP.ID", "1100"], "between 8 and 1031"),
@@ -148,6 +147,13 @@ BAD = {
 @pytest.mark.parametrize("flags, options, words", BAD.values(), ids=BAD)
 def test_bad_input_is_a_sentence_and_leaves_nothing(data_root, tmp_path, capsys, flags, options, words):
     assert re.search(words, sentence(capsys, "ZIP", data_root, tmp_path / "out", *options, flags=flags))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "WhiteBox"])
+def test_a_context_that_leaves_no_room_for_the_class_names(data_root, tmp_path, capsys, name):
+    options = f"TRAINER.{name.upper()}.N_CTX", 74, f"TRAINER.{name.upper()}.CTX_INIT", ""
+    assert "The class name 'zero' takes 2 tokens with its template; with 74 context tokens" in sentence(capsys, name, data_root, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
 
@@ -193,14 +199,24 @@ def test_a_class_name_that_is_too_long(vary_root, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_decoded_is_named(vary_root, tmp_path, capsys, workers):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
-    root = vary_root(lambda split: split.update(test=split["test"] + [[str(broken), 0, "zero"]]))
-    text = sentence(capsys, "ZeroshotOracle", root, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
-    assert text.startswith(f"error: The image {broken} cannot be decoded")
+@pytest.fixture
+def broken(vary_root, tmp_path):
+    """A file that is no image, and a DATASET.ROOT whose test split names it."""
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no image")
+    return path, vary_root(lambda split: split.update(test=split["test"] + [[str(path), 0, "zero"]]))
+
+
+def test_an_image_that_cannot_be_decoded_is_named(broken, tmp_path, capsys):
+    text = sentence(capsys, "ZeroshotOracle", broken[1], tmp_path / "out")
+    assert text.startswith(f"error: The image {broken[0]} cannot be decoded (")
     assert text in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_an_image_that_a_worker_cannot_decode_is_named(broken, tmp_path):
+    failed = process("train.py", *arguments("ZeroshotOracle", broken[1], tmp_path / "out", "DATALOADER.NUM_WORKERS", 2))
+    assert failed.returncode == 1 and "Traceback" not in failed.stdout + failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith(f"error: The image {broken[0]} cannot be decoded (")
 
 
 # Checkpoints that do not fit
@@ -227,7 +243,6 @@ UNFIT = {
     "of another rank": (None, ["TRAINER.ZIP.RANK", "3"], "prompt of another size"),
     "truncated": (truncated, [], "model.pth.tar-500 is not a checkpoint that can be read"),
     "of CoOp": (of_coop, [], "was not written by a black-box trainer"),
-    "of an epoch that is not there": (None, ["--load-epoch", "77"], "No checkpoint at .*/model.pth.tar-77. In that folder: model.pth.tar-500"),
 }
 
 
@@ -239,20 +254,23 @@ def test_a_checkpoint_that_does_not_fit(runs, data_root, tmp_path, capsys, chang
     if change:
         change(folder)
     flags = ["--eval-only", "--model-dir", folder] if how == "--eval-only" else ["--resume", folder]
-    if options[:1] == ["--load-epoch"]:
-        if how == "--resume":
-            return     # it takes no epoch
-        flags, options = flags + options, []
     assert re.search(words, sentence(capsys, "ZIP", data_root, tmp_path / "out", *options, flags=flags))
     if how == "--eval-only":
         assert not (tmp_path / "out").exists()
+
+
+def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
+    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1", "--load-epoch", 77
+    text = sentence(capsys, "ZIP", data_root, tmp_path / "out", flags=flags)
+    assert f"No checkpoint at {runs}/ZIP/seed1/prompt_learner/model.pth.tar-77. In that folder: model.pth.tar-500." in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
     state = tiny_state_dict()
     state["positional_embedding"] *= 1.01
     save_state(tmp_path / "other.pt", state)
-    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1", "--backbone", tmp_path / "other.pt"
+    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
     text = sentence(capsys, "ZIP", data_root, tmp_path / "out", "MODEL.BACKBONE.NAME", tmp_path / "other.pt", flags=flags)
     assert "tiny" in text and str(tmp_path / "other.pt") in text
     assert not (tmp_path / "out").exists()
@@ -332,8 +350,7 @@ def test_the_table_of_nothing(tmp_path, monkeypatch, capsys):
         parsed(monkeypatch, capsys, results, tmp_path)
 
 
-def test_the_scripts_run_as_they_are_called(runs):
-    assert process(REPO / "parse_test_res.py", runs / "nowhere").returncode == 1
+def test_the_table_runs_as_it_is_called(runs):
     table = process("-m", "dassl_blackbox.results", runs)
     assert table.returncode == 0 and "WhiteBox" in table.stdout
 

@@ -282,7 +282,7 @@ def test_an_upload_is_encoded_once_and_freed_with_its_name(loaded, grants):
 
 def test_text_is_encoded_once_for_the_same_contexts(loaded):
     oracle = oracle_over(load_model("tiny"))
-    calls, contexts = counter(oracle.model.transformer), contexts_of(oracle)
+    calls, contexts = counter(oracle.model.ln_final), contexts_of(oracle)
     first = oracle.query(oracle.upload(pixels(oracle)), contexts)
     oracle.query(oracle.upload(pixels(oracle, seed=3)), contexts.clone())
     assert len(calls) == 1

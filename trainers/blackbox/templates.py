@@ -21,7 +21,7 @@ TEMPLATES = {
     "Svhn": "This is a photo of a {}.",
     "Resisc45": "This is a photo of a {}.",
     "CLEVR": "This is a photo of {} objects.",
-    "Digits": "a photo of the digit {}.",
+    "Digits": "a scan of a handwritten {}.",
     "Letters": "a photo of the letter {}.",
     "Shapes": "a photo of a {}.",
 }

@@ -126,15 +126,22 @@ def load_tiny(precision):
 
 
 def describe(name, model):
-    """Sizes, normalisation and the three moments (BPT-VLM's projections are scaled by them)."""
+    """Sizes, normalisation and the three moments (BPT-VLM's projections are scaled by them).
+
+    Raises:
+        BlackBoxError: a text tower that is not open_clip's own.
+    """
     visual, text = model.visual, getattr(model, "text", model)
+    if not hasattr(text, "token_embedding"):
+        raise BlackBoxError(f"The text tower of {name} is not one of open_clip's own, so no context can be put in front of the class names. Choose a "
+                            f"CLIP model without a Hugging Face text tower.")
     size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
     embedding = text.token_embedding.weight
     patches = visual.conv1.weight.float() if hasattr(visual, "ln_pre") else None
     preprocess = getattr(visual, "preprocess_cfg", {})
     return Description(
         name=name, width=embedding.shape[1], image_width=None if patches is None else patches.shape[0],
-        embed_dim=text.text_projection.shape[1], context_length=text.context_length, image_size=tuple(size),
+        embed_dim=visual.output_dim, context_length=text.context_length, image_size=tuple(size),
         mean=tuple(preprocess.get("mean") or visual.image_mean), std=tuple(preprocess.get("std") or visual.image_std),
         interpolation=preprocess.get("interpolation", "bicubic"), logit_scale=model.logit_scale.exp().item(), token_std=embedding.float().std().item(),
         patch_mean=None if patches is None else patches.mean().item(), patch_std=None if patches is None else patches.std().item(),

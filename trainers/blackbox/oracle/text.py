@@ -2,8 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..errors import BlackBoxError
+from . import prefix
 
 CHUNK = {"cpu": 2 ** 15, "cuda": 2 ** 18}   # token positions that go through the tower at once
 
@@ -11,18 +13,14 @@ CHUNK = {"cpu": 2 ** 15, "cuda": 2 ** 18}   # token positions that go through th
 class TextPath:
     """`[SOS][v_1]…[v_n][text of the class][EOT]` for C classes and P candidate contexts, on any text tower of open_clip's own.
 
-    A causal tower that is read out at EOT takes the short way: positions after the longest prompt's EOT are not computed, since
-    nothing that is read depends on them. Any other tower takes the plain way over all its positions. Gradients pass through both (the
-    white-box ceiling needs them); the oracle calls them under `no_grad`.
+    A causal tower that is read out at EOT takes the short way of `prefix.py`; any other takes the plain way over all its positions. Gradients
+    pass through both (the white-box ceiling needs them); the oracle calls them under `no_grad`.
     """
 
     def __init__(self, loaded):
         self.model, self.tokenizer, self.length = loaded.model, loaded.tokenizer, loaded.description.context_length
         self.tower = getattr(self.model, "text", self.model)
-        if not hasattr(self.tower, "token_embedding") or not hasattr(self.tokenizer, "sot_token_id"):
-            raise BlackBoxError(f"The text tower of {loaded.description.name} is not one of open_clip's own (BPE tokens, token_embedding), "
-                                f"so no context can be put in front of the class names. Choose a CLIP model without a Hugging Face tower.")
-        self.short = is_causal(self.tower)
+        self.short = prefix.fits(self.tower)
         self.texts, self.names = [], []
 
     @property
@@ -65,54 +63,32 @@ class TextPath:
         encode = self.encode_short if self.short else self.encode_plain
         return F.normalize(encode(contexts.to(self.device)).float(), dim=-1)
 
-    def rows(self, P, L):
-        """Split the P x C sequences of L positions into chunks: pairs of index vectors (candidate, class)."""
-        C = len(self.texts)
-        every = torch.arange(P * C, device=self.device)
-        return [(part // C, part % C) for part in every.split(max(1, CHUNK.get(self.device.type, CHUNK["cpu"]) // L))]
+    @property
+    def budget(self):
+        return CHUNK.get(self.device.type, CHUNK["cpu"])
 
     def encode_short(self, contexts):
-        """`[P, C, E]`, over no more positions than the longest prompt has."""
-        P, n, tower = len(contexts), contexts.shape[1], self.tower
-        ids, end = self.tokens(n)
-        L, dtype = ids.shape[1], tower.transformer.get_cast_dtype()
-        words = tower.token_embedding(ids).to(dtype)
-        position, mask = tower.positional_embedding[:L].to(dtype), tower.attn_mask[:L, :L]
-        features = []
-        for p, c in self.rows(P, L):
-            x = torch.cat([words[c, :1], contexts[p].to(dtype), words[c, n + 1:]], dim=1)
-            x = tower.transformer(x + position, attn_mask=mask)
-            x = tower.ln_final(x[torch.arange(len(x), device=x.device), end[c]])
-            features.append(project(x, tower.text_projection))
-        return torch.cat(features).view(P, len(self.texts), -1)
+        """`[P, C, E]`; every class's own tokens against the prefix that all share."""
+        tower = self.tower
+        x = prefix.encode(tower, contexts, *self.tokens(contexts.shape[1]), self.budget)
+        x, projection = tower.ln_final(x), tower.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
     def encode_plain(self, contexts):
         """`[P, C, E]` by the model's own `encode_text`: a hook on the token embedding puts the context in the placeholders' slots."""
-        P, n = len(contexts), contexts.shape[1]
+        (P, n, _), C = contexts.shape, len(self.texts)
         ids, _ = self.tokens(n, self.length)
         features = []
-        for p, c in self.rows(P, self.length):
+        for rows in torch.arange(P * C, device=self.device).split(max(1, self.budget // self.length)):
 
-            def fill(module, inputs, output, part=contexts[p]):
+            def fill(module, inputs, output, part=contexts[rows // C]):
                 return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1:]], dim=1)
 
             handle = self.tower.token_embedding.register_forward_hook(fill)
             try:
-                features.append(self.model.encode_text(ids[c]))
+                features.append(self.model.encode_text(ids[rows % C]))
             finally:
                 handle.remove()
-        return torch.cat(features).view(P, len(self.texts), -1)
-
-
-def project(x, projection):
-    if projection is None:
-        return x
-    return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
-
-
-def is_causal(tower):
-    """Whether a tower is causal and read out at EOT, judged by its parts and not by its name."""
-    mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
-    if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
-        return False
-    return torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
+        return torch.cat(features).view(P, C, -1)

@@ -1,0 +1,139 @@
+"""A run that is killed and resumed: what it ends with, and what it is billed."""
+
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver
+
+import killed
+import pytest
+import torch
+from support import REPO, TRAINED, accuracy, arguments, assert_same, bill, build, last_checkpoint, run
+
+server = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes():
+    """Lives are forked from a process that has imported everything and done nothing: a second saved for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        server.set_forkserver_preload(["killed"])
+        forkserver.ensure_running()
+    yield
+
+
+class Lives:
+    """A run of ten steps with a checkpoint every two, lived in several processes."""
+
+    def __init__(self, name, root, budget, folder, *options):
+        limit = budget(name, 10)
+        self.out, self.counted, self.printed, self.limit = folder / "run", folder / "count", folder / "printed", limit[1]
+        options = *limit, "ORACLE.SAVE_EVERY", limit[1] // 5, *options
+        self.arguments = arguments(name, root, self.out, *options)
+        self.uninterrupted = lambda: run(name, root, folder / "uninterrupted", *options) or last_checkpoint(folder / "uninterrupted")
+
+    def live(self, until):
+        life = server.Process(target=killed.live, args=(until, self.counted, self.printed, self.arguments))
+        life.start()
+        life.join(120)
+        assert life.exitcode == (0 if until == "never" else -signal.SIGKILL), self.printed.read_text()
+
+    def inside(self):
+        return len(self.counted.read_text())
+
+    def billed(self):
+        return sum(counts["queries"] for counts in bill(self.out).values())
+
+    def steps(self):
+        """What the last checkpoint says was done: steps, where an epoch has three."""
+        state = last_checkpoint(self.out)
+        return 3 * state["epoch"] + state["blackbox"]["batches_done"]
+
+
+@pytest.mark.parametrize("name, options", [
+    *[(name, ()) for name in TRAINED], ("ZIP", ("DATALOADER.NUM_WORKERS", 2)), ("ZIP", ("TRAINER.ZIP.RULE", "spsa-gc")),
+])
+def test_killed_at_a_checkpoint_it_ends_as_if_uninterrupted(name, options, data_root, budget, tmp_path):
+    lives = Lives(name, data_root, budget, tmp_path, *options)
+    lives.live("checkpoint:2")
+    first_log = (lives.out / "log.txt").read_text()
+    assert bill(lives.out)["training"]["queries"] == lives.inside() == 2 * lives.limit // 5
+    lives.live("never")
+    one, two = lives.uninterrupted(), last_checkpoint(lives.out)
+    assert_same(one["state_dict"], two["state_dict"])
+    assert (one["epoch"], one["blackbox"]["batches_done"]) == (two["epoch"], two["blackbox"]["batches_done"])
+    assert_same(one["blackbox"]["rng"], two["blackbox"]["rng"])
+    assert one["blackbox"]["counts"] == two["blackbox"]["counts"]
+    assert bill(lives.out) == bill(tmp_path / "uninterrupted") and bill(lives.out)["training"]["queries"] == lives.limit
+    assert lives.inside() == lives.billed()
+    log = (lives.out / "log.txt").read_text()
+    assert log.startswith(first_log) and "Resume from" in log[len(first_log):] and log.count("Finish training") == 1
+    assert accuracy(log) == accuracy((tmp_path / "uninterrupted" / "log.txt").read_text())
+    assert [path.name for path in lives.out.glob("log*")] == ["log.txt"]
+
+
+@pytest.mark.parametrize("until, lost", [("query:1", 1), ("query:6", 2)])
+def test_killed_between_checkpoints_lost_queries_stay_on_the_bill(until, lost, data_root, budget, tmp_path):
+    lives = Lives("ZIP", data_root, budget, tmp_path)
+    lives.live(until)
+    # written ahead: the call that was killed is on the bill
+    assert bill(lives.out)["training"]["queries"] == lives.inside() == 10 * int(until.split(":")[1])
+    lives.live("never")
+    assert bill(lives.out)["training"]["queries"] == lives.limit == 100
+    assert lives.inside() == lives.billed()
+    assert lives.steps() == 10 - lost == last_checkpoint(lives.out)["optimizer"]["k"] - 1
+
+
+def test_killed_in_the_middle_of_a_write_the_checkpoint_before_it_is_whole(data_root, budget, tmp_path):
+    lives = Lives("ZIP", data_root, budget, tmp_path)
+    lives.live("half:3")
+    assert last_checkpoint(lives.out)["blackbox"]["counts"]["training"]["queries"] == 40
+    lives.live("never")
+    assert lives.inside() == lives.billed() and lives.steps() == 8
+
+
+def test_killed_twice(data_root, budget, tmp_path):
+    lives = Lives("ZIP", data_root, budget, tmp_path)
+    lives.live("checkpoint:1")
+    lives.live("checkpoint:2")
+    lives.live("never")
+    assert_same(lives.uninterrupted()["state_dict"], last_checkpoint(lives.out)["state_dict"])
+    assert bill(lives.out)["training"]["queries"] == lives.limit and lives.inside() == lives.billed()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_stopped_by_an_error_it_goes_on_and_remembers_the_best(name, data_root, budget, tmp_path):
+    """In one process: an exception takes the place of the kill."""
+    options = *budget(name, 8), "TEST.FINAL_MODEL", "best_val", "ORACLE.SAVE_EVERY", 1
+    whole = build(name, data_root, tmp_path / "whole", *options)
+    whole.train()
+    trainer = build(name, data_root, tmp_path / "parts", *options)
+    step, done = trainer.forward_backward, []
+
+    def interrupted(batch):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(batch)
+
+    trainer.forward_backward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    resumed = build(name, data_root, tmp_path / "parts", *options)
+    resumed.train()
+    assert_same(resumed.learner.state_dict(), whole.learner.state_dict())
+    assert resumed.best_result == whole.best_result
+    assert bill(tmp_path / "parts")["training"] == bill(tmp_path / "whole")["training"]
+
+
+def test_a_run_resumed_after_its_end_only_evaluates_again(data_root, budget, tmp_path):
+    options = *budget("ZIP", 2), "OPTIM.MAX_EPOCH", 4
+    for _ in range(2):
+        assert run("ZIP", data_root, tmp_path, *options) == 0
+    before = last_checkpoint(tmp_path)["state_dict"]
+    assert bill(tmp_path)["training"]["queries"] == 20
+    assert torch.equal(before["theta"], last_checkpoint(tmp_path)["state_dict"]["theta"])
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("Finish training") == 2 and len(set(line for line in log.splitlines() if line.startswith("* accuracy"))) == 1

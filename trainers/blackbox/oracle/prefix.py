@@ -1,0 +1,86 @@
+"""The exact short way through a causal text tower: no padding, and the prefix that all classes share only once a candidate.
+
+In `[SOS][v_1]…[v_n][class tokens][EOT]` the first n + 1 positions are the same for all C classes, and in a causal tower nothing behind them can change
+them. Their keys and values are computed once a candidate and layer; each class runs its own few tokens against them. Classes of one
+length go together, so that nothing is padded, and in the last layer only EOT, which is read, asks.
+"""
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import nn
+
+
+def fits(tower):
+    """Whether a tower is causal, read out at EOT and made of open_clip's plain blocks: judged by its parts and not by its name."""
+    mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+    if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
+        return False
+    causal = torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
+    return causal and all(type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention and block.attn.in_proj_weight is not None
+                          and not hasattr(block, "ln_1_kv") for block in tower.transformer.resblocks)
+
+
+def project(block, x):
+    """Queries, keys and values `[N, heads, L, D / heads]` of `[N, L, D]`."""
+    attention = block.attn
+    parts = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+    return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts]
+
+
+def finish(block, x, attended):
+    """The rest of a block: `[N, L, D]` and its heads' answers `[N, heads, L, D / heads]`."""
+    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def encode_prefix(blocks, x):
+    """Keys and values of the shared prefix `[P, n + 1, D]`: one pair a layer."""
+    kept = []
+    for block in blocks:
+        q, k, v = project(block, x)
+        kept.append((k, v))
+        if block is not blocks[-1]:   # of the last layer nothing but keys and values is asked
+            x = finish(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    return kept
+
+
+def encode_suffix(blocks, x, kept, candidate):
+    """EOT `[N, D]` of sequences `[N, S, D]` that go on from the prefixes of the given candidates `[N]`."""
+    S, length = x.shape[1], kept[0][0].shape[2]
+    seen = torch.ones(S, length + S, dtype=torch.bool, device=x.device).tril(length)
+    for block, (k0, v0) in zip(blocks, kept):
+        q, k, v = project(block, x)
+        k, v = torch.cat([k0[candidate], k], dim=2), torch.cat([v0[candidate], v], dim=2)
+        if block is blocks[-1]:
+            return finish(block, x[:, -1:], F.scaled_dot_product_attention(q[:, :, -1:], k, v))[:, 0]
+        x = finish(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
+
+
+def encode(tower, contexts, ids, end, budget):
+    """EOT states `[P, C, D]` after the last block, before `ln_final`.
+
+    Args:
+        tower: a text tower for which `fits` holds.
+        contexts: `[P, n, D]`.
+        ids: tokens `[C, L]`, n placeholders after SOS.
+        end: position of EOT `[C]`.
+        budget: token positions that go through the tower at once.
+    """
+    n, blocks = contexts.shape[1], list(tower.transformer.resblocks)
+    dtype = tower.transformer.get_cast_dtype()
+    words = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:ids.shape[1]].to(dtype)
+    front = contexts.to(dtype) + tower.positional_embedding[1:n + 1].to(dtype)
+    buckets = [(end == length).nonzero()[:, 0] for length in end.unique().tolist()]
+    together = max(1, budget // int((end - n).sum() + n + 1))
+    states = []
+    for part in front.split(together):
+        kept = encode_prefix(blocks, torch.cat([words[:1, :1].expand(len(part), -1, -1), part], dim=1))
+        found = []
+        for classes in buckets:
+            suffix = words[classes, n + 1:int(end[classes[0]]) + 1]
+            rows = torch.arange(len(part) * len(classes), device=ids.device)
+            pieces = [encode_suffix(blocks, suffix[r % len(classes)], kept, r // len(classes)) for r in rows.split(max(1, budget // suffix.shape[1]))]
+            found.append(torch.cat(pieces).unflatten(0, (len(part), -1)))
+        states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
+    return torch.cat(states)
