@@ -4,7 +4,9 @@ data-set YAML < trainer YAML < flags < trailing KEY VALUE options
 """
 
 import argparse
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import dassl_blackbox  # noqa: F401  registers the trainers and data sets, and finds a Dassl
@@ -13,7 +15,7 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.utils import collect_env_info, set_random_seed
+from dassl.utils import set_random_seed
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import RunLog, is_finished
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
@@ -27,6 +29,14 @@ def print_args(args, cfg):
         print(f"{key}: {value}")
     print("************\n** Config **\n************")
     print(cfg)
+
+
+def print_environment():
+    """Versions and device, without the subprocesses that torch's full report starts."""
+    print("** System info **")
+    print(f"Dassl {dassl.__version__}" + (" (our stand-in for it: no Dassl is installed)" if hasattr(dassl, "__compat__") else ""))
+    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "open_clip_torch", "numpy", "cma")))
+    print(torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {torch.get_num_threads()} threads, no CUDA device")
 
 
 def reset_cfg(cfg, args):
@@ -93,8 +103,7 @@ def run(args, log):
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print_args(args, cfg)
-    print(f"Dassl {dassl.__version__}" + (" (our stand-in for it: no Dassl is installed)" if hasattr(dassl, "__compat__") else ""))
-    print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+    print_environment()
 
     trainer = build_trainer(cfg)
     if args.no_train and not args.eval_only:

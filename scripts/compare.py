@@ -8,8 +8,11 @@ validation accuracy against queries, both in the output folder. Words to start f
 
 import argparse
 import csv
+import os
+import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tabulate import tabulate
@@ -104,23 +107,26 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--queries", type=int, default=5000, help="training budget of every black-box method")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"of: {'; '.join(METHODS)}")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
     parser.add_argument("--output", default="output/compare")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE options for every run, at the end")
     args = parser.parse_args()
 
-    rows = []
-    with tqdm(total=len(args.methods) * len(args.seeds), unit="run") as bar:
-        for label in args.methods:
-            for seed in args.seeds:
-                bar.set_description(f"{label}, seed {seed}")
-                line = command(args, label, seed)
-                tqdm.write(" ".join(f"'{part}'" if " " in part else part for part in line))
-                done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'a run failed'}\n(exit status {done.returncode} of: {' '.join(line)})")
-                bar.update()
-            runs = [read_run(folder_of(args, label) / f"seed{seed}") for seed in args.seeds]
-            rows.append([label, *row("", runs)[2:]])
+    runs = [(label, seed) for label in args.methods for seed in args.seeds]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))}
+
+    def run(label, seed):
+        line = command(args, label, seed)
+        tqdm.write(shlex.join(line))
+        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        bar.update()
+        return None if done.returncode == 0 else f"{label}, seed {seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
+
+    with tqdm(total=len(runs), unit="run") as bar, ThreadPoolExecutor(args.jobs) as pool:
+        failures = [failure for failure in pool.map(lambda task: run(*task), runs) if failure]
+    if failures:
+        raise SystemExit("\n".join(failures))
+    rows = [[label, *row("", [read_run(folder_of(args, label) / f"seed{seed}") for seed in args.seeds])[2:]] for label in args.methods]
     target = folder_of(args, "x").parent
     table = tabulate(rows, headers=("method", *HEADERS[2:]), tablefmt="github", disable_numparse=True)
     (target / "table.md").write_text(table + "\n", encoding="utf-8")

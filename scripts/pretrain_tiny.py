@@ -5,8 +5,9 @@
 
 `--photos` names a folder with `tiny-imagenet-pretrain-*.npz` (keys jpeg, offsets, labels, classnames); without it the model is trained on
 drawings alone. The loss is supervised-contrastive: every image against one caption of every class, template and synonym drawn anew
-at each step. The first stage stops early and the second lets the learning rate down: trained to its end, the first alone reads Digits too well for
-a stand-in that is to leave something to tuning (between 40 and 65 % zero-shot). Progress is judged on the *training* split of Digits and on photographs set aside; test splits are never read here.
+at each step. Digits are rare among the characters, the first stage stops early, and the second lets the learning rate down: a stand-in that read
+Digits too well would leave nothing to tuning. Progress is judged on the *training* split of Digits and on photographs set aside; test splits
+are never read here.
 `scripts/freeze_tiny.py` turns the result into the files of `trainers/blackbox/assets/`.
 """
 
@@ -291,8 +292,9 @@ def main(args):
             scores = judge(model.cpu().eval(), tokenizer, digits, judged_photos)
             model.to(device).train()
             print(f"step {step + 1} " + " ".join(f"{k} {v:.1f}%" for k, v in scores.items()), flush=True)
-            recipe = {"seed": args.seed, "images": args.images, "batch": args.batch, "lr": args.lr, "step": step + 1, "init": Path(args.init).name if args.init else None, "model": MODEL,
-                      "zero_shot": scores, "photo_classes": [c["names"][0] for c in classes[first_photo:]]}
+            recipe = {"seed": args.seed, "images": args.images, "batch": args.batch, "lr": args.lr, "step": step + 1,
+                      "init": Path(args.init).name if args.init else None, "model": MODEL, "zero_shot": scores,
+                      "photo_classes": [c["names"][0] for c in classes[first_photo:]]}
             torch.save({"state_dict": model.state_dict(), "touched": sorted(touched), "recipe": json.dumps(recipe)}, out / "model.tmp")
             (out / "model.tmp").replace(out / "model.pt")
 

@@ -16,6 +16,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.registry import register_trainer
 from dassl_blackbox.trainers.blackbox.schedules import build_schedule
+from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from support import BLACK_BOX, OURS, TRAINED, assert_same, bill, build, difference, last_checkpoint, spied, test_logits
 
 trained = pytest.mark.parametrize("name", TRAINED)
@@ -217,7 +218,7 @@ PLAIN = {"CraFT": ("TRAINER.CRAFT.HEAD", False), "BPTVLM": ("TRAINER.BPTVLM.N_IM
 @pytest.mark.parametrize("name", [name for name in OURS if words_key(name)])
 def test_at_step_0_from_the_templates_words_it_is_zero_shot(name, data_root, tmp_path):
     zeroshot = build("ZeroshotOracle", data_root, tmp_path)
-    trainer = build(name, data_root, tmp_path, words_key(name), "a photo of the digit", *PLAIN.get(name, ()))
+    trainer = build(name, data_root, tmp_path, words_key(name), TEMPLATES["Digits"].split(" {}")[0], *PLAIN.get(name, ()))
     with torch.no_grad():
         assert trainer.test() == zeroshot.test()
         if name in BLACK_BOX:
