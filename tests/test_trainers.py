@@ -9,7 +9,7 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl_blackbox.trainers.blackbox import checkpoints, files
+from dassl_blackbox.trainers.blackbox import checkpoints, engine, files
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
@@ -120,6 +120,24 @@ def test_the_seed_decides_the_run(run, data_root, budget, tmp_path):
         assert torch.equal(other.learner.theta, trainer.learner.theta) == (seed == 1)
 
 
+def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(data_root, tmp_path, monkeypatch):
+    def drawing(*args, **kwargs):
+        torch.rand(3)
+        return build_oracle(*args, **kwargs)
+
+    build_oracle, batches = engine.build_oracle, []
+    for patch in (build_oracle, drawing):
+        monkeypatch.setattr(engine, "build_oracle", patch)
+        batches.append(next(iter(build("ZIP", data_root, tmp_path).train_loader_x)))
+    assert batches[0]["impath"] == batches[1]["impath"] and torch.equal(batches[0]["img"], batches[1]["img"])
+
+
+def test_fitness_is_the_mean_cross_entropy_of_each_candidate():
+    logits, labels = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, 0])
+    expected = torch.stack([-part.log_softmax(-1)[range(6), labels].mean() for part in logits])
+    assert torch.allclose(BlackBoxTrainer.fitness(None, logits, labels), expected)
+
+
 # Budget, epochs, continuing
 
 # whose losses follow the share of the budget that is spent
@@ -172,9 +190,9 @@ class Forbidden:
         return len(self.loader)
 
 
-@trained
-def test_best_val_selects_on_val_and_never_on_test(name, data_root, budget, tmp_path):
-    trainer = build(name, data_root, tmp_path, *budget(name, 7), "TEST.FINAL_MODEL", "best_val")
+def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_path):
+    name, plain = run[:2]
+    trainer = build(name, data_root, tmp_path, *budget(name, 5, rest=1), "TEST.FINAL_MODEL", "best_val")
     trainer.test_loader, test, end, results = Forbidden(trainer.test_loader), trainer.test, trainer.after_train, []
 
     def tested(split=None):
@@ -190,6 +208,8 @@ def test_best_val_selects_on_val_and_never_on_test(name, data_root, budget, tmp_
     trainer.train()
     on_val = [entry for entry in results if entry[0] == "val"]
     assert len(on_val) >= 2 and [split for split, _, _ in results[len(on_val):]] == [None]
+    assert torch.equal(on_val[-1][2], trainer.optim.solution)     # where the budget ended is looked at too
+    assert torch.equal(trainer.optim.solution, plain.optim.solution)     # and looking changes nothing
     best = max(result for _, result, _ in on_val)
     theta = next(theta for _, result, theta in on_val if result == best)
     assert torch.equal(results[-1][2], theta)     # what is deployed
