@@ -54,18 +54,18 @@ def build_data(trainer):
     """Give a trainer what `SimpleTrainer.build_data_loader` gives it, with `ImageReader`; returns the data manager.
 
     Raises:
-        BlackBoxError: `best_val`, or evaluation on `val`, without a validation split of its own.
+        BlackBoxError: `best_val`, or any evaluation on `val`, without a validation split of its own.
     """
     cfg = trainer.cfg
     trainer.dm = dm = DataManager(cfg, dataset_wrapper=ImageReader)
     trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
     trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
-    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.TEST.SPLIT == "val":
+    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.TEST.SPLIT == "val" or cfg.ORACLE.VAL_EVERY:
         val, test = dm.dataset.val, {item.impath for item in dm.dataset.test}
         if not val or any(item.impath in test for item in val):
-            raise BlackBoxError(f"{cfg.DATASET.NAME} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val) would look "
-                                f"at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
+            raise BlackBoxError(f"{cfg.DATASET.NAME} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val, or "
+                                f"ORACLE.VAL_EVERY) would look at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
     return dm
 
 

@@ -119,8 +119,6 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
                                     f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
-        if self.cfg.ORACLE.VAL_EVERY and not self.val_loader:
-            raise BlackBoxError(f"ORACLE.VAL_EVERY needs a validation split, and {self.cfg.DATASET.NAME} has none. Set it to 0.")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
         self.saved_at = self.spent()
         self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
