@@ -50,7 +50,7 @@ class CMAES:
         if covariance == "diagonal":
             settings["CMA_diagonal"] = True
         elif covariance != "full":
-            settings["CMA_sampler"] = getattr(restricted_gaussian_sampler, COVARIANCES[covariance])
+            settings.update(getattr(restricted_gaussian_sampler, COVARIANCES[covariance]).extend_cma_options())
         settings.update({key: value for key, value in zip(options[::2], options[1::2])})
         try:
             with self.private_random(), warnings.catch_warnings():
