@@ -12,6 +12,7 @@ from pathlib import Path
 import dassl_blackbox  # noqa: F401  registers the trainers and data sets, and finds a Dassl
 import dassl
 import torch
+import yaml
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -79,6 +80,8 @@ def setup_cfg(args):
         cfg.merge_from_list(args.opts)
     except OSError as e:
         raise BlackBoxError(f"The configuration file {e.filename} cannot be read ({e.strerror}).") from e
+    except yaml.YAMLError as e:
+        raise BlackBoxError(f"The configuration file {path} is not YAML ({' '.join(str(e).split())}).") from e
     except (KeyError, ValueError, AssertionError) as e:
         raise BlackBoxError(f"The configuration does not resolve: {e.args[0] if e.args else e}. Keys are those of Dassl and of "
                             f"trainers/blackbox/config.py; options come as KEY VALUE pairs.") from e
@@ -109,13 +112,16 @@ def run(args, log):
     if args.no_train and not args.eval_only:
         print(f"This run would cost {trainer.describe_cost()}" if hasattr(trainer, "describe_cost") else "No queries are counted here")
         return
-    log.open(cfg.OUTPUT_DIR)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        log.open(cfg.OUTPUT_DIR)
         trainer.test()
         if hasattr(trainer, "oracle"):
             print(trainer.oracle.summary())
         return
+    if hasattr(trainer, "check_budget"):
+        trainer.check_budget()
+    log.open(cfg.OUTPUT_DIR)
     write_atomically(config_file, cfg.dump().encode())
     trainer.train()
 
@@ -127,7 +133,9 @@ def main(args):
             run(args, log)
         except (BlackBoxError, DatasetError) as e:
             # an error that crossed from a loader's worker process carries that process's traceback before the sentence
-            sentence = str(e).strip().splitlines()[-1].split("Error: ", 1)[-1]
+            sentence = str(e).strip().splitlines()[-1]
+            if "Original Traceback" in str(e):
+                sentence = sentence.split(f"{type(e).__name__}: ", 1)[-1]
             log.note(f"error: {sentence}")
             print(f"error: {sentence}", file=sys.stderr)
             return 1

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 import train
+from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import optimizers
+from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
@@ -61,8 +63,16 @@ def build(*args, **kwargs):
 
 def process(script, *args):
     """A script of the checkout in a process of its own."""
-    return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)},
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=REPO, env={**os.environ, "PYTHONPATH": path},
                           capture_output=True, text=True, timeout=300)
+
+
+def defaults():
+    """Dassl's configuration with our nodes."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    return cfg
 
 
 def bill(folder):
@@ -78,6 +88,11 @@ def last_checkpoint(folder, name="prompt_learner"):
     """Content of the checkpoint that the pointer file names."""
     folder = Path(folder) / name
     return torch.load(folder / (folder / "checkpoint").read_text().split("\n")[0], weights_only=True)
+
+
+def random_sources(checkpoint):
+    """The random states in a checkpoint without CUDA's, which depend on the machine and are drawn from by nothing here."""
+    return {name: state for name, state in checkpoint["blackbox"]["rng"].items() if name != "cuda"}
 
 
 def assert_same(a, b):

@@ -11,7 +11,7 @@ import torch
 from dassl_blackbox import results
 from dassl_blackbox.trainers.blackbox.files import save_state
 from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
-from support import TRAINED, accuracy, arguments, assert_same, bill, last_checkpoint, process, run
+from support import TRAINED, accuracy, arguments, assert_same, bill, last_checkpoint, process, random_sources, run
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,8 @@ def test_bad_input_is_a_sentence_and_leaves_nothing(data_root, tmp_path, capsys,
 @pytest.mark.parametrize("name", [*TRAINED, "WhiteBox"])
 def test_a_context_that_leaves_no_room_for_the_class_names(data_root, tmp_path, capsys, name):
     options = f"TRAINER.{name.upper()}.N_CTX", 74, f"TRAINER.{name.upper()}.CTX_INIT", ""
-    assert "The class name 'zero' takes 2 tokens with its template; with 74 context tokens" in sentence(capsys, name, data_root, tmp_path / "out", *options)
+    text = sentence(capsys, name, data_root, tmp_path / "out", *options)
+    assert "The class name 'zero' takes 2 tokens with its template; with 74 context tokens" in text
     assert not (tmp_path / "out").exists()
 
 
@@ -219,6 +220,15 @@ def test_an_image_that_a_worker_cannot_decode_is_named(broken, tmp_path):
     assert failed.stderr.splitlines()[-1].startswith(f"error: The image {broken[0]} cannot be decoded (")
 
 
+def test_logits_that_are_not_finite_name_the_query(data_root, tmp_path, capsys):
+    state = tiny_state_dict()
+    state["logit_scale"] = torch.tensor(float("nan"))
+    save_state(tmp_path / "nan.pt", state)
+    text = sentence(capsys, "ZIP", data_root, tmp_path / "out", "MODEL.BACKBONE.NAME", tmp_path / "nan.pt")
+    assert "logits of training query 10 are not finite" in text
+    assert bill(tmp_path / "out")["training"]["queries"] == 10
+
+
 # Checkpoints that do not fit
 
 def another_method(folder):
@@ -257,6 +267,14 @@ def test_a_checkpoint_that_does_not_fit(runs, data_root, tmp_path, capsys, chang
     assert re.search(words, sentence(capsys, "ZIP", data_root, tmp_path / "out", *options, flags=flags))
     if how == "--eval-only":
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trained_with", [True, False])
+def test_a_checkpoint_with_or_without_a_head(data_root, tmp_path, capsys, budget, trained_with):
+    assert run("CraFT", data_root, tmp_path / "run", *budget("CraFT", 1), "TRAINER.CRAFT.HEAD", trained_with) == 0
+    flags = "--eval-only", "--model-dir", tmp_path / "run"
+    assert "head" in sentence(capsys, "CraFT", data_root, tmp_path / "out", "TRAINER.CRAFT.HEAD", not trained_with, flags=flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
@@ -314,7 +332,8 @@ def test_parse_test_res(runs, monkeypatch, capsys, ci95):
 
 def test_parse_test_res_of_several_experiments(runs, monkeypatch, capsys):
     out = parsed(monkeypatch, capsys, parse_test_res, runs, "--multi-exp")
-    means = [statistics.mean(float(printed(log.parent).rstrip("%")) for log in (runs / name).glob("*/log.txt")) for name in ("WhiteBox", "ZIP", "ZeroshotOracle")]
+    means = [statistics.mean(float(printed(log.parent).rstrip("%")) for log in (runs / name).glob("*/log.txt"))
+             for name in ("WhiteBox", "ZIP", "ZeroshotOracle")]
     assert f"Average performance\n* accuracy: {statistics.mean(means):.2f}%" in out
     assert "queries: –." in out and "queries: 0." in out     # no count is not a count of 0
 
@@ -359,4 +378,4 @@ def test_two_processes_that_run_alike_are_alike(runs, data_root, tmp_path):
     assert run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 47) == 0
     here, there = last_checkpoint(tmp_path), last_checkpoint(runs / "ZIP" / "seed1")
     assert_same(here["state_dict"], there["state_dict"])
-    assert_same(here["blackbox"]["rng"], there["blackbox"]["rng"])
+    assert_same(random_sources(here), random_sources(there))

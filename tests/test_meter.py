@@ -96,7 +96,8 @@ def test_37_queries_in_steps_of_10_stop_at_30(tmp_path):
 
 
 @pytest.mark.parametrize("limits, answers", [
-    ({"max_queries": 40}, 4), ({"max_image_queries": 200}, 2), ({"max_queries": 40, "max_image_queries": 100}, 1), ({"max_queries": 9}, 0), ({}, None),
+    ({"max_queries": 40}, 4), ({"max_image_queries": 200}, 2), ({"max_queries": 40, "max_image_queries": 100}, 1), ({"max_queries": 9}, 0),
+    ({}, None),
 ])
 def test_both_budgets_bind(tmp_path, limits, answers):
     meter, path = metered(tmp_path, **limits)

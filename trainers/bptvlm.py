@@ -8,6 +8,7 @@ from .blackbox.errors import one_of
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import TwoProjections, initial_context
 from .blackbox.registry import register_trainer
+from .blackbox.rng import child_seed
 
 FOCAL_GAMMA = 2.0
 
@@ -33,7 +34,7 @@ class BPTVLM(BlackBoxTrainer):
             start = torch.zeros_like(start)
         space = TwoProjections(description, start, bpt.N_IMAGE, bpt.DIM_TEXT, bpt.DIM_IMAGE, bpt.SIGMA, generator)
         optimizer = CMAES(space.origin.to(self.device), bpt.SIGMA, bpt.POPULATION, covariance=bpt.COVARIANCE, result="best", options=bpt.CMA_OPTIONS,
-                          seed=generator.initial_seed())
+                          seed=child_seed(generator))
         return space, optimizer
 
     def fitness(self, logits, labels):

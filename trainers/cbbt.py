@@ -8,6 +8,7 @@ from .blackbox.heads import FeatureAdapter
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import TokenSpace, initial_context
 from .blackbox.registry import register_trainer
+from .blackbox.rng import child_seed
 from .blackbox.schedules import build_schedule
 
 
@@ -28,7 +29,7 @@ class CBBT(BlackBoxTrainer):
         cbbt, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM
         space = TokenSpace(initial_context(self.oracle, cbbt.CTX_INIT, cbbt.N_CTX, generator))
         optimizer = RandomDirections(space.origin.to(self.device), q=cbbt.Q, clip=cbbt.CLIP, lr=optim.LR, weight_decay=optim.WEIGHT_DECAY,
-                                     seed=generator.initial_seed())
+                                     seed=child_seed(generator))
         return space, optimizer
 
     def build_head(self):

@@ -10,6 +10,7 @@ from .blackbox.optimizers import CMAES
 from .blackbox.oracle.meter import query_cost
 from .blackbox.prompts import RandomProjection, initial_context
 from .blackbox.registry import register_trainer
+from .blackbox.rng import child_seed
 
 
 def divergence(p, q):
@@ -33,7 +34,7 @@ class CraFT(BlackBoxTrainer):
         start = initial_context(self.oracle, craft.CTX_INIT, craft.N_CTX, generator)
         space = RandomProjection(start, craft.DIM, craft.STD, generator)
         optimizer = CMAES(space.origin.to(self.device), craft.SIGMA, craft.POPULATION, bound=craft.BOUND, covariance=craft.COVARIANCE, result="mean",
-                          options=craft.CMA_OPTIONS, seed=generator.initial_seed())
+                          options=craft.CMA_OPTIONS, seed=child_seed(generator))
         return space, optimizer
 
     def build_head(self):

@@ -58,6 +58,7 @@ class WhiteBox(TrainerX):
         generator.manual_seed(self.cfg.SEED) if self.cfg.SEED >= 0 else generator.seed()
         words = self.cfg.TRAINER.WHITEBOX
         start = initial_context(self, words.CTX_INIT, words.N_CTX, generator)
+        self.text.check(len(start))
         self.model = WhiteBoxPrompt(self.loaded, self.text, start).to(self.device)
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_schedule(self.optim, self.cfg.OPTIM)
@@ -90,6 +91,8 @@ class WhiteBox(TrainerX):
             return
         path = checkpoints.choose(f"{directory}/prompt_learner", epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
         state = load_state(path)
+        if "ctx" not in state.get("state_dict", {}):
+            raise BlackBoxError(f"{path} is not a checkpoint of WhiteBox. Give the folder of a WhiteBox run.")
         if state["state_dict"]["ctx"].shape != self.model.ctx.shape:
             raise BlackBoxError(f"{path} has a context of {tuple(state['state_dict']['ctx'].shape)}, this run one of {tuple(self.model.ctx.shape)}. Give the "
                                 f"same N_CTX or CTX_INIT, and the same backbone, as in training.")

@@ -35,6 +35,9 @@ class ZeroshotOracle(BlackBoxTrainer):
     def build_model(self):
         self.learner = NoContext(self.oracle.description.width).to(self.device)
 
+    def check_budget(self):
+        pass
+
     def describe_cost(self):
         return "no training queries"
 

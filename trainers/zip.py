@@ -4,6 +4,7 @@ from .blackbox.engine import BlackBoxTrainer
 from .blackbox.optimizers import SPSA
 from .blackbox.prompts import LowRankSpace, initial_context
 from .blackbox.registry import register_trainer
+from .blackbox.rng import child_seed
 
 
 @register_trainer
@@ -18,5 +19,5 @@ class ZIP(BlackBoxTrainer):
         start = initial_context(self.oracle, zip.CTX_INIT, zip.N_CTX, generator)
         space = LowRankSpace(start, zip.ID, zip.RANK, generator)
         optimizer = SPSA(space.origin.to(self.device), rule=zip.RULE, average=zip.SP_AVG, o=zip.O, c=zip.C, a=zip.A, alpha=zip.ALPHA,
-                         gamma=zip.GAMMA, beta=zip.BETA, seed=generator.initial_seed())
+                         gamma=zip.GAMMA, beta=zip.BETA, seed=child_seed(generator))
         return space, optimizer

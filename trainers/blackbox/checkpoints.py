@@ -55,9 +55,10 @@ def load(path, trainer):
         raise BlackBoxError(f"{path} was made with the backbone {made['backbone']}, this run uses {here['backbone']}, and their weights differ. Give the "
                             f"same MODEL.BACKBONE.NAME as in training.")
     shapes = {k: tuple(v.shape) for k, v in trainer.learner.state_dict().items()}
-    for k, v in state["state_dict"].items():
-        if shapes.get(k) != tuple(v.shape):
-            raise BlackBoxError(f"{path} has a prompt of another size: '{k}' is {tuple(v.shape)} there and {shapes.get(k, 'absent')} here. Give the "
+    saved = {k: tuple(v.shape) for k, v in state["state_dict"].items()}
+    for k in {**shapes, **saved}:
+        if shapes.get(k) != saved.get(k):
+            raise BlackBoxError(f"{path} has a prompt of another size: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the "
                                 f"same N_CTX, CTX_INIT and dimensions as in training.")
     return state
 
@@ -98,6 +99,9 @@ class Checkpointed:
     def resume_model_if_exist(self, directory):
         path = newest(self.folder(directory))
         if path is None:
+            if self.cfg.RESUME:
+                raise BlackBoxError(f"No checkpoint to resume from in {self.folder(directory)}. --resume takes the output folder of an earlier run; without it, a "
+                                    f"run goes on from its own output folder.")
             if self.spent():
                 print(f"A run that left no checkpoint spent {self.spent():,} queries here; they stay on the bill")
             return 0

@@ -14,7 +14,7 @@ from .data import build_data, match_input, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
-from .rng import rng_state, set_rng_state
+from .rng import child_seed, rng_state, set_rng_state
 
 
 class PromptLearner(nn.Module):
@@ -75,13 +75,14 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
         space, self.optim = self.build_recipe(generator)
         self.space = space.to(self.device)
         with torch.random.fork_rng(devices=[]):   # a head's first weights come from the run's seed, and leave the loaders' draws alone
-            torch.manual_seed(generator.initial_seed())
+            torch.manual_seed(child_seed(generator))
             self.head, self.head_optim = self.build_head()
         self.learner = PromptLearner(self.space, self.optim.solution, self.head).to(self.device)
         self.sched = self.build_sched()
         self.register_model(self.model_name, self.learner, self.optim, self.sched)
         self.batches_done, self.epoch_rng = 0, None
-        longest = self.learner()     # a context that does not fit is an error now, not after the first epoch
+        longest = self.learner()
+        self.oracle.check(longest.contexts.shape[1])     # a context that does not fit is an error now, not after the first epoch
         print(f"{self.cfg.TRAINER.NAME}: {len(self.learner.theta):,} tuned numbers, context {tuple(longest.contexts.shape[1:])}")
 
     def step_cost(self):
@@ -111,12 +112,19 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
             self.select_best()
             self.save_model(self.max_epoch - 1, self.output_dir)
             self.after_train()
+        finally:
+            if hasattr(self, "bar"):
+                self.bar.close()    # an error's sentence begins on a line of its own
 
-    def before_train(self):
+    def check_budget(self):
+        """Raise unless the budget pays for one step."""
         for unit, cost, limit in zip(UNITS, self.step_cost(), self.oracle.limits.values()):
             if limit and cost > limit:
                 raise BlackBoxError(f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "
                                     f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
+
+    def before_train(self):
+        self.check_budget()
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x

@@ -23,8 +23,11 @@ def write_atomically(path, content):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:   # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
+    except BaseException as e:
+        if temporary.is_file():
+            temporary.unlink()
+        if not isinstance(e, (OSError, RuntimeError)):   # torch.save reports a full disk as a RuntimeError
+            raise
         raise BlackBoxError(f"Could not write {path} ({e}). What was there before is whole; make room or choose another OUTPUT_DIR, "
                             f"then run the same command again to resume.") from e
 

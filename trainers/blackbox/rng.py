@@ -6,6 +6,11 @@ import numpy as np
 import torch
 
 
+def child_seed(generator):
+    """A seed for another source, drawn from this one, so that the two streams have nothing in common."""
+    return int(torch.randint(2 ** 31, (1,), generator=generator))
+
+
 def rng_state():
     """Python's, NumPy's, torch's and CUDA's global states: tensors and plain values only, for a checkpoint."""
     version, internal, gauss = random.getstate()

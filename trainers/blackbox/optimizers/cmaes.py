@@ -16,6 +16,11 @@ COVARIANCES = {"full": None, "diagonal": "diagonal", "vd": "GaussVDSampler", "vk
 RESULTS = ("mean", "best")
 
 
+def global_randn(*shape):
+    """NumPy's global source, by name: pickling `np.random.randn` itself would copy the source, and a loaded state would draw from that copy."""
+    return np.random.randn(*shape)
+
+
 class CMAES:
     """Asks for a generation, is told its losses. Its own stop criteria are ignored: the budget decides.
 
@@ -44,7 +49,7 @@ class CMAES:
             raise BlackBoxError(f"CMA_OPTIONS is a list of pairs [key, value, ...]; {list(options)} has an odd number of entries.")
         self.population, self.result, self.device, self.dtype = population, result, start.device, start.dtype
         self.numpy_state = np.random.RandomState(seed % 2 ** 32).get_state()
-        settings = {"popsize": population, "seed": np.nan, "verbose": -9, "verb_log": 0, "signals_filename": None}
+        settings = {"popsize": population, "seed": np.nan, "randn": global_randn, "verbose": -9, "verb_log": 0, "signals_filename": None}
         if bound:
             settings["bounds"] = [-bound, bound]
         if covariance == "diagonal":

@@ -67,6 +67,9 @@ class Oracle(ABC):
     def set_classes(self, names, template="{}."):
         """Name the C classes. The text of a class is the template with its name in the slot; contexts go in front of that text."""
 
+    def check(self, n):
+        """Raise BlackBoxError unless n context tokens fit in front of every class's text."""
+
     @abstractmethod
     def embed(self, words):
         """Token embeddings of the given words: `[n, D]`."""

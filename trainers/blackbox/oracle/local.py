@@ -42,6 +42,9 @@ class LocalOracle(Oracle):
         self.text.set_classes(names, template)
         self.last_contexts = self.last_features = None
 
+    def check(self, n):
+        self.text.check(n)
+
     @torch.no_grad()
     def embed(self, words):
         return self.text.embed(words)

@@ -39,7 +39,7 @@ class Meter(Oracle):
                     self.at_least(json.load(f))
             except FileNotFoundError:
                 pass
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
                 raise BlackBoxError(f"The bill {record} cannot be read ({e}). Mend it, or move it away to start counting from 0.") from e
 
     @property
@@ -100,6 +100,9 @@ class Meter(Oracle):
 
     def set_classes(self, names, template="{}."):
         self.inner.set_classes(names, template)
+
+    def check(self, n):
+        self.inner.check(n)
 
     def embed(self, words):
         return self.inner.embed(words)
