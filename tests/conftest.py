@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")    # of this process and of those it starts: runs are compared bit for bit
+os.environ["OMP_NUM_THREADS"] = "1"    # of this process and of those it starts: runs are compared bit for bit
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: E402, F401  first: it puts compat/dassl on the path where no Dassl is installed
