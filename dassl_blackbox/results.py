@@ -28,7 +28,8 @@ def groups(root):
     for log in sorted(Path(root).rglob("log.txt")):
         run = read_run(log.parent)
         if run is not None:
-            found.setdefault(str(log.parent.parent.relative_to(root)), []).append(run)
+            group = log.parent if log.parent == Path(root) else log.parent.parent
+            found.setdefault(str(group.relative_to(root)), []).append(run)
     return found
 
 

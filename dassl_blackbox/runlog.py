@@ -78,7 +78,10 @@ def read_metrics(log, end_signal=END_OF_TRAINING):
     Only the last life of a run counts: one that was continued and crashed has no result, whatever its first life ended with.
     """
     metrics, ready = {}, False
-    for line in Path(log).read_text(encoding="utf-8").rsplit(LIFE, 1)[-1].splitlines():
+    lives = Path(log).read_text(encoding="utf-8").split(LIFE)
+    if end_signal == END_OF_TRAINING:   # an evaluation afterwards leaves the training's result standing
+        lives = [life for life in lives if "\neval_only: True\n" not in life] or [""]
+    for line in lives[-1].splitlines():
         line = line.strip()
         ready = ready or line == end_signal
         match = re.match(r"\* ([\w ]+): ([\d.eE+-]+)%", line)

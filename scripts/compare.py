@@ -24,6 +24,7 @@ from dassl_blackbox.runlog import read_run
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 
 HOME = Path(__file__).resolve().parents[1]
+# The adapter joins after one epoch: a small budget can end before the tenth, where the paper lets it in.
 # label: (trainer, whether a budget and a curve apply, further options; {words} are the template's)
 METHODS = {
     "zero-shot": ("ZeroshotOracle", False, []),
@@ -31,7 +32,8 @@ METHODS = {
     "ZIP, from words": ("ZIP", True, ["TRAINER.ZIP.CTX_INIT", "{words}"]),
     "CBBT": ("CBBT", True, []),
     "CBBT, from the template": ("CBBT", True, ["TRAINER.CBBT.CTX_INIT", "{words}"]),
-    "CBBT + adapter": ("CBBT", True, ["TRAINER.CBBT.ADAPTER", "True", "ORACLE.GRANTS", "('logits', 'features')"]),
+    "CBBT + adapter": ("CBBT", True, ["TRAINER.CBBT.ADAPTER", "True", "ORACLE.GRANTS", "('logits', 'features')",
+                                       "TRAINER.CBBT.ADAPTER_EPOCH", "1"]),
     "CraFT, prompt alone": ("CraFT", True, ["TRAINER.CRAFT.HEAD", "False"]),
     "CraFT": ("CraFT", True, []),
     "BPT-VLM": ("BPTVLM", True, []),
@@ -49,7 +51,7 @@ def registered_name(dataset):
 
 
 def folder_of(args, label):
-    return Path(args.output) / args.dataset / f"{args.shots}shots_{args.queries}queries" / label.replace(", ", "_").replace(" ", "-")
+    return Path(args.output) / args.dataset / f"{args.cfg}_{args.shots}shots_{args.queries}queries" / label.replace(", ", "_").replace(" ", "-")
 
 
 def command(args, label, seed):

@@ -4,8 +4,8 @@
 # From the environment: DATA (folder of the data sets, default data), SEEDS (default "1 2 3"), OUTPUT (default output), and TAG, which is added
 # to the name of the run where options make it another experiment. A finished run is skipped, a crashed one is resumed.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 [ $# -ge 4 ] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+source "$(dirname "$0")/setup.sh"
 
 TRAINER=$1 DATASET=$2 CFG=$3 SHOTS=$4
 shift 4

@@ -69,6 +69,16 @@ def identity(trainer):
     return {"method": trainer.cfg.TRAINER.NAME, "backbone": description.name, "weights": description.fingerprint}
 
 
+# what may differ between the lives of a run: budgets, and where and how often it reads and writes
+FREE = {"ORACLE": ("MAX_QUERIES", "MAX_IMAGE_QUERIES", "SAVE_EVERY", "VAL_EVERY"), "OPTIM": ("MAX_EPOCH",), "DATASET": ("ROOT",),
+        "DATALOADER": ("NUM_WORKERS", "TEST"), "INPUT": (), "TRAINER": ()}
+
+
+def settings(cfg):
+    """What must agree for a run to go on: {section: its resolved settings, as text}."""
+    return {"SEED": str(cfg.SEED), **{node: str({k: v for k, v in sorted(cfg[node].items()) if k not in free}) for node, free in FREE.items()}}
+
+
 class Checkpointed:
     """The part of `BlackBoxTrainer` that saves, resumes and loads; `save_model`, `resume_model_if_exist` and `load_model` are Dassl's."""
 
@@ -86,7 +96,7 @@ class Checkpointed:
             "scheduler": self.sched.state_dict() if self.sched else None, "val_result": val_result,
             "blackbox": {
                 "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
-                "identity": identity(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
+                "identity": identity(self), "settings": settings(self.cfg), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
                 "best_result": float(self.best_result), "counts": self.oracle.counts,
             },
         }, self.folder(self.output_dir), name, is_newest)
@@ -97,7 +107,8 @@ class Checkpointed:
         print(f"Checkpoint saved to {path} ({self.spent():,} queries)")
 
     def resume_model_if_exist(self, directory):
-        path = newest(self.folder(directory))
+        # a run that was resumed from elsewhere goes on from its own folder once it has saved there
+        path = newest(self.folder(self.output_dir)) or newest(self.folder(directory))
         if path is None:
             if self.cfg.RESUME:
                 raise BlackBoxError(f"No checkpoint to resume from in {self.folder(directory)}. --resume takes the output folder of an earlier run; without it, a "
@@ -107,12 +118,17 @@ class Checkpointed:
             return 0
         state = load(path, self)
         extra = state["blackbox"]
+        differ = [node for node, value in settings(self.cfg).items() if extra["settings"].get(node) != value]
+        if differ:
+            raise BlackBoxError(f"{path} was made with other settings ({', '.join(differ)}), and a run goes on only as it began. Choose another --output-dir, "
+                                f"or give the same configuration; budgets may grow.")
         self.learner.load_state_dict(state["state_dict"])
         self.optim.load_state_dict(state["optimizer"])
         for part, saved in ((self.sched, state["scheduler"]), (self.head_optim, extra["head_optimizer"])):
             if part is not None:
                 part.load_state_dict(saved)
         self.oracle.at_least(extra["counts"])
+        self.oracle.take_over(f"{directory}/queries.json")   # what was spent after the checkpoint, too
         self.best_result = extra["best_result"]
         self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
         print(f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.spent():,} queries on the bill")

@@ -138,8 +138,8 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
     def upload_set(self):
         """The training images, in order and un-augmented, and their labels `[N]`. An upload is no query."""
         loader = ordered_loader(self.cfg, self.dm.dataset.train_x)
-        parts = [self.parse_batch_train(batch) for batch in loader]
-        return self.oracle.upload(torch.cat([images for images, _ in parts])), torch.cat([labels for _, labels in parts])
+        parts = [(batch["img"], batch["label"]) for batch in loader]
+        return self.oracle.upload(torch.cat([images for images, _ in parts])), torch.cat([labels for _, labels in parts]).to(self.device)
 
     def run_epoch(self):
         self.set_model_mode("train")

@@ -10,6 +10,4 @@ from .cmaes import CMAES
 from .directions import RandomDirections
 from .spsa import SPSA
 
-OPTIMIZERS = {"SPSA": SPSA, "RandomDirections": RandomDirections, "CMAES": CMAES}
-
-__all__ = ["CMAES", "OPTIMIZERS", "RandomDirections", "SPSA"]
+__all__ = ["CMAES", "RandomDirections", "SPSA"]

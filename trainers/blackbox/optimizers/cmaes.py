@@ -114,7 +114,7 @@ class CMAES:
         }
 
     def load_state_dict(self, state):
-        """Put back a state. pycma's is a pickle: it is only ever read from a run's own folder."""
+        """Put back a state. pycma's is a pickle: only resuming reads it, and only from runs that one trusts; evaluation never does."""
         self.es = pickle.loads(state["es"].cpu().numpy().tobytes())
         self.best, self.best_loss = state["best"].to(self.device, self.dtype), state["best_loss"]
         r = state["random"]

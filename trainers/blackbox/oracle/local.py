@@ -54,13 +54,14 @@ class LocalOracle(Oracle):
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
             raise BlackBoxError(f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} takes [B, 3, {size[0]}, {size[1]}].")
         name = Images(len(images))
-        self.pixels[name] = images.to(self.device)
+        # with image tokens every candidate asks for the pixels again; without, each image goes to the device once, in parts
+        self.pixels[name] = images.to(self.device) if "image_tokens" in self.grants else images
         return name
 
     def visual(self, pixels):
         """Normalised features `[B, E]`, float32, in the tower's own precision."""
         with self.autocast():
-            parts = [self.model.encode_image(part.to(self.dtype)) for part in pixels.split(QUERY_IMAGES)]
+            parts = [self.model.encode_image(part.to(self.device, self.dtype)) for part in pixels.split(QUERY_IMAGES)]
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
     def features_of(self, images):

@@ -34,13 +34,7 @@ class Meter(Oracle):
         self.purpose = "training"
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
         if record is not None:
-            try:
-                with open(record, encoding="utf-8") as f:
-                    self.at_least(json.load(f))
-            except FileNotFoundError:
-                pass
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-                raise BlackBoxError(f"The bill {record} cannot be read ({e}). Mend it, or move it away to start counting from 0.") from e
+            self.take_over(record)
 
     @property
     def description(self):
@@ -53,6 +47,16 @@ class Meter(Oracle):
     @property
     def client(self):
         return self.inner.client
+
+    def take_over(self, record):
+        """Raise the counts to those of a bill on disk, if there is one."""
+        try:
+            with open(record, encoding="utf-8") as f:
+                self.at_least(json.load(f))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise BlackBoxError(f"The bill {record} cannot be read ({e}). Mend it, or move it away to start counting from 0.") from e
 
     def at_least(self, counts):
         """Raise the counts to those given: a resumed run takes over the bill of its first life."""

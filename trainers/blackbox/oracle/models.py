@@ -74,6 +74,8 @@ def load_model(name, precision="fp32", device="cpu"):
 
 
 def load_open_clip(arch, pretrained, precision, device):
+    if open_clip.get_model_config(arch)["text_cfg"].get("hf_tokenizer_name"):
+        raise BlackBoxError(f"{arch} has a tokenizer of Hugging Face, and contexts need CLIP's own. Choose a CLIP model without one.")
     try:
         model = open_clip.create_model(arch, pretrained=pretrained, precision=precision, device=device, require_pretrained=True)
     except Exception as e:   # open_clip wraps whatever its download raised

@@ -80,7 +80,7 @@ def encode(tower, contexts, ids, end, budget):
         for classes in buckets:
             suffix = words[classes, n + 1:int(end[classes[0]]) + 1]
             rows = torch.arange(len(part) * len(classes), device=ids.device)
-            pieces = [encode_suffix(blocks, suffix[r % len(classes)], kept, r // len(classes)) for r in rows.split(max(1, budget // suffix.shape[1]))]
+            pieces = [encode_suffix(blocks, suffix[r % len(classes)], kept, r // len(classes)) for r in rows.split(max(1, budget // (n + 1 + suffix.shape[1])))]
             found.append(torch.cat(pieces).unflatten(0, (len(part), -1)))
         states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
     return torch.cat(states)
