@@ -12,7 +12,7 @@ from dassl_blackbox.datasets.base import DatasetError, FewShotDataset, Row, regi
 from dassl_blackbox.datasets.table import ROWS
 
 from dassl.config import get_cfg_default
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.utils import set_random_seed
 from PIL import Image
 

@@ -1,21 +1,15 @@
 """The contract of every black-box trainer, by being registered; the white-box ceiling; registration, defaults, schedules, files."""
 
-import json
-import math
 import re
-import resource
 
 import pytest
 import torch
 from dassl.config import get_cfg_default
-from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl_blackbox.trainers.blackbox import checkpoints, engine, files
+from dassl_blackbox.trainers.blackbox import checkpoints, engine
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.registry import register_trainer
-from dassl_blackbox.trainers.blackbox.schedules import build_schedule
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from support import BLACK_BOX, OURS, TRAINED, assert_same, bill, build, difference, last_checkpoint, spied, test_logits
 
