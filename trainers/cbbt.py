@@ -58,15 +58,13 @@ class CBBT(BlackBoxTrainer):
             self.head.active.fill_(True)
         with torch.no_grad():
             logits = scale * self.head(image) @ text.transpose(1, 2)
-        losses = self.fitness(logits, labels)
-        self.optim.tell(losses)
-        self.learner.theta.copy_(self.optim.solution)
+        summary = self.tell(logits, labels)
         if self.head.active:
             self.head_optim.zero_grad()
             # text[0] is the prompt before this step: reading it anew would cost a query
             F.cross_entropy(scale * self.head(image) @ text[0].T, labels).backward()
             self.head_optim.step()
-        return {"loss": losses.mean().item(), "acc": 100 * (logits.argmax(-1) == labels).float().mean().item()}
+        return summary
 
     def model_inference(self, images):
         if self.head is None:

@@ -16,6 +16,7 @@ from .blackbox.oracle.models import load_model
 from .blackbox.oracle.text import TextPath
 from .blackbox.prompts import initial_context
 from .blackbox.registry import register_trainer
+from .blackbox.rng import seeded_generator
 from .blackbox.schedules import build_schedule
 
 
@@ -54,8 +55,7 @@ class WhiteBox(TrainerX):
 
     def build_model(self):
         print("White-box: gradients cross the model, nothing here is a black-box result")
-        generator = torch.Generator()
-        generator.manual_seed(self.cfg.SEED) if self.cfg.SEED >= 0 else generator.seed()
+        generator = seeded_generator(self.cfg.SEED)
         words = self.cfg.TRAINER.WHITEBOX
         start = initial_context(self, words.CTX_INIT, words.N_CTX, generator)
         self.text.check(len(start))

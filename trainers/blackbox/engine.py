@@ -14,7 +14,7 @@ from .data import build_data, match_input, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
-from .rng import child_seed, rng_state, set_rng_state
+from .rng import child_seed, rng_state, seeded_generator, set_rng_state
 
 
 class PromptLearner(nn.Module):
@@ -70,8 +70,7 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
         self.oracle.set_classes(self.dm.dataset.classnames)
 
     def build_model(self):
-        generator = torch.Generator()
-        generator.manual_seed(self.cfg.SEED) if self.cfg.SEED >= 0 else generator.seed()
+        generator = seeded_generator(self.cfg.SEED)
         space, self.optim = self.build_recipe(generator)
         self.space = space.to(self.device)
         with torch.random.fork_rng(devices=[]):   # a head's first weights come from the run's seed, and leave the loaders' draws alone
@@ -191,7 +190,10 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
         """
         images, labels = self.examples(batch)
         candidates = self.optim.ask()
-        logits = self.oracle.query(images, *self.space(candidates))
+        return self.tell(self.oracle.query(images, *self.space(candidates)), labels)
+
+    def tell(self, logits, labels):
+        """Tell the optimiser what the candidates' logits `[P, B, C]` are worth, and put its solution to use; returns the step's summary."""
         losses = self.fitness(logits, labels)
         self.optim.tell(losses)
         self.learner.theta.copy_(self.optim.solution)

@@ -6,6 +6,13 @@ import numpy as np
 import torch
 
 
+def seeded_generator(seed):
+    """A source of its own for a run's random matrices; as in Dassl, a negative seed randomises."""
+    generator = torch.Generator()
+    generator.manual_seed(seed) if seed >= 0 else generator.seed()
+    return generator
+
+
 def child_seed(generator):
     """A seed for another source, drawn from this one, so that the two streams have nothing in common."""
     return int(torch.randint(2 ** 31, (1,), generator=generator))
