@@ -266,7 +266,7 @@ def test_an_answer_that_is_changed_does_not_change_the_next(loaded):
 @pytest.mark.parametrize("grants", [("logits",), EVERYTHING])
 def test_an_upload_is_encoded_once_and_freed_with_its_name(loaded, grants):
     oracle, visual = oracle_over(load_model("tiny"), grants), None
-    visual, images = counter(oracle.model.visual), pixels(oracle)
+    visual, images = counter(oracle.model.visual.ln_post), pixels(oracle)
     kept, name = weakref.ref(images), oracle.upload(images)
     del images
     for seed in range(3):

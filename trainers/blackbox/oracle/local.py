@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import BlackBoxError, one_of
+from . import patches
 from .interface import GRANTS, QUERY_IMAGES, Images, Oracle
-from .text import TextPath
+from .text import TextPath, budget
 
 
 class LocalOracle(Oracle):
@@ -28,10 +29,11 @@ class LocalOracle(Oracle):
         self.model, self.device, self.precision = loaded.model, loaded.device, loaded.precision
         self.description, self.grants, self.client = loaded.description, frozenset(grants), client
         self.text = TextPath(loaded)
+        self.short = patches.fits(self.model.visual)
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(loaded.precision, torch.float32)
         self.scale = self.model.logit_scale.detach().float().exp()
         self.bias = 0.0 if self.model.logit_bias is None else self.model.logit_bias.detach().float()
-        self.pixels, self.encoded = WeakKeyDictionary(), WeakKeyDictionary()
+        self.pixels, self.patches, self.encoded = WeakKeyDictionary(), WeakKeyDictionary(), WeakKeyDictionary()
         self.last_contexts = self.last_features = None
 
     def autocast(self):
@@ -54,40 +56,59 @@ class LocalOracle(Oracle):
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
             raise BlackBoxError(f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} takes [B, 3, {size[0]}, {size[1]}].")
         name = Images(len(images))
-        # with image tokens every candidate asks for the pixels again; without, each image goes to the device once, in parts
-        self.pixels[name] = images.to(self.device) if "image_tokens" in self.grants else images
+        self.pixels[name] = images   # they go to the device in parts, when they are first asked about
         return name
 
-    def visual(self, pixels):
-        """Normalised features `[B, E]`, float32, in the tower's own precision."""
-        with self.autocast():
-            parts = [self.model.encode_image(part.to(self.device, self.dtype)) for part in pixels.split(QUERY_IMAGES)]
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+    def pixel_parts(self, images):
+        return (part.to(self.device, self.dtype) for part in self.pixels[images].split(QUERY_IMAGES))
 
     def features_of(self, images):
+        """Normalised features `[B, E]`, float32, in the tower's own precision; computed once."""
         if images not in self.encoded:
-            self.encoded[images] = self.visual(self.pixels[images])
+            with self.autocast():
+                if images in self.patches:
+                    parts = [self.tower_with_tokens(self.patches[images], self.no_tokens)[0]]
+                elif self.short:
+                    parts = [self.tower_with_tokens(patches.embed(self.model.visual, part), self.no_tokens)[0] for part in self.pixel_parts(images)]
+                else:
+                    parts = [self.model.encode_image(part) for part in self.pixel_parts(images)]
+            self.encoded[images] = F.normalize(torch.cat(parts).float(), dim=-1)
             if "image_tokens" not in self.grants:
                 del self.pixels[images]   # without image tokens nothing can ask for the pixels again
         return self.encoded[images]
+
+    @property
+    def no_tokens(self):
+        return torch.zeros(1, 0, self.description.image_width, device=self.device)
+
+    def tower_with_tokens(self, embedded, tokens):
+        return patches.encode(self.model.visual, embedded, tokens, budget(self.device))
 
     def features_with_tokens(self, images, tokens):
         """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`."""
         if self.description.image_width is None:
             raise BlackBoxError(f"{self.description.name} has a convolutional image tower, which admits no image tokens. Choose a ViT.")
-        features = []
-        for candidate in tokens.to(self.device):
+        tokens = tokens.to(self.device)
+        with self.autocast():
+            if not self.short:
+                return F.normalize(torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1)
+            if images not in self.patches:
+                self.patches[images] = torch.cat([patches.embed(self.model.visual, part) for part in self.pixel_parts(images)])
+                del self.pixels[images]   # whatever is asked now starts from the patches
+            return F.normalize(self.tower_with_tokens(self.patches[images], tokens).float(), dim=-1)
 
-            def append(module, inputs, extra=candidate):
-                x = inputs[0]
-                return (torch.cat([x, extra.to(x.dtype).expand(len(x), -1, -1)], dim=1),)
+    def hooked(self, images, tokens):
+        """`[B, E]` by the model's own `encode_image`: a hook before `ln_pre` appends the tokens `[n_V, W]`."""
 
-            handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
-            try:
-                features.append(self.visual(self.pixels[images]))
-            finally:
-                handle.remove()
-        return torch.stack(features)
+        def append(module, inputs):
+            x = inputs[0]
+            return (torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1),)
+
+        handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
+        try:
+            return torch.cat([self.model.encode_image(part) for part in self.pixel_parts(images)])
+        finally:
+            handle.remove()
 
     def text_of(self, contexts):
         contexts = contexts.to(self.device)

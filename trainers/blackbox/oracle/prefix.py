@@ -7,8 +7,10 @@ length go together, so that nothing is padded, and in the last layer only EOT, w
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
-from torch import nn
+
+from .blocks import ALL, finish, plain, project
+
+EOT, NONE = slice(-1, None), slice(0, 0)
 
 
 def fits(tower):
@@ -17,30 +19,17 @@ def fits(tower):
     if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
         return False
     causal = torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
-    return causal and all(type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention and block.attn.in_proj_weight is not None
-                          and not hasattr(block, "ln_1_kv") for block in tower.transformer.resblocks)
-
-
-def project(block, x):
-    """Queries, keys and values `[N, heads, L, D / heads]` of `[N, L, D]`."""
-    attention = block.attn
-    parts = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-    return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts]
-
-
-def finish(block, x, attended):
-    """The rest of a block: `[N, L, D]` and its heads' answers `[N, heads, L, D / heads]`."""
-    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return causal and plain(tower.transformer.resblocks)
 
 
 def encode_prefix(blocks, x):
     """Keys and values of the shared prefix `[P, n + 1, D]`: one pair a layer."""
     kept = []
     for block in blocks:
-        q, k, v = project(block, x)
+        last = block is blocks[-1]   # where nothing but keys and values is needed
+        q, k, v = project(block, x, NONE if last else ALL)
         kept.append((k, v))
-        if block is not blocks[-1]:   # of the last layer nothing but keys and values is asked
+        if not last:
             x = finish(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
     return kept
 
@@ -50,10 +39,11 @@ def encode_suffix(blocks, x, kept, candidate):
     S, length = x.shape[1], kept[0][0].shape[2]
     seen = torch.ones(S, length + S, dtype=torch.bool, device=x.device).tril(length)
     for block, (k0, v0) in zip(blocks, kept):
-        q, k, v = project(block, x)
+        last = block is blocks[-1]
+        q, k, v = project(block, x, EOT if last else ALL)
         k, v = torch.cat([k0[candidate], k], dim=2), torch.cat([v0[candidate], v], dim=2)
-        if block is blocks[-1]:
-            return finish(block, x[:, -1:], F.scaled_dot_product_attention(q[:, :, -1:], k, v))[:, 0]
+        if last:
+            return finish(block, x[:, EOT], F.scaled_dot_product_attention(q, k, v))[:, 0]
         x = finish(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
 
 

@@ -7,7 +7,12 @@ from torch import nn
 from ..errors import BlackBoxError
 from . import prefix
 
-CHUNK = {"cpu": 2 ** 15, "cuda": 2 ** 18}   # token positions that go through the tower at once
+CHUNK = {"cpu": 2 ** 13, "cuda": 2 ** 18}   # token positions that go through the tower at once
+
+
+def budget(device):
+    """Token positions that go through a tower at once on this device."""
+    return CHUNK.get(device.type, CHUNK["cpu"])
 
 
 class TextPath:
@@ -63,14 +68,10 @@ class TextPath:
         encode = self.encode_short if self.short else self.encode_plain
         return F.normalize(encode(contexts.to(self.device)).float(), dim=-1)
 
-    @property
-    def budget(self):
-        return CHUNK.get(self.device.type, CHUNK["cpu"])
-
     def encode_short(self, contexts):
         """`[P, C, E]`; every class's own tokens against the prefix that all share."""
         tower = self.tower
-        x = prefix.encode(tower, contexts, *self.tokens(contexts.shape[1]), self.budget)
+        x = prefix.encode(tower, contexts, *self.tokens(contexts.shape[1]), budget(self.device))
         x, projection = tower.ln_final(x), tower.text_projection
         if projection is None:
             return x
@@ -81,7 +82,7 @@ class TextPath:
         (P, n, _), C = contexts.shape, len(self.texts)
         ids, _ = self.tokens(n, self.length)
         features = []
-        for rows in torch.arange(P * C, device=self.device).split(max(1, self.budget // self.length)):
+        for rows in torch.arange(P * C, device=self.device).split(max(1, budget(self.device) // self.length)):
 
             def fill(module, inputs, output, part=contexts[rows // C]):
                 return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1:]], dim=1)

@@ -1,0 +1,39 @@
+"""open_clip's transformer block taken apart, so that a path can leave out what nobody reads."""
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from torch import nn
+
+ALL = slice(None)
+
+
+def plain(blocks):
+    """Whether `project` and `finish` are these blocks' own arithmetic: judged by their parts."""
+    return all(type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention and block.attn.in_proj_weight is not None
+               and not hasattr(block, "ln_1_kv") for block in blocks)
+
+
+def project(block, x, asking=ALL):
+    """Queries of the positions that ask, keys and values of all: `[N, L, D]` -> `[N, heads, …, D / heads]` each."""
+    weight, bias, D = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
+    x = block.ln_1(x)
+    if asking == ALL:
+        parts = F.linear(x, weight, bias).chunk(3, dim=-1)
+    else:
+        parts = [F.linear(x[:, asking], weight[:D], bias[:D]), *F.linear(x, weight[D:], bias[D:]).chunk(2, dim=-1)]
+    return [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in parts]
+
+
+def finish(block, x, attended):
+    """The rest of a block: `[N, L, D]` and its heads' answers `[N, heads, L, D / heads]`."""
+    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    return x + block.ls_2(feed_forward(block.mlp, block.ln_2(x)))
+
+
+def feed_forward(mlp, x):
+    """The block's MLP; without gradients, QuickGELU works in place on the widest array of the tower."""
+    if torch.is_grad_enabled() or type(mlp.gelu) is not QuickGELU:
+        return mlp(x)
+    hidden = mlp.c_fc(x)
+    return mlp.c_proj(hidden.mul_((1.702 * hidden).sigmoid_()))

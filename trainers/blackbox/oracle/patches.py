@@ -1,0 +1,53 @@
+"""The exact short way through a vision transformer whose class token is read: for many candidates' image tokens, or for none.
+
+Image tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`. Until the first attention the two do not meet:
+patches are embedded, normalised and projected once an image, tokens once a candidate. In the last layer only the class token asks.
+"""
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+
+from .blocks import ALL, finish, plain, project
+
+CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
+
+
+def fits(visual):
+    """Whether a tower is open_clip's plain ViT, read out at its class token: judged by its parts and not by its name."""
+    return (type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
+            and not visual.training and plain(visual.transformer.resblocks))
+
+
+def embed(visual, pixels):
+    """Class token and patches before the first layer: `[B, 3, H, W]` -> `[B, 1 + G, W]`."""
+    return visual._embeds(pixels)
+
+
+def encode(visual, patches, tokens, budget):
+    """Image features `[P, B, E]`, not normalised.
+
+    Args:
+        visual: a tower for which `fits` holds.
+        patches: `[B, 1 + G, W]` of `embed`.
+        tokens: `[P, n_V, W]`; n_V may be 0.
+        budget: token positions that go through the tower at once.
+    """
+    B, blocks = len(patches), list(visual.transformer.resblocks)
+    tokens = visual.ln_pre(tokens.to(patches.dtype))
+    one_layer = len(blocks) == 1
+    own, added = project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL), project(blocks[0], tokens, NONE if one_layer else ALL)
+    features = []
+    for rows in torch.arange(len(tokens) * B, device=patches.device).split(max(1, budget // (patches.shape[1] + tokens.shape[1]))):
+        candidate, image = rows // B, rows % B
+        x = torch.cat([patches[image], tokens[candidate]], dim=1)
+        parts = [torch.cat([a[image], b[candidate]], dim=2) for a, b in zip(own, added)]
+        for block in blocks:
+            if block is not blocks[0]:
+                parts = project(block, x, CLASS_TOKEN if block is blocks[-1] else ALL)
+            if block is blocks[-1]:
+                x = x[:, CLASS_TOKEN]
+            x = finish(block, x, F.scaled_dot_product_attention(*parts))
+        features.append(visual.ln_post(x[:, 0]))
+    features = torch.cat(features).unflatten(0, (-1, B))
+    return features if visual.proj is None else features @ visual.proj
