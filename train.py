@@ -119,8 +119,8 @@ def run(args, log):
         if hasattr(trainer, "oracle"):
             print(trainer.oracle.summary())
         return
-    if hasattr(trainer, "check_budget"):
-        trainer.check_budget()
+    if hasattr(trainer, "check_training"):
+        trainer.check_training()
     log.open(cfg.OUTPUT_DIR)
     write_atomically(config_file, cfg.dump().encode())
     trainer.train()

@@ -1,10 +1,8 @@
 """Data sets as rows of a table: one class reads a split, draws the shots and takes the base or the new classes, as CoOp does.
 
-A split is three lists of `(image path, label, class name)`: train, val and test; val may be None where there is none.
 Nothing is written into the user's data folder, and no pickle is read: the shots are drawn anew from the seed.
 """
 
-import json
 import math
 import os
 import random
@@ -13,45 +11,32 @@ from dataclasses import dataclass
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-
-class DatasetError(ValueError):
-    """The data set cannot be read as the config asks; the message says what to do."""
-
-
-def read_json_split(row, folder):
-    """The split in CoOp's JSON format: `{"train": [[path in the image folder, label, class name], ...], "val": ..., "test": ...}`."""
-    path, images = os.path.join(folder, row.split), os.path.join(folder, row.images)
-    if not os.path.isdir(folder):
-        raise DatasetError(f"{row.name} is not at {folder}: there is no such folder. Put it there as DATASETS.md says, or pass --root with "
-                           f"the folder that holds {row.folder}.")
-    if not os.path.isfile(path):
-        raise DatasetError(f"{row.name} has no split file {path}. Download it as DATASETS.md says; a split is never made up here.")
-    print(f"Reading split from {path}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        split = [[(os.path.join(images, image), int(label), name) for image, label, name in content[part]]
-                 for part in ("train", "val", "test")]
-    except (ValueError, KeyError, TypeError) as error:  # not JSON at all, or JSON of another shape
-        raise DatasetError(f'{path} is not a split in CoOp\'s JSON format ({type(error).__name__}: {error}): expected "train", "val" and '
-                           f'"test", lists of [image, label, class name]. Download it again as DATASETS.md says.') from error
-    named = [image for items in split for image, _, _ in items]
-    absent = [image for image in named if not os.path.isfile(image)]
-    if absent:
-        raise DatasetError(f"{len(absent):,} of the {len(named):,} images that {path} names are missing, the first of them {absent[0]}. "
-                           f"Put them back as DATASETS.md says.")
-    return split
+from .readers import DatasetError, read_json_split
 
 
 @dataclass(frozen=True)
 class Row:
     """Where a data set lies under DATASET.ROOT and who reads it; `read(row, folder)` returns a split."""
     name: str               # in Dassl's registry
+    config: str             # its YAML in configs/datasets, and its folder's name in output/
     folder: str
     images: str = ""
-    split: str = ""
+    split: str | tuple = ""  # name of the split file, or names that it goes by
     read: Callable = read_json_split
+    sizes: tuple = ()       # (classes, train, val, test) as published; None where nobody tells
     default_root: str = ""  # where DATASET.ROOT is empty; itself empty: the user must name one
+
+
+def sizes_of(split):
+    """(classes, train, val, test) of a split; val is None where there is none."""
+    return (len({label for _, label, _ in split[0]}), *(None if items is None else len(items) for items in split))
+
+
+def differences(row, split):
+    """What a split has and what was published, as words; empty where they agree."""
+    words = ("classes", "train images", "val images", "test images")
+    return "; ".join(f"{found:,} {word} where {wanted:,} are published" for found, wanted, word in zip(sizes_of(split), row.sizes, words)
+                     if found is not None and wanted is not None and found != wanted)
 
 
 def draw_shots(items, shots, rng):
@@ -88,9 +73,11 @@ class FewShotDataset(DatasetBase):
         if which not in ("all", "base", "new"):
             raise DatasetError(f'DATASET.SUBSAMPLE_CLASSES is "{which}", but must be "all", "base" or "new".')
         if not root:
-            raise DatasetError(f"DATASET.ROOT is empty: pass --root with the folder that holds {row.folder} ({row.name}; see DATASETS.md).")
-        self.dataset_dir = os.path.join(os.path.abspath(os.path.expanduser(root)), row.folder)
+            raise DatasetError(f"DATASET.ROOT is empty: pass --root with the folder that holds {row.folder or 'train'} ({row.name}; see DATASETS.md).")
+        self.dataset_dir = os.path.normpath(os.path.join(os.path.abspath(os.path.expanduser(root)), row.folder))
         train, val, test = row.read(row, self.dataset_dir)
+        if differences(row, (train, val, test)):
+            print(f"Note: {row.name} in {self.dataset_dir} is not the published one: {differences(row, (train, val, test))}")
         rng, shots = random.Random(cfg.SEED if cfg.SEED >= 0 else None), cfg.DATASET.NUM_SHOTS
         train, val = draw_shots(train, shots, rng), draw_shots(val, min(shots, 4), rng)
         split = [items and [Datum(impath=image, label=label, classname=name) for image, label, name in items]

@@ -5,10 +5,11 @@ import os
 import shutil
 import uuid
 
-from .base import DatasetError, Row, read_json_split
+from .base import Row
+from .readers import DatasetError, read_json_split
 
 
-def generated(name, pictures, version=1):
+def generated(name, pictures, sizes=(), version=1):
     """Row of a data set that `pictures()` makes: pairs of part (train, val, test), label, class name and PIL image.
 
     A new `version` says that the pictures have changed since those that may lie on a user's disk.
@@ -25,7 +26,7 @@ def generated(name, pictures, version=1):
                                f"move that folder away, and it will be written anew.")
         return split
 
-    return Row(name, name.lower(), "images", f"split_{name.lower()}.json", read, default_root="data")
+    return Row(name, name.lower(), name.lower(), "images", f"split_{name.lower()}.json", read, sizes, default_root="data")
 
 
 def write(row, folder, pictures, version):

@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 from dassl_blackbox.datasets import base, digits, generated, letters, shapes
-from dassl_blackbox.datasets.base import DatasetError, FewShotDataset, Row, register
+from dassl_blackbox.datasets.base import FewShotDataset, Row, register
+from dassl_blackbox.datasets.readers import DatasetError
 from dassl_blackbox.datasets.table import ROWS
 
 from dassl.config import get_cfg_default
@@ -134,7 +135,7 @@ def test_below_one_shot_everything_is_taken(caltech, shots):
 def test_a_data_set_without_val_has_none(tmp_path):
     (tmp_path / "a.png").touch()
     items = [(str(tmp_path / "a.png"), 0, "a")]
-    cls = type("NoVal", (FewShotDataset,), {"row": Row("NoVal", "", read=lambda row, folder: (items, None, items))})
+    cls = type("NoVal", (FewShotDataset,), {"row": Row("NoVal", "no_val", "", read=lambda row, folder: (items, None, items))})
     cfg = get_cfg_default()
     cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = str(tmp_path), 1, "base"
     assert cls(cfg).val is None
@@ -280,7 +281,7 @@ def test_the_hosts_data_set_is_kept(capsys):
         pass
 
     DATASET_REGISTRY.register(HostsOwn)
-    register(Row("HostsOwn", "folder"))
+    register(Row("HostsOwn", "hosts_own", "folder"))
     assert DATASET_REGISTRY.get("HostsOwn") is HostsOwn
     assert capsys.readouterr().out == f"Data set HostsOwn: keeping the one that {__name__} registered\n"
 
@@ -289,7 +290,7 @@ def test_every_row_has_its_config():
     configs = os.path.join(os.path.dirname(__file__), os.pardir, "configs", "datasets")
     for row in ROWS:
         cfg = get_cfg_default()
-        cfg.merge_from_file(os.path.join(configs, f"{row.name.lower()}.yaml"))
+        cfg.merge_from_file(os.path.join(configs, f"{row.config}.yaml"))
         assert cfg.DATASET.NAME == row.name
         assert issubclass(DATASET_REGISTRY.get(row.name), FewShotDataset)
 

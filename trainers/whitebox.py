@@ -9,7 +9,7 @@ from dassl.utils import set_random_seed
 from torch import nn
 
 from .blackbox import checkpoints
-from .blackbox.data import build_data, match_input
+from .blackbox.data import build_data, match_input, refuse_test_images
 from .blackbox.errors import BlackBoxError
 from .blackbox.files import load_state
 from .blackbox.oracle.models import load_model
@@ -71,6 +71,13 @@ class WhiteBox(TrainerX):
     @torch.no_grad()
     def embed(self, words):
         return self.text.embed(words)
+
+    def check_training(self):
+        refuse_test_images(self.dm.dataset, self.cfg.DATASET.NAME)
+
+    def before_train(self):
+        self.check_training()
+        super().before_train()
 
     def forward_backward(self, batch):
         images, labels = self.parse_batch_train(batch)

@@ -35,7 +35,7 @@ class ZeroshotOracle(BlackBoxTrainer):
     def build_model(self):
         self.learner = NoContext(self.oracle.description.width).to(self.device)
 
-    def check_budget(self):
+    def check_training(self):
         pass
 
     def describe_cost(self):

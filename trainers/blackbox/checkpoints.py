@@ -58,6 +58,9 @@ def load(path, trainer):
     saved = {k: tuple(v.shape) for k, v in state["state_dict"].items()}
     for k in {**shapes, **saved}:
         if shapes.get(k) != saved.get(k):
+            if k.startswith("head.") and k in shapes and k in saved:
+                raise BlackBoxError(f"{path} has a head of another size ('{k}' is {saved[k]} there and {shapes[k]} here). A head is tied to the classes that it was "
+                                    f"trained on and cannot move to others: evaluate on the same ones, or train the prompt alone, which moves.")
             raise BlackBoxError(f"{path} has a prompt of another size: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the "
                                 f"same N_CTX, CTX_INIT and dimensions as in training.")
     return state

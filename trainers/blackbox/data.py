@@ -69,6 +69,15 @@ def build_data(trainer):
     return dm
 
 
+def refuse_test_images(dataset, name):
+    """Raise where a training image is a test image too: ImageNet's variants have nothing else, and are for evaluation alone."""
+    test = {item.impath for item in dataset.test}
+    shared = next((item.impath for item in dataset.train_x if item.impath in test), None)
+    if shared is not None:
+        raise BlackBoxError(f"{name} is for testing only: its training images are test images ({shared}). Train on another data set, and evaluate here with "
+                            f"--eval-only --model-dir DIR.")
+
+
 def ordered_loader(cfg, items):
     """The items in order, un-augmented, the last batch kept: for fitness on a whole set."""
     return build_data_loader(cfg, "SequentialSampler", items, cfg.DATALOADER.TEST.BATCH_SIZE, tfm=build_transform(cfg, is_train=False),

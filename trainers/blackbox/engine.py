@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .checkpoints import BEST, RESUME, Checkpointed
-from .data import build_data, match_input, ordered_loader
+from .data import build_data, match_input, ordered_loader, refuse_test_images
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
@@ -115,15 +115,16 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
             if hasattr(self, "bar"):
                 self.bar.close()    # an error's sentence begins on a line of its own
 
-    def check_budget(self):
-        """Raise unless the budget pays for one step."""
+    def check_training(self):
+        """Raise unless the budget pays for one step and no image is trained on that is tested on."""
+        refuse_test_images(self.dm.dataset, self.cfg.DATASET.NAME)
         for unit, cost, limit in zip(UNITS, self.step_cost(), self.oracle.limits.values()):
             if limit and cost > limit:
                 raise BlackBoxError(f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "
                                     f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
 
     def before_train(self):
-        self.check_budget()
+        self.check_training()
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
