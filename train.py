@@ -18,18 +18,16 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.datasets.base import DatasetError
-from dassl_blackbox.runlog import RunLog, is_finished
+from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.files import write_atomically
 
 
-def print_args(args, cfg):
-    print("***************\n** Arguments **\n***************")
-    for key, value in sorted(vars(args).items()):
-        print(f"{key}: {value}")
-    print("************\n** Config **\n************")
-    print(cfg)
+def header(args, cfg):
+    """The lines that a log begins with."""
+    arguments = "\n".join(f"{key}: {value}" for key, value in sorted(vars(args).items()))
+    return f"***************\n{LIFE}\n***************\n{arguments}\n************\n** Config **\n************\n{cfg}"
 
 
 def print_environment():
@@ -94,7 +92,10 @@ def setup_cfg(args):
 def run(args, log):
     cfg = setup_cfg(args)
     config_file = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if args.skip_done and is_finished(cfg.OUTPUT_DIR):
+    if args.skip_done and args.eval_only and is_evaluated(cfg.OUTPUT_DIR, header(args, cfg), args.model_dir):
+        print(f"{cfg.OUTPUT_DIR} holds this evaluation: skipped")
+        return
+    if args.skip_done and not args.eval_only and is_finished(cfg.OUTPUT_DIR):
         if config_file.is_file() and config_file.read_text(encoding="utf-8") == cfg.dump():
             print(f"{cfg.OUTPUT_DIR} holds a finished run of this configuration: skipped")
             return
@@ -105,7 +106,7 @@ def run(args, log):
         set_random_seed(cfg.SEED)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
-    print_args(args, cfg)
+    print(header(args, cfg))
     print_environment()
 
     trainer = build_trainer(cfg)
@@ -115,6 +116,8 @@ def run(args, log):
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         log.open(cfg.OUTPUT_DIR)
+        if not config_file.exists():    # that of a training run stays
+            write_atomically(config_file, cfg.dump().encode())
         trainer.test()
         if hasattr(trainer, "oracle"):
             print(trainer.oracle.summary())

@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 END_OF_TRAINING, RESULT = "Finish training", "=> result"
 LIFE = "** Arguments **"    # every process that writes into a log begins with it
 
@@ -64,12 +66,23 @@ class Run:
     metrics: dict
     counts: dict | None
     seconds: float | None
+    dataset: str = "?"      # registry name, of the resolved configuration beside the log
+    shots: int | None = None
 
 
 def is_finished(folder):
     """Whether the folder holds a run that ended with a result."""
     log = Path(folder) / "log.txt"
     return log.is_file() and bool(read_metrics(log, END_OF_TRAINING))
+
+
+def is_evaluated(folder, header, model_dir):
+    """Whether the folder's log ends with the result of an evaluation with this header, and the model is not newer than that."""
+    log, models = Path(folder) / "log.txt", Path(model_dir or "nowhere").glob("*/*")
+    if not log.is_file() or any(path.stat().st_mtime > log.stat().st_mtime for path in models):
+        return False
+    last = log.read_text(encoding="utf-8").rpartition(LIFE)[2]
+    return last.startswith(header.partition(LIFE)[2]) and bool(read_metrics(log, RESULT))
 
 
 def read_metrics(log, end_signal=END_OF_TRAINING):
@@ -93,7 +106,7 @@ def read_metrics(log, end_signal=END_OF_TRAINING):
 def read_run(folder, end_signal=END_OF_TRAINING):
     """A finished run, or None where the folder holds none."""
     folder = Path(folder)
-    log, bill = folder / "log.txt", folder / "queries.json"
+    log, bill, config = folder / "log.txt", folder / "queries.json", folder / "config.yaml"
     metrics = read_metrics(log, end_signal) if log.is_file() else {}
     if not metrics:
         return None
@@ -103,4 +116,6 @@ def read_run(folder, end_signal=END_OF_TRAINING):
     elapsed = [sum(int(part) * scale for part, scale in zip(t.split(":"), (3600, 60, 1))) for t in re.findall(r"^Elapsed: (\d+:\d+:\d+)", text, re.M)]
     # a white-box run asks no queries, and its table shows a dash rather than 0
     counts = json.loads(bill.read_text(encoding="utf-8")) if bill.is_file() else None
-    return Run(folder, trainer[-1] if trainer else "?", metrics, counts, float(sum(elapsed)) if elapsed else None)
+    dataset = yaml.safe_load(config.read_text(encoding="utf-8"))["DATASET"] if config.is_file() else {}
+    return Run(folder, trainer[-1] if trainer else "?", metrics, counts, float(sum(elapsed)) if elapsed else None,
+               dataset.get("NAME", "?"), dataset.get("NUM_SHOTS"))

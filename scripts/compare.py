@@ -7,7 +7,6 @@ validation accuracy against queries, both in the output folder. Words to start f
 """
 
 import argparse
-import csv
 import os
 import shlex
 import subprocess
@@ -19,7 +18,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import dassl_blackbox  # noqa: F401
-from dassl_blackbox.results import HEADERS, row
+from dassl_blackbox import plots
+from dassl_blackbox.results import HEADERS, Group, row
 from dassl_blackbox.runlog import read_run
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 
@@ -69,37 +69,6 @@ def command(args, label, seed):
         *budget, *[option.format(words=words) if "{words}" in option else option for option in options], *args.opts)]
 
 
-def curve(folders):
-    """Mean validation accuracy over seeds at every number of queries that all of them looked at: [(queries, accuracy)]."""
-    seeds = []
-    for folder in folders:
-        path = folder / "val_curve.csv"
-        if not path.is_file():
-            return []
-        with open(path, encoding="utf-8") as f:
-            seeds.append({int(queries): float(accuracy) for queries, _, accuracy in csv.reader(f)})
-    shared = sorted(set.intersection(*map(set, seeds)))
-    return [(queries, sum(seed[queries] for seed in seeds) / len(seeds)) for queries in shared]
-
-
-def plot(args, labels, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for label in labels:
-        points = curve([folder_of(args, label) / f"seed{seed}" for seed in args.seeds])
-        if points:
-            axes.plot(*zip(*points), label=label, marker=".")
-    axes.set(xlabel="training queries (one candidate on at most 128 images)", ylabel="validation accuracy, %",
-             title=f"{registered_name(args.dataset)}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of the data sets")
@@ -128,11 +97,13 @@ def main():
         failures = [failure for failure in pool.map(lambda task: run(*task), runs) if failure]
     if failures:
         raise SystemExit("\n".join(failures))
-    rows = [[label, *row("", [read_run(folder_of(args, label) / f"seed{seed}") for seed in args.seeds])[2:]] for label in args.methods]
+    folders = {label: [folder_of(args, label) / f"seed{seed}" for seed in args.seeds] for label in args.methods}
+    rows = [[label, *row(Group(Path(label), [read_run(folder) for folder in folders[label]]))[2:]] for label in args.methods]
     target = folder_of(args, "x").parent
     table = tabulate(rows, headers=("method", *HEADERS[2:]), tablefmt="github", disable_numparse=True)
     (target / "table.md").write_text(table + "\n", encoding="utf-8")
-    plot(args, args.methods, target / "val_curves.png")
+    plots.queries(folders, target / "val_curves.png",
+                  f"{registered_name(args.dataset)}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})")
     print(table)
     print(f"± is the standard error over seeds. Table and plot: {target}/table.md, {target}/val_curves.png")
 
