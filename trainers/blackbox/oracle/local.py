@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from ..errors import BlackBoxError, one_of
 from . import patches
 from .interface import GRANTS, QUERY_IMAGES, Images, Oracle
+from .store import FeatureStore
 from .text import TextPath, budget
 
 
 class LocalOracle(Oracle):
     """A frozen open_clip model (CLIP or CustomTextCLIP; ViT or ModifiedResNet image tower) that answers queries.
 
-    Uploaded images are encoded once, when they are first asked about, and their features are kept while their name lives. The text
-    features of the last contexts are kept too, so that a test pass encodes its prompt once.
+    Images are encoded once, when they are first asked about: their features are kept while their name lives, and within a bound beyond that, for
+    the next upload of the same content. The text features of the last contexts are kept too, so that a test pass encodes its prompt once.
 
     Args:
         loaded: a `LoadedModel`.
@@ -30,6 +31,7 @@ class LocalOracle(Oracle):
         self.description, self.grants, self.client = loaded.description, frozenset(grants), client
         self.text = TextPath(loaded)
         self.short = patches.fits(self.model.visual)
+        self.store = FeatureStore()
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(loaded.precision, torch.float32)
         self.scale = self.model.logit_scale.detach().float().exp()
         self.bias = 0.0 if self.model.logit_bias is None else self.model.logit_bias.detach().float()
@@ -60,26 +62,30 @@ class LocalOracle(Oracle):
         return name
 
     def pixel_parts(self, images):
-        return (part.to(self.device, self.dtype) for part in self.pixels[images].split(QUERY_IMAGES))
+        return (part.to(self.device) for part in self.pixels[images].split(QUERY_IMAGES))
 
     def features_of(self, images):
-        """Normalised features `[B, E]`, float32, in the tower's own precision; computed once."""
+        """Normalised features `[B, E]`, float32, in the tower's own precision; what one content gave is not computed again while it is remembered."""
         if images not in self.encoded:
-            with self.autocast():
-                if images in self.patches:
-                    parts = [self.tower_with_tokens(self.patches[images], self.no_tokens)[0]]
-                elif self.short:
-                    parts = [self.tower_with_tokens(patches.embed(self.model.visual, part), self.no_tokens)[0] for part in self.pixel_parts(images)]
-                else:
-                    parts = [self.model.encode_image(part) for part in self.pixel_parts(images)]
-            self.encoded[images] = F.normalize(torch.cat(parts).float(), dim=-1)
-            if "image_tokens" not in self.grants:
-                del self.pixels[images]   # without image tokens nothing can ask for the pixels again
+            if images in self.patches:
+                self.encoded[images] = self.encode_patches(self.patches[images])
+            else:
+                self.encoded[images] = torch.cat([self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)])
+                if "image_tokens" not in self.grants:
+                    del self.pixels[images]   # without image tokens nothing can ask for the pixels again
         return self.encoded[images]
 
-    @property
-    def no_tokens(self):
-        return torch.zeros(1, 0, self.description.image_width, device=self.device)
+    def encode_pixels(self, pixels):
+        pixels = pixels.to(self.dtype)
+        with self.autocast():
+            if self.short:
+                return self.encode_patches(patches.embed(self.model.visual, pixels))
+            return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
+
+    def encode_patches(self, embedded):
+        with self.autocast():
+            no_tokens = torch.zeros(1, 0, self.description.image_width, device=self.device)
+            return F.normalize(self.tower_with_tokens(embedded, no_tokens)[0].float(), dim=-1)
 
     def tower_with_tokens(self, embedded, tokens):
         return patches.encode(self.model.visual, embedded, tokens, budget(self.device))
@@ -93,7 +99,7 @@ class LocalOracle(Oracle):
             if not self.short:
                 return F.normalize(torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1)
             if images not in self.patches:
-                self.patches[images] = torch.cat([patches.embed(self.model.visual, part) for part in self.pixel_parts(images)])
+                self.patches[images] = torch.cat([patches.embed(self.model.visual, part.to(self.dtype)) for part in self.pixel_parts(images)])
                 del self.pixels[images]   # whatever is asked now starts from the patches
             return F.normalize(self.tower_with_tokens(self.patches[images], tokens).float(), dim=-1)
 
@@ -106,7 +112,7 @@ class LocalOracle(Oracle):
 
         handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
         try:
-            return torch.cat([self.model.encode_image(part) for part in self.pixel_parts(images)])
+            return torch.cat([self.model.encode_image(part.to(self.dtype)) for part in self.pixel_parts(images)])
         finally:
             handle.remove()
 
