@@ -9,7 +9,7 @@ from dassl.utils import set_random_seed
 from torch import nn
 
 from .blackbox import checkpoints
-from .blackbox.data import build_data, match_input, refuse_test_images
+from .blackbox.data import build_data, match_input, refuse_test_images, share_pictures
 from .blackbox.errors import BlackBoxError
 from .blackbox.files import load_state
 from .blackbox.oracle.models import load_model
@@ -77,6 +77,7 @@ class WhiteBox(TrainerX):
 
     def before_train(self):
         self.check_training()
+        share_pictures(self)
         super().before_train()
 
     def forward_backward(self, batch):

@@ -74,7 +74,7 @@ def identity(trainer):
 
 # what may differ between the lives of a run: budgets, and where and how often it reads and writes
 FREE = {"ORACLE": ("MAX_QUERIES", "MAX_IMAGE_QUERIES", "SAVE_EVERY", "VAL_EVERY"), "OPTIM": ("MAX_EPOCH",), "DATASET": ("ROOT",),
-        "DATALOADER": ("NUM_WORKERS", "TEST"), "INPUT": (), "TRAINER": ()}
+        "DATALOADER": ("NUM_WORKERS", "TEST"), "INPUT": ("CACHE_MB",), "TRAINER": ()}
 
 
 def settings(cfg):

@@ -15,6 +15,8 @@ def extend_cfg(cfg):
     if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
 
+    cfg.INPUT.CACHE_MB = 2048           # memory for the training pictures, which are decoded once; 0 = read them each time
+
     cfg.ORACLE = CN()
     cfg.ORACLE.PREC = "fp32"            # precision of the model's answers: fp32, fp16, bf16 or amp (autocast)
     cfg.ORACLE.GRANTS = ("logits",)     # what the model's owner lets out or in: logits, features, image_tokens

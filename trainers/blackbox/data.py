@@ -1,22 +1,33 @@
 """Dassl's loaders with the input that the model expects, and errors that name the image."""
 
+import multiprocessing
+from functools import partial
+
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper, build_data_loader
 from dassl.data.transforms import build_transform
 
 from .errors import BlackBoxError
+from .pictures import Pictures
 
 
 class ImageReader(DatasetWrapper):
-    """Dassl's dataset wrapper; an image that cannot be decoded is named."""
+    """Dassl's dataset wrapper over pictures that are decoded once; an image that cannot be decoded is named."""
+
+    def __init__(self, pictures, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.pictures = pictures
 
     def __getitem__(self, index):
+        item = self.data_source[index]
         try:
-            return super().__getitem__(index)
+            if self.k_tfm > 1 or self.return_img0 or not callable(self.transform):
+                return super().__getitem__(index)
+            image = self.transform(self.pictures.open(item.impath))
         except (OSError, SyntaxError, ValueError) as e:   # Pillow raises any of them on a broken file
-            raise BlackBoxError(f"The image {self.data_source[index].impath} cannot be decoded ({e}). Replace the file, or "
-                                f"copy the data set anew.") from e
+            raise BlackBoxError(f"The image {item.impath} cannot be decoded ({e}). Replace the file, or copy the data set anew.") from e
+        return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index, "img": image}
 
 
 def match_input(cfg, description):
@@ -51,13 +62,15 @@ def same(a, b):
 
 
 def build_data(trainer):
-    """Give a trainer what `SimpleTrainer.build_data_loader` gives it, with `ImageReader`; returns the data manager.
+    """Give a trainer what `SimpleTrainer.build_data_loader` gives it, over pictures that are decoded once; returns the data manager.
 
     Raises:
         BlackBoxError: `best_val`, or any evaluation on `val`, without a validation split of its own.
     """
     cfg = trainer.cfg
-    trainer.dm = dm = DataManager(cfg, dataset_wrapper=ImageReader)
+    trainer.pictures = Pictures(2 ** 20 * cfg.INPUT.CACHE_MB)
+    trainer.dm = dm = DataManager(cfg, dataset_wrapper=partial(ImageReader, trainer.pictures))
+    trainer.pictures.paths.update(item.impath for item in dm.dataset.train_x)
     trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
     trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
@@ -69,6 +82,13 @@ def build_data(trainer):
     return dm
 
 
+def share_pictures(trainer):
+    """With worker processes, which live for an epoch, decode the training pictures before they are forked; without, each is decoded when it is first used."""
+    workers = trainer.cfg.DATALOADER.NUM_WORKERS
+    if workers and multiprocessing.get_start_method() == "fork":
+        trainer.pictures.load(workers)
+
+
 def refuse_test_images(dataset, name):
     """Raise where a training image is a test image too: ImageNet's variants have nothing else, and are for evaluation alone."""
     test = {item.impath for item in dataset.test}
@@ -78,13 +98,13 @@ def refuse_test_images(dataset, name):
                             f"--eval-only --model-dir DIR.")
 
 
-def ordered_loader(cfg, items):
+def ordered_loader(cfg, items, pictures):
     """The items in order, un-augmented, the last batch kept: for fitness on a whole set."""
     return build_data_loader(cfg, "SequentialSampler", items, cfg.DATALOADER.TEST.BATCH_SIZE, tfm=build_transform(cfg, is_train=False),
-                             is_train=False, dataset_wrapper=ImageReader)
+                             is_train=False, dataset_wrapper=partial(ImageReader, pictures))
 
 
-def augmented_loader(cfg, items, batch_size):
+def augmented_loader(cfg, items, batch_size, pictures):
     """The items shuffled and augmented, the last batch kept: for a head."""
     return build_data_loader(cfg, "RandomSampler", items, batch_size, tfm=build_transform(cfg, is_train=True), is_train=False,
-                             dataset_wrapper=ImageReader)
+                             dataset_wrapper=partial(ImageReader, pictures))

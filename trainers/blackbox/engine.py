@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .checkpoints import BEST, RESUME, Checkpointed
-from .data import build_data, match_input, ordered_loader, refuse_test_images
+from .data import build_data, match_input, ordered_loader, refuse_test_images, share_pictures
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
@@ -125,6 +125,7 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
 
     def before_train(self):
         self.check_training()
+        share_pictures(self)
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
@@ -137,7 +138,7 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
 
     def upload_set(self):
         """The training images, in order and un-augmented, and their labels `[N]`. An upload is no query."""
-        loader = ordered_loader(self.cfg, self.dm.dataset.train_x)
+        loader = ordered_loader(self.cfg, self.dm.dataset.train_x, self.pictures)
         parts = [(batch["img"], batch["label"]) for batch in loader]
         return self.oracle.upload(torch.cat([images for images, _ in parts])), torch.cat([labels for _, labels in parts]).to(self.device)
 

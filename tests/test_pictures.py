@@ -1,0 +1,97 @@
+"""The data path: pictures are decoded once, within a bound, and nothing that is drawn from them changes."""
+
+import numpy as np
+import pytest
+import torch
+from dassl_blackbox.trainers.blackbox import pictures as module
+from dassl_blackbox.trainers.blackbox.pictures import Pictures
+from PIL import Image
+from support import assert_same, build, last_checkpoint, random_sources, run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Six JPEGs of 40 x 30 noise, 3,600 bytes each when decoded."""
+    rng, paths = np.random.default_rng(0), []
+    for i in range(6):
+        paths.append(str(tmp_path / f"{i}.jpg"))
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Files that were decoded, in order."""
+    seen, decode = [], module.decode
+    monkeypatch.setattr(module, "decode", lambda data: (seen.append(data), decode(data))[1])
+    return seen
+
+
+def keeper(paths, limit):
+    pictures = Pictures(limit)
+    pictures.paths.update(paths)
+    return pictures
+
+
+def same(pictures, path):
+    with Image.open(path) as image:
+        return pictures.open(path).tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_file_is_decoded_once(files, read, workers):
+    pictures = keeper(files, 10 ** 6)
+    if workers:
+        pictures.load(workers)
+        assert len(read) == 6
+    for _ in range(3):
+        assert all(same(pictures, path) for path in files)
+    assert len(read) == 6
+
+
+def test_within_the_bound(files, read):
+    size = len(open(files[0], "rb").read())
+    pictures = keeper(files, 4 * 3600)          # three decoded, and the bytes of those of the rest that fit in a quarter
+    for _ in range(2):
+        assert all(same(pictures, path) for path in files)
+    assert len(pictures.decoded) == 3 and len(pictures.files) == min(3, 3600 // size) > 0
+    nothing = keeper(files, 0)
+    assert all(same(nothing, path) for path in files) and not nothing.decoded and not nothing.files
+
+
+def test_other_files_are_not_kept(files, read):
+    pictures = keeper(files[:2], 10 ** 6)
+    assert all(same(pictures, path) for path in files)
+    assert set(pictures.decoded) == set(files[:2])
+
+
+def test_a_broken_file_is_left_to_who_asks(files):
+    with open(files[2], "wb") as file:
+        file.write(b"no image")
+    pictures = keeper(files, 10 ** 6)
+    pictures.load(2)
+    assert len(pictures.decoded) == 5
+    with pytest.raises(OSError):
+        pictures.open(files[2])
+
+
+@pytest.mark.parametrize("name", ["ZIP", "CraFT", "WhiteBox"])
+def test_a_run_does_not_depend_on_the_cache(name, data_root, tmp_path):
+    """Bit for bit: the augmentation draws the same from the same pictures."""
+    for megabytes in (0, 2048):
+        assert run(name, data_root, tmp_path / str(megabytes), "ORACLE.MAX_QUERIES", 60, "OPTIM.MAX_EPOCH", 2, "INPUT.CACHE_MB", megabytes) == 0
+    without, kept = (last_checkpoint(tmp_path / str(megabytes)) for megabytes in (0, 2048))
+    assert_same(without["state_dict"], kept["state_dict"])
+    if name != "WhiteBox":
+        assert_same(random_sources(without), random_sources(kept))
+
+
+def test_crops_differ_between_epochs(data_root, tmp_path):
+    trainer = build("ZIP", data_root, tmp_path)
+    epochs = []
+    for _ in range(2):
+        batches = [(batch["index"], batch["img"]) for batch in trainer.train_loader_x]
+        order = torch.cat([index for index, _ in batches])
+        epochs.append(dict(zip(order.tolist(), torch.cat([images for _, images in batches]))))
+    shared = set(epochs[0]) & set(epochs[1])
+    assert len(shared) > 10 and not any(torch.equal(epochs[0][i], epochs[1][i]) for i in shared)
