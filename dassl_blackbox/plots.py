@@ -18,7 +18,7 @@ from .results import groups
 matplotlib.use("Agg")   # files alone: no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
 
-QUERIES = "training queries (one candidate on at most 128 images)"
+ZERO_SHOT, QUERIES = "ZeroshotOracle", "training queries (one candidate on at most 128 images)"
 
 
 def curve(folders):
@@ -58,32 +58,44 @@ def queries(folders, path, title):
 
 
 def shots(found, path, title):
-    """Test accuracy against shots, the mean where there are several data sets; one label has runs of several `<n>shots`. Returns the number of lines."""
-    lines = {}
+    """Test accuracy against shots; one label has runs of several `<n>shots`. Returns the number of lines.
+
+    Where there are several data sets, a line is the mean of those that have all its numbers of shots. Zero-shot is a level.
+    """
+    lines, levels = {}, [group for group in found if group.runs[0].trainer == ZERO_SHOT]
     for group in found:
-        label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
-        lines.setdefault(label, {}).setdefault(group.runs[0].shots, []).append(group.mean_and_error())
+        if group not in levels:
+            label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
+            lines.setdefault(label, {}).setdefault(group.runs[0].shots, {})[group.dataset] = group
 
     def draw(axes):
         for label, points in lines.items():
-            x = sorted(points)
-            errors = [points[k][0][1] or 0 if len(points[k]) == 1 else 0 for k in x]    # of one data set's seeds
-            axes.errorbar(x, [fmean(mean for mean, _ in points[k]) for k in x], errors, label=label, marker="o", capsize=3)
+            shared = set.intersection(*map(set, points.values()))
+            x = sorted(points) if shared else []
+            errors = [next(iter(points[k].values())).mean_and_error()[1] or 0 if len(shared) == 1 else 0 for k in x]    # of one data set's seeds
+            axes.errorbar(x, [fmean(points[k][name].mean() for name in shared) for k in x], errors, label=label, marker="o", capsize=3)
+        if levels:
+            axes.axhline(fmean(group.mean() for group in levels), color="black", linestyle=":", label="zero-shot")
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in lines.values() for x in points})
         axes.set_xticks(ticks, ticks)
 
-    save(path, draw, xlabel="shots a class", ylabel="test accuracy, %", title=title)
+    if lines:
+        save(path, draw, xlabel="shots a class", ylabel="test accuracy, %", title=title)
     return len(lines)
 
 
 def gain(found, path, title):
-    """Bars of accuracy above zero-shot, by data set and method; returns the number of bars."""
-    zero = {group.dataset: group.mean() for group in found if group.runs[0].trainer == "ZeroshotOracle"}
+    """Bars of accuracy above zero-shot on the same classes by the same backbone, by data set and method; returns the number of bars."""
+    def kind(group):
+        run = group.runs[0]
+        return run.dataset, run.backbone, run.classes
+
+    zero = {kind(group): group.mean() for group in found if group.runs[0].trainer == ZERO_SHOT}
     bars = {}
     for group in found:
-        if group.dataset in zero and group.runs[0].trainer != "ZeroshotOracle":
-            bars.setdefault(group.label, {})[group.dataset] = group.mean() - zero[group.dataset]
+        if kind(group) in zero and group.runs[0].trainer != ZERO_SHOT:
+            bars.setdefault(group.label, {})[group.dataset] = group.mean() - zero[kind(group)]
     names = list(dict.fromkeys(name for heights in bars.values() for name in heights))
 
     def draw(axes):
@@ -113,8 +125,9 @@ def main():
     else:
         drawn = {"shots": shots, "gain": gain}[args.kind](found, args.out, args.title)
     if not drawn:
-        missing = {"queries": "no run has a val_curve.csv: train with ORACLE.VAL_EVERY", "gain": "no data set has both a zero-shot run and another"}
-        raise SystemExit(f"error: nothing to draw below {args.directory}: {missing.get(args.kind, 'no runs')}")
+        missing = {"queries": "no run has a val_curve.csv: train with ORACLE.VAL_EVERY", "gain": "no data set has both a zero-shot run and another",
+                   "shots": "no method was trained"}
+        raise SystemExit(f"error: nothing to draw below {args.directory}: {missing[args.kind]}")
     print(f"Plot written to {args.out}")
 
 

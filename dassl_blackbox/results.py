@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
-from .runlog import RESULT, Run, read_run
+from .runlog import Run, read_result
 
 HEADERS = ("run", "method", "seeds", "test accuracy %", "training queries", "image queries", "evaluation queries", "seconds")
 
@@ -63,7 +63,7 @@ def groups(root):
     """Finished runs below `root`, and evaluations that no training ended in, grouped over seeds."""
     found = {}
     for log in sorted(Path(root).rglob("log.txt")):
-        run = read_run(log.parent) or read_run(log.parent, RESULT)
+        run = read_result(log.parent)
         if run is not None and "accuracy" in run.metrics:
             group = log.parent.parent if re.fullmatch(r"seed\d+", log.parent.name) and log.parent != Path(root) else log.parent
             found.setdefault(group.relative_to(root), []).append(run)
@@ -105,7 +105,7 @@ def base2new(found):
     """Headers and rows: accuracy on base and on new classes, and their harmonic mean, which is that of the means, as in CoCoOp's paper."""
     halves = {}
     for group in found:
-        if group.path.parts[0] in ("train_base", "test_new"):
+        if group.path.parts[:1] in (("train_base",), ("test_new",)):
             rest = Group(Path(*group.path.parts[1:]), group.runs)
             halves.setdefault((rest.label, group.dataset), {})[group.path.parts[0]] = group
     rows = []

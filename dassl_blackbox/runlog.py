@@ -10,6 +10,7 @@ import yaml
 
 END_OF_TRAINING, RESULT = "Finish training", "=> result"
 LIFE = "** Arguments **"    # every process that writes into a log begins with it
+EVALUATION = "\neval_only: True\n"
 
 
 class RunLog:
@@ -66,8 +67,10 @@ class Run:
     metrics: dict
     counts: dict | None
     seconds: float | None
-    dataset: str = "?"      # registry name, of the resolved configuration beside the log
+    dataset: str = "?"      # registry name; this and the rest are of the resolved configuration beside the log
     shots: int | None = None
+    backbone: str = "?"
+    classes: str = "all"    # or base, or new
 
 
 def is_finished(folder):
@@ -78,7 +81,7 @@ def is_finished(folder):
 
 def is_evaluated(folder, header, model_dir):
     """Whether the folder's log ends with the result of an evaluation with this header, and the model is not newer than that."""
-    log, models = Path(folder) / "log.txt", Path(model_dir or "nowhere").glob("*/*")
+    log, models = Path(folder) / "log.txt", Path(model_dir).glob("*/*") if model_dir else ()
     if not log.is_file() or any(path.stat().st_mtime > log.stat().st_mtime for path in models):
         return False
     last = log.read_text(encoding="utf-8").rpartition(LIFE)[2]
@@ -93,7 +96,7 @@ def read_metrics(log, end_signal=END_OF_TRAINING):
     metrics, ready = {}, False
     lives = Path(log).read_text(encoding="utf-8").split(LIFE)
     if end_signal == END_OF_TRAINING:   # an evaluation afterwards leaves the training's result standing
-        lives = [life for life in lives if "\neval_only: True\n" not in life] or [""]
+        lives = [life for life in lives if EVALUATION not in life] or [""]
     for line in lives[-1].splitlines():
         line = line.strip()
         ready = ready or line == end_signal
@@ -116,6 +119,14 @@ def read_run(folder, end_signal=END_OF_TRAINING):
     elapsed = [sum(int(part) * scale for part, scale in zip(t.split(":"), (3600, 60, 1))) for t in re.findall(r"^Elapsed: (\d+:\d+:\d+)", text, re.M)]
     # a white-box run asks no queries, and its table shows a dash rather than 0
     counts = json.loads(bill.read_text(encoding="utf-8")) if bill.is_file() else None
-    dataset = yaml.safe_load(config.read_text(encoding="utf-8"))["DATASET"] if config.is_file() else {}
+    cfg = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {"DATASET": {}, "MODEL": {"BACKBONE": {}}}
+    dataset = cfg["DATASET"]
     return Run(folder, trainer[-1] if trainer else "?", metrics, counts, float(sum(elapsed)) if elapsed else None,
-               dataset.get("NAME", "?"), dataset.get("NUM_SHOTS"))
+               dataset.get("NAME", "?"), dataset.get("NUM_SHOTS"), cfg["MODEL"]["BACKBONE"].get("NAME", "?"), dataset.get("SUBSAMPLE_CLASSES", "all"))
+
+
+def read_result(folder):
+    """A finished training run, or else a finished evaluation; what an unfinished run saw on val is no result."""
+    log = Path(folder) / "log.txt"
+    evaluated = log.is_file() and EVALUATION in log.read_text(encoding="utf-8").rpartition(LIFE)[2]
+    return read_run(folder) or (read_run(folder, RESULT) if evaluated else None)

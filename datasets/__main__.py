@@ -22,7 +22,7 @@ def check(row, root):
     """A line of the table, and whether the data set is broken. Nothing is written, and no image is opened."""
     folder = os.path.join(root, row.folder)
     line = [row.name, f"{row.config}.yaml", row.folder + "/"]
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) or row.default_root and not os.path.isfile(os.path.join(folder, row.split)):
         return [*line, *[""] * 4, "not here" + (": written when it is first used" if row.default_root else "")], False
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -39,6 +39,19 @@ def differences(row, split):
                      if found is not None and wanted is not None and found != wanted)
 
 
+def check_labels(row, folder, train, *others):
+    """Raise unless the training images have the labels 0 to C - 1 and the others no more: Dassl numbers the classes that it finds in training."""
+    labels = {label for _, label, _ in train}
+    absent = next((label for label in range(len(labels)) if label not in labels), None)
+    if absent is not None:
+        raise DatasetError(f"{row.name} in {folder}: class {absent} of {max(labels) + 1} (counted from 0) has no training image, and the classes behind it would be "
+                           f"misnumbered. Complete the data set, or take the class away.")
+    strange = next((item for items in others for item in items or () if item[1] not in labels), None)
+    if strange is not None:
+        raise DatasetError(f'{row.name} in {folder}: {strange[0]} is of class {strange[1]}, "{strange[2]}", which has no training image. Complete the data set, or take '
+                           f"the class away.")
+
+
 def draw_shots(items, shots, rng):
     """`shots` items of every label, all of a label that has fewer; below 1, everything.
 
@@ -76,6 +89,7 @@ class FewShotDataset(DatasetBase):
             raise DatasetError(f"DATASET.ROOT is empty: pass --root with the folder that holds {row.folder or 'train'} ({row.name}; see DATASETS.md).")
         self.dataset_dir = os.path.normpath(os.path.join(os.path.abspath(os.path.expanduser(root)), row.folder))
         train, val, test = row.read(row, self.dataset_dir)
+        check_labels(row, self.dataset_dir, train, val, test)
         if differences(row, (train, val, test)):
             print(f"Note: {row.name} in {self.dataset_dir} is not the published one: {differences(row, (train, val, test))}")
         rng, shots = random.Random(cfg.SEED if cfg.SEED >= 0 else None), cfg.DATASET.NUM_SHOTS

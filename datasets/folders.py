@@ -37,7 +37,10 @@ def read_pictures(row, folder):
         if taken_in(path) not in (missing, None):
             raise DatasetError(f"{path} was made for other folders ({', '.join(taken_in(path))} taken from train, now {', '.join(missing)}). "
                                f"Move it away, and the images are split anew.")
-        return read_json_split(row, folder)
+        split = read_json_split(row, folder)
+        if {name for _, _, name in split[0]} != set(classes):
+            raise DatasetError(f"{path} has other classes than the folders in {os.path.join(folder, 'train')}. Move it away, and the images are split anew.")
+        return split
     found.update(take_parts(row, found["train"], missing))
     print(f"No folder for {' and '.join(missing)} in {folder}: taken from train, {', '.join(f'{len(found[part]):,} {part}' for part in PARTS)}")
     write_split(path, folder, found, missing)
@@ -66,8 +69,9 @@ def take_parts(row, items, missing):
     split = {part: [] for part in ("train", *missing)}
     for group in groups.values():
         rng.shuffle(group)
+        total = len(group)
         for part in missing:
-            count = max(1, round(len(group) * SHARES[part]))
+            count = max(1, round(total * SHARES[part]))
             split[part] += group[:count]
             group = group[count:]
         if not group:

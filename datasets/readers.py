@@ -7,6 +7,7 @@ import json
 import os
 
 PARTS = ("train", "val", "test")
+AFRESH = ", or move the split file away, and the images are split anew"   # where the split is ours and not published
 
 
 class DatasetError(ValueError):
@@ -75,7 +76,7 @@ def read_json_split(row, folder, parts=PARTS):
     absent = [image for image in named if not os.path.isfile(image)]
     if absent:
         raise DatasetError(f"{len(absent):,} of the {len(named):,} images that {path} names are missing, the first of them {absent[0]}. "
-                           f"Put them back as DATASETS.md says.")
+                           f"Put them back as DATASETS.md says{AFRESH if not row.folder else ''}.")
     return split
 
 

@@ -11,7 +11,7 @@ for SEED in $SEEDS; do
     COMMON=$DATASET/shots_$SHOTS/$TRAINER/$CFG$TAG/seed$SEED
     FLAGS=(--eval-only)   # zero-shot has no model to load
     if [ "$TRAINER" != ZeroshotOracle ]; then
-        trained "$OUTPUT/base2new/train_base/$COMMON" "Train on the base classes first: bash scripts/base2new_train.sh $TRAINER $DATASET $CFG $SHOTS"
+        trained "$OUTPUT/base2new/train_base/$COMMON" "base2new_train.sh $TRAINER $DATASET $CFG $SHOTS"
         FLAGS+=(--model-dir "$OUTPUT/base2new/train_base/$COMMON")
     fi
     run "$SEED" "$TRAINER" "$DATASET" "$(config "$TRAINER" "$DATASET" "$CFG")" "$OUTPUT/base2new/test_new/$COMMON" "${FLAGS[@]}" \

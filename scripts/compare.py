@@ -21,7 +21,7 @@ import dassl_blackbox  # noqa: F401
 from dassl_blackbox import plots
 from dassl_blackbox.results import HEADERS, Group, row
 from dassl_blackbox.runlog import read_run
-from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
+from dassl_blackbox.trainers.blackbox.templates import template_of
 
 HOME = Path(__file__).resolve().parents[1]
 # The adapter joins after one epoch: a small budget can end before the tenth, where the paper lets it in.
@@ -50,6 +50,11 @@ def registered_name(dataset):
     return yaml.safe_load((HOME / f"configs/datasets/{dataset}.yaml").read_text(encoding="utf-8"))["DATASET"]["NAME"]
 
 
+def words_of(dataset):
+    """The words before the slot of the data set's template; there may be none."""
+    return template_of(registered_name(dataset)).split("{}")[0].strip()
+
+
 def folder_of(args, label):
     return Path(args.output) / args.dataset / f"{args.cfg}_{args.shots}shots_{args.queries}queries" / label.replace(", ", "_").replace(" ", "-")
 
@@ -57,7 +62,7 @@ def folder_of(args, label):
 def command(args, label, seed):
     """The `python train.py …` of one run."""
     trainer, budgeted, options = METHODS[label]
-    words = TEMPLATES[registered_name(args.dataset)].split("{}")[0].strip()
+    words = words_of(args.dataset)
     config = HOME / f"configs/trainers/{trainer}/{args.cfg}_{args.dataset}.yaml"
     if not config.is_file():
         config = HOME / f"configs/trainers/{trainer}/{args.cfg}.yaml"
@@ -83,6 +88,10 @@ def main():
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE options for every run, at the end")
     args = parser.parse_args()
 
+    if not words_of(args.dataset):
+        without = [label for label in args.methods if "{words}" not in METHODS[label][2]]
+        print(f"The template of {args.dataset} begins with its slot, so there are no words to start from: {', '.join(set(args.methods) - set(without))} left out")
+        args.methods = without
     runs = [(label, seed) for label in args.methods for seed in args.seeds]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))}
 

@@ -7,10 +7,15 @@ set -euo pipefail
 source "$(dirname "$0")/run.sh"
 
 TRAINER=$1 DATASET=$2 CFG=$3 SHOTS=$4 SOURCE=${SOURCE:-imagenet}
+[ "$SOURCE" = imagenet ] && FROM="" || FROM=_from_$SOURCE   # CoOp's layout knows no other source
 for SEED in $SEEDS; do
-    MODEL=$OUTPUT/$SOURCE/$TRAINER/${CFG}_${SHOTS}shots$TAG/seed$SEED
-    trained "$MODEL" "Train there first: bash scripts/main.sh $TRAINER $SOURCE $CFG $SHOTS"
+    FLAGS=(--eval-only)   # zero-shot has no model to load
+    if [ "$TRAINER" != ZeroshotOracle ]; then
+        MODEL=$OUTPUT/$SOURCE/$TRAINER/${CFG}_${SHOTS}shots$TAG/seed$SEED
+        trained "$MODEL" "main.sh $TRAINER $SOURCE $CFG $SHOTS"
+        FLAGS+=(--model-dir "$MODEL")
+    fi
     # the settings are those of the data set that the prompt was trained on
-    run "$SEED" "$TRAINER" "$DATASET" "$(config "$TRAINER" "$SOURCE" "$CFG")" "$OUTPUT/evaluation/$TRAINER/${CFG}_${SHOTS}shots$TAG/$DATASET/seed$SEED" \
-        --eval-only --model-dir "$MODEL" DATASET.NUM_SHOTS "$SHOTS" "${@:5}"
+    run "$SEED" "$TRAINER" "$DATASET" "$(config "$TRAINER" "$SOURCE" "$CFG")" "$OUTPUT/evaluation/$TRAINER/${CFG}_${SHOTS}shots$TAG$FROM/$DATASET/seed$SEED" \
+        "${FLAGS[@]}" DATASET.NUM_SHOTS "$SHOTS" "${@:5}"
 done

@@ -19,7 +19,11 @@ run() {
     if [ "${DRY_RUN:-0}" != 0 ]; then printf '%q ' "${command[@]}" && echo; else "${command[@]}"; fi
 }
 
-# trained MODEL_DIR SENTENCE: stops with the sentence unless a run left its model there
+# trained MODEL_DIR COMMAND: stops unless a run was finished there, and names the command that makes it
 trained() {
-    [ "${DRY_RUN:-0}" != 0 ] || [ -f "$1/prompt_learner/checkpoint" ] || { echo "error: no trained model in $1. $2" >&2; exit 1; }
+    [ "${DRY_RUN:-0}" = 0 ] || return 0
+    if ! grep -qsx "Finish training" "$1/log.txt" || [ ! -f "$1/prompt_learner/checkpoint" ]; then
+        echo "error: no finished training in $1. Train first, with the same DATA, OUTPUT, SEEDS, TAG and options: bash scripts/$2" >&2
+        exit 1
+    fi
 }

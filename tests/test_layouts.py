@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import trees
@@ -118,6 +119,48 @@ def test_a_size_that_is_not_the_published_one_is_noted(forest, capsys):
     assert "Note: " not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name, folder", [("ImageFolder", "train/green_triangle"), ("ImageNet", "images/train/n02007558"),
+                                          ("ImageNetV2", "imagenetv2-matched-frequency-format-val/2")])
+def test_a_class_without_training_images_would_misnumber_the_others(tree, tmp_path, name, folder):
+    for image in (tree(name) / folder).iterdir():
+        image.unlink()
+    with pytest.raises(DatasetError, match="class . of 4 .counted from 0. has no training image"):
+        load(name, tmp_path)
+
+
+def test_a_test_class_that_is_never_trained(tree, tmp_path):
+    path = tree("EuroSAT") / "split_zhou_EuroSAT.json"
+    split = json.loads(path.read_text())
+    split["train"] = [item for item in split["train"] if item[1] != 3]
+    path.write_text(json.dumps(split))
+    with pytest.raises(DatasetError, match='is of class 3, "yellow star", which has no training image'):
+        load("EuroSAT", tmp_path)
+
+
+def test_a_run_goes_on_only_with_its_own_pictures(forest, tree, tmp_path, capsys):
+    folder = tree("ImageFolder")
+    flags = "--dataset-config-file", REPO / "configs" / "datasets" / "imagefolder.yaml"
+    assert run("ZIP", forest[1]["ImageFolder"][0], tmp_path / "run", "ORACLE.MAX_QUERIES", 20, flags=flags) == 0
+    assert run("ZIP", tmp_path, tmp_path / "run", "ORACLE.MAX_QUERIES", 40, flags=flags) == 0      # the same, elsewhere
+    (folder / "train" / "red_circle").rename(folder / "train" / "orange_circle")
+    for part in ("val", "test"):
+        shutil.rmtree(folder / part / "red_circle")
+    assert run("ZIP", tmp_path, tmp_path / "run", "ORACLE.MAX_QUERIES", 60, flags=flags) == 1
+    assert "was made with other settings (training images)" in capsys.readouterr().err
+
+
+def test_without_val_the_best_model_can_be_evaluated_and_not_trained(forest, tmp_path, capsys):
+    def flags(config, *more):
+        return "--dataset-config-file", REPO / "configs" / "datasets" / f"{config}.yaml", *more
+
+    options = "ORACLE.MAX_QUERIES", 20, "TEST.FINAL_MODEL", "best_val", "ORACLE.VAL_EVERY", 10
+    assert run("ZIP", forest[0], tmp_path / "no", *options, flags=flags("imagenet")) == 1
+    assert "has no validation split of its own" in capsys.readouterr().err
+    assert run("ZIP", forest[0], tmp_path / "run", *options, flags=flags("eurosat")) == 0
+    assert run("ZIP", forest[0], tmp_path / "there", *options, flags=flags("imagenet_a", "--eval-only", "--model-dir", tmp_path / "run")) == 0
+    assert run("ZIP", forest[0], tmp_path / "no", *options, "TEST.SPLIT", "val", flags=flags("imagenet_a", "--eval-only", "--model-dir", tmp_path / "run")) == 1
+
+
 # A user's own pictures
 
 @pytest.mark.parametrize("missing, sizes", [(("val",), (12, 4, 8)), (("test",), (12, 8, 4)), (("val", "test"), (8, 4, 4))])
@@ -137,6 +180,24 @@ def test_parts_without_a_folder_come_from_train_once(tree, tmp_path, missing, si
     split.unlink()
     (folder / "train" / "red_circle" / "0_new.png").unlink()
     assert content(load("ImageFolder", tmp_path, seed=3).test) == content(first.test)
+
+
+def test_the_shares_are_those_of_the_whole_class(tree, tmp_path):
+    folder = tree("ImageFolder")
+    for part in ("val", "test"):
+        shutil.rmtree(folder / part)
+    for i in range(4, 10):
+        for name in trees.NAMES:
+            trees.save(folder / "train" / name.replace(" ", "_") / f"{i}.png", name, i)
+    dataset = load("ImageFolder", tmp_path)
+    assert [len(items) for items in (dataset.train_x, dataset.val, dataset.test)] == [20, 8, 12]
+    trees.save(folder / "train" / "pink_ring" / "0.png", "pink ring", 0)
+    with pytest.raises(DatasetError, match="has other classes than the folders.*Move it away"):
+        load("ImageFolder", tmp_path)
+    shutil.rmtree(folder / "train" / "pink_ring")
+    Path(dataset.test[0].impath).unlink()
+    with pytest.raises(DatasetError, match="or move the split file away"):
+        load("ImageFolder", tmp_path)
 
 
 def test_a_folder_that_was_added_after_the_split(tree, tmp_path):
@@ -185,6 +246,8 @@ def test_the_check_tells_what_is_there(forest, tmp_path, monkeypatch, capsys):
     assert "8 of the 32 images" in broken
     assert everything(forest[0]).keys() == before.keys()
     assert lines(tmp_path)[0] == 0
+    (tmp_path / "digits").mkdir()
+    assert lines(tmp_path)[0] == 0 and not list((tmp_path / "digits").iterdir())
     load("Shapes", tmp_path)
     assert lines(tmp_path)[1]["Shapes"].endswith("complete")
     monkeypatch.setattr("sys.argv", ["check", "check", "--root", str(tmp_path / "nowhere")])

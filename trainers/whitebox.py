@@ -9,7 +9,7 @@ from dassl.utils import set_random_seed
 from torch import nn
 
 from .blackbox import checkpoints
-from .blackbox.data import build_data, match_input, refuse_test_images, share_pictures
+from .blackbox.data import build_data, check_images, match_input, share_pictures
 from .blackbox.errors import BlackBoxError
 from .blackbox.files import load_state
 from .blackbox.oracle.models import load_model
@@ -73,7 +73,7 @@ class WhiteBox(TrainerX):
         return self.text.embed(words)
 
     def check_training(self):
-        refuse_test_images(self.dm.dataset, self.cfg.DATASET.NAME)
+        check_images(self)
 
     def before_train(self):
         self.check_training()

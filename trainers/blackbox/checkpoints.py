@@ -4,6 +4,8 @@ Layout and names are Dassl's: `<output>/<model name>/model.pth.tar-<epoch>`, `mo
 names the newest. `model-resume.pth.tar` is overwritten during training.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 from .errors import BlackBoxError
@@ -77,9 +79,11 @@ FREE = {"ORACLE": ("MAX_QUERIES", "MAX_IMAGE_QUERIES", "SAVE_EVERY", "VAL_EVERY"
         "DATALOADER": ("NUM_WORKERS", "TEST"), "INPUT": ("CACHE_MB",), "TRAINER": ()}
 
 
-def settings(cfg):
-    """What must agree for a run to go on: {section: its resolved settings, as text}."""
-    return {"SEED": str(cfg.SEED), **{node: str({k: v for k, v in sorted(cfg[node].items()) if k not in free}) for node, free in FREE.items()}}
+def settings(trainer):
+    """What must agree for a run to go on: {section: its resolved settings, as text}, and which pictures it is trained on, wherever they lie."""
+    cfg = trainer.cfg
+    pictures = json.dumps([[*Path(item.impath).parts[-2:], item.label, item.classname] for item in trainer.dm.dataset.train_x])
+    return {"SEED": str(cfg.SEED), "training images": hashlib.sha256(pictures.encode()).hexdigest(), **{node: str({k: v for k, v in sorted(cfg[node].items()) if k not in free}) for node, free in FREE.items()}}
 
 
 class Checkpointed:
@@ -99,7 +103,7 @@ class Checkpointed:
             "scheduler": self.sched.state_dict() if self.sched else None, "val_result": val_result,
             "blackbox": {
                 "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
-                "identity": identity(self), "settings": settings(self.cfg), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
+                "identity": identity(self), "settings": settings(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
                 "best_result": float(self.best_result), "counts": self.oracle.counts,
             },
         }, self.folder(self.output_dir), name, is_newest)
@@ -121,7 +125,7 @@ class Checkpointed:
             return 0
         state = load(path, self)
         extra = state["blackbox"]
-        differ = [node for node, value in settings(self.cfg).items() if extra["settings"].get(node) != value]
+        differ = [node for node, value in settings(self).items() if extra["settings"].get(node) != value]
         if differ:
             raise BlackBoxError(f"{path} was made with other settings ({', '.join(differ)}), and a run goes on only as it began. Choose another --output-dir, "
                                 f"or give the same configuration; budgets may grow.")

@@ -65,7 +65,7 @@ def build_data(trainer):
     """Give a trainer what `SimpleTrainer.build_data_loader` gives it, over pictures that are decoded once; returns the data manager.
 
     Raises:
-        BlackBoxError: `best_val`, or any evaluation on `val`, without a validation split of its own.
+        BlackBoxError: evaluation on `val` without a validation split of its own.
     """
     cfg = trainer.cfg
     trainer.pictures = Pictures(2 ** 20 * cfg.INPUT.CACHE_MB)
@@ -74,12 +74,17 @@ def build_data(trainer):
     trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
     trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
-    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.TEST.SPLIT == "val" or cfg.ORACLE.VAL_EVERY:
-        val, test = dm.dataset.val, {item.impath for item in dm.dataset.test}
-        if not val or any(item.impath in test for item in val):
-            raise BlackBoxError(f"{cfg.DATASET.NAME} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val, or "
-                                f"ORACLE.VAL_EVERY) would look at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
+    if cfg.TEST.SPLIT == "val":
+        need_val(dm.dataset, cfg.DATASET.NAME)
     return dm
+
+
+def need_val(dataset, name):
+    """Raise unless there are validation images, and none of them is a test image."""
+    test = {item.impath for item in dataset.test}
+    if not dataset.val or any(item.impath in test for item in dataset.val):
+        raise BlackBoxError(f"{name} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val, or "
+                            f"ORACLE.VAL_EVERY) would look at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
 
 
 def share_pictures(trainer):
@@ -89,8 +94,11 @@ def share_pictures(trainer):
         trainer.pictures.load(workers)
 
 
-def refuse_test_images(dataset, name):
-    """Raise where a training image is a test image too: ImageNet's variants have nothing else, and are for evaluation alone."""
+def check_images(trainer):
+    """Raise where training would look at test images: as training images (ImageNet's variants have nothing else), or as validation images."""
+    cfg, dataset, name = trainer.cfg, trainer.dm.dataset, trainer.cfg.DATASET.NAME
+    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
+        need_val(dataset, name)
     test = {item.impath for item in dataset.test}
     shared = next((item.impath for item in dataset.train_x if item.impath in test), None)
     if shared is not None:

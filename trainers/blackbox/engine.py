@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .checkpoints import BEST, RESUME, Checkpointed
-from .data import build_data, match_input, ordered_loader, refuse_test_images, share_pictures
+from .data import build_data, check_images, match_input, ordered_loader, share_pictures
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
@@ -117,7 +117,7 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
 
     def check_training(self):
         """Raise unless the budget pays for one step and no image is trained on that is tested on."""
-        refuse_test_images(self.dm.dataset, self.cfg.DATASET.NAME)
+        check_images(self)
         for unit, cost, limit in zip(UNITS, self.step_cost(), self.oracle.limits.values()):
             if limit and cost > limit:
                 raise BlackBoxError(f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "

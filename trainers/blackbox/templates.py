@@ -27,13 +27,21 @@ TEMPLATES = {
 }
 
 
+PLAIN = "a photo of a {}."
+
+
+def template_of(name):
+    """The template of a data set, CoOp's plain one where it has none of its own."""
+    return TEMPLATES.get(name, PLAIN)
+
+
 def template_for(cfg):
     """The zero-shot template: `TRAINER.ZEROSHOT.TEMPLATE`, else the data set's own, else CoOp's plain one.
 
     Raises:
         BlackBoxError: the given template has no slot.
     """
-    template = cfg.TRAINER.ZEROSHOT.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, "a photo of a {}.")
+    template = cfg.TRAINER.ZEROSHOT.TEMPLATE or template_of(cfg.DATASET.NAME)
     if template.count("{}") != 1:
         raise BlackBoxError(f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the class name.")
     return template

@@ -88,7 +88,8 @@ class LocalOracle(Oracle):
             return F.normalize(self.tower_with_tokens(embedded, no_tokens)[0].float(), dim=-1)
 
     def tower_with_tokens(self, embedded, tokens):
-        return patches.encode(self.model.visual, embedded, tokens, budget(self.device))
+        """`[P, B, E]`, not normalised; a part of the images at a time, so that their first projections fit."""
+        return torch.cat([patches.encode(self.model.visual, part, tokens, budget(self.device)) for part in embedded.split(QUERY_IMAGES)], dim=1)
 
     def features_with_tokens(self, images, tokens):
         """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`."""
