@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox import pictures as module
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.pictures import Pictures
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run
@@ -95,3 +96,41 @@ def test_crops_differ_between_epochs(data_root, tmp_path):
         epochs.append(dict(zip(order.tolist(), torch.cat([images for _, images in batches]))))
     shared = set(epochs[0]) & set(epochs[1])
     assert len(shared) > 10 and not any(torch.equal(epochs[0][i], epochs[1][i]) for i in shared)
+
+
+# A bank of views
+
+def views_of(trainer, epochs):
+    """{image: its views by epoch}."""
+    views = {}
+    for trainer.epoch in range(epochs):
+        trainer.before_epoch()
+        for batch in trainer.train_loader_x:
+            for index, image in zip(batch["index"].tolist(), batch["img"]):
+                views.setdefault(index, {})[trainer.epoch] = image
+    return views
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_take_turns(data_root, tmp_path, workers):
+    options = "INPUT.VIEWS", 2, "DATALOADER.NUM_WORKERS", workers, "DATALOADER.TRAIN_X.BATCH_SIZE", 30
+    first, second = (views_of(build("ZIP", data_root, tmp_path, *options), 4) for _ in range(2))
+    assert len(first) == 30
+    for index, views in first.items():
+        assert torch.equal(views[0], views[2]) and torch.equal(views[1], views[3]) and not torch.equal(views[0], views[1])
+        assert all(torch.equal(views[epoch], second[index][epoch]) for epoch in range(4))
+    assert not torch.equal(first[0][0], views_of(build("ZIP", data_root, tmp_path, *options, seed=2), 1)[0][0])
+
+
+def test_after_its_views_no_image_is_encoded_again(data_root, tmp_path):
+    trainer = build("ZIP", data_root, tmp_path, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "ORACLE.MAX_QUERIES", 100, "TEST.NO_TEST", True)
+    encoded = []
+    trainer.oracle.inner.model.visual.ln_post.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+    trainer.train()
+    assert sum(encoded) == 60       # ten steps of 30 images, two views of each
+    assert trainer.oracle.counts["training"]["image_queries"] == 3000     # on the bill all the same
+
+
+def test_views_of_other_random_transforms_are_refused(data_root, tmp_path):
+    with pytest.raises(BlackBoxError, match="INPUT.VIEWS keeps views .* has colorjitter besides"):
+        build("ZIP", data_root, tmp_path, "INPUT.VIEWS", 2, "INPUT.TRANSFORMS", "('random_resized_crop', 'colorjitter', 'normalize')")

@@ -80,6 +80,9 @@ class WhiteBox(TrainerX):
         share_pictures(self)
         super().before_train()
 
+    def before_epoch(self):
+        self.pictures.epoch = self.epoch
+
     def forward_backward(self, batch):
         images, labels = self.parse_batch_train(batch)
         logits = self.model(images)

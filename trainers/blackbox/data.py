@@ -1,8 +1,10 @@
 """Dassl's loaders with the input that the model expects, and errors that name the image."""
 
+import hashlib
 import multiprocessing
 from functools import partial
 
+import torch
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper, build_data_loader
@@ -12,6 +14,9 @@ from .errors import BlackBoxError
 from .pictures import Pictures
 
 
+VIEWED = {"random_resized_crop", "random_flip", "normalize"}   # transforms that draw from torch's generator alone
+
+
 class ImageReader(DatasetWrapper):
     """Dassl's dataset wrapper over pictures that are decoded once; an image that cannot be decoded is named."""
 
@@ -19,12 +24,22 @@ class ImageReader(DatasetWrapper):
         super().__init__(*args, **kwargs)
         self.pictures = pictures
 
+    def view(self, index, picture):
+        """What the transform makes of a picture. With `INPUT.VIEWS` it draws from the run's seed, the image and the epoch's view alone."""
+        views = self.cfg.INPUT.VIEWS
+        if not views:
+            return self.transform(picture)
+        name = f"{self.cfg.SEED} {index} {self.pictures.epoch % views}"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+            return self.transform(picture)
+
     def __getitem__(self, index):
         item = self.data_source[index]
         try:
             if self.k_tfm > 1 or self.return_img0 or not callable(self.transform):
                 return super().__getitem__(index)
-            image = self.transform(self.pictures.open(item.impath))
+            image = self.view(index, self.pictures.open(item.impath))
         except (OSError, SyntaxError, ValueError) as e:   # Pillow raises any of them on a broken file
             raise BlackBoxError(f"The image {item.impath} cannot be decoded ({e}). Replace the file, or copy the data set anew.") from e
         return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index, "img": image}
@@ -65,9 +80,13 @@ def build_data(trainer):
     """Give a trainer what `SimpleTrainer.build_data_loader` gives it, over pictures that are decoded once; returns the data manager.
 
     Raises:
-        BlackBoxError: evaluation on `val` without a validation split of its own.
+        BlackBoxError: `INPUT.VIEWS` with a transform that draws from other sources than torch's; evaluation on `val` without a validation split of its own.
     """
     cfg = trainer.cfg
+    other = set(cfg.INPUT.TRANSFORMS) - VIEWED
+    if cfg.INPUT.VIEWS and other:
+        raise BlackBoxError(f"INPUT.VIEWS keeps views that are drawn by {', '.join(sorted(VIEWED))}; INPUT.TRANSFORMS has {', '.join(sorted(other))} besides. Leave them "
+                            f"out, or set INPUT.VIEWS to 0.")
     trainer.pictures = Pictures(2 ** 20 * cfg.INPUT.CACHE_MB)
     trainer.dm = dm = DataManager(cfg, dataset_wrapper=partial(ImageReader, trainer.pictures))
     trainer.pictures.paths.update(item.impath for item in dm.dataset.train_x)

@@ -133,6 +133,9 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
         self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
         self.time_meter, self.losses = AverageMeter(), MetricMeter()
 
+    def before_epoch(self):
+        self.pictures.epoch = self.epoch
+
     def spent(self):
         return self.oracle.counts["training"]["queries"]
 

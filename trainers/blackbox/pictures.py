@@ -15,6 +15,7 @@ class Pictures:
 
     def __init__(self, limit):
         self.paths, self.decoded, self.files = set(), {}, {}
+        self.epoch = 0      # of the run, for the turns of INPUT.VIEWS
         self.room = {"decoded": int(limit * DECODED), "files": int(limit * (1 - DECODED))}
 
     def open(self, path):

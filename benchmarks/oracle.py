@@ -1,0 +1,201 @@
+"""Our oracle beside each method's published way of asking, on random weights: what a step costs, as ratios of one run.
+
+    python benchmarks/oracle.py                                  # around ViT-B/16, 100 classes, n = 8, P = 10, B = 32: one thing varied at a time
+    python benchmarks/oracle.py --models ViT-B/32 --classes 10 100 --contexts 1 16 --candidates 40 --whole-grid
+    python benchmarks/oracle.py --precision fp16 --out benchmarks/oracle_fp16.md
+
+Times are the best of several; a published way that would take longer than `--seconds` is timed on its first candidates and scaled to all of them (≈), which
+is exact for the ways that go candidate by candidate. Multiply-adds are counted by torch. "Peak" is this machine's best matrix product in the same precision.
+"""
+
+import argparse
+import gc
+import platform
+import sys
+import time
+import weakref
+from itertools import product
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+import dassl_blackbox  # noqa: E402, F401
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle  # noqa: E402
+from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI, LoadedModel, describe  # noqa: E402
+from dassl_blackbox.trainers.blackbox.oracle.store import FeatureStore  # noqa: E402
+from names import class_names  # noqa: E402
+from published import STEPS, image_features  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+HEADERS = ("model", "C", "n", "P", "B", "as in", "published s", "ours s", "ratio", "positions", "multiply-adds", "share of peak", "memory MB", "largest difference")
+CENTRE = {"model": "ViT-B/16", "classes": 100, "contexts": 8, "candidates": 10, "batch": 32}
+
+
+def random_model(name, precision, device):
+    torch.manual_seed(0)
+    weights = "fp32" if precision == "amp" else precision
+    model = open_clip.create_model(OPENAI[name], precision=weights, device=device).eval().requires_grad_(False)
+    return LoadedModel(model, open_clip.get_tokenizer(OPENAI[name]), describe(name, model), precision, torch.device(device))
+
+
+def timed(call, device, seconds):
+    """Seconds of the best call: one to warm up, then as many as fit."""
+    best, spent = float("inf"), 0.0
+    for round in range(8):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken = time.perf_counter() - start
+        spent += taken
+        if round or taken > seconds / 2:    # a long call is its own warm-up
+            best = min(best, taken)
+        if spent > seconds:
+            break
+    return best
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made within it held at one time: memory beyond the model and the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.most = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return result
+
+    def note(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.live += size
+            self.most = max(self.most, self.live)
+            weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key, size):
+        self.seen.discard(key)
+        self.live -= size
+
+
+def peak_memory(call, device):
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with LiveBytes() as meter:
+        call()
+    return meter.most
+
+
+def multiply_adds(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2
+
+
+def matrix_peak(device, dtype, seconds=2.0):
+    """Multiply-adds a second of the best square matrix product."""
+    best = 0.0
+    for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        best = max(best, size ** 3 / timed(lambda: a @ b, device, seconds))
+    return best
+
+
+def cell(oracle, way, P, n, B, seconds, peak):
+    """One row: the published way and ours on the same pixels and contexts."""
+    description, device = oracle.description, oracle.device
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(B, 3, *description.image_size, generator=generator).to(device)
+    contexts = (torch.randn(P, n, description.width, generator=generator) * description.token_std).to(device)
+    known = oracle.upload(pixels)
+    given = image_features(oracle, pixels) if way == "CraFT" else pixels
+
+    def ours():
+        oracle.last_contexts = None
+        if way == "CraFT":      # the images are known from before
+            return oracle.query(known, contexts)
+        oracle.store = FeatureStore()
+        return oracle.query(oracle.upload(pixels), contexts)
+
+    def published(p=P):
+        return STEPS[way](oracle, given, contexts[:p])
+
+    ours()
+    first = timed(lambda: published(1), device, seconds / 4)
+    p = max(1, min(P, int(seconds / first)))
+    theirs = timed(lambda: published(p), device, seconds) * P / p
+    mine = timed(ours, device, seconds)
+    ids, end = oracle.text.tokens(n)
+    positions = P * (n + 1 + int((end - n).sum()))
+    sums = multiply_adds(ours)
+    memory = [peak_memory(lambda: published(p), device), peak_memory(ours, device)]
+    a, b = published(p), ours()[:p]
+    return [description.name, len(ids), n, P, B, way, f"{'≈ ' if p < P else ''}{theirs:.3g}", f"{mine:.3g}", f"{theirs / mine:.1f}",
+            f"{P * len(ids) * description.context_length:,} → {positions:,}", f"{multiply_adds(lambda: published(1)) * P / sums:.1f} times",
+            f"{100 * sums / mine / peak:.0f} %", f"{'≥ ' if p < P else ''}{memory[0] / 2 ** 20:,.0f} → {memory[1] / 2 ** 20:,.0f}",
+            f"{((a - b).abs().max() / a.abs().max()).item():.1e}"]
+
+
+def cells(args):
+    """(model, classes, n, P, B, way) of the table."""
+    ways = list(STEPS)
+    axes = {"model": args.models, "classes": args.classes, "contexts": args.contexts, "candidates": args.candidates, "batch": args.batches}
+    if args.whole_grid:
+        return [(*values, way) for values in product(*axes.values()) for way in ways]
+    centre = {key: CENTRE[key] if CENTRE[key] in values else values[0] for key, values in axes.items()}
+    rows = [tuple(centre.values())]
+    for key, values in axes.items():
+        rows += [tuple({**centre, key: value}.values()) for value in values if value != centre[key]]
+    return [(*row, way) for row in rows for way in ways]
+
+
+def machine(device):
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"], choices=list(OPENAI))
+    parser.add_argument("--classes", nargs="+", type=int, default=[100, 10, 1000])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[8, 1, 4, 16], help="numbers of context tokens")
+    parser.add_argument("--candidates", nargs="+", type=int, default=[10, 1, 40, 257])
+    parser.add_argument("--batches", nargs="+", type=int, default=[32, 128])
+    parser.add_argument("--whole-grid", action="store_true", help="every combination, in place of one thing varied at a time")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16", "amp"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=20, help="how long one way may be timed in one cell")
+    parser.add_argument("--out", help="a Markdown file to write besides")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(args.precision, torch.float32)
+    peak, rows, name = matrix_peak(device, dtype), [], None
+    for model, C, n, P, B, way in tqdm(cells(args), unit="cell"):
+        if model != name:
+            oracle, name = LocalOracle(random_model(model, args.precision, device)), model
+        oracle.set_classes(class_names(C))
+        with torch.no_grad():
+            rows.append(cell(oracle, way, P, n, B, args.seconds, peak))
+    table = tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True)
+    text = f"{table}\n\n{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} GFLOP/s.\n"
+    print(text)
+    if args.out:
+        Path(args.out).write_text(f"<!-- python benchmarks/oracle.py {' '.join(sys.argv[1:])} -->\n\n{text}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
