@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
-from dassl_blackbox.trainers.blackbox.oracle import text as text_module
+from dassl_blackbox.trainers.blackbox.oracle import blocks
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.oracle.models import LoadedModel, describe, load_model
 from dassl_blackbox.trainers.blackbox.oracle.store import FeatureStore
@@ -131,7 +131,7 @@ def test_without_context_the_text_is_the_template(loaded, kind, template):
 def test_the_short_text_path_equals_the_plain_one(loaded, kind, n, chunk, monkeypatch):
     oracle = oracle_over(loaded(kind))
     assert oracle.text.short
-    monkeypatch.setitem(text_module.CHUNK, "cpu", chunk)
+    monkeypatch.setattr(blocks, "CPU_POSITIONS", chunk)
     contexts = contexts_of(oracle, P=3, n=n)
     with torch.no_grad():
         short, plain = oracle.text.encode_short(contexts), oracle.text.encode_plain(contexts)

@@ -6,6 +6,19 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 ALL = slice(None)
+CPU_POSITIONS = 2 ** 13     # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back after every use
+SHARE = 0.25                # of a device's free memory
+
+
+def positions_at_once(transformer):
+    """Token positions that may go through a tower at once: what fits in a share of the device's free memory, as a power of two."""
+    weight = transformer.resblocks[0].mlp.c_fc.weight
+    if weight.device.type != "cuda":
+        return CPU_POSITIONS
+    hidden, width = weight.shape
+    bytes_each = weight.element_size() * (2 * hidden + 8 * width)   # the MLP's hidden layer in and out; queries, keys, values and what is on its way
+    free = torch.cuda.mem_get_info(weight.device)[0] + torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    return 2 ** max(10, int(free * SHARE / bytes_each).bit_length() - 1)
 
 
 def plain(blocks):

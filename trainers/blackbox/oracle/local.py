@@ -7,9 +7,10 @@ import torch.nn.functional as F
 
 from ..errors import BlackBoxError, one_of
 from . import patches
+from .blocks import positions_at_once
 from .interface import GRANTS, QUERY_IMAGES, Images, Oracle
 from .store import FeatureStore
-from .text import TextPath, budget
+from .text import TextPath
 
 
 class LocalOracle(Oracle):
@@ -89,7 +90,9 @@ class LocalOracle(Oracle):
 
     def tower_with_tokens(self, embedded, tokens):
         """`[P, B, E]`, not normalised; a part of the images at a time, so that their first projections fit."""
-        return torch.cat([patches.encode(self.model.visual, part, tokens, budget(self.device)) for part in embedded.split(QUERY_IMAGES)], dim=1)
+        visual = self.model.visual
+        at_once = positions_at_once(visual.transformer)
+        return torch.cat([patches.encode(visual, part, tokens, at_once) for part in embedded.split(QUERY_IMAGES)], dim=1)
 
     def features_with_tokens(self, images, tokens):
         """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`."""

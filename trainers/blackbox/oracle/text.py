@@ -6,13 +6,8 @@ from torch import nn
 
 from ..errors import BlackBoxError
 from . import prefix
+from .blocks import positions_at_once
 
-CHUNK = {"cpu": 2 ** 13, "cuda": 2 ** 18}   # token positions that go through the tower at once
-
-
-def budget(device):
-    """Token positions that go through a tower at once on this device."""
-    return CHUNK.get(device.type, CHUNK["cpu"])
 
 
 class TextPath:
@@ -71,7 +66,7 @@ class TextPath:
     def encode_short(self, contexts):
         """`[P, C, E]`; every class's own tokens against the prefix that all share."""
         tower = self.tower
-        x = prefix.encode(tower, contexts, *self.tokens(contexts.shape[1]), budget(self.device))
+        x = prefix.encode(tower, contexts, *self.tokens(contexts.shape[1]), positions_at_once(tower.transformer))
         x, projection = tower.ln_final(x), tower.text_projection
         if projection is None:
             return x
@@ -82,7 +77,7 @@ class TextPath:
         (P, n, _), C = contexts.shape, len(self.texts)
         ids, _ = self.tokens(n, self.length)
         features = []
-        for rows in torch.arange(P * C, device=self.device).split(max(1, budget(self.device) // self.length)):
+        for rows in torch.arange(P * C, device=self.device).split(max(1, positions_at_once(self.tower.transformer) // self.length)):
 
             def fill(module, inputs, output, part=contexts[rows // C]):
                 return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1:]], dim=1)
