@@ -4,8 +4,8 @@
     python benchmarks/oracle.py --models ViT-B/32 --classes 10 100 --contexts 1 16 --candidates 40 --whole-grid
     python benchmarks/oracle.py --precision fp16 --out benchmarks/oracle_fp16.md
 
-Times are the best of several; a published way that would take longer than `--seconds` is timed on its first candidates and scaled to all of them (≈), which
-is exact for the ways that go candidate by candidate. Multiply-adds are counted by torch. "Peak" is this machine's best matrix product in the same precision.
+Times are the best of several; a published way that would take longer than `--seconds` is timed on its first candidates and extended to all of them (≈):
+every further candidate costs the same. Multiply-adds are counted by torch. "Peak" is this machine's best matrix product in the same precision.
 """
 
 import argparse
@@ -63,10 +63,10 @@ def timed(call, device, seconds):
 class LiveBytes(TorchDispatchMode):
     """The most bytes that tensors made within it held at one time: memory beyond the model and the input."""
 
-    def __init__(self):
+    def __init__(self, model):
         super().__init__()
         self.live = self.most = 0
-        self.seen = set()
+        self.seen = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}    # views of them are not new
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -88,14 +88,14 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak_memory(call, device):
+def peak_memory(call, model, device):
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    with LiveBytes() as meter:
+    with LiveBytes(model) as meter:
         call()
     return meter.most
 
@@ -113,6 +113,11 @@ def matrix_peak(device, dtype, seconds=2.0):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         best = max(best, size ** 3 / timed(lambda: a @ b, device, seconds))
     return best
+
+
+def from_first(P, one, p, several):
+    """The cost of P candidates, from those of one and of the first p: every further candidate costs the same, the images of the first perhaps more."""
+    return several if p == P else one + (several - one) * (P - 1) / (p - 1)
 
 
 def cell(oracle, way, P, n, B, seconds, peak):
@@ -136,16 +141,17 @@ def cell(oracle, way, P, n, B, seconds, peak):
 
     ours()
     first = timed(lambda: published(1), device, seconds / 4)
-    p = max(1, min(P, int(seconds / first)))
-    theirs = timed(lambda: published(p), device, seconds) * P / p
+    p = max(min(P, 2), min(P, int(seconds / first)))
+    theirs = from_first(P, first, p, timed(lambda: published(p), device, seconds))
     mine = timed(ours, device, seconds)
     ids, end = oracle.text.tokens(n)
     positions = P * (n + 1 + int((end - n).sum()))
     sums = multiply_adds(ours)
-    memory = [peak_memory(lambda: published(p), device), peak_memory(ours, device)]
+    asked = multiply_adds(lambda: published(1)), min(P, 2), multiply_adds(lambda: published(min(P, 2)))
+    memory = [peak_memory(call, oracle.model, device) for call in (lambda: published(p), ours)]
     a, b = published(p), ours()[:p]
     return [description.name, len(ids), n, P, B, way, f"{'≈ ' if p < P else ''}{theirs:.3g}", f"{mine:.3g}", f"{theirs / mine:.1f}",
-            f"{P * len(ids) * description.context_length:,} → {positions:,}", f"{multiply_adds(lambda: published(1)) * P / sums:.1f} times",
+            f"{P * len(ids) * description.context_length:,} → {positions:,}", f"{from_first(P, *asked) / sums:.1f} times",
             f"{100 * sums / mine / peak:.0f} %", f"{'≥ ' if p < P else ''}{memory[0] / 2 ** 20:,.0f} → {memory[1] / 2 ** 20:,.0f}",
             f"{((a - b).abs().max() / a.abs().max()).item():.1e}"]
 

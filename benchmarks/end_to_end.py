@@ -1,0 +1,174 @@
+"""Whole training runs, ours beside the published way of asking, on generated JPEGs and random weights: seconds, their ratio, and where ours spends them.
+
+    python benchmarks/end_to_end.py                                   # ViT-B/16, 100 classes, 16 shots; on a GPU 500 steps of ZIP, on a CPU one
+    python benchmarks/end_to_end.py --classes 10 --steps 2 --methods ZIP CraFT
+
+Both ways draw the same images and candidates. The published one encodes all 77 positions of every class, and the images as its authors' code does
+(ZIP and BPT-VLM: again for every candidate); and it decodes every JPEG anew. Training alone is timed, without loading the model and without testing.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+import dassl_blackbox  # noqa: E402, F401
+import numpy as np  # noqa: E402
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import train  # noqa: E402
+from dassl.engine import build_trainer  # noqa: E402
+from dassl.utils import set_random_seed  # noqa: E402
+from dassl_blackbox.trainers.blackbox.oracle import Images, Oracle  # noqa: E402
+from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI  # noqa: E402
+from names import class_names  # noqa: E402
+from oracle import machine  # noqa: E402
+from PIL import Image  # noqa: E402
+from published import STEPS, image_features, logits, text_features  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+
+HOME = Path(__file__).resolve().parent.parent
+# per method: options, and steps of a run by kind of device
+RUNS = {
+    "ZIP": ([], {"cuda": 500, "cpu": 1}),
+    "CBBT": ([], {"cuda": 0, "cpu": 1}),      # 0: one epoch
+    "CraFT": (["TRAINER.CRAFT.HEAD", "False"], {"cuda": 10, "cpu": 1}),
+    "BPTVLM": ([], {"cuda": 10, "cpu": 1}),
+}
+
+
+class PublishedOracle(Oracle):
+    """Answers as the authors' code of one method asks: see `published.py`."""
+
+    def __init__(self, inner, method):
+        self.inner, self.method = inner, method
+        self.description, self.grants, self.client = inner.description, inner.grants, inner.client
+        self.pixels, self.features = {}, {}
+
+    def set_classes(self, names, template="{}."):
+        self.inner.set_classes(names, template)
+
+    def embed(self, words):
+        return self.inner.embed(words)
+
+    def upload(self, images):
+        name = Images(len(images))
+        self.pixels, self.features = {name: images}, {}     # the one before is not asked about again
+        return name
+
+    @torch.no_grad()
+    def query(self, images, contexts, image_tokens=None):
+        pixels = self.pixels[images]
+        if image_tokens is not None:
+            self.inner.pixels[images] = pixels
+            image = (F.normalize(self.inner.hooked(images, tokens).float(), dim=-1) for tokens in image_tokens.to(self.inner.device))
+            return torch.stack([logits(self.inner, features, text_features(self.inner, context[None])[0]) for features, context in zip(image, contexts)])
+        if self.method == "CraFT":
+            if images not in self.features:
+                self.features[images] = torch.cat([image_features(self.inner, part) for part in pixels.split(128)])
+            pixels = self.features[images]
+        return STEPS[self.method](self.inner, pixels, contexts)
+
+    def image_features(self, images):
+        return image_features(self.inner, self.pixels[images])
+
+    def text_features(self, contexts):
+        return text_features(self.inner, contexts)
+
+
+class Stopwatch:
+    """Seconds spent inside an object's method."""
+
+    def __init__(self, owner, method, device):
+        self.seconds, self.call, self.device = 0.0, getattr(owner, method), device
+        setattr(owner, method, self)
+
+    def __call__(self, *args, **kwargs):
+        start = time.perf_counter()
+        result = self.call(*args, **kwargs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def write_pictures(folder, names, shots):
+    """Smooth noise as JPEGs of 320 x 256 pixels, `train` and one test picture a class."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", shots), ("val", 1), ("test", 1)):
+        for name in names:
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                coarse = Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
+                coarse.resize((320, 256), Image.BICUBIC).save(folder / part / name / f"{i}.jpg", quality=90)
+
+
+def configuration(args, method, root, weights, published):
+    """The resolved configuration of one run: the method's published settings on that backbone."""
+    config = HOME / "configs" / "trainers" / method / f"{args.config}.yaml"
+    options = ["DATASET.NUM_SHOTS", args.shots, "MODEL.BACKBONE.NAME", weights, "ORACLE.PREC", args.precision, "ORACLE.MAX_QUERIES", 0, "ORACLE.SAVE_EVERY", 0,
+               "TEST.NO_TEST", True, "USE_CUDA", args.device == "cuda", "DATALOADER.NUM_WORKERS", args.workers, "INPUT.CACHE_MB", 0 if published else 2048,
+               "OPTIM.MAX_EPOCH", 1, *RUNS[method][0], *args.opts]
+    if args.batch:
+        options += ["DATALOADER.TRAIN_X.BATCH_SIZE", args.batch]
+    arguments = ["--root", root, "--seed", 1, "--trainer", method, "--dataset-config-file", HOME / "configs/datasets/imagefolder.yaml", "--config-file", config,
+                 "--output-dir", root / "output" / method / str(published), *options]
+    return train.setup_cfg(train.parse_args([str(a) for a in arguments]))
+
+
+def run(cfg, steps, method, published):
+    """(seconds of training, seconds of it inside the oracle, steps made)."""
+    set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
+    if published:
+        trainer.oracle.inner = PublishedOracle(trainer.oracle.inner, "CBBT" if method == "BPTVLM" else method)
+    if steps:       # a budget in steps
+        trainer.max_epoch = steps
+        trainer.oracle.limits["queries"] = steps * trainer.step_cost()[0]
+    watch = Stopwatch(trainer.oracle.inner, "query", trainer.device)
+    start = time.perf_counter()
+    trainer.train()
+    taken = time.perf_counter() - start
+    return taken, watch.seconds, trainer.spent() // trainer.step_cost()[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--model", default="ViT-B/16", choices=list(OPENAI))
+    parser.add_argument("--config", default="vit_b16", help="name of the trainers' YAMLs")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--batch", type=int, help="of training, in place of the method's own")
+    parser.add_argument("--steps", type=int, help="steps of every method, in place of its own number")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+    parser.add_argument("--out", help="a Markdown file to write besides")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE options for every run, at the end")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_pictures(root, class_names(args.classes), args.shots)
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model(OPENAI[args.model]).state_dict(), root / "weights.pt")
+        weights = f"{OPENAI[args.model]}:{root / 'weights.pt'}"
+        for method in args.methods:
+            steps = RUNS[method][1][args.device] if args.steps is None else args.steps
+            (theirs, _, made), (ours, inside, _) = (run(configuration(args, method, root, weights, published), steps, method, published)
+                                                    for published in (True, False))
+            rows.append([method, made, f"{theirs:.1f}", f"{ours:.1f}", f"{theirs / ours:.1f}", f"{100 * inside / ours:.0f} %"])
+    table = tabulate(rows, headers=("method", "steps", "published s", "ours s", "ratio", "ours inside the oracle"), tablefmt="github", disable_numparse=True)
+    text = f"{table}\n\n{args.model}, {args.classes} classes, {args.shots} shots, {args.precision}; {machine(torch.device(args.device))}.\n"
+    print(text)
+    if args.out:
+        Path(args.out).write_text(f"<!-- python benchmarks/end_to_end.py {' '.join(sys.argv[1:])} -->\n\n{text}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
