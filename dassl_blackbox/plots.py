@@ -35,10 +35,10 @@ def curve(folders):
 
 def save(path, draw, **labels):
     """One figure: `draw(axes)`, then titles and legend."""
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure, axes = plt.subplots(figsize=(9, 5))
     draw(axes)
     axes.set(**labels)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -15,7 +15,7 @@ CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
 
 def fits(visual):
     """Whether a tower is open_clip's plain ViT, read out at its class token: judged by its parts and not by its name."""
-    return (type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
+    return (type(visual) is VisionTransformer and hasattr(visual, "_embeds") and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
             and not visual.training and plain(visual.transformer.resblocks))
 
 
