@@ -30,9 +30,12 @@ class ImageReader(DatasetWrapper):
         if not views:
             return self.transform(picture)
         name = f"{self.cfg.SEED} {index} {self.pictures.epoch % views}"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+        state = torch.get_rng_state()
+        try:    # of the CPU's generator alone: `torch.manual_seed` tells every device, which takes longer than the crop
+            torch.default_generator.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
             return self.transform(picture)
+        finally:
+            torch.set_rng_state(state)
 
     def __getitem__(self, index):
         item = self.data_source[index]
