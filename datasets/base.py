@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-from .readers import DatasetError, read_json_split
+from .readers import DatasetError, check_labels, read_json_split
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,6 @@ def differences(row, split):
     words = ("classes", "train images", "val images", "test images")
     return "; ".join(f"{found:,} {word} where {wanted:,} are published" for found, wanted, word in zip(sizes_of(split), row.sizes, words)
                      if found is not None and wanted is not None and found != wanted)
-
-
-def check_labels(row, folder, train, *others):
-    """Raise unless the training images have the labels 0 to C - 1 and the others no more: Dassl numbers the classes that it finds in training."""
-    labels = {label for _, label, _ in train}
-    absent = next((label for label in range(len(labels)) if label not in labels), None)
-    if absent is not None:
-        raise DatasetError(f"{row.name} in {folder}: class {absent} of {max(labels) + 1} (counted from 0) has no training image, and the classes behind it would be "
-                           f"misnumbered. Complete the data set, or take the class away.")
-    strange = next((item for items in others for item in items or () if item[1] not in labels), None)
-    if strange is not None:
-        raise DatasetError(f'{row.name} in {folder}: {strange[0]} is of class {strange[1]}, "{strange[2]}", which has no training image. Complete the data set, or take '
-                           f"the class away.")
 
 
 def draw_shots(items, shots, rng):

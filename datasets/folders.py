@@ -6,7 +6,7 @@ import random
 
 from PIL import Image
 
-from .readers import PARTS, DatasetError, in_folders, need_folder, read_json_split, visible
+from .readers import PARTS, DatasetError, check_labels, in_folders, need_folder, read_json_split, visible
 
 SHARES = {"val": 0.2, "test": 0.3}   # of every class's train images, for a part that has no folder: CoOp's shares
 TAKEN = "taken from train"
@@ -38,9 +38,10 @@ def read_pictures(row, folder):
             raise DatasetError(f"{path} was made for other folders ({', '.join(taken_in(path))} taken from train, now {', '.join(missing)}). "
                                f"Move it away, and the images are split anew.")
         split = read_json_split(row, folder)
-        if {name for _, _, name in split[0]} != set(classes):
+        if {(label, name) for _, label, name in split[0]} != set(classes.values()):
             raise DatasetError(f"{path} has other classes than the folders in {os.path.join(folder, 'train')}. Move it away, and the images are split anew.")
         return split
+    check_labels(row, folder, found["train"])
     found.update(take_parts(row, found["train"], missing))
     print(f"No folder for {' and '.join(missing)} in {folder}: taken from train, {', '.join(f'{len(found[part]):,} {part}' for part in PARTS)}")
     write_split(path, folder, found, missing)

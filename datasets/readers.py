@@ -14,6 +14,19 @@ class DatasetError(ValueError):
     """The data set cannot be read as the config asks; the message says what to do."""
 
 
+def check_labels(row, folder, train, *others):
+    """Raise unless the training images have the labels 0 to C - 1 and the others no more: Dassl numbers the classes that it finds in training."""
+    labels = {label for _, label, _ in train}
+    absent = next((label for label in range(len(labels)) if label not in labels), None)
+    if absent is not None:
+        raise DatasetError(f"{row.name} in {folder}: class {absent} of {max(labels) + 1} (counted from 0) has no training image, and the classes behind it would be "
+                           f"misnumbered. Complete the data set, or take the class away.")
+    strange = next((item for items in others for item in items or () if item[1] not in labels), None)
+    if strange is not None:
+        raise DatasetError(f'{row.name} in {folder}: {strange[0]} is of class {strange[1]}, "{strange[2]}", which has no training image. Complete the data set, or take '
+                           f"the class away.")
+
+
 def need_folder(row, path):
     """`path`, which must be a folder."""
     if not os.path.isdir(path):

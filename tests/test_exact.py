@@ -32,7 +32,7 @@ def plain_logits(oracle, images, contexts):
     with torch.no_grad(), oracle.autocast():
         image = F.normalize(oracle.model.encode_image(images.to(oracle.dtype)).float(), dim=-1)
         text = F.normalize(oracle.text.encode_plain(contexts).float(), dim=-1)
-    return oracle.scale * image @ text.transpose(1, 2) + oracle.bias
+    return oracle.scale * image @ text.transpose(1, 2) + (0 if oracle.bias is None else oracle.bias)
 
 
 def some_names(rng, count):

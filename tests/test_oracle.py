@@ -430,6 +430,20 @@ def test_the_store_asks_for_each_content_once_and_forgets_the_oldest():
     assert torch.equal(store.fill(images[10:20], encode), images[10:20].flatten(1)[:, :4]) and asked == [20, 40, 20, 10]
 
 
+def test_a_few_unknown_images_are_encoded_in_company_of_eight():
+    asked, store = [], FeatureStore()
+
+    def encode(images):
+        asked.append(len(images))
+        return images.flatten(1)[:, :4]
+
+    images = torch.randn(128, 3, 4, 4)
+    store.fill(images[:120], encode)
+    for known in (120, 125, 127, 128):
+        assert torch.equal(store.fill(images[:known].flip(0), encode), images[:known].flip(0).flatten(1)[:, :4])
+    assert asked == [120, 8, 8, 8]
+
+
 def test_fingerprints_tell_images_apart():
     images = (torch.randint(0, 256, (200, 3, 8, 8)).float() / 255 - 0.5) / 0.25
     twisted = [images, -images, images.flip(-1), images.roll(1, -1), images.transpose(-1, -2), images + 1e-6, images * (1 + 2 ** -20)]

@@ -53,7 +53,7 @@ class Lives:
 
 
 @pytest.mark.parametrize("name, options", [
-    *[(name, ()) for name in TRAINED], ("ZIP", ("DATALOADER.NUM_WORKERS", 2)), ("ZIP", ("TRAINER.ZIP.RULE", "spsa-gc")),
+    *[(name, ()) for name in TRAINED], ("ZIP", ("DATALOADER.NUM_WORKERS", 2)), ("ZIP", ("TRAINER.ZIP.RULE", "spsa-gc")), ("ZIP", ("INPUT.VIEWS", 2)),
 ])
 def test_killed_at_a_checkpoint_it_ends_as_if_uninterrupted(name, options, data_root, budget, tmp_path):
     lives = Lives(name, data_root, budget, tmp_path, *options)

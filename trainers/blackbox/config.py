@@ -16,7 +16,7 @@ def extend_cfg(cfg):
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
 
     cfg.INPUT.CACHE_MB = 2048           # memory for the training pictures, which are decoded once; 0 = read them each time
-    cfg.INPUT.VIEWS = 0                 # augmented views of a training image, which take turns by epoch: after so many nothing is encoded again; 0 = new ones
+    cfg.INPUT.VIEWS = 0                 # augmented views of a training image, which take turns by epoch: once all were met nothing is encoded again; 0 = ever new ones
 
     cfg.ORACLE = CN()
     cfg.ORACLE.PREC = "fp32"            # precision of the model's answers: fp32, fp16, bf16 or amp (autocast)

@@ -110,10 +110,15 @@ def need_val(dataset, name):
 
 
 def share_pictures(trainer):
-    """With worker processes, which live for an epoch, decode the training pictures before they are forked; without, each is decoded when it is first used."""
+    """With worker processes, which live for an epoch, decode the training pictures before they are forked; without, each is decoded when it is first used.
+
+    Workers that are not forked would each keep pictures of their own for an epoch: there nothing is kept.
+    """
     workers = trainer.cfg.DATALOADER.NUM_WORKERS
     if workers and multiprocessing.get_start_method() == "fork":
         trainer.pictures.load(workers)
+    if workers:
+        trainer.pictures.paths.clear()
 
 
 def check_images(trainer):

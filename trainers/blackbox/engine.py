@@ -142,8 +142,11 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
     def upload_set(self):
         """The training images, in order and un-augmented, and their labels `[N]`. An upload is no query."""
         loader = ordered_loader(self.cfg, self.dm.dataset.train_x, self.pictures)
-        parts = [(batch["img"], batch["label"]) for batch in loader]
-        return self.oracle.upload(torch.cat([images for images, _ in parts])), torch.cat([labels for _, labels in parts]).to(self.device)
+        labels = torch.tensor([item.label for item in self.dm.dataset.train_x], device=self.device)
+        pixels = torch.empty(len(labels), 3, *self.oracle.description.image_size)   # one by one into their place: there may be gigabytes
+        for batch in loader:
+            pixels[batch["index"]] = batch["img"]
+        return self.oracle.upload(pixels), labels
 
     def run_epoch(self):
         self.set_model_mode("train")

@@ -30,7 +30,7 @@ class Pictures:
 
     def keep(self, path, data, image):
         """Keep a picture in the form for which there is room; returns it."""
-        if self.fits("decoded", image.width * image.height * 3):
+        if self.fits("decoded", image.width * image.height * 4):   # Pillow keeps four bytes a pixel
             self.decoded[path] = image
         elif self.fits("files", len(data)):
             self.files[path] = data

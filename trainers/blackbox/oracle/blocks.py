@@ -21,6 +21,16 @@ def positions_at_once(transformer):
     return 2 ** max(10, int(free * SHARE / bytes_each).bit_length() - 1)
 
 
+def pieces(count, positions, at_once, device):
+    """Numbers 0 to count - 1 in as few nearly equal parts as allow `at_once` positions each, of `positions` a number.
+
+    Equal, because the last bits of a product of very few rows differ from those of many; at most 32,768, because attention kernels on a GPU take no more
+    than 65,535 sequences.
+    """
+    most = min(2 ** 15, max(1, at_once // positions))
+    return torch.arange(count, device=device).chunk(-(-count // most))
+
+
 def plain(blocks):
     """Whether `project` and `finish` are these blocks' own arithmetic: judged by their parts."""
     return all(type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention and block.attn.in_proj_weight is not None

@@ -35,8 +35,8 @@ class LocalOracle(Oracle):
         self.store = FeatureStore()
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(loaded.precision, torch.float32)
         self.scale = self.model.logit_scale.detach().float().exp()
-        self.bias = 0.0 if self.model.logit_bias is None else self.model.logit_bias.detach().float()
-        self.pixels, self.patches, self.encoded = WeakKeyDictionary(), WeakKeyDictionary(), WeakKeyDictionary()
+        self.bias = None if self.model.logit_bias is None else self.model.logit_bias.detach().float()
+        self.pixels, self.encoded = WeakKeyDictionary(), WeakKeyDictionary()
         self.last_contexts = self.last_features = None
 
     def autocast(self):
@@ -68,44 +68,31 @@ class LocalOracle(Oracle):
     def features_of(self, images):
         """Normalised features `[B, E]`, float32, in the tower's own precision; what one content gave is not computed again while it is remembered."""
         if images not in self.encoded:
-            if images in self.patches:
-                self.encoded[images] = self.encode_patches(self.patches[images])
-            else:
-                self.encoded[images] = torch.cat([self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)])
-                if "image_tokens" not in self.grants:
-                    del self.pixels[images]   # without image tokens nothing can ask for the pixels again
+            self.encoded[images] = torch.cat([self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)])
+            if "image_tokens" not in self.grants:
+                del self.pixels[images]   # without image tokens nothing can ask for the pixels again
         return self.encoded[images]
 
     def encode_pixels(self, pixels):
-        pixels = pixels.to(self.dtype)
+        if self.short:
+            return self.encode_with_tokens(pixels, torch.zeros(1, 0, self.description.image_width, device=self.device))[0]
         with self.autocast():
-            if self.short:
-                return self.encode_patches(patches.embed(self.model.visual, pixels))
-            return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
+            return F.normalize(self.model.encode_image(pixels.to(self.dtype)).float(), dim=-1)
 
-    def encode_patches(self, embedded):
-        with self.autocast():
-            no_tokens = torch.zeros(1, 0, self.description.image_width, device=self.device)
-            return F.normalize(self.tower_with_tokens(embedded, no_tokens)[0].float(), dim=-1)
-
-    def tower_with_tokens(self, embedded, tokens):
-        """`[P, B, E]`, not normalised; a part of the images at a time, so that their first projections fit."""
+    def encode_with_tokens(self, pixels, tokens):
         visual = self.model.visual
-        at_once = positions_at_once(visual.transformer)
-        return torch.cat([patches.encode(visual, part, tokens, at_once) for part in embedded.split(QUERY_IMAGES)], dim=1)
+        with self.autocast():
+            embedded = patches.embed(visual, pixels.to(self.dtype))
+            return F.normalize(patches.encode(visual, embedded, tokens, positions_at_once(visual.transformer)).float(), dim=-1)
 
     def features_with_tokens(self, images, tokens):
         """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`."""
         if self.description.image_width is None:
             raise BlackBoxError(f"{self.description.name} has a convolutional image tower, which admits no image tokens. Choose a ViT.")
         tokens = tokens.to(self.device)
-        with self.autocast():
-            if not self.short:
-                return F.normalize(torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1)
-            if images not in self.patches:
-                self.patches[images] = torch.cat([patches.embed(self.model.visual, part.to(self.dtype)) for part in self.pixel_parts(images)])
-                del self.pixels[images]   # whatever is asked now starts from the patches
-            return F.normalize(self.tower_with_tokens(self.patches[images], tokens).float(), dim=-1)
+        if self.short:
+            return torch.cat([self.encode_with_tokens(part, tokens) for part in self.pixel_parts(images)], dim=1)
+        return F.normalize(torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1)
 
     def hooked(self, images, tokens):
         """`[B, E]` by the model's own `encode_image`: a hook before `ln_pre` appends the tokens `[n_V, W]`."""
@@ -116,7 +103,8 @@ class LocalOracle(Oracle):
 
         handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
         try:
-            return torch.cat([self.model.encode_image(part.to(self.dtype)) for part in self.pixel_parts(images)])
+            with self.autocast():
+                return torch.cat([self.model.encode_image(part.to(self.dtype)) for part in self.pixel_parts(images)])
         finally:
             handle.remove()
 
@@ -133,10 +121,11 @@ class LocalOracle(Oracle):
         self.require("logits", *(["image_tokens"] if image_tokens is not None else []))
         text = self.text_of(contexts)
         if image_tokens is None:
-            image = self.features_of(images).expand(len(contexts), -1, -1)
+            image = self.features_of(images)
         else:
             image = self.features_with_tokens(images, image_tokens)
-        return self.scale * image @ text.transpose(1, 2) + self.bias
+        logits = (self.scale * image) @ text.transpose(1, 2)
+        return logits if self.bias is None else logits + self.bias
 
     @torch.no_grad()
     def image_features(self, images):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
-from .blocks import ALL, finish, plain, project
+from .blocks import ALL, finish, pieces, plain, project
 
 CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
 
@@ -38,7 +38,7 @@ def encode(visual, patches, tokens, budget):
     one_layer = len(blocks) == 1
     own, added = project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL), project(blocks[0], tokens, NONE if one_layer else ALL)
     features = []
-    for rows in torch.arange(len(tokens) * B, device=patches.device).split(max(1, budget // (patches.shape[1] + tokens.shape[1]))):
+    for rows in pieces(len(tokens) * B, patches.shape[1] + tokens.shape[1], budget, patches.device):
         candidate, image = rows // B, rows % B
         x = torch.cat([patches[image], tokens[candidate]], dim=1)
         parts = [torch.cat([a[image], b[candidate]], dim=2) for a, b in zip(own, added)]

@@ -8,7 +8,7 @@ length go together, so that nothing is padded, and in the last layer only EOT, w
 import torch
 import torch.nn.functional as F
 
-from .blocks import ALL, finish, plain, project
+from .blocks import ALL, finish, pieces, plain, project
 
 EOT, NONE = slice(-1, None), slice(0, 0)
 
@@ -69,8 +69,7 @@ def encode(tower, contexts, ids, end, budget):
         found = []
         for classes in buckets:
             suffix = words[classes, n + 1:int(end[classes[0]]) + 1]
-            rows = torch.arange(len(part) * len(classes), device=ids.device)
-            pieces = [encode_suffix(blocks, suffix[r % len(classes)], kept, r // len(classes)) for r in rows.split(max(1, budget // (n + 1 + suffix.shape[1])))]
-            found.append(torch.cat(pieces).unflatten(0, (len(part), -1)))
+            found.append(torch.cat([encode_suffix(blocks, suffix[rows % len(classes)], kept, rows // len(classes))
+                                    for rows in pieces(len(part) * len(classes), n + 1 + suffix.shape[1], budget, ids.device)]).unflatten(0, (len(part), -1)))
         states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
     return torch.cat(states)

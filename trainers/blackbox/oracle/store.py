@@ -36,8 +36,8 @@ class FeatureStore:
     def fill(self, pixels, encode):
         """Features `[B, E]` of images `[B, 3, H, W]`; `encode` is asked for those that are not known, each content once.
 
-        A few unknown ones are encoded in their batch's company: matrix products of very few rows take other kernels, whose last bits differ, and a feature
-        should not depend on what happened to be known.
+        A few unknown ones are encoded in the company of others of their batch: matrix products of very few rows take other kernels, whose last bits
+        differ, and a feature should not depend on what happened to be known.
         """
         keys = self.fingerprints(pixels)
         unknown = {}
@@ -46,8 +46,10 @@ class FeatureStore:
                 unknown.setdefault(key, i)
         if unknown:
             chosen = list(unknown.values())
-            found = encode(pixels)[chosen] if len(chosen) < FEW or len(chosen) == len(keys) else encode(pixels[chosen])
-            self.rows.update(zip(unknown, found))
+            company = [i for i in range(len(keys)) if i not in set(chosen)][:max(0, FEW - len(chosen))]
+            together = pixels if len(chosen) + len(company) == len(keys) else pixels[chosen + company]
+            places = chosen if together is pixels else range(len(chosen))
+            self.rows.update((key, found) for key, found in zip(unknown, encode(together)[list(places)]))
         rows = [self.rows[key] for key in keys]
         for key in keys:
             self.rows.move_to_end(key)

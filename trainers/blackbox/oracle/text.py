@@ -21,7 +21,7 @@ class TextPath:
         self.model, self.tokenizer, self.length = loaded.model, loaded.tokenizer, loaded.description.context_length
         self.tower = getattr(self.model, "text", self.model)
         self.short = prefix.fits(self.tower)
-        self.texts, self.names = [], []
+        self.texts, self.names, self.ids = [], [], {}
 
     @property
     def device(self):
@@ -35,6 +35,7 @@ class TextPath:
     def set_classes(self, names, template="{}."):
         self.names = [name.replace("_", " ") for name in names]
         self.texts = [self.tokenizer.encode(template.format(name)) for name in self.names]
+        self.ids = {}
         self.check(0)
 
     def check(self, n):
@@ -49,6 +50,11 @@ class TextPath:
 
     def tokens(self, n, length=None):
         """Ids `[C, L]` with n placeholders after SOS, and the position of EOT `[C]`; L is the longest prompt, or `length`."""
+        if (n, length) not in self.ids:
+            self.ids[n, length] = self.write_ids(n, length)
+        return self.ids[n, length]
+
+    def write_ids(self, n, length):
         end = torch.tensor([n + 1 + len(text) for text in self.texts])
         ids = torch.zeros(len(self.texts), length or int(end.max()) + 1, dtype=torch.long)
         ids[:, 0] = self.tokenizer.sot_token_id
