@@ -4,7 +4,7 @@
     python benchmarks/oracle.py --models ViT-B/32 --classes 10 100 --contexts 1 16 --candidates 40 --whole-grid
     python benchmarks/oracle.py --precision fp16 --out benchmarks/oracle_fp16.md
 
-Times are the best of several; a published way that would take longer than `--seconds` is timed on its first candidates and extended to all of them (≈):
+Times are the better of two calls after one to warm up; a published way whose three calls would take longer than `--seconds` is timed on its first candidates and extended to all of them (≈):
 every further candidate costs the same. Multiply-adds are counted by torch. "Peak" is this machine's best matrix product in the same precision.
 """
 
@@ -45,30 +45,25 @@ def random_model(name, precision, device):
     return LoadedModel(model, open_clip.get_tokenizer(OPENAI[name]), describe(name, model), precision, torch.device(device))
 
 
-def timed(call, device, seconds):
-    """Seconds of the best call: one to warm up, then as many as fit."""
-    best, spent = float("inf"), 0.0
-    for round in range(8):
+def timed(call, device):
+    """Seconds of the better of two calls, after one to warm up."""
+    taken = []
+    for _ in range(3):
         start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken = time.perf_counter() - start
-        spent += taken
-        if round or taken > seconds / 2:    # a long call is its own warm-up
-            best = min(best, taken)
-        if spent > seconds:
-            break
-    return best
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
 
 
 class LiveBytes(TorchDispatchMode):
     """The most bytes that tensors made within it held at one time: memory beyond the model and the input."""
 
-    def __init__(self, model):
+    def __init__(self, known):
         super().__init__()
         self.live = self.most = 0
-        self.seen = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}    # views of them are not new
+        self.seen = {tensor.untyped_storage()._cdata for tensor in known}    # views of them are not new
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -90,7 +85,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak_memory(call, model, device):
+def peak_memory(call, known, device):
     """(bytes, what the call returned)"""
     gc.collect()
     if device.type == "cuda":
@@ -98,7 +93,7 @@ def peak_memory(call, model, device):
         before = torch.cuda.memory_allocated()
         result = call()
         return torch.cuda.max_memory_allocated() - before, result
-    with LiveBytes(model) as meter:
+    with LiveBytes(known) as meter:
         result = call()
     return meter.most, result
 
@@ -110,12 +105,12 @@ def multiply_adds(call, shapes_alone=False):
     return counter.get_total_flops() / 2
 
 
-def matrix_peak(device, dtype, seconds=2.0):
+def matrix_peak(device, dtype):
     """Multiply-adds a second of the best square matrix product."""
     best = 0.0
     for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        best = max(best, size ** 3 / timed(lambda: a @ b, device, seconds))
+        best = max(best, size ** 3 / timed(lambda: a @ b, device))
     return best
 
 
@@ -130,13 +125,13 @@ def cell(oracle, way, P, n, B, seconds, peak):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(B, 3, *description.image_size, generator=generator).to(device)
     contexts = (torch.randn(P, n, description.width, generator=generator) * description.token_std).to(device)
-    known = oracle.upload(pixels)
+    uploaded = oracle.upload(pixels)
     given = image_features(oracle, pixels) if way == "CraFT" else pixels
 
     def ours():
         oracle.last_contexts = None
         if way == "CraFT":      # the images are known from before
-            return oracle.query(known, contexts)
+            return oracle.query(uploaded, contexts)
         oracle.store = FeatureStore()
         return oracle.query(oracle.upload(pixels), contexts)
 
@@ -144,15 +139,16 @@ def cell(oracle, way, P, n, B, seconds, peak):
         return STEPS[way](oracle, given, contexts[:p])
 
     ours()
-    first = timed(lambda: published(1), device, seconds / 4)
-    p = max(min(P, 2), min(P, int(seconds / first)))
-    theirs = from_first(P, first, p, timed(lambda: published(p), device, seconds))
-    mine = timed(ours, device, seconds)
+    first = timed(lambda: published(1), device)
+    p = max(min(P, 2), min(P, int(seconds / (3 * first))))
+    theirs = from_first(P, first, p, timed(lambda: published(p), device))
+    mine = timed(ours, device)
     ids, end = oracle.text.tokens(n)
     positions = P * (n + 1 + int((end - n).sum()))
     sums = multiply_adds(ours)
     asked = multiply_adds(lambda: published(1), True), min(P, 2), multiply_adds(lambda: published(min(P, 2)), True)
-    (memory, a), (our_memory, b) = (peak_memory(call, oracle.model, device) for call in (lambda: published(p), ours))
+    known = [*oracle.model.parameters(), *oracle.model.buffers(), pixels, contexts]
+    (memory, a), (our_memory, b) = (peak_memory(call, known, device) for call in (lambda: published(p), ours))
     return [description.name, len(ids), n, P, B, way, f"{'≈ ' if p < P else ''}{theirs:.3g}", f"{mine:.3g}", f"{theirs / mine:.1f}",
             f"{P * len(ids) * description.context_length:,} → {positions:,}", f"{from_first(P, *asked) / sums:.1f} times",
             f"{100 * sums / mine / peak:.0f} %", f"{'≥ ' if p < P else ''}{memory / 2 ** 20:,.0f} → {our_memory / 2 ** 20:,.0f}",
@@ -191,7 +187,7 @@ def main():
     parser.add_argument("--out", help="a Markdown file to write besides")
     args = parser.parse_args()
     device = torch.device(args.device)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(args.precision, torch.float32)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "amp": torch.float16 if device.type == "cuda" else torch.bfloat16}.get(args.precision, torch.float32)
     peak, rows, name = matrix_peak(device, dtype), [], None
     for model, C, n, P, B, way in tqdm(cells(args), unit="cell"):
         if model != name:
