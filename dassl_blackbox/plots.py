@@ -102,7 +102,7 @@ def gain(found, path, title):
         width = 0.8 / max(1, len(bars))
         for i, (label, heights) in enumerate(bars.items()):
             axes.bar([names.index(name) + (i + 0.5) * width - 0.4 for name in heights], list(heights.values()), width, label=label)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.axhline(0, color="black", linewidth=0.8)
 
     if bars:
