@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import trees
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl_blackbox.datasets import __main__ as check_command
+from dassl_blackbox.datasets.base import FewShotDataset
 from dassl_blackbox.datasets.readers import DatasetError
 from dassl_blackbox.datasets.table import ROWS
 from PIL import Image
 from support import REPO, accuracy, run
 from test_datasets import content, load
 
-TREES = [*trees.JSON_SPLITS, *trees.VARIANTS, *trees.OTHERS]
+# the real Dassl has a CIFAR10 and a CIFAR100 of its own, and what the host has is kept
+HOSTS = {row.name for row in ROWS if not issubclass(DATASET_REGISTRY.get(row.name), FewShotDataset)}
+TREES = [name for name in (*trees.JSON_SPLITS, *trees.VARIANTS, *trees.OTHERS) if name not in HOSTS]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,8 @@ def tree(tmp_path):
 
 
 def test_every_row_that_is_not_generated_has_a_tree():
-    assert set(TREES) == {row.name for row in ROWS if row.default_root == ""}
+    assert set(TREES) == {row.name for row in ROWS if row.default_root == ""} - HOSTS
+    assert HOSTS <= {"CIFAR10", "CIFAR100"}
 
 
 def everything(root):
@@ -275,7 +280,7 @@ BREAK = {
 }
 
 
-@pytest.mark.parametrize("name, damage, words", BREAK.values(), ids=BREAK)
+@pytest.mark.parametrize("name, damage, words", [case for case in BREAK.values() if case[0] not in HOSTS])
 def test_a_damaged_tree(tree, tmp_path, name, damage, words):
     damage(tree(name))
     with pytest.raises(DatasetError, match=words):
