@@ -6,7 +6,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 ALL = slice(None)
-CPU_POSITIONS = 2 ** 13     # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back after every use
+CPU_POSITIONS = 2 ** 12     # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back after every use
 SHARE = 0.25                # of a device's free memory
 
 
