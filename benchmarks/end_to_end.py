@@ -26,10 +26,9 @@ from dassl.utils import set_random_seed  # noqa: E402
 from dassl_blackbox.trainers.blackbox.oracle import Images, Oracle  # noqa: E402
 from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI  # noqa: E402
 from names import class_names  # noqa: E402
-from oracle import machine  # noqa: E402
+from oracle import machine, publish  # noqa: E402
 from PIL import Image  # noqa: E402
 from published import STEPS, image_features, logits, text_features  # noqa: E402
-from tabulate import tabulate  # noqa: E402
 
 HOME = Path(__file__).resolve().parent.parent
 # by label: trainer, options, and steps of a run by kind of device. CraFT's head reads the same images in both ways, so its prompt alone is compared.
@@ -173,11 +172,8 @@ def main():
             (theirs, _, made), (ours, inside, _) = (run(configuration(args, label, root, weights, published), steps, method, published)
                                                     for published in (True, False))
             rows.append([label, made, f"{theirs:.1f}", f"{ours:.1f}", f"{theirs / ours:.1f}", f"{100 * inside / ours:.0f} %"])
-    table = tabulate(rows, headers=("method", "steps", "published s", "ours s", "ratio", "ours inside the oracle"), tablefmt="github", disable_numparse=True)
-    text = f"{table}\n\n{args.model}, {args.classes} classes, {args.shots} shots, {args.precision}; {machine(torch.device(args.device))}.\n"
-    print(text)
-    if args.out:
-        Path(args.out).write_text(f"<!-- python benchmarks/end_to_end.py {' '.join(sys.argv[1:])} -->\n\n{text}", encoding="utf-8")
+    publish(("method", "steps", "published s", "ours s", "ratio", "ours inside the oracle"), rows,
+            f"{args.model}, {args.classes} classes, {args.shots} shots, {args.precision}; {machine(torch.device(args.device))}.", args.out)
 
 
 if __name__ == "__main__":

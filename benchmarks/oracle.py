@@ -172,6 +172,15 @@ def machine(device):
     return f"{name}, torch {torch.__version__}"
 
 
+def publish(headers, rows, conditions, out):
+    """Print a Markdown table and what it was measured under; into the file `out` too, if there is one, headed by the command."""
+    text = f"{tabulate(rows, headers=headers, tablefmt='github', disable_numparse=True)}\n\n{conditions}\n"
+    print(text)
+    if out:
+        command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
+        Path(out).write_text(f"<!-- {command} -->\n\n{text}", encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"], choices=list(OPENAI))
@@ -195,11 +204,7 @@ def main():
         oracle.set_classes(class_names(C))
         with torch.no_grad():
             rows.append(cell(oracle, way, P, n, B, args.seconds, peak))
-    table = tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True)
-    text = f"{table}\n\n{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} GFLOP/s.\n"
-    print(text)
-    if args.out:
-        Path(args.out).write_text(f"<!-- python benchmarks/oracle.py {' '.join(sys.argv[1:])} -->\n\n{text}", encoding="utf-8")
+    publish(HEADERS, rows, f"{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} GFLOP/s.", args.out)
 
 
 if __name__ == "__main__":

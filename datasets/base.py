@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-from .readers import DatasetError, check_labels, read_json_split
+from .readers import DatasetError, by_label, check_labels, read_json_split
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ def draw_shots(items, shots, rng):
     """
     if shots < 1 or items is None:
         return items
-    groups = {}
-    for item in items:
-        groups.setdefault(item[1], []).append(item)
-    return [item for group in groups.values() for item in (rng.sample(group, shots) if len(group) >= shots else group)]
+    return [item for group in by_label(items).values() for item in (rng.sample(group, shots) if len(group) >= shots else group)]
 
 
 def choose_classes(which, *split):
@@ -77,8 +74,9 @@ class FewShotDataset(DatasetBase):
         self.dataset_dir = os.path.normpath(os.path.join(os.path.abspath(os.path.expanduser(root)), row.folder))
         train, val, test = row.read(row, self.dataset_dir)
         check_labels(row, self.dataset_dir, train, val, test)
-        if differences(row, (train, val, test)):
-            print(f"Note: {row.name} in {self.dataset_dir} is not the published one: {differences(row, (train, val, test))}")
+        other = differences(row, (train, val, test))
+        if other:
+            print(f"Note: {row.name} in {self.dataset_dir} is not the published one: {other}")
         rng, shots = random.Random(cfg.SEED if cfg.SEED >= 0 else None), cfg.DATASET.NUM_SHOTS
         train, val = draw_shots(train, shots, rng), draw_shots(val, min(shots, 4), rng)
         split = [items and [Datum(impath=image, label=label, classname=name) for image, label, name in items]

@@ -6,7 +6,7 @@ import random
 
 from PIL import Image
 
-from .readers import PARTS, DatasetError, check_labels, in_folders, need_folder, read_json_split, visible
+from .readers import PARTS, DatasetError, by_label, check_labels, in_folders, need_folder, read_json_split, visible
 
 SHARES = {"val": 0.2, "test": 0.3}   # of every class's train images, for a part that has no folder: CoOp's shares
 TAKEN = "taken from train"
@@ -34,8 +34,9 @@ def read_pictures(row, folder):
         return [found[part] for part in PARTS]
     path = os.path.join(folder, row.split)
     if os.path.isfile(path):
-        if taken_in(path) not in (missing, None):
-            raise DatasetError(f"{path} was made for other folders ({', '.join(taken_in(path))} taken from train, now {', '.join(missing)}). "
+        taken = taken_in(path)
+        if taken not in (missing, None):
+            raise DatasetError(f"{path} was made for other folders ({', '.join(taken)} taken from train, now {', '.join(missing)}). "
                                f"Move it away, and the images are split anew.")
         split = read_json_split(row, folder)
         if {(label, name) for _, label, name in split[0]} != set(classes.values()):
@@ -64,11 +65,8 @@ def pictures(items):
 
 def take_parts(row, items, missing):
     """The train images of every class shuffled (from a fixed seed: all runs see one split) and shared out."""
-    rng, groups = random.Random(0), {}
-    for item in items:
-        groups.setdefault(item[1], []).append(item)
-    split = {part: [] for part in ("train", *missing)}
-    for group in groups.values():
+    rng, split = random.Random(0), {part: [] for part in ("train", *missing)}
+    for group in by_label(items).values():
         rng.shuffle(group)
         total = len(group)
         for part in missing:

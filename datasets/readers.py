@@ -27,6 +27,14 @@ def check_labels(row, folder, train, *others):
                            f"the class away.")
 
 
+def by_label(items):
+    """The items of every label, in the order in which the labels first appear."""
+    groups = {}
+    for item in items:
+        groups.setdefault(item[1], []).append(item)
+    return groups
+
+
 def need_folder(row, path):
     """`path`, which must be a folder."""
     if not os.path.isdir(path):

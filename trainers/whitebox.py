@@ -9,7 +9,7 @@ from dassl.utils import set_random_seed
 from torch import nn
 
 from .blackbox import checkpoints
-from .blackbox.data import build_data, check_images, match_input, share_pictures
+from .blackbox.data import Pictured, build_data, match_input
 from .blackbox.errors import BlackBoxError
 from .blackbox.files import load_state
 from .blackbox.oracle.models import load_model
@@ -37,7 +37,7 @@ class WhiteBoxPrompt(nn.Module):
 
 
 @register_trainer
-class WhiteBox(TrainerX):
+class WhiteBox(Pictured, TrainerX):
     """The same start and loaders as ZIP's, back-propagation through the model, CoOp's SGD and schedule. Local models only.
 
     No query is counted: a gradient is not one.
@@ -71,17 +71,6 @@ class WhiteBox(TrainerX):
     @torch.no_grad()
     def embed(self, words):
         return self.text.embed(words)
-
-    def check_training(self):
-        check_images(self)
-
-    def before_train(self):
-        self.check_training()
-        share_pictures(self)
-        super().before_train()
-
-    def before_epoch(self):
-        self.pictures.epoch = self.epoch
 
     def forward_backward(self, batch):
         images, labels = self.parse_batch_train(batch)

@@ -83,7 +83,8 @@ def settings(trainer):
     """What must agree for a run to go on: {section: its resolved settings, as text}, and which pictures it is trained on, wherever they lie."""
     cfg = trainer.cfg
     pictures = json.dumps([[*Path(item.impath).parts[-2:], item.label, item.classname] for item in trainer.dm.dataset.train_x])
-    return {"SEED": str(cfg.SEED), "training images": hashlib.sha256(pictures.encode()).hexdigest(), **{node: str({k: v for k, v in sorted(cfg[node].items()) if k not in free}) for node, free in FREE.items()}}
+    return {"SEED": str(cfg.SEED), "training images": hashlib.sha256(pictures.encode()).hexdigest(),
+            **{node: str({k: v for k, v in sorted(cfg[node].items()) if k not in free}) for node, free in FREE.items()}}
 
 
 class Checkpointed:

@@ -13,7 +13,6 @@ from dassl.data.transforms import build_transform
 from .errors import BlackBoxError
 from .pictures import Pictures
 
-
 VIEWED = {"random_resized_crop", "random_flip", "normalize"}   # transforms that draw from torch's generator alone
 
 
@@ -109,28 +108,38 @@ def need_val(dataset, name):
                             f"ORACLE.VAL_EVERY) would look at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
 
 
-def share_pictures(trainer):
-    """With worker processes, which live for an epoch, decode the training pictures before they are forked; without, each is decoded when it is first used.
+class Pictured:
+    """The part of a trainer that looks after its training pictures, before Dassl's trainer in the order of bases."""
 
-    Workers that are not forked would each keep pictures of their own for an epoch: there nothing is kept.
-    """
-    workers = trainer.cfg.DATALOADER.NUM_WORKERS
-    if workers and multiprocessing.get_start_method() == "fork":
-        trainer.pictures.load(workers)
-    if workers:
-        trainer.pictures.paths.clear()
+    def check_training(self):
+        """Raise where training would look at test images: as training images (ImageNet's variants have nothing else), or as validation images."""
+        cfg, dataset, name = self.cfg, self.dm.dataset, self.cfg.DATASET.NAME
+        if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
+            need_val(dataset, name)
+        test = {item.impath for item in dataset.test}
+        shared = next((item.impath for item in dataset.train_x if item.impath in test), None)
+        if shared is not None:
+            raise BlackBoxError(f"{name} is for testing only: its training images are test images ({shared}). Train on another data set, and evaluate here with "
+                                f"--eval-only --model-dir DIR.")
 
+    def before_train(self):
+        self.check_training()
+        self.share_pictures()
+        super().before_train()
 
-def check_images(trainer):
-    """Raise where training would look at test images: as training images (ImageNet's variants have nothing else), or as validation images."""
-    cfg, dataset, name = trainer.cfg, trainer.dm.dataset, trainer.cfg.DATASET.NAME
-    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
-        need_val(dataset, name)
-    test = {item.impath for item in dataset.test}
-    shared = next((item.impath for item in dataset.train_x if item.impath in test), None)
-    if shared is not None:
-        raise BlackBoxError(f"{name} is for testing only: its training images are test images ({shared}). Train on another data set, and evaluate here with "
-                            f"--eval-only --model-dir DIR.")
+    def share_pictures(self):
+        """With worker processes, which live for an epoch, decode the training pictures before they are forked; without, each is decoded when it is first used.
+
+        Workers that are not forked would each keep pictures of their own for an epoch: there nothing is kept.
+        """
+        workers = self.cfg.DATALOADER.NUM_WORKERS
+        if workers and multiprocessing.get_start_method() == "fork":
+            self.pictures.load(workers)
+        if workers:
+            self.pictures.paths.clear()
+
+    def before_epoch(self):
+        self.pictures.epoch = self.epoch
 
 
 def ordered_loader(cfg, items, pictures):

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .checkpoints import BEST, RESUME, Checkpointed
-from .data import build_data, check_images, match_input, ordered_loader, share_pictures
+from .data import Pictured, build_data, match_input, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
@@ -29,7 +29,7 @@ class PromptLearner(nn.Module):
         return self.space(self.theta[None])
 
 
-class BlackBoxTrainer(Checkpointed, TrainerX):
+class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
     """A recipe fills in `needs` and `build_recipe`; the rest is the same for every method.
 
     An epoch is one pass over Dassl's train loader, or, with `whole_set`, one step on the whole un-augmented training set. Training ends
@@ -117,24 +117,19 @@ class BlackBoxTrainer(Checkpointed, TrainerX):
 
     def check_training(self):
         """Raise unless the budget pays for one step and no image is trained on that is tested on."""
-        check_images(self)
+        super().check_training()
         for unit, cost, limit in zip(UNITS, self.step_cost(), self.oracle.limits.values()):
             if limit and cost > limit:
                 raise BlackBoxError(f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "
                                     f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
 
     def before_train(self):
-        self.check_training()
-        share_pictures(self)
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
         self.saved_at = self.spent()
         self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
         self.time_meter, self.losses = AverageMeter(), MetricMeter()
-
-    def before_epoch(self):
-        self.pictures.epoch = self.epoch
 
     def spent(self):
         return self.oracle.counts["training"]["queries"]
