@@ -30,6 +30,8 @@ SETTINGS = {"SPSA": [{"rule": rule} for rule in RULES], "CMAES": [{"sigma": 0.5,
 OPTIMIZERS = {f"{name}{settings or ''}": partial(part, **settings) for name, part in vars(optimizers).items() if isinstance(part, type)
               for settings in SETTINGS.get(name, [{}])}
 
+d64 = torch.float64
+
 # 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one
 SMALL = ("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "8", "DATALOADER.TEST.BATCH_SIZE", "40",
          "TRAIN.PRINT_FREQ", "1")
@@ -37,8 +39,20 @@ SMALL = ("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATC
 SMALL_OF = {
     "CBBT": ("TRAINER.CBBT.Q", "6"),
     "CraFT": ("TRAINER.CRAFT.POPULATION", "4", "TRAINER.CRAFT.DIM", "20", "TRAINER.CRAFT.HEAD_BATCH", "16"),
+    "JOLT": ("TRAINER.JOLT.DIRECTIONS", "4", "TRAINER.JOLT.HEAD_MEMORY", "20"),
     "BPTVLM": ("TRAINER.BPTVLM.POPULATION", "6", "TRAINER.BPTVLM.DIM_TEXT", "12", "TRAINER.BPTVLM.DIM_IMAGE", "8"),
 }
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def quadratic(d, seed=0):
+    """f `[P, d] -> [P]` and its gradient: f(x) = x'Ax/2 + b'x, A positive definite."""
+    M, b = torch.randn(d, d, dtype=d64, generator=seeded(seed)), torch.randn(d, dtype=d64, generator=seeded(seed + 1))
+    A = M @ M.T / d + torch.eye(d, dtype=d64)
+    return (lambda x: ((x @ A) * x).sum(-1) / 2 + x @ b), (lambda x: A @ x + b)
 
 
 def arguments(trainer, root, out, *options, seed=1, flags=()):

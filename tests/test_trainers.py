@@ -50,7 +50,7 @@ def test_asked_is_metered_is_answered(run):
     name, trainer, spy, out, _, asked = run
     counts = bill(out)
     queries, images = trainer.step_cost()
-    assert len(asked) == 5 and sum(asked) == 5 * trainer.optim.population
+    assert len(asked) == 5 * trainer.optim.rounds and sum(asked) == 5 * trainer.optim.population
     assert counts["training"] == {"queries": 5 * queries, "image_queries": 5 * images}
     assert spy.queries == counts["training"]["queries"] + counts["evaluation"]["queries"]
     assert spy.image_queries == counts["training"]["image_queries"] + counts["evaluation"]["image_queries"]

@@ -1,20 +1,13 @@
-"""ZIP's parts against their definitions, and the contract of every optimiser."""
+"""ZIP's parts against their definitions."""
 
 import math
 
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.files import load_state, save_state
 from dassl_blackbox.trainers.blackbox.optimizers import SPSA
 from dassl_blackbox.trainers.blackbox.prompts import Fastfood, LowRankSpace, walsh_hadamard
-from support import OPTIMIZERS, bill, build
-
-d64 = torch.float64
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from support import bill, build, d64, quadratic, seeded
 
 
 def hadamard(length):
@@ -112,13 +105,6 @@ def test_sizes_that_do_not_go(ID, r, words):
 
 # SPSA
 
-def quadratic(d, seed=0):
-    """f `[P, d] -> [P]` and its gradient: f(x) = x'Ax/2 + b'x, A positive definite."""
-    M, b = torch.randn(d, d, dtype=d64, generator=seeded(seed)), torch.randn(d, dtype=d64, generator=seeded(seed + 1))
-    A = M @ M.T / d + torch.eye(d, dtype=d64)
-    return (lambda x: ((x @ A) * x).sum(-1) / 2 + x @ b), (lambda x: A @ x + b)
-
-
 def test_estimate_on_a_quadratic_is_its_closed_form():
     # two-sided differences of a quadratic are exact: f(x + cz) - f(x - cz) = 2c z'g
     f, gradient = quadratic(20)
@@ -201,57 +187,6 @@ def test_momentum_of_spsa_gc():
 def test_constants_that_do_not_go(options, words):
     with pytest.raises(BlackBoxError, match=words):
         SPSA(torch.zeros(3), **options)
-
-
-# The contract of every optimiser
-
-def walk(optimizer, f, steps):
-    for _ in range(steps):
-        optimizer.tell(f(optimizer.ask()))
-    return optimizer
-
-
-BOWL, _ = quadratic(12)
-every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-
-
-@every_optimizer
-def test_asks_for_its_population(make):
-    optimizer = make(torch.zeros(12, dtype=d64))
-    candidates = optimizer.ask()
-    assert candidates.shape == (optimizer.population, 12) and candidates.dtype == d64
-    assert torch.equal(optimizer.solution, torch.zeros(12))     # asking moves nothing
-
-
-@every_optimizer
-def test_lowers_a_quadratic(make):
-    start = torch.full((12,), 2.0, dtype=d64)
-    optimizer = walk(make(start), BOWL, 60)
-    assert BOWL(optimizer.solution[None]) < BOWL(start[None])
-    assert torch.equal(start, torch.full((12,), 2.0))     # the start is the caller's
-
-
-@every_optimizer
-def test_repeats_with_its_seed_and_leaves_global_generators_alone(make):
-    state = torch.get_rng_state()
-    runs = [walk(make(torch.ones(12, dtype=d64), seed=seed), BOWL, 3).solution for seed in (4, 4, 5)]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@every_optimizer
-@pytest.mark.parametrize("before", [0, 3])
-def test_continues_from_its_saved_state(make, before, tmp_path):
-    first = walk(make(torch.ones(12, dtype=d64)), BOWL, before)
-    save_state(tmp_path / "state", first.state_dict())
-    second = make(torch.zeros(12, dtype=d64), seed=9)
-    second.load_state_dict(load_state(tmp_path / "state"))
-    assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"]
-    for _ in range(3):
-        candidates = first.ask()
-        assert torch.equal(candidates, second.ask())
-        first.tell(BOWL(candidates)), second.tell(BOWL(candidates))
-        assert torch.equal(first.solution, second.solution)
 
 
 # The published run

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import FeatureAdapter
 from .blackbox.optimizers import RandomDirections
-from .blackbox.prompts import TokenSpace, initial_context
+from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.rng import child_seed
 from .blackbox.schedules import build_schedule
@@ -27,7 +27,8 @@ class CBBT(BlackBoxTrainer):
 
     def build_recipe(self, generator):
         cbbt, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM
-        space = TokenSpace(initial_context(self.oracle, cbbt.CTX_INIT, cbbt.N_CTX, generator))
+        start = initial_context(self.oracle, cbbt.CTX_INIT, cbbt.N_CTX, generator)
+        space = build_space(cbbt.SPACE, start, self.cfg, generator)
         optimizer = RandomDirections(space.origin.to(self.device), q=cbbt.Q, clip=cbbt.CLIP, lr=optim.LR, weight_decay=optim.WEIGHT_DECAY,
                                      seed=child_seed(generator))
         return space, optimizer

@@ -8,7 +8,7 @@ from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import PredictionRefinement
 from .blackbox.optimizers import CMAES
 from .blackbox.oracle.meter import query_cost
-from .blackbox.prompts import RandomProjection, initial_context
+from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.rng import child_seed
 
@@ -32,7 +32,7 @@ class CraFT(BlackBoxTrainer):
     def build_recipe(self, generator):
         craft = self.cfg.TRAINER.CRAFT
         start = initial_context(self.oracle, craft.CTX_INIT, craft.N_CTX, generator)
-        space = RandomProjection(start, craft.DIM, craft.STD, generator)
+        space = build_space(craft.SPACE, start, self.cfg, generator)
         optimizer = CMAES(space.origin.to(self.device), craft.SIGMA, craft.POPULATION, bound=craft.BOUND, covariance=craft.COVARIANCE, result="mean",
                           options=craft.CMA_OPTIONS, seed=child_seed(generator))
         return space, optimizer

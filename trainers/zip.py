@@ -2,7 +2,7 @@
 
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.optimizers import SPSA
-from .blackbox.prompts import LowRankSpace, initial_context
+from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.rng import child_seed
 
@@ -17,7 +17,7 @@ class ZIP(BlackBoxTrainer):
     def build_recipe(self, generator):
         zip = self.cfg.TRAINER.ZIP
         start = initial_context(self.oracle, zip.CTX_INIT, zip.N_CTX, generator)
-        space = LowRankSpace(start, zip.ID, zip.RANK, generator)
+        space = build_space(zip.SPACE, start, self.cfg, generator)
         optimizer = SPSA(space.origin.to(self.device), rule=zip.RULE, average=zip.SP_AVG, o=zip.O, c=zip.C, a=zip.A, alpha=zip.ALPHA,
                          gamma=zip.GAMMA, beta=zip.BETA, seed=child_seed(generator))
         return space, optimizer

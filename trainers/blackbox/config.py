@@ -21,6 +21,7 @@ def extend_cfg(cfg):
     cfg.ORACLE = CN()
     cfg.ORACLE.PREC = "fp32"            # precision of the model's answers: fp32, fp16, bf16 or amp (autocast)
     cfg.ORACLE.GRANTS = ("logits",)     # what the model's owner lets out or in: logits, features, image_tokens
+    cfg.ORACLE.TOP_K = 0                # 0: logits; k: only the k largest log-probabilities of an image come back, as from a service
     cfg.ORACLE.MAX_QUERIES = 5000       # training budget in queries (one candidate on one batch of at most 128 images); 0 = no limit
     cfg.ORACLE.MAX_IMAGE_QUERIES = 0    # training budget in image queries (candidate x image); 0 = no limit
     cfg.ORACLE.SAVE_EVERY = 500         # write a checkpoint for resuming after so many training queries; 0 = only at the end
@@ -30,6 +31,7 @@ def extend_cfg(cfg):
     cfg.TRAINER.ZIP = CN()
     cfg.TRAINER.ZIP.N_CTX = 8           # context tokens n (ignored where CTX_INIT gives words)
     cfg.TRAINER.ZIP.CTX_INIT = ""       # words to start from; empty: random, N(0, 0.02^2)
+    cfg.TRAINER.ZIP.SPACE = "lowrank"  # prompt space: context, lowrank or projection
     cfg.TRAINER.ZIP.ID = 500            # intrinsic dimension; each token gets m = ID // n numbers
     cfg.TRAINER.ZIP.RANK = 5            # rank r of the low-rank part
     cfg.TRAINER.ZIP.RULE = "spsa-clip"  # update rule: spsa-clip, spsa-gc or spsa
@@ -44,6 +46,7 @@ def extend_cfg(cfg):
     cfg.TRAINER.CBBT = CN()
     cfg.TRAINER.CBBT.N_CTX = 1          # context tokens n (ignored where CTX_INIT gives words)
     cfg.TRAINER.CBBT.CTX_INIT = "a"     # words to start from
+    cfg.TRAINER.CBBT.SPACE = "context"  # prompt space: context, lowrank or projection
     cfg.TRAINER.CBBT.Q = 256            # random directions of a step, which costs Q + 1 queries
     cfg.TRAINER.CBBT.CLIP = 5.0         # largest norm of the gradient estimate
     cfg.TRAINER.CBBT.ADAPTER = False    # train an adapter on image features too (grant features)
@@ -54,6 +57,7 @@ def extend_cfg(cfg):
     cfg.TRAINER.CRAFT = CN()
     cfg.TRAINER.CRAFT.N_CTX = 4         # context tokens n (ignored where CTX_INIT gives words)
     cfg.TRAINER.CRAFT.CTX_INIT = "a photo of a"  # words to start from
+    cfg.TRAINER.CRAFT.SPACE = "projection"  # prompt space: context, lowrank or projection
     cfg.TRAINER.CRAFT.DIM = 512         # length of the vector z that is projected
     cfg.TRAINER.CRAFT.STD = 0.2         # deviation of the projection's entries
     cfg.TRAINER.CRAFT.SIGMA = 1.0       # step size that CMA-ES starts with
@@ -79,6 +83,23 @@ def extend_cfg(cfg):
     cfg.TRAINER.BPTVLM.LOSS = "ce"      # ce, or focal with gamma 2
     cfg.TRAINER.BPTVLM.COVARIANCE = "full"  # model of the covariance: full, diagonal, vd or vkd
     cfg.TRAINER.BPTVLM.CMA_OPTIONS = []     # further options of pycma, [key, value, ...]
+
+    cfg.TRAINER.JOLT = CN()
+    cfg.TRAINER.JOLT.N_CTX = 4          # context tokens n (ignored where CTX_INIT gives words)
+    cfg.TRAINER.JOLT.CTX_INIT = "a photo of a"  # words to start from; empty: random, N(0, 0.02^2)
+    cfg.TRAINER.JOLT.SPACE = "context"  # prompt space: context, lowrank (sizes: ZIP's) or projection (sizes: CRAFT's)
+    cfg.TRAINER.JOLT.DIRECTIONS = 64    # directions m of a step's subspace
+    cfg.TRAINER.JOLT.DAMPINGS = (0.1, 1.0, 10.0)  # factors of the damping, a proposal each; a step costs 1 + their number + m queries
+    cfg.TRAINER.JOLT.DAMPING = 1.0      # damping to begin with, in units of the mean curvature
+    cfg.TRAINER.JOLT.MEMORY = False     # remember the Jacobian, on the whole un-augmented training set: for small problems, without a head
+    cfg.TRAINER.JOLT.FEATURES = False   # ask for features (grant features), from which logits are made here: a candidate costs one query and no image query
+    cfg.TRAINER.JOLT.DECAY = 0.01       # weight of half the squared distance from the start
+    cfg.TRAINER.JOLT.HEAD = True        # train a residual head on the logits that come back
+    cfg.TRAINER.JOLT.HEAD_WIDTH = 256   # its hidden width
+    cfg.TRAINER.JOLT.HEAD_LR = 1e-3     # its learning rate (AdamW)
+    cfg.TRAINER.JOLT.HEAD_DECAY = 0.01  # its weight decay
+    cfg.TRAINER.JOLT.HEAD_STEPS = 8     # its steps after every step of the prompt, on what it remembers
+    cfg.TRAINER.JOLT.HEAD_MEMORY = 1024  # logits of so many images are remembered
 
     cfg.TRAINER.ZEROSHOT = CN()
     cfg.TRAINER.ZEROSHOT.TEMPLATE = ""  # text with a slot {} for the class name; empty: the data set's own

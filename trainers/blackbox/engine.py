@@ -192,13 +192,19 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         Returns the means over the candidates of loss and accuracy.
         """
         images, labels = self.examples(batch)
-        candidates = self.optim.ask()
-        return self.tell(self.oracle.query(images, *self.space(candidates)), labels)
+        for _ in range(self.optim.rounds):
+            candidates = self.optim.ask()
+            summary = self.tell(self.answer(images, self.space(candidates)), labels)
+        return summary
+
+    def answer(self, images, prompt):
+        """The candidates' logits `[P, B, C]`."""
+        return self.oracle.query(images, *prompt)
 
     def tell(self, logits, labels):
-        """Tell the optimiser what the candidates' logits `[P, B, C]` are worth, and put its solution to use; returns the step's summary."""
+        """Tell the optimiser the candidates' logits `[P, B, C]`, or what they are worth, and put its solution to use; returns the step's summary."""
         losses = self.fitness(logits, labels)
-        self.optim.tell(losses)
+        self.optim.tell(*((logits, labels) if self.optim.told == "logits" else (losses,)))
         self.learner.theta.copy_(self.optim.solution)
         return {"loss": losses.mean().item(), "acc": 100 * (logits.argmax(-1) == labels).float().mean().item()}
 

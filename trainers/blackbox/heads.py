@@ -24,6 +24,35 @@ class PredictionRefinement(nn.Module):
         return logits + self.mlp(logits)
 
 
+class CentredRefinement(PredictionRefinement):
+    """JOLT's head: the same on logits less their mean, so that log-probabilities do as well. It begins by changing nothing.
+
+    It remembers the last `capacity` rows of logits and labels that it was shown; a checkpoint holds them too, so that a resumed run learns from the same.
+    """
+
+    def __init__(self, classes, width=256, capacity=1024):
+        super().__init__(classes, width)
+        for parameter in self.mlp[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.register_buffer("logits", torch.zeros(capacity, classes))
+        self.register_buffer("labels", torch.zeros(capacity, dtype=torch.long))
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, logits):
+        return logits + self.mlp(logits - logits.mean(-1, keepdim=True))
+
+    def remember(self, logits, labels):
+        """Logits `[B, C]` as the model gave them, labels `[B]`."""
+        capacity = len(self.labels)
+        self.logits = torch.cat([self.logits, logits])[-capacity:]
+        self.labels = torch.cat([self.labels, labels])[-capacity:]
+        self.seen = (self.seen + len(labels)).clamp(max=capacity)
+
+    def loss(self):
+        """Mean cross-entropy of the refined logits of all that is remembered."""
+        return F.cross_entropy(self(self.logits[-self.seen:]), self.labels[-self.seen:])
+
+
 class FeatureAdapter(nn.Module):
     """CBBT's adapter in CLIP-Adapter's form, on image features `[..., E]`: `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew.
 

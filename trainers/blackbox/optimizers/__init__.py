@@ -1,13 +1,9 @@
-"""Optimisers that ask and are told. Each has
-
-- `ask()` -> candidates `[P, d]`, on the device of the start;
-- `tell(losses)` with losses `[P]`, in the order of the candidates;
-- `population`, the number of candidates of a step; `solution`, the vector in use `[d]`;
-- `param_groups`, `state_dict` and `load_state_dict`, so that Dassl logs, saves and resumes it like any other.
-"""
+"""Optimisers that ask and are told; `contract.py` says what each of them has."""
 
 from .cmaes import CMAES
 from .directions import RandomDirections
+from .gaussnewton import SubspaceGaussNewton
+from .memory import RememberedJacobian
 from .spsa import SPSA
 
-__all__ = ["CMAES", "RandomDirections", "SPSA"]
+__all__ = ["CMAES", "RandomDirections", "RememberedJacobian", "SPSA", "SubspaceGaussNewton"]

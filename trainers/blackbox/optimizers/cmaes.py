@@ -10,6 +10,7 @@ import torch
 from cma import restricted_gaussian_sampler
 
 from ..errors import BlackBoxError, one_of
+from .contract import Optimizer
 
 # Restricted models of the covariance cost a tenth at a thousand dimensions, and less memory.
 COVARIANCES = {"full": None, "diagonal": "diagonal", "vd": "GaussVDSampler", "vkd": "GaussVkDSampler"}
@@ -21,7 +22,7 @@ def global_randn(*shape):
     return np.random.randn(*shape)
 
 
-class CMAES:
+class CMAES(Optimizer):
     """Asks for a generation, is told its losses. Its own stop criteria are ignored: the budget decides.
 
     Args:

@@ -3,9 +3,10 @@
 import torch
 
 from ..errors import BlackBoxError
+from .contract import Optimizer
 
 
-class RandomDirections:
+class RandomDirections(Optimizer):
     """`g = (1 / eps) (1 / q) sum_j u_j (l(theta + eps u_j) - l(theta)) / eps`, clipped by norm, then one step of Adam.
 
     The u_j are Gaussian, scaled to unit length. The factor `1 / eps` stands where a textbook has d; with `eps = max(1 / d, 0.001)` the two

@@ -5,11 +5,12 @@ import math
 import torch
 
 from ..errors import BlackBoxError, one_of
+from .contract import Optimizer
 
 RULES = ("spsa-clip", "spsa-gc", "spsa")
 
 
-class SPSA:
+class SPSA(Optimizer):
     """Two-sided SPSA: `g = (l(theta + c_k z) - l(theta - c_k z)) / (2 c_k z)` elementwise, averaged over several draws of z.
 
     The entries of z have magnitude `U[0.5, 1]` and a random sign ("segmented uniform"). Step and perturbation shrink as

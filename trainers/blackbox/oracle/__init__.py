@@ -2,15 +2,16 @@
 
 from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
 from .meter import Meter
+from .topk import TopK
 
-__all__ = ["GRANTS", "QUERY_IMAGES", "AccessDenied", "Description", "Images", "Meter", "Oracle", "build_oracle"]
+__all__ = ["GRANTS", "QUERY_IMAGES", "AccessDenied", "Description", "Images", "Meter", "Oracle", "TopK", "build_oracle"]
 
 
 def build_oracle(cfg, device, client):
     """The oracle that a configuration names, unmetered. Only here does open_clip come into the process.
 
     Args:
-        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE`).
+        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE.PREC`, `GRANTS` and `TOP_K`).
         device: where the model runs.
         client: name of the method that asks, for error messages.
     """
@@ -18,4 +19,5 @@ def build_oracle(cfg, device, client):
     from .models import load_model
 
     model = load_model(cfg.MODEL.BACKBONE.NAME, cfg.ORACLE.PREC, device)
-    return LocalOracle(model, grants=cfg.ORACLE.GRANTS, client=client)
+    oracle = LocalOracle(model, grants=cfg.ORACLE.GRANTS, client=client)
+    return TopK(oracle, cfg.ORACLE.TOP_K) if cfg.ORACLE.TOP_K else oracle

@@ -98,3 +98,43 @@ class Oracle(ABC):
     @abstractmethod
     def text_features(self, contexts):
         """Normalised text features `[P, C, E]` of every candidate and class (grant `features`)."""
+
+
+class Wrapper(Oracle):
+    """Passes everything on to another oracle, `inner`; what differs is overridden."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @property
+    def description(self):
+        return self.inner.description
+
+    @property
+    def grants(self):
+        return self.inner.grants
+
+    @property
+    def client(self):
+        return self.inner.client
+
+    def set_classes(self, names, template="{}."):
+        self.inner.set_classes(names, template)
+
+    def check(self, n):
+        self.inner.check(n)
+
+    def embed(self, words):
+        return self.inner.embed(words)
+
+    def upload(self, images):
+        return self.inner.upload(images)
+
+    def query(self, images, contexts, image_tokens=None):
+        return self.inner.query(images, contexts, image_tokens)
+
+    def image_features(self, images):
+        return self.inner.image_features(images)
+
+    def text_features(self, contexts):
+        return self.inner.text_features(contexts)

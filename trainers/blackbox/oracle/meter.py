@@ -7,7 +7,7 @@ import torch
 
 from ..errors import BlackBoxError, BudgetSpent
 from ..files import write_atomically
-from .interface import QUERY_IMAGES, Oracle
+from .interface import QUERY_IMAGES, Wrapper
 
 PURPOSES = ("training", "evaluation")
 UNITS = ("queries", "image_queries")
@@ -18,7 +18,7 @@ def query_cost(candidates, images):
     return candidates * -(-images // QUERY_IMAGES), candidates * images
 
 
-class Meter(Oracle):
+class Meter(Wrapper):
     """Wraps any oracle. A request is atomic: it is charged whole before the call is made, or refused whole.
 
     Args:
@@ -28,25 +28,13 @@ class Meter(Oracle):
     """
 
     def __init__(self, inner, max_queries=0, max_image_queries=0, record=None):
-        self.inner = inner
+        super().__init__(inner)
         self.limits = dict(zip(UNITS, (max_queries, max_image_queries)))
         self.record = record
         self.purpose = "training"
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
         if record is not None:
             self.take_over(record)
-
-    @property
-    def description(self):
-        return self.inner.description
-
-    @property
-    def grants(self):
-        return self.inner.grants
-
-    @property
-    def client(self):
-        return self.inner.client
 
     def take_over(self, record):
         """Raise the counts to those of a bill on disk, if there is one."""
@@ -101,18 +89,6 @@ class Meter(Oracle):
             raise BlackBoxError(f"The model's {what} of {self.purpose} query {self.counts[self.purpose]['queries']:,} are not finite. "
                                 f"In half precision a context can overflow: try ORACLE.PREC fp32, or check the model's weights.")
         return answer
-
-    def set_classes(self, names, template="{}."):
-        self.inner.set_classes(names, template)
-
-    def check(self, n):
-        self.inner.check(n)
-
-    def embed(self, words):
-        return self.inner.embed(words)
-
-    def upload(self, images):
-        return self.inner.upload(images)
 
     def query(self, images, contexts, image_tokens=None):
         self.require("logits", *(["image_tokens"] if image_tokens is not None else []))

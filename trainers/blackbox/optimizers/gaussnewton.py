@@ -1,0 +1,158 @@
+"""Gauss-Newton steps from finite differences of all logits, in random subspaces: JOLT's optimiser."""
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import BlackBoxError
+from .contract import Optimizer
+
+def softmax_model(logits, slopes, labels):
+    """Gradient `[m]` and Gauss-Newton matrix `[m, m]` of the mean cross-entropy along m directions.
+
+    Exact derivatives (the matrix is the Hessian) where the logits are linear in the parameters:
+    `g_i = sum((p - Y) J_i) / B`, `H_ij = (1/B) sum_b [sum_c p J_i J_j - (sum_c p J_i)(sum_c p J_j)]`.
+
+    Args:
+        logits: `[B, C]`.
+        slopes: J, derivatives of the logits along the directions, `[m, B, C]`.
+        labels: `[B]`.
+    """
+    p = logits.softmax(-1)
+    residual = p - F.one_hot(labels, p.shape[1])
+    centred = ((slopes - (p * slopes).sum(-1, keepdim=True)) * p.sqrt()).flatten(1)
+    return slopes.flatten(1) @ residual.flatten() / len(p), centred @ centred.T / len(p)
+
+
+FLOOR = 0.01
+LADDER = [4.0 ** -k for k in range(8)]   # finite-difference steps that the first step tries
+
+
+class SubspaceGaussNewton(Optimizer):
+    """Levenberg-Marquardt on the cross-entropy of a mini-batch, in a new random subspace at every step. It is told logits, not losses.
+
+    A step has two rounds. First theta and the proposals that the step before made, one for each damping, are scored on the new mini-batch: theta moves to the
+    best, so that a proposal must be better *on images that it was not made from*. Then theta is shifted along m orthonormal directions Z (the last move is one
+    of them), and with the slopes `J = (f(theta + eps z) - f(theta)) / eps` of all logits the next proposals are
+    `theta - Z (H + (lambda mu + decay) I)^-1 (g + decay Z^T (theta - start))`. lambda follows the damping that won, and goes up where none did. mu, its unit, is the mean of H's
+    diagonal; but H vanishes where the model is sure of a wrong class, and steps would explode there, so mu is at least a hundredth of the mean diagonal of
+    `(1/2B) sum_b [sum_c J_i J_j - (sum_c J_i)(sum_c J_j) / C]`, which bounds H whatever the probabilities (Boehning, 1992).
+
+    eps is measured once, by the first step's candidates: few directions, each with steps from 1 down to 4^-7. Between curvature, which spoils the slopes of large steps, and
+    rounding or a service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree best.
+
+    Args:
+        start: theta `[d]`.
+        directions: m; at most d.
+        dampings: factors of lambda, a proposal each.
+        damping: lambda to begin with.
+        decay: weight of `|theta - start|^2 / 2`.
+        seed: of the directions.
+
+    Raises:
+        BlackBoxError: fewer than two directions, no damping, or constants of the wrong sign.
+    """
+
+    rounds, told = 2, "logits"
+
+    def __init__(self, start, directions=64, dampings=(0.1, 1.0, 10.0), damping=1.0, decay=0.01, seed=0):
+        if directions < 2:
+            raise BlackBoxError(f"TRAINER.JOLT.DIRECTIONS is {directions}; two or more are needed, to measure the step of finite differences.")
+        if not dampings or min(dampings) <= 0 or damping <= 0 or decay < 0:
+            raise BlackBoxError(f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY of 0 or more; given are {list(dampings)}, {damping} and {decay}.")
+        self.start, self.theta = start.clone(), start.clone()
+        self.m, self.dampings, self.damping, self.decay = min(directions, len(start)), torch.tensor(dampings), damping, decay
+        self.proposals = self.theta.expand(len(dampings), -1).clone()
+        self.move = torch.zeros_like(start)
+        self.eps = 0.0      # not yet measured
+        self.generator = torch.Generator().manual_seed(seed)
+        self.here = self.asked = None
+        self.param_groups = [{"params": [], "lr": damping}]
+
+    @property
+    def population(self):
+        return 1 + len(self.proposals) + self.m
+
+    @property
+    def solution(self):
+        return self.theta
+
+    def ask(self):
+        """First theta and its proposals, `[1 + dampings, d]`; when these are told, theta shifted along directions, `[m, d]`."""
+        if self.here is None:
+            self.asked = torch.cat([self.theta[None], self.proposals])
+            return self.asked
+        steps = torch.tensor([self.eps] if self.eps else LADDER[:self.m])
+        directions = self.draw(self.m // len(steps))
+        self.asked = directions, steps.to(self.theta)
+        shifts = (self.asked[1][:, None, None] * directions).flatten(0, 1)
+        return self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]   # m, whatever was drawn: the first ones twice
+
+    def draw(self, m):
+        """Orthonormal directions `[m, d]`, that of the last move among them."""
+        z = torch.randn(m, len(self.theta), generator=self.generator).to(self.theta)
+        if self.move.any():
+            z[0] = self.move
+        return torch.linalg.qr(z.T)[0].T.contiguous()
+
+    def tell(self, logits, labels):
+        """Logits `[P, B, C]` of the candidates that were asked for last, and labels `[B]`."""
+        if self.here is None:
+            self.here = self.choose(logits, labels)
+        else:
+            self.propose(logits, labels)
+            self.here = self.asked = None
+
+    def choose(self, logits, labels):
+        """Go to the best candidate; returns its logits `[B, C]`."""
+        (P, B, C), factors = logits.shape, self.dampings.tolist()
+        losses = F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B).mean(1)
+        best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
+        self.best = best
+        if best:
+            self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
+        if self.eps:    # in the first step there are no proposals yet
+            self.damping = min(max(self.damping * (factors[best - 1] if best else max(factors)), 1e-3), 1e3)
+            self.param_groups[0]["lr"] = self.damping
+        return logits[best]
+
+    def propose(self, logits, labels):
+        """The next step's proposals, from the slopes of all logits along the directions."""
+        Z, slopes = self.slopes(logits)
+        self.proposals = self.theta - self.solve(slopes, Z @ (self.theta - self.start), labels) @ Z
+
+    def slopes(self, logits):
+        """Directions `[m, d]` and the slopes of all logits along them `[m, B, C]`; the first time, few directions and the step of the differences as well."""
+        Z, steps = self.asked
+        rungs = logits[:len(steps) * len(Z)].unflatten(0, (len(steps), -1))
+        slopes = (rungs - self.here) / steps[:, None, None, None].to(logits)
+        if len(steps) > 1:
+            r = int((slopes[1:] - slopes[:-1]).square().mean((1, 2, 3)).argmin())
+            self.eps = float((steps[r] * steps[r + 1]).sqrt())
+            slopes = slopes[r:r + 2].mean(0, keepdim=True)
+        return Z, slopes[0]
+
+    def solve(self, slopes, offset, labels):
+        """Damped Newton steps along m directions, `[dampings, m]`, to be subtracted.
+
+        Args:
+            slopes: `[m, B, C]`.
+            offset: theta less the start, along the directions `[m]`.
+            labels: `[B]`.
+        """
+        g, H = softmax_model(self.here, slopes, labels)
+        bound = (slopes - slopes.mean(-1, keepdim=True)).square().sum((1, 2)).mean() / (2 * len(labels))
+        mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12)
+        g, H = (g + self.decay * offset.to(g)).double(), H.double()
+        ridge = self.damping * self.dampings.to(H) * mu + self.decay
+        return torch.linalg.solve(H + ridge[:, None, None] * torch.eye(len(H)).to(H), g.expand(len(ridge), -1)).to(self.theta)
+
+    def state_dict(self):
+        return {"start": self.start, "theta": self.theta, "proposals": self.proposals, "move": self.move, "damping": self.damping, "eps": self.eps,
+                "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state):
+        for name in ("start", "theta", "proposals", "move"):
+            setattr(self, name, state[name].to(self.theta))
+        self.damping, self.eps = state["damping"], state["eps"]
+        self.generator.set_state(state["generator"].cpu())
+        self.param_groups[0]["lr"] = self.damping

@@ -1,0 +1,32 @@
+"""A model that lets out less than logits, as real services do."""
+
+import math
+
+from ..errors import BlackBoxError
+from .interface import Wrapper
+
+
+class TopK(Wrapper):
+    """Wraps an oracle: of every image's answer only the k largest log-probabilities are let out.
+
+    Their temperature is the model's own. The probability that they leave is spread evenly over the classes that are not seen, so that answers keep their shape `[P, B, C]`;
+    with k = C they are all log-probabilities, which is logits less a number an image.
+
+    Raises:
+        BlackBoxError: k below 1. A k above the number of classes is all of them.
+    """
+
+    def __init__(self, inner, k):
+        if k < 1:
+            raise BlackBoxError(f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means logits.")
+        super().__init__(inner)
+        self.k = k
+
+    def query(self, images, contexts, image_tokens=None):
+        answer = super().query(images, contexts, image_tokens).log_softmax(-1)
+        unseen = answer.shape[-1] - self.k
+        if unseen <= 0:
+            return answer
+        seen, classes = answer.topk(self.k)
+        left = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(-50) - math.log(unseen)   # rounding may leave nothing: e^-50 then
+        return left.expand_as(answer).scatter(-1, classes, seen)

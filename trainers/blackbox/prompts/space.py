@@ -1,0 +1,24 @@
+"""One switch for the prompt space of every method that is told nothing but what its candidates are worth."""
+
+from ..errors import one_of
+from .lowrank import LowRankSpace
+from .projection import RandomProjection
+from .tokens import TokenSpace
+
+SPACES = ("context", "lowrank", "projection")
+
+
+def build_space(name, start, cfg, generator):
+    """The space `TRAINER.<X>.SPACE`, around an initial context `[n, D]`.
+
+    `context`: the tokens themselves (CBBT); `lowrank`: ZIP's, with the `ID` and `RANK` of `TRAINER.ZIP`; `projection`: CraFT's, with the `DIM` and `STD` of `TRAINER.CRAFT`.
+
+    Raises:
+        BlackBoxError: another name, or a size that the space refuses.
+    """
+    one_of("prompt space (SPACE)", name, SPACES)
+    if name == "lowrank":
+        return LowRankSpace(start, cfg.TRAINER.ZIP.ID, cfg.TRAINER.ZIP.RANK, generator)
+    if name == "projection":
+        return RandomProjection(start, cfg.TRAINER.CRAFT.DIM, cfg.TRAINER.CRAFT.STD, generator)
+    return TokenSpace(start)
