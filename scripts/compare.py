@@ -38,6 +38,9 @@ METHODS = {
     "CraFT": ("CraFT", True, []),
     "BPT-VLM": ("BPTVLM", True, []),
     "BPT-VLM, from words": ("BPTVLM", True, ["TRAINER.BPTVLM.CTX_INIT", "{words}"]),
+    "JOLT, prompt alone": ("JOLT", True, ["TRAINER.JOLT.HEAD", "False"]),
+    "JOLT": ("JOLT", True, []),
+    "JOLT, from the template": ("JOLT", True, ["TRAINER.JOLT.CTX_INIT", "{words}"]),
     "white-box": ("WhiteBox", False, []),
     "white-box, from words": ("WhiteBox", False, ["TRAINER.WHITEBOX.CTX_INIT", "{words}"]),
 }

@@ -6,6 +6,11 @@ import torch.nn.functional as F
 from ..errors import BlackBoxError
 from .contract import Optimizer
 
+LADDER = [4.0 ** -k for k in range(8)]   # finite-difference steps that the first step tries
+FLOOR = 0.01                             # of the curvature's bound, below which the damping's unit does not fall
+DAMPING = 1e-3, 1e3                      # between which lambda stays
+
+
 def softmax_model(logits, slopes, labels):
     """Gradient `[m]` and Gauss-Newton matrix `[m, m]` of the mean cross-entropy along m directions.
 
@@ -21,10 +26,6 @@ def softmax_model(logits, slopes, labels):
     residual = p - F.one_hot(labels, p.shape[1])
     centred = ((slopes - (p * slopes).sum(-1, keepdim=True)) * p.sqrt()).flatten(1)
     return slopes.flatten(1) @ residual.flatten() / len(p), centred @ centred.T / len(p)
-
-
-FLOOR = 0.01
-LADDER = [4.0 ** -k for k in range(8)]   # finite-difference steps that the first step tries
 
 
 class SubspaceGaussNewton(Optimizer):
@@ -47,6 +48,11 @@ class SubspaceGaussNewton(Optimizer):
         damping: lambda to begin with.
         decay: weight of `|theta - start|^2 / 2`.
         seed: of the directions.
+
+    Attributes:
+        best: number of the candidate that the first round went to, 0 for theta.
+        here: logits `[B, C]` of theta on the mini-batch, between the rounds; None before the first.
+        eps: step of the finite differences; 0 before it is measured.
 
     Raises:
         BlackBoxError: fewer than two directions, no damping, or constants of the wrong sign.
@@ -89,10 +95,10 @@ class SubspaceGaussNewton(Optimizer):
 
     def draw(self, m):
         """Orthonormal directions `[m, d]`, that of the last move among them."""
-        z = torch.randn(m, len(self.theta), generator=self.generator).to(self.theta)
+        z = torch.randn(m, len(self.theta), dtype=torch.float64, generator=self.generator)   # on the CPU, so that a run looks the same ways on every device
         if self.move.any():
             z[0] = self.move
-        return torch.linalg.qr(z.T)[0].T.contiguous()
+        return torch.linalg.qr(z.T)[0].T.to(self.theta)
 
     def tell(self, logits, labels):
         """Logits `[P, B, C]` of the candidates that were asked for last, and labels `[B]`."""
@@ -106,12 +112,12 @@ class SubspaceGaussNewton(Optimizer):
         """Go to the best candidate; returns its logits `[B, C]`."""
         (P, B, C), factors = logits.shape, self.dampings.tolist()
         losses = F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B).mean(1)
-        best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
-        self.best = best
+        self.best = best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
         if self.eps:    # in the first step there are no proposals yet
-            self.damping = min(max(self.damping * (factors[best - 1] if best else max(factors)), 1e-3), 1e3)
+            low, high = DAMPING
+            self.damping = min(max(self.damping * (factors[best - 1] if best else max(factors)), low), high)
             self.param_groups[0]["lr"] = self.damping
         return logits[best]
 

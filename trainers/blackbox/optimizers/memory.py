@@ -21,8 +21,7 @@ class RememberedJacobian(SubspaceGaussNewton):
     def draw(self, m):
         """The next directions: `[m, d]`, or what is left of a basis. Then another basis begins."""
         if not len(self.basis):
-            z = torch.randn(len(self.theta), len(self.theta), generator=self.generator).to(self.theta)
-            self.basis = torch.linalg.qr(z)[0]
+            self.basis = torch.linalg.qr(torch.randn(len(self.theta), len(self.theta), dtype=torch.float64, generator=self.generator))[0].to(self.theta)
         taken, self.basis = self.basis[:m], self.basis[m:]
         return taken
 
