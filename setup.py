@@ -23,5 +23,5 @@ setup(
     package_data={"dassl_blackbox.trainers.blackbox": ["assets/*"]},
     install_requires=["torch>=2.4", "torchvision", "open_clip_torch>=3.0", "yacs", "cma", "numpy", "pillow", "safetensors", "scikit-learn",
                       "tabulate", "tqdm", "tensorboard", "matplotlib"],
-    extras_require={"test": ["pytest"]},
+    extras_require={"test": ["pytest", "pytest-xdist"]},
 )

@@ -26,7 +26,8 @@ skips = pytest.StashKey()
 
 
 def pytest_configure(config):
-    config.stash[skips] = []
+    config.stash[skips] = Skips()
+    config.pluginmanager.register(config.stash[skips])
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
 
 
@@ -40,24 +41,21 @@ def pytest_runtest_setup(item):
         pytest.skip("no CUDA device")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    report = yield
-    if report.skipped and not hasattr(report, "wasxfail"):
-        item.config.stash[skips].append((item.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
-    return report
+class Skips:
+    """A plugin that keeps (test, reason) of what was skipped, in this process or in those that it hands tests to."""
 
+    def __init__(self):
+        self.found = []
 
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector):
-    report = yield
-    if report.skipped:
-        collector.config.stash[skips].append((collector.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
-    return report
+    def pytest_runtest_logreport(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.found.append((report.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
+
+    pytest_collectreport = pytest_runtest_logreport
 
 
 def unlisted(config):
-    return [(test, reason) for test, reason in config.stash[skips] if not any(re.match(allowed, reason) for allowed in ALLOWED_SKIPS)]
+    return [(test, reason) for test, reason in config.stash[skips].found if not any(re.match(allowed, reason) for allowed in ALLOWED_SKIPS)]
 
 
 def pytest_sessionfinish(session):
@@ -66,9 +64,9 @@ def pytest_sessionfinish(session):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[skips]:
+    if config.stash[skips].found:
         terminalreporter.section("skipped")
-    for test, reason in config.stash[skips]:
+    for test, reason in config.stash[skips].found:
         terminalreporter.line(f"{test}: {reason}")
     for test, reason in unlisted(config):
         terminalreporter.line(f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: {reason}", red=True)

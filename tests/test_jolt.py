@@ -161,7 +161,7 @@ def test_the_head_begins_by_changing_nothing_and_does_not_see_what_all_classes_s
 
 
 def test_the_head_remembers_the_latest():
-    head, rows = CentredRefinement(3, 8, 5), torch.arange(24.0).view(8, 3)
+    head, rows = CentredRefinement(3, 8, 5, 0.0), torch.arange(24.0).view(8, 3)
     for part, labels in ((rows[:3], [0, 1, 2]), (rows[3:7], [2, 1, 0, 1])):
         head.remember(part, torch.tensor(labels))
         kept = rows[:3] if len(labels) == 3 else rows[2:7]
@@ -175,6 +175,18 @@ def test_the_prompt_is_tuned_through_the_head_and_the_head_costs_no_query(data_r
     both.train(), alone.train()
     assert bill(tmp_path / "True")["training"] == bill(tmp_path / "False")["training"] == {"queries": 48, "image_queries": 384}
     assert not torch.equal(both.learner.theta, alone.learner.theta) and both.head.seen == 20
+
+
+def test_dropout_is_drawn_from_the_checkpoint_alone():
+    heads = [CentredRefinement(3, 64, 5) for _ in range(2)]
+    for head in heads:
+        torch.nn.init.normal_(head.mlp[-1].weight)
+        head.remember(torch.randn(4, 3), torch.tensor([0, 1, 2, 1]))
+    heads[1].load_state_dict(heads[0].state_dict())
+    state = torch.get_rng_state()
+    losses = [[head.loss().item() for _ in range(3)] for head in heads]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 3
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # Features

@@ -28,8 +28,8 @@ class JOLT(BlackBoxTrainer):
         jolt = cfg.TRAINER.JOLT
         if jolt.MEMORY and jolt.HEAD:
             raise BlackBoxError("TRAINER.JOLT.MEMORY remembers how the model's logits change, and a head that learns would change that behind its back: set TRAINER.JOLT.HEAD False.")
-        if jolt.HEAD and min(jolt.HEAD_STEPS, jolt.HEAD_MEMORY) < 1:
-            raise BlackBoxError(f"A head learns in one step or more from one image or more; TRAINER.JOLT.HEAD_STEPS is {jolt.HEAD_STEPS}, HEAD_MEMORY {jolt.HEAD_MEMORY}.")
+        if jolt.HEAD and jolt.HEAD_STEPS < 1:
+            raise BlackBoxError(f"TRAINER.JOLT.HEAD_STEPS is {jolt.HEAD_STEPS}; a head learns in 1 step or more. HEAD False trains none.")
         if jolt.FEATURES:
             self.needs = ("logits", "features")
         self.whole_set = jolt.MEMORY
@@ -47,7 +47,7 @@ class JOLT(BlackBoxTrainer):
         jolt = self.cfg.TRAINER.JOLT
         if not jolt.HEAD:
             return None, None
-        head = CentredRefinement(self.num_classes, jolt.HEAD_WIDTH, jolt.HEAD_MEMORY).to(self.device)
+        head = CentredRefinement(self.num_classes, jolt.HEAD_WIDTH, jolt.HEAD_MEMORY, jolt.HEAD_DROPOUT).to(self.device)
         return head, torch.optim.AdamW(head.parameters(), lr=jolt.HEAD_LR, weight_decay=jolt.HEAD_DECAY)
 
     def step_cost(self):

@@ -96,6 +96,7 @@ def extend_cfg(cfg):
     cfg.TRAINER.JOLT.DECAY = 0.01       # weight of half the squared distance from the start
     cfg.TRAINER.JOLT.HEAD = True        # train a residual head on the logits that come back
     cfg.TRAINER.JOLT.HEAD_WIDTH = 256   # its hidden width
+    cfg.TRAINER.JOLT.HEAD_DROPOUT = 0.5  # share of it that is left out while it learns
     cfg.TRAINER.JOLT.HEAD_LR = 1e-3     # its learning rate (AdamW)
     cfg.TRAINER.JOLT.HEAD_DECAY = 0.01  # its weight decay
     cfg.TRAINER.JOLT.HEAD_STEPS = 8     # its steps after every step of the prompt, on what it remembers

@@ -27,19 +27,30 @@ class PredictionRefinement(nn.Module):
 class CentredRefinement(PredictionRefinement):
     """JOLT's head: the same on logits less their mean, so that log-probabilities do as well. It begins by changing nothing.
 
-    It remembers the last `capacity` rows of logits and labels that it was shown; a checkpoint holds them too, so that a resumed run learns from the same.
+    It remembers the last `capacity` rows of logits and labels that it was shown, and learns from them with a share `dropout` of its hidden layer left out. A checkpoint
+    holds all that decides this, so that a resumed run learns the same.
+
+    Raises:
+        BlackBoxError: no width, no capacity, or a dropout that is no share.
     """
 
-    def __init__(self, classes, width=256, capacity=1024):
+    def __init__(self, classes, width=256, capacity=1024, dropout=0.5):
         super().__init__(classes, width)
+        if capacity < 1 or not 0 <= dropout < 1:
+            raise BlackBoxError(f"A head remembers 1 image or more (HEAD_MEMORY) and leaves out a share below 1 (HEAD_DROPOUT); given are {capacity} and {dropout}.")
         for parameter in self.mlp[-1].parameters():
             nn.init.zeros_(parameter)
+        self.dropout = dropout
         self.register_buffer("logits", torch.zeros(capacity, classes))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("draw", torch.randint(2 ** 31, ()))    # seed of the next dropout
 
-    def forward(self, logits):
-        return logits + self.mlp(logits - logits.mean(-1, keepdim=True))
+    def forward(self, logits, kept=None):
+        """Refined logits, of the shape given; `kept` scales the hidden layer."""
+        inner, activation, outer = self.mlp
+        hidden = activation(inner(logits - logits.mean(-1, keepdim=True)))
+        return logits + outer(hidden if kept is None else hidden * kept)
 
     def remember(self, logits, labels):
         """Logits `[B, C]` as the model gave them, labels `[B]`."""
@@ -49,8 +60,12 @@ class CentredRefinement(PredictionRefinement):
         self.seen = (self.seen + len(labels)).clamp(max=capacity)
 
     def loss(self):
-        """Mean cross-entropy of the refined logits of all that is remembered."""
-        return F.cross_entropy(self(self.logits[-self.seen:]), self.labels[-self.seen:])
+        """Mean cross-entropy of the refined logits of all that is remembered, under a new dropout."""
+        generator = torch.Generator().manual_seed(int(self.draw))
+        self.draw = self.draw + 1
+        kept = torch.rand(int(self.seen), self.mlp[0].out_features, generator=generator) >= self.dropout
+        kept = kept.to(self.logits) / (1 - self.dropout)
+        return F.cross_entropy(self(self.logits[-self.seen:], kept), self.labels[-self.seen:])
 
 
 class FeatureAdapter(nn.Module):
