@@ -18,6 +18,7 @@ from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
+from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
 from dassl_blackbox.trainers.blackbox.registry import MARK
 
 REPO = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ SMALL = ("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATC
 SMALL_OF = {
     "CBBT": ("TRAINER.CBBT.Q", "6"),
     "CraFT": ("TRAINER.CRAFT.POPULATION", "4", "TRAINER.CRAFT.DIM", "20", "TRAINER.CRAFT.HEAD_BATCH", "16"),
-    "JOLT": ("TRAINER.JOLT.DIRECTIONS", "4", "TRAINER.JOLT.HEAD_MEMORY", "20"),
+    "JOLT": ("TRAINER.JOLT.DIRECTIONS", "8", "TRAINER.JOLT.HEAD_MEMORY", "20"),
     "BPTVLM": ("TRAINER.BPTVLM.POPULATION", "6", "TRAINER.BPTVLM.DIM_TEXT", "12", "TRAINER.BPTVLM.DIM_IMAGE", "8"),
 }
 
@@ -164,12 +165,12 @@ class Random(Oracle):
         return self.answer(len(contexts), 3, 4)
 
 
-class Spy(Oracle):
+class Spy(Wrapper):
     """Stands inside the meter and counts for itself, one by one and before the call; keeps whether what crossed the wall had a graph."""
 
     def __init__(self, inner, before=lambda: None):
-        self.inner, self.before = inner, before
-        self.description, self.grants, self.client = inner.description, inner.grants, inner.client
+        super().__init__(inner)
+        self.before = before
         self.queries = self.image_queries = 0
         self.graphs = []
 
@@ -187,27 +188,24 @@ class Spy(Oracle):
             self.graphs.append(value.requires_grad or value.grad_fn is not None)
         return value
 
-    def set_classes(self, *args):
-        self.inner.set_classes(*args)
-
     def embed(self, words):
-        return self.crossed(self.inner.embed(words))
+        return self.crossed(super().embed(words))
 
     def upload(self, images):
-        return self.inner.upload(self.crossed(images))
+        return super().upload(self.crossed(images))
 
     def query(self, images, contexts, image_tokens=None):
         self.count(len(contexts), len(images))
-        return self.crossed(self.inner.query(images, self.crossed(contexts), self.crossed(image_tokens)))
+        return self.crossed(super().query(images, self.crossed(contexts), self.crossed(image_tokens)))
 
     def image_features(self, images):
         self.count(1, len(images))
-        return self.crossed(self.inner.image_features(images))
+        return self.crossed(super().image_features(images))
 
     def text_features(self, contexts):
         self.queries += len(contexts)
         self.before()
-        return self.crossed(self.inner.text_features(self.crossed(contexts)))
+        return self.crossed(super().text_features(self.crossed(contexts)))
 
 
 def spied(trainer):

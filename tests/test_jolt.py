@@ -1,10 +1,14 @@
 """JOLT's parts against their definitions: the step, the Jacobian, the memory, the head; prompt spaces crosswise; and what a service lets out."""
 
+import math
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers import jolt
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.heads import CentredRefinement
+from dassl_blackbox.trainers.blackbox.heads import CentredRefinement, HeadLearner
 from dassl_blackbox.trainers.blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.optimizers.gaussnewton import softmax_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, TopK
@@ -12,7 +16,7 @@ from dassl_blackbox.trainers.blackbox.prompts import LowRankSpace, RandomProject
 from support import Random, bill, build, d64, seeded
 from torch.autograd.functional import hessian, jacobian
 
-d, B, C = 12, 7, 4
+d, B, C = 24, 7, 4
 A, OFFSET = torch.randn(B, C, d, dtype=d64, generator=seeded(1)), torch.randn(B, C, dtype=d64, generator=seeded(2))
 LABELS = torch.randint(C, (B,), generator=seeded(3))
 
@@ -42,7 +46,7 @@ def test_gradient_and_matrix_are_those_of_softmax_regression():
 
 
 def test_proposals_are_damped_newton_steps_in_the_subspace():
-    optimizer = walk(SubspaceGaussNewton(torch.ones(d, dtype=d64), directions=5, decay=0.3, seed=5), 3)    # a step, and the first round of another
+    optimizer = walk(SubspaceGaussNewton(torch.ones(d, dtype=d64), directions=8, decay=0.3, seed=5), 3)    # a step, and the first round of another
     optimizer.ask()
     Z, _ = optimizer.asked
     theta, damping = optimizer.theta.clone(), optimizer.damping
@@ -52,13 +56,13 @@ def test_proposals_are_damped_newton_steps_in_the_subspace():
         x = theta + a @ Z
         return F.cross_entropy(linear(x[None])[0], LABELS) + 0.3 / 2 * (x - 1).square().sum()
 
-    zero = torch.zeros(5, dtype=d64)
+    zero = torch.zeros(8, dtype=d64)
     H, g = hessian(loss, zero), jacobian(loss, zero)
-    mu = (H - 0.3 * torch.eye(5)).diagonal().mean()
+    mu = (H - 0.3 * torch.eye(8)).diagonal().mean()
     for factor, proposal in zip((0.1, 1.0, 10.0), optimizer.proposals):
-        step = torch.linalg.solve(H + factor * damping * mu * torch.eye(5), g)
+        step = torch.linalg.solve(H + factor * damping * mu * torch.eye(8), g)
         torch.testing.assert_close(proposal, theta - step @ Z, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(Z @ Z.T, torch.eye(5, dtype=d64))
+    torch.testing.assert_close(Z @ Z.T, torch.eye(8, dtype=d64))
 
 
 def test_a_proposal_must_be_better_on_the_next_images():
@@ -89,6 +93,32 @@ def test_the_finite_difference_follows_curvature_and_noise(noise):
     assert low < eps < high
 
 
+def test_answers_that_are_rounded_do_not_agree_on_nothing():
+    """Rounded to 0.5, logits do not move under the smallest steps; slopes of zero agree perfectly, and mean nothing."""
+    optimizer = walk(SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8), 2, lambda theta: (linear(theta) * 2).round() / 2)
+    assert optimizer.eps >= 0.1
+
+
+def test_the_damping_goes_up_where_no_proposal_was_better_and_stays_within_bounds():
+    optimizer = walk(SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8, dampings=(0.1,)), 2)
+    dampings = []
+    for right in (0, 0, 0, 0, 1, 1):
+        answers = torch.zeros(2, B, C, dtype=d64)
+        answers[right, range(B), LABELS] = 50.0
+        optimizer.ask()
+        optimizer.tell(answers, LABELS)
+        dampings.append(optimizer.damping)
+        optimizer.tell(linear(optimizer.ask()), LABELS)
+    assert dampings == pytest.approx([10, 100, 1000, 1000, 100, 10])
+
+
+def test_the_last_move_is_one_of_the_directions():
+    optimizer = SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8)
+    optimizer.move = torch.randn(d, dtype=d64, generator=seeded(9))
+    Z = optimizer.draw(8)
+    torch.testing.assert_close(Z.T @ (Z @ optimizer.move), optimizer.move)
+
+
 def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
     trainer = build("JOLT", data_root, tmp_path, "TRAINER.JOLT.DIRECTIONS", "16", "TRAINER.JOLT.HEAD", "False")
     batch = next(iter(trainer.train_loader_x))
@@ -110,9 +140,18 @@ def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
     assert exact.abs().max() > 0.1 and (slopes - exact).norm() < 0.02 * exact.norm()
 
 
+def test_half_precision_takes_larger_differences(data_root, tmp_path):
+    steps = []
+    for precision in ("fp32", "bf16"):
+        trainer = build("JOLT", data_root, tmp_path, "ORACLE.PREC", precision, "TRAINER.JOLT.DIRECTIONS", "16")
+        trainer.forward_backward(next(iter(trainer.train_loader_x)))
+        steps.append(trainer.optim.eps)
+    assert 0 < steps[0] < steps[1]
+
+
 # Memory
 
-@pytest.mark.parametrize("m", [3, 5])
+@pytest.mark.parametrize("m", [8, 10])
 def test_after_d_directions_the_whole_jacobian_is_remembered(m):
     optimizer = RememberedJacobian(torch.zeros(d, dtype=d64), directions=m)
     optimizer.eps = 0.1     # as if it were measured
@@ -124,25 +163,37 @@ def test_after_d_directions_the_whole_jacobian_is_remembered(m):
 
 
 def test_moves_correct_what_is_remembered():
-    optimizer = walk(RememberedJacobian(torch.zeros(d, dtype=d64), directions=4), 5)
-    assert optimizer.best     # it moved
-    move = optimizer.move
-    torch.testing.assert_close(torch.tensordot(move, optimizer.J, 1), torch.einsum("bcd,d->bc", A, move))
+    def curved(theta):
+        return torch.sinh(linear(theta))
+
+    optimizer = walk(RememberedJacobian(torch.zeros(d, dtype=d64), directions=8), 4, curved)
+    here, there = optimizer.theta, optimizer.proposals[2]
+    optimizer.ask()
+    optimizer.proposals[:2], optimizer.asked[1:3] = here, here     # the third is the only one to go to
+    before = optimizer.J.clone()
+    optimizer.tell(curved(optimizer.asked), LABELS)
+    assert optimizer.best == 3 and not torch.equal(optimizer.J, before)
+    seen = (curved(there[None]) - curved(here[None]))[0]
+    torch.testing.assert_close(torch.tensordot(there - here, optimizer.J, 1), seen)
 
 
 def test_memory_needs_fewer_steps_than_forgetting():
     losses = []
     for kind in (SubspaceGaussNewton, RememberedJacobian):
-        theta = walk(kind(torch.zeros(d, dtype=d64), directions=3, decay=1e-3), 2 * 12).theta
+        theta = walk(kind(torch.zeros(d, dtype=d64), directions=8, decay=1e-3), 2 * 5).theta
         losses.append(F.cross_entropy(linear(theta[None])[0], LABELS))
     assert losses[1] < 0.7 * losses[0]
 
 
-def test_memory_reads_the_whole_training_set(data_root, tmp_path):
-    options = "TRAINER.JOLT.MEMORY", "True", "TRAINER.JOLT.DIRECTIONS", "4", "TRAINER.JOLT.HEAD"
+def test_memory_reads_the_whole_training_set(data_root, tmp_path, monkeypatch):
+    options = "TRAINER.JOLT.MEMORY", "True", "TRAINER.JOLT.DIRECTIONS", "8", "TRAINER.JOLT.HEAD"
     with pytest.raises(BlackBoxError, match="set TRAINER.JOLT.HEAD False"):
         build("JOLT", data_root, tmp_path / "head", *options, "True")
-    lives = [(tmp_path / name, budget) for name, budget in (("two lives", 24), ("two lives", 48), ("one life", 48))]
+    with monkeypatch.context() as limit:
+        limit.setattr(jolt, "MEMORY_LIMIT", 2 ** 19)     # 512 x 30 x 10 numbers are more
+        with pytest.raises(BlackBoxError, match="MEMORY would remember .* of slopes .512 numbers, 30 images, 10 classes"):
+            build("JOLT", data_root, tmp_path / "large", *options, "False")
+    lives = [(tmp_path / name, budget) for name, budget in (("two lives", 36), ("two lives", 72), ("one life", 72))]
     for out, budget in lives:
         trainer = build("JOLT", data_root, out, *options, "False", "ORACLE.MAX_QUERIES", budget)
         trainer.train()
@@ -154,39 +205,65 @@ def test_memory_reads_the_whole_training_set(data_root, tmp_path):
 # The head
 
 def test_the_head_begins_by_changing_nothing_and_does_not_see_what_all_classes_share():
-    head, logits = CentredRefinement(3, 8, 5), torch.randn(4, 3, generator=seeded(7))
+    head, logits = CentredRefinement(3, 8), torch.randn(4, 3, generator=seeded(7))
     assert torch.equal(head(logits), logits)
     torch.nn.init.normal_(head.mlp[-1].weight, generator=seeded(8))
     torch.testing.assert_close(head(logits + 7.0), head(logits) + 7.0)
 
 
 def test_the_head_remembers_the_latest():
-    head, rows = CentredRefinement(3, 8, 5, 0.0), torch.arange(24.0).view(8, 3)
+    learner, rows = HeadLearner(CentredRefinement(3, 8), capacity=5, dropout=0.0), torch.arange(24.0).view(8, 3)
     for part, labels in ((rows[:3], [0, 1, 2]), (rows[3:7], [2, 1, 0, 1])):
-        head.remember(part, torch.tensor(labels))
+        learner.remember(part, torch.tensor(labels))
         kept = rows[:3] if len(labels) == 3 else rows[2:7]
         given = [0, 1, 2] if len(labels) == 3 else [2, 2, 1, 0, 1]
-        assert head.loss() == F.cross_entropy(kept, torch.tensor(given))
+        assert learner.loss() == F.cross_entropy(kept, torch.tensor(given))
 
 
-def test_the_prompt_is_tuned_through_the_head_and_the_head_costs_no_query(data_root, tmp_path):
-    both, alone = (build("JOLT", data_root, tmp_path / head, "TRAINER.JOLT.HEAD", head, "ORACLE.MAX_QUERIES", 8 * 6) for head in ("True", "False"))
-    assert both.step_cost() == alone.step_cost() == (8, 64)
-    both.train(), alone.train()
-    assert bill(tmp_path / "True")["training"] == bill(tmp_path / "False")["training"] == {"queries": 48, "image_queries": 384}
-    assert not torch.equal(both.learner.theta, alone.learner.theta) and both.head.seen == 20
-
-
-def test_dropout_is_drawn_from_the_checkpoint_alone():
-    heads = [CentredRefinement(3, 64, 5) for _ in range(2)]
-    for head in heads:
-        torch.nn.init.normal_(head.mlp[-1].weight)
-        head.remember(torch.randn(4, 3), torch.tensor([0, 1, 2, 1]))
-    heads[1].load_state_dict(heads[0].state_dict())
+def test_the_head_learns_what_its_state_decides():
+    learners = [HeadLearner(CentredRefinement(3, 64)) for _ in range(2)]
+    learners[0].remember(torch.randn(4, 3), torch.tensor([0, 1, 2, 1]))
+    first = learners[0].learn()
+    for one, other in zip(learners[1].head.parameters(), learners[0].head.parameters()):
+        one.data.copy_(other.data)
+    learners[1].load_state_dict(deepcopy(learners[0].state_dict()))
     state = torch.get_rng_state()
-    losses = [[head.loss().item() for _ in range(3)] for head in heads]
-    assert losses[0] == losses[1] and len(set(losses[0])) == 3
+    losses = [[learner.learn() for _ in range(3)] for learner in learners]
+    assert losses[0] == losses[1] and losses[0][-1] < first
+    assert len({learners[0].loss().item() for _ in range(3)}) == 3     # another dropout each time
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_head_costs_no_query_and_learns_the_raw_answers_about_the_winner(data_root, tmp_path):
+    both, alone = (build("JOLT", data_root, tmp_path / head, "TRAINER.JOLT.HEAD", head, "ORACLE.MAX_QUERIES", 12 * 6) for head in ("True", "False"))
+    assert both.step_cost() == alone.step_cost() == (12, 96)
+    answer, raw = both.answer, []
+    both.answer = lambda *args: raw.append(answer(*args)) or raw[-1]
+    batch, winners = next(iter(both.train_loader_x)), []
+    for _ in range(6):
+        both.forward_backward(batch)
+        winners.append(both.optim.best)
+        assert torch.equal(both.head_optim.logits[-8:], raw[-2][both.optim.best])
+    assert any(winners) and len(both.head_optim.labels) == 20
+    alone.train()
+    assert bill(tmp_path / "True")["training"] == bill(tmp_path / "False")["training"] == {"queries": 72, "image_queries": 576}
+
+
+def test_the_optimiser_is_told_refined_logits(data_root, tmp_path):
+    trainer = build("JOLT", data_root, tmp_path)
+    torch.nn.init.normal_(trainer.head.mlp[-1].weight)
+    logits, labels = torch.randn(4, 8, 10), torch.arange(8)
+    trainer.optim.ask()
+    trainer.tell(logits, labels)
+    assert torch.equal(trainer.optim.here, trainer.head(logits)[trainer.optim.best])
+
+
+@pytest.mark.parametrize("name", ["JOLT", "CraFT"])
+def test_a_head_does_not_move_to_as_many_other_classes(name, data_root, tmp_path):
+    subsample = "DATASET.SUBSAMPLE_CLASSES"
+    build(name, data_root, tmp_path / "base", subsample, "base", "OPTIM.MAX_EPOCH", 1).train()
+    with pytest.raises(BlackBoxError, match="head for the classes zero, one, two, .* .5.; here they are five, six, seven, .* .5.. .* cannot move"):
+        build(name, data_root, tmp_path / "new", subsample, "new").load_model(str(tmp_path / "base"))
 
 
 # Features
@@ -202,7 +279,7 @@ def test_features_give_the_same_run_for_fewer_image_queries(data_root, tmp_path)
         build("JOLT", data_root, tmp_path, "TRAINER.JOLT.FEATURES", "True")
     grant = "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.JOLT.FEATURES"
     plain, features = (trained(data_root, tmp_path / value, *grant, value, "OPTIM.MAX_EPOCH", 2) for value in ("False", "True"))
-    assert features.step_cost() == (9, 8) and bill(tmp_path / "True")["training"] == {"queries": 54, "image_queries": 48}
+    assert features.step_cost() == (13, 8) and bill(tmp_path / "True")["training"] == {"queries": 78, "image_queries": 48}
     moved = plain.learner.theta - plain.learner.space.origin
     assert moved.norm() > 0 and (features.learner.theta - plain.learner.theta).norm() < 0.02 * moved.norm()
 
@@ -232,19 +309,42 @@ def test_top_k_by_hand():
     torch.testing.assert_close(TopK(inner, 9).query(None, None), inner.query())
 
 
-def test_top_k_of_a_model_that_is_sure_stays_finite():
+@pytest.mark.parametrize("margin", [5.0, 16.0, 20.0, 30.0, 200.0])
+def test_what_a_sure_model_leaves_is_exact_and_finite(margin):
     inner = Random()
-    inner.query = lambda *args: torch.tensor([[[200.0, 0, 0, 0]]])
-    assert torch.isfinite(TopK(inner, 1).query(None, None)).all()
+    inner.query = lambda *args: torch.tensor([[[margin, 0, 0, 0]]])
+    answer = TopK(inner, 1).query(None, None)[0, 0]
+    assert answer[1].item() == pytest.approx(-min(margin, 36 + math.log(3)), abs=0.03)
+
+
+def test_top_k_lets_no_features_out(data_root, tmp_path):
+    with pytest.raises(AccessDenied, match="does not grant"):
+        build("JOLT", data_root, tmp_path, "ORACLE.TOP_K", "3", "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.JOLT.FEATURES", "True")
+
+
+def test_slopes_of_all_but_one_class_are_as_good(data_root, tmp_path):
+    """Nine of ten log-probabilities leave nothing to guess."""
+    slopes = []
+    for k in (0, 9):
+        trainer = build("JOLT", data_root, tmp_path, "ORACLE.TOP_K", k, "TRAINER.JOLT.HEAD", "False")
+        images, labels = trainer.examples(next(iter(trainer.train_loader_x)))
+        for _ in range(2):
+            asked = trainer.answer(images, trainer.space(trainer.optim.ask()))
+            if trainer.optim.first_round:
+                trainer.optim.tell(asked, labels)
+        found = trainer.optim.slopes(asked)[1]
+        slopes.append(found - found.mean(-1, keepdim=True))
+    assert (slopes[1] - slopes[0]).norm() < 0.05 * slopes[0].norm()
 
 
 # What does not go
 
 @pytest.mark.parametrize("options, words", [
-    (("TRAINER.JOLT.DIRECTIONS", "1"), "DIRECTIONS is 1; two or more"), (("TRAINER.JOLT.DAMPINGS", "()"), "a positive factor or more in DAMPINGS"),
+    (("TRAINER.JOLT.DIRECTIONS", "7"), "DIRECTIONS is 7 in a space of 512"), (("TRAINER.JOLT.SPACE", "projection", "TRAINER.CRAFT.DIM", "7"), "a space of 7 dimensions"), (("TRAINER.JOLT.DAMPINGS", "()"), "a positive factor or more in DAMPINGS"),
     (("TRAINER.JOLT.DAMPING", "0.0"), "a positive DAMPING"), (("TRAINER.JOLT.DECAY", "-1.0"), "a DECAY of 0 or more"),
     (("TRAINER.JOLT.SPACE", "tokens"), "Unknown prompt space"), (("TRAINER.JOLT.HEAD_WIDTH", "0"), "A head of width 0"),
-    (("ORACLE.TOP_K", "-1"), "ORACLE.TOP_K is -1"), (("TRAINER.JOLT.HEAD_STEPS", "0"), "HEAD_STEPS"), (("TRAINER.JOLT.HEAD_MEMORY", "0"), "HEAD_MEMORY"),
+    (("ORACLE.TOP_K", "-1"), "ORACLE.TOP_K is -1"), (("TRAINER.JOLT.HEAD_STEPS", "0"), "HEAD_STEPS"), (("TRAINER.JOLT.HEAD_MEMORY", "0"), "HEAD_MEMORY"), (("TRAINER.JOLT.HEAD_DROPOUT", "1.0"), "HEAD_DROPOUT"),
+    (("TRAINER.JOLT.MEMORY", "True", "TRAINER.JOLT.HEAD", "False", "TRAINER.JOLT.FEATURES", "True", "ORACLE.GRANTS", "('logits', 'features')"), "one of MEMORY and FEATURES"),
 ])
 def test_impossible_settings_are_sentences(options, words, data_root, tmp_path):
     with pytest.raises(BlackBoxError, match=words):

@@ -37,8 +37,9 @@ def test_asks_for_its_population(make):
     optimizer = make(torch.zeros(12, dtype=d64))
     optimizer.ask()
     assert torch.equal(optimizer.solution, torch.zeros(12))     # asking moves nothing
+    optimizer = make(torch.zeros(12, dtype=d64))
     for _ in range(3):
-        asked = step(make(torch.zeros(12, dtype=d64)))
+        asked = step(optimizer)
         assert asked.shape == (optimizer.population, 12) and asked.dtype == d64
 
 

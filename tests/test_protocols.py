@@ -106,7 +106,7 @@ def test_a_head_cannot_move_to_other_classes(root, tmp_path, capsys):
     assert run("CraFT", root, tmp_path / "run", "ORACLE.MAX_QUERIES", 10, flags=flags) == 0
     flags += "--eval-only", "--model-dir", tmp_path / "run"
     assert run("CraFT", root, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new", flags=flags) == 1
-    assert "A head is tied to the classes that it was trained on and cannot move to others" in capsys.readouterr().err
+    assert "A head on logits is tied to the classes that it was trained on and cannot move to others" in capsys.readouterr().err
     assert run("CraFT", root, tmp_path / "same", flags=flags) == 0
 
 

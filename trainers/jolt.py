@@ -4,7 +4,7 @@ import torch
 
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.errors import BlackBoxError
-from .blackbox.heads import CentredRefinement
+from .blackbox.heads import CentredRefinement, HeadLearner
 from .blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
 from .blackbox.oracle.meter import query_cost
 from .blackbox.prompts import build_space, initial_context
@@ -12,24 +12,27 @@ from .blackbox.registry import register_trainer
 from .blackbox.rng import child_seed
 
 
+MEMORY_LIMIT = 2 ** 31  # bytes of a remembered Jacobian; a step holds several of its size, every checkpoint one
+
+
 @register_trainer
 class JOLT(BlackBoxTrainer):
     """Any prompt space; Gauss-Newton steps from the Jacobian of all logits in random subspaces; told the logits of every mini-batch.
 
-    Access: logits. A step costs `1 + DAMPINGS + DIRECTIONS` queries on one mini-batch.
+    Access: logits. A step asks for `1 + number of DAMPINGS + DIRECTIONS` candidates on one mini-batch.
 
     - `HEAD`: CraFT's residual head, on centred logits, learns from the answers about the prompt in use, which were asked for anyway; and the prompt is tuned through it: the
       optimiser is told refined logits.
-    - `MEMORY`: the Jacobian is remembered, and told of the whole un-augmented training set at every step.
-    - `FEATURES` (grant features): the images' features come back once a step, and the texts' of every candidate, whatever the number of images.
+    - `MEMORY`: the Jacobian is remembered, and every step asks about the whole un-augmented training set: a candidate costs `ceil(N / 128)` queries.
+    - `FEATURES` (grant features): the texts' features come back for one query a candidate, whatever the number of images, and the images' once a step, for `ceil(B / 128)`.
     """
 
     def check_cfg(self, cfg):
         jolt = cfg.TRAINER.JOLT
         if jolt.MEMORY and jolt.HEAD:
             raise BlackBoxError("TRAINER.JOLT.MEMORY remembers how the model's logits change, and a head that learns would change that behind its back: set TRAINER.JOLT.HEAD False.")
-        if jolt.HEAD and jolt.HEAD_STEPS < 1:
-            raise BlackBoxError(f"TRAINER.JOLT.HEAD_STEPS is {jolt.HEAD_STEPS}; a head learns in 1 step or more. HEAD False trains none.")
+        if jolt.MEMORY and jolt.FEATURES:
+            raise BlackBoxError("TRAINER.JOLT.MEMORY remembers logits, not features: choose one of MEMORY and FEATURES.")
         if jolt.FEATURES:
             self.needs = ("logits", "features")
         self.whole_set = jolt.MEMORY
@@ -39,6 +42,10 @@ class JOLT(BlackBoxTrainer):
         start = initial_context(self.oracle, jolt.CTX_INIT, jolt.N_CTX, generator)
         space = build_space(jolt.SPACE, start, self.cfg, generator)
         kind = RememberedJacobian if jolt.MEMORY else SubspaceGaussNewton
+        needed = 4 * space.origin.numel() * len(self.dm.dataset.train_x) * self.num_classes
+        if jolt.MEMORY and needed > MEMORY_LIMIT:
+            raise BlackBoxError(f"TRAINER.JOLT.MEMORY would remember {needed / 2 ** 30:,.0f} GB of slopes ({space.origin.numel():,} numbers, "
+                                f"{len(self.dm.dataset.train_x):,} images, {self.num_classes:,} classes); {MEMORY_LIMIT >> 30} GB are the most. Set it to False.")
         optimizer = kind(space.origin.to(self.device), directions=jolt.DIRECTIONS, dampings=jolt.DAMPINGS, damping=jolt.DAMPING, decay=jolt.DECAY,
                          seed=child_seed(generator))
         return space, optimizer
@@ -47,8 +54,8 @@ class JOLT(BlackBoxTrainer):
         jolt = self.cfg.TRAINER.JOLT
         if not jolt.HEAD:
             return None, None
-        head = CentredRefinement(self.num_classes, jolt.HEAD_WIDTH, jolt.HEAD_MEMORY, jolt.HEAD_DROPOUT).to(self.device)
-        return head, torch.optim.AdamW(head.parameters(), lr=jolt.HEAD_LR, weight_decay=jolt.HEAD_DECAY)
+        head = CentredRefinement(self.num_classes, jolt.HEAD_WIDTH).to(self.device)
+        return head, HeadLearner(head, lr=jolt.HEAD_LR, decay=jolt.HEAD_DECAY, steps=jolt.HEAD_STEPS, capacity=jolt.HEAD_MEMORY, dropout=jolt.HEAD_DROPOUT)
 
     def step_cost(self):
         queries, images = super().step_cost()
@@ -60,28 +67,19 @@ class JOLT(BlackBoxTrainer):
     def answer(self, images, prompt):
         if not self.cfg.TRAINER.JOLT.FEATURES:
             return super().answer(images, prompt)
-        if self.optim.here is None:     # the first round of a step
+        if self.optim.first_round:
             self.image_features = self.oracle.image_features(images)
         return self.oracle.description.logit_scale * self.image_features @ self.oracle.text_features(prompt.contexts).transpose(1, 2)
 
     def tell(self, logits, labels):
         if self.head is None:
             return super().tell(logits, labels)
-        first = self.optim.here is None
+        first = self.optim.first_round
         with torch.no_grad():
             refined = self.head(logits)
         summary = super().tell(refined, labels)
         if first:
-            self.head.remember(logits[self.optim.best], labels)
+            self.head_optim.remember(logits[self.optim.best], labels)
         else:   # both rounds of a step saw the same head
-            summary["head"] = self.train_head()
+            summary["head"] = self.head_optim.learn()
         return summary
-
-    def train_head(self):
-        """Some steps on all that the head remembers; returns the last loss."""
-        for _ in range(self.cfg.TRAINER.JOLT.HEAD_STEPS):
-            loss = self.head.loss()
-            self.head_optim.zero_grad()
-            loss.backward()
-            self.head_optim.step()
-        return loss.item()

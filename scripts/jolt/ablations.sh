@@ -1,16 +1,17 @@
 #!/bin/bash
 # One setting of JOLT changed at a time.  bash scripts/jolt/ablations.sh digits tiny 16 [KEY VALUE ...]      then: python -m dassl_blackbox.results output/<dataset>
 set -euo pipefail
+[ $# -ge 3 ] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }
 one() {     # TAG, then the options that it stands for
-    TAG="$1" bash "$(dirname "$0")/main.sh" "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}"
+    TAG="${PREFIX:+${PREFIX}_}$1" bash "$(dirname "$0")/main.sh" "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}"
 }
-ARGUMENTS=("$@")
+ARGUMENTS=("$@") PREFIX="${TAG:-}"
 J=TRAINER.JOLT
 one default
 one prompt "$J.HEAD" False
 for M in 16 32 128; do one "directions$M" "$J.DIRECTIONS" "$M"; done
 one memory "$J.HEAD" False "$J.MEMORY" True "$J.DIRECTIONS" 16
-one one_damping "$J.DAMPINGS" "(1.0,)"
+one one_damping "$J.DAMPINGS" "(0.3,)"      # falls when it wins, rises when it loses: one candidate in place of three
 one damping01 "$J.DAMPING" 0.1
 one no_decay "$J.DECAY" 0.0
 for SPACE in lowrank projection; do one "$SPACE" "$J.SPACE" "$SPACE"; done

@@ -56,22 +56,27 @@ def load(path, trainer):
     if made["weights"] != here["weights"]:
         raise BlackBoxError(f"{path} was made with the backbone {made['backbone']}, this run uses {here['backbone']}, and their weights differ. Give the "
                             f"same MODEL.BACKBONE.NAME as in training.")
+    if made.get("classes", here["classes"]) != here["classes"]:
+        raise BlackBoxError(f"{path} has a head for the classes {few(made['classes'])}; here they are {few(here['classes'])}. A head on logits is tied to the classes that it "
+                            f"was trained on and cannot move to others: evaluate on the same ones, or train the prompt alone, which moves.")
     shapes = {k: tuple(v.shape) for k, v in trainer.learner.state_dict().items()}
     saved = {k: tuple(v.shape) for k, v in state["state_dict"].items()}
     for k in {**shapes, **saved}:
         if shapes.get(k) != saved.get(k):
-            if k.startswith("head.") and k in shapes and k in saved:
-                raise BlackBoxError(f"{path} has a head of another size ('{k}' is {saved[k]} there and {shapes[k]} here). A head is tied to the classes that it was "
-                                    f"trained on and cannot move to others: evaluate on the same ones, or train the prompt alone, which moves.")
             raise BlackBoxError(f"{path} has a prompt of another size: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the "
                                 f"same N_CTX, CTX_INIT and dimensions as in training.")
     return state
 
 
 def identity(trainer):
-    """What must agree between a checkpoint and the run that loads it."""
-    description = trainer.oracle.description
-    return {"method": trainer.cfg.TRAINER.NAME, "backbone": description.name, "weights": description.fingerprint}
+    """What must agree between a checkpoint and the run that loads it; class names, in their order, only where a head is tied to them."""
+    description, tied = trainer.oracle.description, getattr(trainer.head, "class_bound", False)
+    return {"method": trainer.cfg.TRAINER.NAME, "backbone": description.name, "weights": description.fingerprint,
+            "classes": list(trainer.dm.dataset.classnames) if tied else None}
+
+
+def few(names):
+    return "of no head" if names is None else f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
 
 
 # what may differ between the lives of a run: budgets, and where and how often it reads and writes

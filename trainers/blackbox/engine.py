@@ -189,7 +189,7 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
     def forward_backward(self, batch):
         """One step, which draws nothing from the global random sources (a resumed epoch replays its loader alone), save with `whole_set`.
 
-        Returns the means over the candidates of loss and accuracy.
+        Returns the means over the last round's candidates of loss and accuracy.
         """
         images, labels = self.examples(batch)
         for _ in range(self.optim.rounds):

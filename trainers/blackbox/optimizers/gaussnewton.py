@@ -8,7 +8,8 @@ from .contract import Optimizer
 
 LADDER = [4.0 ** -k for k in range(8)]   # finite-difference steps that the first step tries
 FLOOR = 0.01                             # of the curvature's bound, below which the damping's unit does not fall
-DAMPING = 1e-3, 1e3                      # between which lambda stays
+BOUNDS = 1e-3, 1e3                       # between which lambda stays
+UP = 10.0                                # what lambda is multiplied by where no proposal was better
 
 
 def softmax_model(logits, slopes, labels):
@@ -39,7 +40,9 @@ class SubspaceGaussNewton(Optimizer):
     `(1/2B) sum_b [sum_c J_i J_j - (sum_c J_i)(sum_c J_j) / C]`, which bounds H whatever the probabilities (Boehning, 1992).
 
     eps is measured once, by the first step's candidates: few directions, each with steps from 1 down to 4^-7. Between curvature, which spoils the slopes of large steps, and
-    rounding or a service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree best.
+    rounding or a service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree best, in proportion to their size.
+
+    The last step's slopes are paid for and its proposals never scored: a run can go on from there.
 
     Args:
         start: theta `[d]`.
@@ -59,19 +62,22 @@ class SubspaceGaussNewton(Optimizer):
     """
 
     rounds, told = 2, "logits"
+    explored = 1.0      # share of the directions in which slopes were seen
 
     def __init__(self, start, directions=64, dampings=(0.1, 1.0, 10.0), damping=1.0, decay=0.01, seed=0):
-        if directions < 2:
-            raise BlackBoxError(f"TRAINER.JOLT.DIRECTIONS is {directions}; two or more are needed, to measure the step of finite differences.")
+        if min(directions, len(start)) < len(LADDER):
+            raise BlackBoxError(f"TRAINER.JOLT.DIRECTIONS is {directions} in a space of {len(start)} dimensions; both must be {len(LADDER)} or more, to measure the step of finite "
+                                f"differences.")
         if not dampings or min(dampings) <= 0 or damping <= 0 or decay < 0:
             raise BlackBoxError(f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY of 0 or more; given are {list(dampings)}, {damping} and {decay}.")
         self.start, self.theta = start.clone(), start.clone()
-        self.m, self.dampings, self.damping, self.decay = min(directions, len(start)), torch.tensor(dampings), damping, decay
+        self.m, self.factors, self.damping, self.decay = min(directions, len(start)), tuple(dampings), damping, decay
         self.proposals = self.theta.expand(len(dampings), -1).clone()
         self.move = torch.zeros_like(start)
         self.eps = 0.0      # not yet measured
         self.generator = torch.Generator().manual_seed(seed)
         self.here = self.asked = None
+        self.best = 0
         self.param_groups = [{"params": [], "lr": damping}]
 
     @property
@@ -79,19 +85,24 @@ class SubspaceGaussNewton(Optimizer):
         return 1 + len(self.proposals) + self.m
 
     @property
+    def first_round(self):
+        """Whether theta and its proposals are asked for next."""
+        return self.here is None
+
+    @property
     def solution(self):
         return self.theta
 
     def ask(self):
         """First theta and its proposals, `[1 + dampings, d]`; when these are told, theta shifted along directions, `[m, d]`."""
-        if self.here is None:
+        if self.first_round:
             self.asked = torch.cat([self.theta[None], self.proposals])
             return self.asked
-        steps = torch.tensor([self.eps] if self.eps else LADDER[:self.m])
+        steps = torch.tensor([self.eps] if self.eps else LADDER)
         directions = self.draw(self.m // len(steps))
         self.asked = directions, steps.to(self.theta)
         shifts = (self.asked[1][:, None, None] * directions).flatten(0, 1)
-        return self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]   # m, whatever was drawn: the first ones twice
+        return self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]   # always m: what was drawn, some of it again
 
     def draw(self, m):
         """Orthonormal directions `[m, d]`, that of the last move among them."""
@@ -102,7 +113,7 @@ class SubspaceGaussNewton(Optimizer):
 
     def tell(self, logits, labels):
         """Logits `[P, B, C]` of the candidates that were asked for last, and labels `[B]`."""
-        if self.here is None:
+        if self.first_round:
             self.here = self.choose(logits, labels)
         else:
             self.propose(logits, labels)
@@ -110,14 +121,14 @@ class SubspaceGaussNewton(Optimizer):
 
     def choose(self, logits, labels):
         """Go to the best candidate; returns its logits `[B, C]`."""
-        (P, B, C), factors = logits.shape, self.dampings.tolist()
+        P, B, C = logits.shape
         losses = F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B).mean(1)
         self.best = best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
         if self.eps:    # in the first step there are no proposals yet
-            low, high = DAMPING
-            self.damping = min(max(self.damping * (factors[best - 1] if best else max(factors)), low), high)
+            low, high = BOUNDS
+            self.damping = min(max(self.damping * (self.factors[best - 1] if best else UP), low), high)
             self.param_groups[0]["lr"] = self.damping
         return logits[best]
 
@@ -132,7 +143,9 @@ class SubspaceGaussNewton(Optimizer):
         rungs = logits[:len(steps) * len(Z)].unflatten(0, (len(steps), -1))
         slopes = (rungs - self.here) / steps[:, None, None, None].to(logits)
         if len(steps) > 1:
-            r = int((slopes[1:] - slopes[:-1]).square().mean((1, 2, 3)).argmin())
+            sizes = slopes.square().sum((1, 2, 3))
+            apart = (slopes[1:] - slopes[:-1]).square().sum((1, 2, 3)) / (sizes[1:] + sizes[:-1])
+            r = int(apart.nan_to_num(torch.inf).argmin())   # two steps that change nothing do not agree: they are below the rounding
             self.eps = float((steps[r] * steps[r + 1]).sqrt())
             slopes = slopes[r:r + 2].mean(0, keepdim=True)
         return Z, slopes[0]
@@ -147,9 +160,9 @@ class SubspaceGaussNewton(Optimizer):
         """
         g, H = softmax_model(self.here, slopes, labels)
         bound = (slopes - slopes.mean(-1, keepdim=True)).square().sum((1, 2)).mean() / (2 * len(labels))
-        mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12)
+        mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12) / self.explored
         g, H = (g + self.decay * offset.to(g)).double(), H.double()
-        ridge = self.damping * self.dampings.to(H) * mu + self.decay
+        ridge = self.damping * torch.tensor(self.factors).to(H) * mu + self.decay
         return torch.linalg.solve(H + ridge[:, None, None] * torch.eye(len(H)).to(H), g.expand(len(ridge), -1)).to(self.theta)
 
     def state_dict(self):
@@ -160,5 +173,6 @@ class SubspaceGaussNewton(Optimizer):
         for name in ("start", "theta", "proposals", "move"):
             setattr(self, name, state[name].to(self.theta))
         self.damping, self.eps = state["damping"], state["eps"]
+        self.here = self.asked = None
         self.generator.set_state(state["generator"].cpu())
         self.param_groups[0]["lr"] = self.damping

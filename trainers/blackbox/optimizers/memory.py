@@ -15,6 +15,7 @@ class RememberedJacobian(SubspaceGaussNewton):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.explored = 0.0
         self.J = None                                           # [d, B, C]
         self.basis = self.theta.new_zeros(0, len(self.theta))   # directions that are still to come
 
@@ -28,8 +29,8 @@ class RememberedJacobian(SubspaceGaussNewton):
     def choose(self, logits, labels):
         before = self.theta
         here = super().choose(logits, labels)
-        if self.best and self.J is not None:
-            s = (self.theta - before).to(self.J)
+        s = (self.theta - before).to(logits)
+        if s.any() and self.J is not None:
             missed = here - logits[0] - torch.tensordot(s, self.J, 1)
             self.J += s[:, None, None] * missed / s.square().sum()
         return here
@@ -39,13 +40,14 @@ class RememberedJacobian(SubspaceGaussNewton):
         if self.J is None:
             self.J = slopes.new_zeros(len(self.theta), *slopes.shape[1:])
         Z = Z.to(slopes)
+        self.explored = min(1.0, self.explored + len(Z) / len(self.theta))
         self.J += torch.tensordot(Z.T, slopes - torch.tensordot(Z, self.J, 1), 1)
         self.proposals = self.theta - self.solve(self.J, self.theta - self.start, labels)
 
     def state_dict(self):
-        return {**super().state_dict(), "J": self.J, "basis": self.basis}
+        return {**super().state_dict(), "J": self.J, "basis": self.basis, "explored": self.explored}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.J = None if state["J"] is None else state["J"].to(self.theta.device)
-        self.basis = state["basis"].to(self.theta)
+        self.basis, self.explored = state["basis"].to(self.theta), state["explored"]

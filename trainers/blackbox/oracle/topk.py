@@ -5,9 +5,11 @@ import math
 from ..errors import BlackBoxError
 from .interface import Wrapper
 
+SURE = -36.0    # log of what double precision can tell from nothing, beside 1
+
 
 class TopK(Wrapper):
-    """Wraps an oracle: of every image's answer only the k largest log-probabilities are let out.
+    """Wraps an oracle: of every image's answer only the k largest log-probabilities are let out, and no features.
 
     Their temperature is the model's own. The probability that they leave is spread evenly over the classes that are not seen, so that answers keep their shape `[P, B, C]`;
     with k = C they are all log-probabilities, which is logits less a number an image.
@@ -22,11 +24,15 @@ class TopK(Wrapper):
         super().__init__(inner)
         self.k = k
 
+    @property
+    def grants(self):
+        return self.inner.grants - {"features"}
+
     def query(self, images, contexts, image_tokens=None):
-        answer = super().query(images, contexts, image_tokens).log_softmax(-1)
+        answer = super().query(images, contexts, image_tokens).double().log_softmax(-1)
         unseen = answer.shape[-1] - self.k
         if unseen <= 0:
-            return answer
-        seen, classes = answer.topk(self.k)
-        left = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(-50) - math.log(unseen)   # rounding may leave nothing: e^-50 then
-        return left.expand_as(answer).scatter(-1, classes, seen)
+            return answer.float()
+        seen, classes = answer.topk(self.k)     # in double precision, since what they leave may be a millionth
+        left = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(SURE) - math.log(unseen)
+        return left.expand_as(answer).scatter(-1, classes, seen).float()

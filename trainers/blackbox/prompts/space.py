@@ -1,4 +1,4 @@
-"""One switch for the prompt space of every method that is told nothing but what its candidates are worth."""
+"""One switch for the prompt space of every method that tunes the context alone."""
 
 from ..errors import one_of
 from .lowrank import LowRankSpace
