@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 import dassl_blackbox  # noqa: E402, F401
 import torch  # noqa: E402
-from dassl_blackbox.trainers.blackbox.heads import CentredRefinement  # noqa: E402
+from dassl_blackbox.trainers.blackbox.heads import CentredRefinement, HeadLearner  # noqa: E402
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton  # noqa: E402
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle  # noqa: E402
 from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI  # noqa: E402
@@ -25,7 +25,6 @@ from oracle import machine, publish, random_model, timed  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 CENTRE = {"directions": 64, "batch": 128, "classes": 100, "contexts": 4}
-HEAD_STEPS = 8      # TRAINER.JOLT.HEAD_STEPS
 
 
 def inside(oracle, optimizer, B, n):
@@ -49,7 +48,7 @@ def outside(optimizer, head, B, C, device):
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(C, (B,), generator=generator).to(device)
     answers = [torch.randn(P, B, C, generator=generator).to(device) for P in (optimizer.population - optimizer.m, optimizer.m)]
-    learner = torch.optim.AdamW(head.parameters())
+    learner = HeadLearner(head)
 
     def step():
         for logits in answers:
@@ -57,11 +56,8 @@ def outside(optimizer, head, B, C, device):
             with torch.no_grad():
                 refined = head(logits)
             optimizer.tell(refined, labels)
-        head.remember(answers[0][0], labels)
-        for _ in range(HEAD_STEPS):
-            learner.zero_grad()
-            head.loss().backward()
-            learner.step()
+        learner.remember(answers[0][0], labels)
+        learner.learn()
 
     return timed(step, device)
 
@@ -69,7 +65,7 @@ def outside(optimizer, head, B, C, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B/16", choices=list(OPENAI))
-    parser.add_argument("--directions", nargs="+", type=int, default=[64, 16, 256], help="m")
+    parser.add_argument("--directions", nargs="+", type=int, default=[64, 16, 256], help="m, 8 or more")
     parser.add_argument("--batch", nargs="+", type=int, default=[128, 32], help="B")
     parser.add_argument("--classes", nargs="+", type=int, default=[100, 10, 1000], help="C")
     parser.add_argument("--contexts", nargs="+", type=int, default=[4, 16], help="n context tokens, d = n x width")

@@ -36,6 +36,7 @@ def curve(folders):
 def save(path, draw, **labels):
     """One figure: `draw(axes)`, then titles and legend."""
     figure, axes = plt.subplots(figsize=(9, 5))
+    axes.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])    # ten colours, then dashed ones
     draw(axes)
     axes.set(**labels)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
