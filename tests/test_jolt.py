@@ -1,11 +1,15 @@
 """JOLT's parts against their definitions: the step, the Jacobian, the memory, the head; prompt spaces crosswise; and what a service lets out."""
 
 import math
+import os
+import shlex
+import subprocess
 from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
+import train
 from dassl_blackbox.trainers import jolt
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import CentredRefinement, HeadLearner
@@ -13,7 +17,7 @@ from dassl_blackbox.trainers.blackbox.optimizers import RememberedJacobian, Subs
 from dassl_blackbox.trainers.blackbox.optimizers.gaussnewton import softmax_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, TopK
 from dassl_blackbox.trainers.blackbox.prompts import LowRankSpace, RandomProjection, TokenSpace
-from support import Random, bill, build, d64, seeded
+from support import REPO, Random, bill, build, d64, seeded
 from torch.autograd.functional import hessian, jacobian
 
 d, B, C = 24, 7, 4
@@ -335,6 +339,18 @@ def test_slopes_of_all_but_one_class_are_as_good(data_root, tmp_path):
         found = trainer.optim.slopes(asked)[1]
         slopes.append(found - found.mean(-1, keepdim=True))
     assert (slopes[1] - slopes[0]).norm() < 0.05 * slopes[0].norm()
+
+
+# Ablations
+
+def test_the_ablations_are_runs_of_their_own_with_settings_that_exist(monkeypatch):
+    monkeypatch.chdir(REPO)
+    printed = subprocess.run(["bash", "scripts/jolt/ablations.sh", "digits", "tiny", "16"], env={**os.environ, "DRY_RUN": "1", "SEEDS": "1", "TAG": "x"}, capture_output=True,
+                             text=True, check=True).stdout.splitlines()
+    found = [train.setup_cfg(train.parse_args(shlex.split(line)[2:])) for line in printed]
+    assert len({cfg.OUTPUT_DIR for cfg in found}) == len(found) > 12 and all("16shots_x_" in cfg.OUTPUT_DIR for cfg in found)
+    same = [[str({**cfg.TRAINER.JOLT}), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.ORACLE.MAX_QUERIES] for cfg in found]
+    assert all(same.count(settings) == 1 for settings in same)
 
 
 # What does not go
