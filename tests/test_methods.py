@@ -93,6 +93,17 @@ def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
     assert bill(tmp_path / "b")["training"] == {"queries": 6 * queries, "image_queries": 6 * images}
 
 
+@pytest.mark.parametrize("name, switch", [("CBBT", "ADAPTER"), ("JOLT", "FEATURES")])
+def test_features_of_more_images_than_a_query_takes(name, switch, data_root, tmp_path):
+    """160 images are two queries where their features come back, and the texts' features are one a candidate all the same."""
+    trainer = build(name, data_root, tmp_path, "ORACLE.GRANTS", "('logits', 'features')", f"TRAINER.{name}.{switch}", "True", "DATASET.NUM_SHOTS", 16,
+                    "DATALOADER.TRAIN_X.BATCH_SIZE", 160, "OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    queries, images = trainer.step_cost()
+    assert (queries, images) == (trainer.optim.population + 2, 160)
+    assert bill(tmp_path)["training"] == {"queries": queries, "image_queries": images}
+
+
 # CraFT
 
 def test_random_projection():

@@ -1,10 +1,10 @@
 """BPT-VLM: evolutionary prompt tuning of text and image (IJCAI 2023), shallow variant."""
 
 import torch
-import torch.nn.functional as F
 
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.errors import one_of
+from .blackbox.losses import cross_entropies
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import TwoProjections, initial_context
 from .blackbox.registry import register_trainer
@@ -41,6 +41,5 @@ class BPTVLM(BlackBoxTrainer):
         """Mean cross-entropy, or mean focal loss `(1 - p)^2 CE`, of every candidate: `[P]`."""
         if self.cfg.TRAINER.BPTVLM.LOSS == "ce":
             return super().fitness(logits, labels)
-        P, B, C = logits.shape
-        ce = F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B)
+        ce = cross_entropies(logits, labels)
         return ((1 - (-ce).exp()) ** FOCAL_GAMMA * ce).mean(1)

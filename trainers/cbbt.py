@@ -44,9 +44,7 @@ class CBBT(BlackBoxTrainer):
         return build_schedule(self.optim.adam, self.cfg.OPTIM)
 
     def step_cost(self):
-        queries, images = super().step_cost()
-        # features of the images once, of the texts without images
-        return (queries + 1, images // self.optim.population) if self.head else (queries, images)
+        return self.feature_cost() if self.head else super().step_cost()
 
     def forward_backward(self, batch):
         if self.head is None:

@@ -6,7 +6,6 @@ from .blackbox.engine import BlackBoxTrainer
 from .blackbox.errors import BlackBoxError
 from .blackbox.heads import CentredRefinement, HeadLearner
 from .blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
-from .blackbox.oracle.meter import query_cost
 from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.rng import child_seed
@@ -58,11 +57,7 @@ class JOLT(BlackBoxTrainer):
         return head, HeadLearner(head, lr=jolt.HEAD_LR, decay=jolt.HEAD_DECAY, steps=jolt.HEAD_STEPS, capacity=jolt.HEAD_MEMORY, dropout=jolt.HEAD_DROPOUT)
 
     def step_cost(self):
-        queries, images = super().step_cost()
-        if not self.cfg.TRAINER.JOLT.FEATURES:
-            return queries, images
-        images //= self.optim.population
-        return self.optim.population + query_cost(1, images)[0], images
+        return self.feature_cost() if self.cfg.TRAINER.JOLT.FEATURES else super().step_cost()
 
     def answer(self, images, prompt):
         if not self.cfg.TRAINER.JOLT.FEATURES:

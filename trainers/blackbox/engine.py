@@ -3,7 +3,6 @@
 import time
 
 import torch
-import torch.nn.functional as F
 from dassl.engine import TrainerX
 from dassl.utils import AverageMeter, MetricMeter, set_random_seed
 from torch import nn
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from .checkpoints import BEST, RESUME, Checkpointed
 from .data import Pictured, build_data, match_input, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
+from .losses import cross_entropies
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
 from .rng import child_seed, rng_state, seeded_generator, set_rng_state
@@ -86,8 +86,16 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
 
     def step_cost(self):
         """(queries, image queries) of one step."""
+        return query_cost(self.optim.population, self.step_images())
+
+    def step_images(self):
         images = len(self.dm.dataset.train_x)
-        return query_cost(self.optim.population, images if self.whole_set else min(self.train_loader_x.batch_size, images))
+        return images if self.whole_set else min(self.train_loader_x.batch_size, images)
+
+    def feature_cost(self):
+        """`step_cost` of a step for which the texts' features of every candidate come back, and the images' once."""
+        queries, images = query_cost(1, self.step_images())
+        return self.optim.population + queries, images
 
     def steps_in_budget(self):
         """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
@@ -210,8 +218,7 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
 
     def fitness(self, logits, labels):
         """Mean cross-entropy of every candidate: logits `[P, B, C]`, labels `[B]` -> `[P]`."""
-        P, B, C = logits.shape
-        return F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B).mean(1)
+        return cross_entropies(logits, labels).mean(1)
 
     def report(self, summary):
         self.losses.update(summary)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import BlackBoxError
+from ..losses import cross_entropies
 from .contract import Optimizer
 
 LADDER = [4.0 ** -k for k in range(8)]   # finite-difference steps that the first step tries
@@ -121,8 +122,7 @@ class SubspaceGaussNewton(Optimizer):
 
     def choose(self, logits, labels):
         """Go to the best candidate; returns its logits `[B, C]`."""
-        P, B, C = logits.shape
-        losses = F.cross_entropy(logits.reshape(P * B, C), labels.repeat(P), reduction="none").view(P, B).mean(1)
+        losses = cross_entropies(logits, labels).mean(1)
         self.best = best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()

@@ -46,7 +46,7 @@ class FeatureStore:
                 unknown.setdefault(key, i)
         if unknown:
             chosen = list(unknown.values())
-            company = [i for i in range(len(keys)) if i not in set(chosen)][:max(0, FEW - len(chosen))]
+            company = sorted(set(range(len(keys))).difference(chosen))[:max(0, FEW - len(chosen))]
             together = pixels if len(chosen) + len(company) == len(keys) else pixels[chosen + company]
             places = chosen if together is pixels else range(len(chosen))
             self.rows.update((key, found) for key, found in zip(unknown, encode(together)[list(places)]))
