@@ -7,6 +7,7 @@ import argparse
 import platform
 import sys
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 
 import dassl_blackbox  # noqa: F401  registers the trainers and data sets, and finds a Dassl
@@ -89,6 +90,26 @@ def setup_cfg(args):
     return cfg
 
 
+def earlier_cfg(path):
+    """The configuration that a run left, or None. What an earlier version did not know yet had today's default."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    try:
+        cfg.merge_from_file(path)
+    except (OSError, yaml.YAMLError, KeyError, ValueError):
+        return None
+    return cfg
+
+
+def larger_budget(before, cfg):
+    """Whether the two differ in nothing but a larger budget; 0 is no limit."""
+    if before is None:
+        return False
+    grown = before.clone()
+    grown.ORACLE.update({key: cfg.ORACLE[key] for key in ("MAX_QUERIES", "MAX_IMAGE_QUERIES") if before.ORACLE[key] and (cfg.ORACLE[key] or inf) >= before.ORACLE[key]})
+    return grown == cfg
+
+
 def run(args, log):
     cfg = setup_cfg(args)
     config_file = Path(cfg.OUTPUT_DIR) / "config.yaml"
@@ -96,11 +117,13 @@ def run(args, log):
         print(f"{cfg.OUTPUT_DIR} holds this evaluation: skipped")
         return
     if args.skip_done and not args.eval_only and is_finished(cfg.OUTPUT_DIR):
-        if config_file.is_file() and config_file.read_text(encoding="utf-8") == cfg.dump():
+        before = earlier_cfg(config_file)
+        if before == cfg:
             print(f"{cfg.OUTPUT_DIR} holds a finished run of this configuration: skipped")
             return
-        raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run of another configuration (compare its config.yaml). Choose another "
-                            f"--output-dir, or move that run away.")
+        if not larger_budget(before, cfg):
+            raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run of another configuration (compare its config.yaml). Choose another "
+                                f"--output-dir, or move that run away.")
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)

@@ -1,5 +1,6 @@
 """The command line: what a user types, what is printed, what is left behind; bad input is one sentence."""
 
+import json
 import re
 import shutil
 import statistics
@@ -95,12 +96,20 @@ def test_skip_done_skips_a_finished_run_of_the_same_configuration(runs, data_roo
     before = snapshot(folder)
     assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
     assert "holds a finished run of this configuration: skipped" in capsys.readouterr().out
-    assert run("ZIP", data_root, folder, "ORACLE.MAX_QUERIES", 30, flags=("--skip-done",)) == 1
-    assert "finished run of another configuration" in capsys.readouterr().err
+    for other in (("ORACLE.MAX_QUERIES", 10), (*options, "TRAINER.ZIP.RANK", 3)):
+        assert run("ZIP", data_root, folder, *other, flags=("--skip-done",)) == 1
+        assert "finished run of another configuration" in capsys.readouterr().err
     assert snapshot(folder) == before
+    config = folder / "config.yaml"     # of a version that did not know a key yet
+    config.write_text(re.sub(r"\n  VIEWS: 0", "", config.read_text()))
+    assert len(config.read_bytes()) < len(before[config])
+    assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
+    assert "skipped" in capsys.readouterr().out
     (folder / "log.txt").write_text((folder / "log.txt").read_text().split("Finish training")[0])     # a crashed run is none
     assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
     assert "skipped" not in capsys.readouterr().out and "Finish training" in (folder / "log.txt").read_text()
+    assert run("ZIP", data_root, folder, "ORACLE.MAX_QUERIES", 30, flags=("--skip-done",)) == 0     # a larger budget: it goes on
+    assert json.loads((folder / "queries.json").read_text())["training"]["queries"] == 30
 
 
 # Bad input

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms as T
 from dassl_blackbox.trainers.blackbox import pictures as module
+from dassl_blackbox.trainers.blackbox.crops import Cropper
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.pictures import Pictures
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run
+from torchvision.transforms import InterpolationMode
 
 
 @pytest.fixture
@@ -96,6 +99,58 @@ def test_crops_differ_between_epochs(data_root, tmp_path):
         epochs.append(dict(zip(order.tolist(), torch.cat([images for _, images in batches]))))
     shared = set(epochs[0]) & set(epochs[1])
     assert len(shared) > 10 and not any(torch.equal(epochs[0][i], epochs[1][i]) for i in shared)
+
+
+# Crops on the device
+
+def two_passes(image, size, interpolation):
+    """Pillow's resampling, columns first: newer Pillows take the rows first for some sizes."""
+    return image.resize((size[1], image.height), interpolation).resize(size[::-1], interpolation)
+
+
+@pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
+@pytest.mark.parametrize("size", [(32, 32), (60, 224)])
+def test_a_batch_cropped_together_is_what_torchvision_draws_and_pillow_makes(mode, size):
+    rng, interpolation = np.random.default_rng(0), {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[mode.value]
+    images = [Image.fromarray(rng.integers(0, 256, (*rng.integers(10, 300, 2), 3), dtype=np.uint8)) for _ in range(40)]
+    crop, flip = T.RandomResizedCrop(size, scale=(0.08, 1), interpolation=mode), T.RandomHorizontalFlip()
+    cropper = Cropper(T.Compose([crop, flip, T.ToTensor(), T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]), torch.device("cpu"), 0)
+    torch.manual_seed(1)
+    drawn = [{"img": cropper.draw(cropper.hold(image)), "label": i} for i, image in enumerate(images)]
+    batch, after = cropper.collate(drawn), torch.get_rng_state()
+    torch.manual_seed(1)
+    wanted = []
+    for image in images:
+        top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
+        wanted.append(T.functional.pil_to_tensor(flip(two_passes(image.crop((left, top, left + width, top + height)), size, interpolation))))
+    assert torch.equal(torch.get_rng_state(), after) and batch["label"].tolist() == list(range(40))
+    levels = 255 * (batch["img"] * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None])
+    off = (levels - torch.stack(wanted)).abs()
+    assert off.max() < 1.01 and (off > 0.01).float().mean() < 0.01      # of noise; halves that were summed up in another order
+
+
+def test_an_epoch_cropped_on_the_device_is_the_loaders_own(data_root, tmp_path, read):
+    own, device = (build("ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", on, "DATALOADER.NUM_WORKERS", 2 * on) for on in (False, True))
+    for trainer in (own, device):
+        torch.manual_seed(1)
+        trainer.batches = [batch for _ in range(2) for batch in trainer.train_loader_x]
+    assert len(read) == 2 * 30      # each picture by each of them, once
+    for a, b in zip(own.batches, device.batches, strict=True):
+        assert torch.equal(a["index"], b["index"]) and torch.equal(a["label"], b["label"]) and a["impath"] == b["impath"]
+        assert (a["img"] - b["img"]).abs().max() < 1.01 / 255 / 0.26      # a grey level, normalised
+
+
+@pytest.mark.parametrize("name", ["ZIP", "CraFT", "WhiteBox"])
+def test_a_run_cropped_on_the_device(name, data_root, tmp_path, read):
+    """Every loader that augments is that one; each picture is decoded once, and once more for fitness on the whole set."""
+    assert run(name, data_root, tmp_path, "ORACLE.MAX_QUERIES", 60, "OPTIM.MAX_EPOCH", 2, "INPUT.CROP_ON_DEVICE", True, "DATALOADER.NUM_WORKERS", 2) == 0
+    assert len(read) == 30
+
+
+@pytest.mark.parametrize("transforms", ["('random_resized_crop', 'colorjitter', 'normalize')", "('normalize',)"])
+def test_what_is_not_made_on_the_device_is_refused(transforms, data_root, tmp_path):
+    with pytest.raises(BlackBoxError, match="INPUT.CROP_ON_DEVICE knows random_resized_crop"):
+        build("ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", True, "INPUT.TRANSFORMS", transforms)
 
 
 # A bank of views

@@ -8,6 +8,8 @@ from multiprocessing import forkserver
 import killed
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.checkpoints import newest
+from dassl_blackbox.trainers.blackbox.files import save_state
 from support import REPO, TRAINED, accuracy, arguments, assert_same, bill, build, last_checkpoint, random_sources, run
 
 server = multiprocessing.get_context("forkserver")
@@ -137,3 +139,16 @@ def test_a_run_resumed_after_its_end_only_evaluates_again(data_root, budget, tmp
     assert torch.equal(before["theta"], last_checkpoint(tmp_path)["state_dict"]["theta"])
     log = (tmp_path / "log.txt").read_text()
     assert log.count("Finish training") == 2 and len(set(line for line in log.splitlines() if line.startswith("* accuracy"))) == 1
+
+
+def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, capsys):
+    """Those that matter to it: other methods', and what its version did not know yet and is at its default, do not."""
+    assert run("ZIP", data_root, tmp_path, *budget("ZIP", 2)) == 0
+    for option, then, now in (("TRAINER.ZIP.SP_AVG", 5, 2), ("INPUT.VIEWS", 0, 2)):
+        assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4), option, now) == 1
+        assert f"was made with other settings ({option}: {then} there, {now} here)" in capsys.readouterr().err
+    state = last_checkpoint(tmp_path)
+    assert state["blackbox"]["settings"].pop("INPUT.VIEWS") == "0"
+    save_state(newest(tmp_path / "prompt_learner"), state)
+    assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4), "TRAINER.CRAFT.STD", 0.5) == 0
+    assert bill(tmp_path)["training"]["queries"] == 40

@@ -42,7 +42,7 @@ class CraFT(BlackBoxTrainer):
         if not craft.HEAD:
             return None, None
         head = PredictionRefinement(self.num_classes, craft.HEAD_WIDTH).to(self.device)
-        self.head_loader = augmented_loader(self.cfg, self.dm.dataset.train_x, craft.HEAD_BATCH, self.pictures)
+        self.head_loader = augmented_loader(self, craft.HEAD_BATCH)
         return head, torch.optim.Adam(head.parameters(), lr=craft.HEAD_LR)
 
     def step_cost(self):

@@ -8,6 +8,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from dassl.config import get_cfg_default
+
+from .config import extend_cfg
 from .errors import BlackBoxError
 from .files import load_state, save_state, write_atomically
 from .rng import rng_state
@@ -79,17 +82,34 @@ def few(names):
     return "of no head" if names is None else f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
 
 
+SETTINGS = ("SEED", "ORACLE", "OPTIM", "DATASET", "DATALOADER", "INPUT")   # besides the method's own
 # what may differ between the lives of a run: budgets, and where and how often it reads and writes
-FREE = {"ORACLE": ("MAX_QUERIES", "MAX_IMAGE_QUERIES", "SAVE_EVERY", "VAL_EVERY"), "OPTIM": ("MAX_EPOCH",), "DATASET": ("ROOT",),
-        "DATALOADER": ("NUM_WORKERS", "TEST"), "INPUT": ("CACHE_MB",), "TRAINER": ()}
+FREE = ("ORACLE.MAX_QUERIES", "ORACLE.MAX_IMAGE_QUERIES", "ORACLE.SAVE_EVERY", "ORACLE.VAL_EVERY", "OPTIM.MAX_EPOCH", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
+        "DATALOADER.TEST.BATCH_SIZE", "DATALOADER.TEST.SAMPLER", "INPUT.CACHE_MB")
+
+
+def flat(cfg, prefix=""):
+    """A configuration as {"ORACLE.PREC": "fp32", …}."""
+    return {name: text for key, value in cfg.items()
+            for name, text in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: str(value)}).items()}
 
 
 def settings(trainer):
-    """What must agree for a run to go on: {section: its resolved settings, as text}, and which pictures it is trained on, wherever they lie."""
+    """What must agree for a run to go on: its resolved settings, and which pictures it is trained on, wherever they lie."""
     cfg = trainer.cfg
     pictures = json.dumps([[*Path(item.impath).parts[-2:], item.label, item.classname] for item in trainer.dm.dataset.train_x])
-    return {"SEED": str(cfg.SEED), "training images": hashlib.sha256(pictures.encode()).hexdigest(),
-            **{node: str({k: v for k, v in sorted(cfg[node].items()) if k not in free}) for node, free in FREE.items()}}
+    sections = *SETTINGS, f"TRAINER.{cfg.TRAINER.NAME.upper()}"
+    return {"training images": hashlib.sha256(pictures.encode()).hexdigest(),
+            **{name: value for name, value in flat(cfg).items() if name not in FREE and any(f"{name}.".startswith(f"{section}.") for section in sections)}}
+
+
+def differences(made, here):
+    """The settings in which they differ, as text. What an earlier version did not know yet had today's default."""
+    default = get_cfg_default()
+    extend_cfg(default)
+    default = flat(default)
+    pairs = [(name, made.get(name, default.get(name, value)), value) for name, value in here.items()]
+    return [name if name == "training images" else f"{name}: {then} there, {now} here" for name, then, now in pairs if then != now]
 
 
 class Checkpointed:
@@ -131,7 +151,7 @@ class Checkpointed:
             return 0
         state = load(path, self)
         extra = state["blackbox"]
-        differ = [node for node, value in settings(self).items() if extra["settings"].get(node) != value]
+        differ = differences(extra["settings"], settings(self))
         if differ:
             raise BlackBoxError(f"{path} was made with other settings ({', '.join(differ)}), and a run goes on only as it began. Choose another --output-dir, "
                                 f"or give the same configuration; budgets may grow.")

@@ -10,6 +10,7 @@ from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper, build_data_loader
 from dassl.data.transforms import build_transform
 
+from .crops import Cropper
 from .errors import BlackBoxError
 from .pictures import Pictures
 
@@ -82,7 +83,8 @@ def build_data(trainer):
     """Give a trainer what `SimpleTrainer.build_data_loader` gives it, over pictures that are decoded once; returns the data manager.
 
     Raises:
-        BlackBoxError: `INPUT.VIEWS` with a transform that draws from other sources than torch's; evaluation on `val` without a validation split of its own.
+        BlackBoxError: `INPUT.VIEWS` with a transform that draws from other sources than torch's; `INPUT.CROP_ON_DEVICE` with one that is not made there; evaluation on `val`
+            without a validation split of its own.
     """
     cfg = trainer.cfg
     other = set(cfg.INPUT.TRANSFORMS) - VIEWED
@@ -93,6 +95,12 @@ def build_data(trainer):
     trainer.dm = dm = DataManager(cfg, dataset_wrapper=partial(ImageReader, trainer.pictures))
     trainer.pictures.paths.update(item.impath for item in dm.dataset.train_x)
     trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
+    trainer.cropper = None
+    if cfg.INPUT.CROP_ON_DEVICE:
+        node = cfg.DATALOADER.TRAIN_X
+        trainer.cropper = Cropper(build_transform(cfg, is_train=True), trainer.device, 2 ** 20 * cfg.INPUT.CACHE_MB)
+        trainer.cropper.pictures.paths.update(trainer.pictures.paths)
+        trainer.train_loader_x = device_loader(trainer, node.SAMPLER, node.BATCH_SIZE, True, n_domain=node.N_DOMAIN, n_ins=node.N_INS)
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
     trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
     if cfg.TEST.SPLIT == "val":
@@ -133,13 +141,17 @@ class Pictured:
         Workers that are not forked would each keep pictures of their own for an epoch: there nothing is kept.
         """
         workers = self.cfg.DATALOADER.NUM_WORKERS
-        if workers and multiprocessing.get_start_method() == "fork":
+        if self.cropper is not None:
+            self.cropper.pictures.load(workers)
+        elif workers and multiprocessing.get_start_method() == "fork":
             self.pictures.load(workers)
-        if workers:
+        if workers or self.cropper is not None:
             self.pictures.paths.clear()
 
     def before_epoch(self):
         self.pictures.epoch = self.epoch
+        if self.cropper is not None:
+            self.cropper.pictures.epoch = self.epoch
 
 
 def ordered_loader(cfg, items, pictures):
@@ -148,7 +160,20 @@ def ordered_loader(cfg, items, pictures):
                              is_train=False, dataset_wrapper=partial(ImageReader, pictures))
 
 
-def augmented_loader(cfg, items, batch_size, pictures):
-    """The items shuffled and augmented, the last batch kept: for a head."""
-    return build_data_loader(cfg, "RandomSampler", items, batch_size, tfm=build_transform(cfg, is_train=True), is_train=False,
-                             dataset_wrapper=partial(ImageReader, pictures))
+def augmented_loader(trainer, batch_size):
+    """The training images shuffled and augmented, the last batch kept: for a head."""
+    if trainer.cropper is not None:
+        return device_loader(trainer, "RandomSampler", batch_size, False)
+    return build_data_loader(trainer.cfg, "RandomSampler", trainer.dm.dataset.train_x, batch_size, tfm=build_transform(trainer.cfg, is_train=True), is_train=False,
+                             dataset_wrapper=partial(ImageReader, trainer.pictures))
+
+
+def device_loader(trainer, sampler, batch_size, is_train, **options):
+    """Dassl's loader of the training images, cropped on the device and therefore without worker processes."""
+    cfg, cropper = trainer.cfg.clone(), trainer.cropper
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    loader = build_data_loader(cfg, sampler, trainer.dm.dataset.train_x, batch_size, tfm=cropper.draw, is_train=is_train,
+                               dataset_wrapper=partial(ImageReader, cropper.pictures), **options)
+    loader.collate_fn, loader.pin_memory = cropper.collate, False    # the pixels are there already
+    return loader

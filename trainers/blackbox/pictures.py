@@ -10,11 +10,20 @@ TOGETHER = 256   # pictures that are read ahead
 DECODED = 0.75   # share of the bound for decoded pictures; the rest holds files as they are, for those that found no room
 
 
-class Pictures:
-    """Keeps RGB pictures of the files in `paths` within a bound of bytes: decoded while there is room, then as the file's bytes, then not at all."""
+def as_it_is(image):
+    return image
 
-    def __init__(self, limit):
-        self.paths, self.decoded, self.files = set(), {}, {}
+
+class Pictures:
+    """Keeps RGB pictures of the files in `paths` within a bound of bytes: decoded while there is room, then as the file's bytes, then not at all.
+
+    Args:
+        limit: the bound.
+        hold: what is kept of a decoded picture, and given out.
+    """
+
+    def __init__(self, limit, hold=as_it_is):
+        self.paths, self.decoded, self.files, self.hold = set(), {}, {}, hold
         self.epoch = 0      # of the run, for the turns of INPUT.VIEWS
         self.room = {"decoded": int(limit * DECODED), "files": int(limit * (1 - DECODED))}
 
@@ -23,20 +32,21 @@ class Pictures:
         if path in self.decoded:
             return self.decoded[path]
         if path in self.files:
-            return decode(self.files[path])
+            return self.hold(decode(self.files[path]))
         if path not in self.paths:
-            return Image.open(path).convert("RGB")
+            return self.hold(Image.open(path).convert("RGB"))
         return self.keep(path, *read(path))
 
     def keep(self, path, data, image):
-        """Keep a picture in the form for which there is room; returns it."""
+        """Keep a picture in the form for which there is room; returns what `hold` makes of it."""
+        held = self.hold(image)
         if self.fits("decoded", image.width * image.height * 4):   # Pillow keeps four bytes a pixel
-            self.decoded[path] = image
+            self.decoded[path] = held
         elif self.fits("files", len(data)):
             self.files[path] = data
         else:
             self.paths.discard(path)
-        return image
+        return held
 
     def fits(self, kind, size):
         if size > self.room[kind]:
