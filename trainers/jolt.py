@@ -24,27 +24,27 @@ class JOLT(BlackBoxTrainer):
       optimiser is told refined logits.
     - `MEMORY`: the Jacobian is remembered, and every step asks about the whole un-augmented training set: a candidate costs `ceil(N / 128)` queries.
     - `FEATURES` (grant features): the texts' features come back for one query a candidate, whatever the number of images, and the images' once a step, for `ceil(B / 128)`.
+      With `MEMORY`, the features' Jacobian is remembered, which belongs to no image: mini-batches serve.
     """
 
     def check_cfg(self, cfg):
         jolt = cfg.TRAINER.JOLT
         if jolt.MEMORY and jolt.HEAD:
             raise BlackBoxError("TRAINER.JOLT.MEMORY remembers how the model's logits change, and a head that learns would change that behind its back: set TRAINER.JOLT.HEAD False.")
-        if jolt.MEMORY and jolt.FEATURES:
-            raise BlackBoxError("TRAINER.JOLT.MEMORY remembers logits, not features: choose one of MEMORY and FEATURES.")
         if jolt.FEATURES:
             self.needs = ("logits", "features")
-        self.whole_set = jolt.MEMORY
+        self.whole_set = jolt.MEMORY and not jolt.FEATURES
 
     def build_recipe(self, generator):
         jolt = self.cfg.TRAINER.JOLT
         start = initial_context(self.oracle, jolt.CTX_INIT, jolt.N_CTX, generator)
         space = build_space(jolt.SPACE, start, self.cfg, generator)
         kind = RememberedJacobian if jolt.MEMORY else SubspaceGaussNewton
-        needed = 4 * space.origin.numel() * len(self.dm.dataset.train_x) * self.num_classes
+        each, count = ("features' dimensions", self.oracle.description.embed_dim) if jolt.FEATURES else ("images", len(self.dm.dataset.train_x))
+        needed = 4 * space.origin.numel() * count * self.num_classes
         if jolt.MEMORY and needed > MEMORY_LIMIT:
             raise BlackBoxError(f"TRAINER.JOLT.MEMORY would remember {needed / 2 ** 30:,.0f} GB of slopes ({space.origin.numel():,} numbers, "
-                                f"{len(self.dm.dataset.train_x):,} images, {self.num_classes:,} classes); {MEMORY_LIMIT >> 30} GB are the most. Set it to False.")
+                                f"{count:,} {each}, {self.num_classes:,} classes); {MEMORY_LIMIT >> 30} GB are the most. Set it to False.")
         optimizer = kind(space.origin.to(self.device), directions=jolt.DIRECTIONS, dampings=jolt.DAMPINGS, damping=jolt.DAMPING, decay=jolt.DECAY,
                          seed=child_seed(generator))
         return space, optimizer
@@ -64,7 +64,19 @@ class JOLT(BlackBoxTrainer):
             return super().answer(images, prompt)
         if self.optim.first_round:
             self.image_features = self.oracle.image_features(images)
-        return self.oracle.description.logit_scale * self.image_features @ self.oracle.text_features(prompt.contexts).transpose(1, 2)
+        self.text_features = self.oracle.text_features(prompt.contexts)
+        return self.to_logits(self.text_features)
+
+    def to_logits(self, text):
+        """Logits `[..., B, C]` of features `[..., C, D]` on the step's images; linear, as memory needs it."""
+        return self.oracle.description.logit_scale * self.image_features @ text.mT
+
+    def inform(self, logits, losses, labels):
+        jolt = self.cfg.TRAINER.JOLT
+        if jolt.MEMORY and jolt.FEATURES:
+            self.optim.tell(self.text_features, labels, self.to_logits)
+        else:
+            super().inform(logits, losses, labels)
 
     def tell(self, logits, labels):
         if self.head is None:

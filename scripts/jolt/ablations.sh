@@ -11,6 +11,8 @@ one default
 one prompt "$J.HEAD" False
 for M in 16 32 128; do one "directions$M" "$J.DIRECTIONS" "$M"; done
 one memory "$J.HEAD" False "$J.MEMORY" True "$J.DIRECTIONS" 16
+one features_memory "$J.HEAD" False "$J.FEATURES" True "$J.MEMORY" True ORACLE.GRANTS "('logits', 'features')"
+for K in 3 5; do one "top$K" ORACLE.TOP_K "$K"; done
 one one_damping "$J.DAMPINGS" "(0.3,)"      # falls when it wins, rises when it loses: one candidate in place of three
 one damping01 "$J.DAMPING" 0.1
 one no_decay "$J.DECAY" 0.0

@@ -92,7 +92,7 @@ def extend_cfg(cfg):
     cfg.TRAINER.JOLT.DIRECTIONS = 64    # directions m of a step's subspace
     cfg.TRAINER.JOLT.DAMPINGS = (0.1, 1.0, 10.0)  # factors of the damping, a proposal each; a step costs 1 + their number + m queries
     cfg.TRAINER.JOLT.DAMPING = 1.0      # damping to begin with, in units of the mean curvature
-    cfg.TRAINER.JOLT.MEMORY = False     # remember the Jacobian, on the whole un-augmented training set: for small problems, without a head
+    cfg.TRAINER.JOLT.MEMORY = False     # remember the Jacobian, on the whole un-augmented training set or of granted FEATURES: for small problems, without a head
     cfg.TRAINER.JOLT.FEATURES = False   # ask for features (grant features), from which logits are made here: a candidate costs one query and no image query
     cfg.TRAINER.JOLT.DECAY = 0.01       # weight of half the squared distance from the start
     cfg.TRAINER.JOLT.HEAD = True        # train a residual head on the logits that come back

@@ -212,9 +212,13 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
     def tell(self, logits, labels):
         """Tell the optimiser the candidates' logits `[P, B, C]`, or what they are worth, and put its solution to use; returns the step's summary."""
         losses = self.fitness(logits, labels)
-        self.optim.tell(*((logits, labels) if self.optim.told == "logits" else (losses,)))
+        self.inform(logits, losses, labels)
         self.learner.theta.copy_(self.optim.solution)
         return {"loss": losses.mean().item(), "acc": 100 * (logits.argmax(-1) == labels).float().mean().item()}
+
+    def inform(self, logits, losses, labels):
+        """What the optimiser wants to be told."""
+        self.optim.tell(*((logits, labels) if self.optim.told == "logits" else (losses,)))
 
     def fitness(self, logits, labels):
         """Mean cross-entropy of every candidate: logits `[P, B, C]`, labels `[B]` -> `[P]`."""

@@ -30,6 +30,10 @@ def softmax_model(logits, slopes, labels):
     return slopes.flatten(1) @ residual.flatten() / len(p), centred @ centred.T / len(p)
 
 
+def unchanged(answers):
+    return answers
+
+
 class SubspaceGaussNewton(Optimizer):
     """Levenberg-Marquardt on the cross-entropy of a mini-batch, in a new random subspace at every step. It is told logits, not losses.
 
@@ -43,6 +47,8 @@ class SubspaceGaussNewton(Optimizer):
     eps is measured once, by the first step's candidates: few directions, each with steps from 1 down to 4^-7. Between curvature, which spoils the slopes of large steps, and
     rounding or a service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree best, in proportion to their size.
 
+    Answers may be something that logits are linear in, such as the texts' features: then `tell` takes the map to logits, which may differ from step to step.
+
     The last step's slopes are paid for and its proposals never scored: a run can go on from there.
 
     Args:
@@ -55,7 +61,7 @@ class SubspaceGaussNewton(Optimizer):
 
     Attributes:
         best: number of the candidate that the first round went to, 0 for theta.
-        here: logits `[B, C]` of theta on the mini-batch, between the rounds; None before the first.
+        here: the answer about theta (logits `[B, C]`), between the rounds; None before the first.
         eps: step of the finite differences; 0 before it is measured.
 
     Raises:
@@ -112,17 +118,18 @@ class SubspaceGaussNewton(Optimizer):
             z[0] = self.move
         return torch.linalg.qr(z.T)[0].T.to(self.theta)
 
-    def tell(self, logits, labels):
-        """Logits `[P, B, C]` of the candidates that were asked for last, and labels `[B]`."""
+    def tell(self, answers, labels, to_logits=unchanged):
+        """Answers about the candidates that were asked for last: logits `[P, B, C]`, or what `to_logits`, which is linear, makes into such; and labels `[B]`."""
+        self.to_logits = to_logits
         if self.first_round:
-            self.here = self.choose(logits, labels)
+            self.here = self.choose(answers, labels)
         else:
-            self.propose(logits, labels)
+            self.propose(answers, labels)
             self.here = self.asked = None
 
-    def choose(self, logits, labels):
-        """Go to the best candidate; returns its logits `[B, C]`."""
-        losses = cross_entropies(logits, labels).mean(1)
+    def choose(self, answers, labels):
+        """Go to the best candidate; returns the answer about it."""
+        losses = cross_entropies(self.to_logits(answers), labels).mean(1)
         self.best = best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
@@ -130,18 +137,18 @@ class SubspaceGaussNewton(Optimizer):
             low, high = BOUNDS
             self.damping = min(max(self.damping * (self.factors[best - 1] if best else UP), low), high)
             self.param_groups[0]["lr"] = self.damping
-        return logits[best]
+        return answers[best]
 
-    def propose(self, logits, labels):
+    def propose(self, answers, labels):
         """The next step's proposals, from the slopes of all logits along the directions."""
-        Z, slopes = self.slopes(logits)
+        Z, slopes = self.slopes(answers)
         self.proposals = self.theta - self.solve(slopes, Z @ (self.theta - self.start), labels) @ Z
 
-    def slopes(self, logits):
-        """Directions `[m, d]` and the slopes of all logits along them `[m, B, C]`; the first time, few directions and the step of the differences as well."""
+    def slopes(self, answers):
+        """Directions `[m, d]` and the slopes of the answers along them `[m, B, C]`; the first time, few directions and the step of the differences as well."""
         Z, steps = self.asked
-        rungs = logits[:len(steps) * len(Z)].unflatten(0, (len(steps), -1))
-        slopes = (rungs - self.here) / steps[:, None, None, None].to(logits)
+        rungs = answers[:len(steps) * len(Z)].unflatten(0, (len(steps), -1))
+        slopes = (rungs - self.here) / steps[:, None, None, None].to(answers)
         if len(steps) > 1:
             sizes = slopes.square().sum((1, 2, 3))
             apart = (slopes[1:] - slopes[:-1]).square().sum((1, 2, 3)) / (sizes[1:] + sizes[:-1])
@@ -154,11 +161,12 @@ class SubspaceGaussNewton(Optimizer):
         """Damped Newton steps along m directions, `[dampings, m]`, to be subtracted.
 
         Args:
-            slopes: `[m, B, C]`.
+            slopes: of the answers, `[m, B, C]`.
             offset: theta less the start, along the directions `[m]`.
             labels: `[B]`.
         """
-        g, H = softmax_model(self.here, slopes, labels)
+        slopes = self.to_logits(slopes)
+        g, H = softmax_model(self.to_logits(self.here), slopes, labels)
         bound = (slopes - slopes.mean(-1, keepdim=True)).square().sum((1, 2)).mean() / (2 * len(labels))
         mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12) / self.explored
         g, H = (g + self.decay * offset.to(g)).double(), H.double()

@@ -6,17 +6,17 @@ from .gaussnewton import SubspaceGaussNewton
 
 
 class RememberedJacobian(SubspaceGaussNewton):
-    """The same two rounds, told logits of *the same images* at every step, so that slopes seen before still count.
+    """The same two rounds, told logits of *the same images* at every step, or features of the texts, so that slopes seen before still count.
 
-    An estimate J of all logits' derivatives begins at zero, where nothing moves; it is corrected along every new direction, `J <- J + Z^T (J_seen - Z J)` (Kaczmarz), and along
+    An estimate J of all the answers' derivatives begins at zero, where nothing moves; it is corrected along every new direction, `J <- J + Z^T (J_seen - Z J)` (Kaczmarz), and along
     every move (Broyden). Directions walk through a random orthonormal basis, then through another: after d of them at one point J is the Jacobian.
-    Proposals solve in all d dimensions. Memory: d B C numbers and a d x d matrix, so for small problems.
+    Proposals solve in all d dimensions. Memory: d B C numbers (of features d C D) and a d x d matrix, so for small problems.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.explored = 0.0
-        self.J = None                                           # [d, B, C]
+        self.J = None                                           # [d, B, C] or [d, C, D]
         self.basis = self.theta.new_zeros(0, len(self.theta))   # directions that are still to come
 
     def draw(self, m):
@@ -26,17 +26,17 @@ class RememberedJacobian(SubspaceGaussNewton):
         taken, self.basis = self.basis[:m], self.basis[m:]
         return taken
 
-    def choose(self, logits, labels):
+    def choose(self, answers, labels):
         before = self.theta
-        here = super().choose(logits, labels)
-        s = (self.theta - before).to(logits)
+        here = super().choose(answers, labels)
+        s = (self.theta - before).to(answers)
         if s.any() and self.J is not None:
-            missed = here - logits[0] - torch.tensordot(s, self.J, 1)
+            missed = here - answers[0] - torch.tensordot(s, self.J, 1)
             self.J += s[:, None, None] * missed / s.square().sum()
         return here
 
-    def propose(self, logits, labels):
-        Z, slopes = self.slopes(logits)
+    def propose(self, answers, labels):
+        Z, slopes = self.slopes(answers)
         if self.J is None:
             self.J = slopes.new_zeros(len(self.theta), *slopes.shape[1:])
         Z = Z.to(slopes)
