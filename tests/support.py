@@ -76,6 +76,13 @@ def build(*args, **kwargs):
     return build_trainer(cfg)
 
 
+def trained(*args, **kwargs):
+    """The same after its training."""
+    trainer = build(*args, **kwargs)
+    trainer.train()
+    return trainer
+
+
 def process(script, *args):
     """A script of the checkout in a process of its own."""
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,4 +1,4 @@
-"""CBBT, CraFT and BPT-VLM equal their definitions, and cost what they should on a data set whose last batch is partial."""
+"""CBBT, CraFT and BPT-VLM equal their definitions, cost what they should on a data set whose last batch is partial, and take any prompt space."""
 
 import math
 
@@ -9,7 +9,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import FeatureAdapter, PredictionRefinement
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.prompts import RandomProjection, TokenSpace, TwoProjections
+from dassl_blackbox.trainers.blackbox.prompts import LowRankSpace, RandomProjection, TokenSpace, TwoProjections
 from dassl_blackbox.trainers.craft import divergence
 from support import bill, build
 
@@ -231,6 +231,16 @@ def test_published_costs_with_a_partial_last_batch(name, per_step, images, data_
     trainer = build(name, data_root, tmp_path, *options)
     trainer.train()
     assert bill(tmp_path)["training"] == {"queries": per_step, "image_queries": images}
+
+
+# Prompt spaces
+
+@pytest.mark.parametrize("name", ["ZIP", "CBBT", "CraFT", "JOLT"])
+@pytest.mark.parametrize("space, kind", [("context", TokenSpace), ("lowrank", LowRankSpace), ("projection", RandomProjection)])
+def test_every_space_with_every_method(name, space, kind, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.SPACE", space, f"TRAINER.{name.upper()}.CTX_INIT", "a photo of a")
+    assert type(trainer.space) is kind
+    trainer.forward_backward(trainer.upload_set() if trainer.whole_set else next(iter(trainer.train_loader_x)))
 
 
 # What bad input gets
