@@ -108,13 +108,14 @@ def two_passes(image, size, interpolation):
     return image.resize((size[1], image.height), interpolation).resize(size[::-1], interpolation)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("size", [(32, 32), (60, 224)])
-def test_a_batch_cropped_together_is_what_torchvision_draws_and_pillow_makes(mode, size):
+def test_a_batch_cropped_together_is_what_torchvision_draws_and_pillow_makes(mode, size, device):
     rng, interpolation = np.random.default_rng(0), {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[mode.value]
     images = [Image.fromarray(rng.integers(0, 256, (*rng.integers(10, 300, 2), 3), dtype=np.uint8)) for _ in range(40)]
     crop, flip = T.RandomResizedCrop(size, scale=(0.08, 1), interpolation=mode), T.RandomHorizontalFlip()
-    cropper = Cropper(T.Compose([crop, flip, T.ToTensor(), T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]), torch.device("cpu"), 0)
+    cropper = Cropper(T.Compose([crop, flip, T.ToTensor(), T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]), torch.device(device), 0)
     torch.manual_seed(1)
     drawn = [{"img": cropper.draw(cropper.hold(image)), "label": i} for i, image in enumerate(images)]
     batch, after = cropper.collate(drawn), torch.get_rng_state()
@@ -124,7 +125,7 @@ def test_a_batch_cropped_together_is_what_torchvision_draws_and_pillow_makes(mod
         top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
         wanted.append(T.functional.pil_to_tensor(flip(two_passes(image.crop((left, top, left + width, top + height)), size, interpolation))))
     assert torch.equal(torch.get_rng_state(), after) and batch["label"].tolist() == list(range(40))
-    levels = 255 * (batch["img"] * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None])
+    levels = 255 * (batch["img"].cpu() * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None])
     off = (levels - torch.stack(wanted)).abs()
     assert off.max() < 1.01 and (off > 0.01).float().mean() < 0.01      # of noise; halves that were summed up in another order
 
