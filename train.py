@@ -7,7 +7,6 @@ import argparse
 import platform
 import sys
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
 
 import dassl_blackbox  # noqa: F401  registers the trainers and data sets, and finds a Dassl
@@ -23,6 +22,7 @@ from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.files import write_atomically
+from dassl_blackbox.trainers.blackbox.settings import as_text, differences, larger, settings
 
 
 def header(args, cfg):
@@ -90,26 +90,6 @@ def setup_cfg(args):
     return cfg
 
 
-def earlier_cfg(path):
-    """The configuration that a run left, or None. What an earlier version did not know yet had today's default."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    try:
-        cfg.merge_from_file(path)
-    except (OSError, yaml.YAMLError, KeyError, ValueError):
-        return None
-    return cfg
-
-
-def larger_budget(before, cfg):
-    """Whether the two differ in nothing but a larger budget; 0 is no limit."""
-    if before is None:
-        return False
-    grown = before.clone()
-    grown.ORACLE.update({key: cfg.ORACLE[key] for key in ("MAX_QUERIES", "MAX_IMAGE_QUERIES") if before.ORACLE[key] and (cfg.ORACLE[key] or inf) >= before.ORACLE[key]})
-    return grown == cfg
-
-
 def run(args, log):
     cfg = setup_cfg(args)
     config_file = Path(cfg.OUTPUT_DIR) / "config.yaml"
@@ -117,13 +97,15 @@ def run(args, log):
         print(f"{cfg.OUTPUT_DIR} holds this evaluation: skipped")
         return
     if args.skip_done and not args.eval_only and is_finished(cfg.OUTPUT_DIR):
-        before = earlier_cfg(config_file)
-        if before == cfg:
+        if not config_file.is_file():
+            raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run without its config.yaml, so that nobody knows whose it is. Choose another --output-dir, or move it away.")
+        differ = differences(settings(config_file.read_text(encoding="utf-8")), settings(cfg.dump()))
+        if not differ:
             print(f"{cfg.OUTPUT_DIR} holds a finished run of this configuration: skipped")
             return
-        if not larger_budget(before, cfg):
-            raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run of another configuration (compare its config.yaml). Choose another "
-                                f"--output-dir, or move that run away.")
+        if not all(larger(name, *values) for name, values in differ.items()):
+            raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run of another configuration ({as_text(differ)}). Choose another --output-dir, or move that run away.")
+        print(f"{cfg.OUTPUT_DIR} holds a finished run of a smaller budget ({as_text(differ)}): it goes on")
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -186,7 +168,7 @@ def parse_args(arguments=None):
     parser.add_argument("--model-dir", default="", help="with --eval-only: the output directory of the run to load")
     parser.add_argument("--load-epoch", type=int, help="with --eval-only: load the model of this epoch; without it, the last")
     parser.add_argument("--no-train", action="store_true", help="do not train; print what the run would cost")
-    parser.add_argument("--skip-done", action="store_true", help="do nothing where the output directory holds a finished run of this configuration")
+    parser.add_argument("--skip-done", action="store_true", help="do nothing where the output directory holds a finished run of this configuration; go on where its budget was smaller")
     parser.add_argument("opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end")
     return parser.parse_args(arguments)
 

@@ -139,7 +139,7 @@ def cell(oracle, way, P, n, B, seconds, peak):
         return STEPS[way](oracle, given, contexts[:p])
 
     first = timed(lambda: published(1), device)
-    p = max(min(P, 2), min(P, int(seconds / (3 * first))))
+    p = max(min(P, 2), min(P, int(seconds / ((3 if first < LONG else 1) * first))))
     theirs = from_first(P, first, p, timed(lambda: published(p), device))
     mine = timed(ours, device)
     ids, end = oracle.text.tokens(n)

@@ -96,19 +96,20 @@ def test_skip_done_skips_a_finished_run_of_the_same_configuration(runs, data_roo
     before = snapshot(folder)
     assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
     assert "holds a finished run of this configuration: skipped" in capsys.readouterr().out
-    for other in (("ORACLE.MAX_QUERIES", 10), (*options, "TRAINER.ZIP.RANK", 3)):
-        assert run("ZIP", data_root, folder, *other, flags=("--skip-done",)) == 1
-        assert "finished run of another configuration" in capsys.readouterr().err
+    for name, then, now in (("ORACLE.MAX_QUERIES", 20, 10), ("TRAINER.ZIP.RANK", 5, 3), ("TEST.FINAL_MODEL", "last_step", "best_val")):
+        assert run("ZIP", data_root, folder, *options, name, now, flags=("--skip-done",)) == 1
+        assert f"finished run of another configuration ({name}: {then} there, {now} here)" in capsys.readouterr().err
     assert snapshot(folder) == before
     config = folder / "config.yaml"     # of a version that did not know a key yet
     config.write_text(re.sub(r"\n  VIEWS: 0", "", config.read_text()))
     assert len(config.read_bytes()) < len(before[config])
-    assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
+    assert run("ZIP", data_root, folder, *options, "INPUT.CACHE_MB", 1, flags=("--skip-done",)) == 0
     assert "skipped" in capsys.readouterr().out
     (folder / "log.txt").write_text((folder / "log.txt").read_text().split("Finish training")[0])     # a crashed run is none
     assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
     assert "skipped" not in capsys.readouterr().out and "Finish training" in (folder / "log.txt").read_text()
-    assert run("ZIP", data_root, folder, "ORACLE.MAX_QUERIES", 30, flags=("--skip-done",)) == 0     # a larger budget: it goes on
+    assert run("ZIP", data_root, folder, "ORACLE.MAX_QUERIES", 30, flags=("--skip-done",)) == 0
+    assert "a smaller budget (ORACLE.MAX_QUERIES: 20 there, 30 here): it goes on" in capsys.readouterr().out
     assert json.loads((folder / "queries.json").read_text())["training"]["queries"] == 30
 
 

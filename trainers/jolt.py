@@ -35,18 +35,26 @@ class JOLT(BlackBoxTrainer):
             self.needs = ("logits", "features")
         self.whole_set = jolt.MEMORY and not jolt.FEATURES
 
+    @property
+    def remembers_features(self):
+        return self.cfg.TRAINER.JOLT.MEMORY and self.cfg.TRAINER.JOLT.FEATURES
+
     def build_recipe(self, generator):
         jolt = self.cfg.TRAINER.JOLT
         start = initial_context(self.oracle, jolt.CTX_INIT, jolt.N_CTX, generator)
         space = build_space(jolt.SPACE, start, self.cfg, generator)
         kind = RememberedJacobian if jolt.MEMORY else SubspaceGaussNewton
-        each, count = ("features' dimensions", self.oracle.description.embed_dim) if jolt.FEATURES else ("images", len(self.dm.dataset.train_x))
+        each, count = "images", len(self.dm.dataset.train_x)
+        if jolt.FEATURES:   # and a step makes slopes of a batch's logits from them
+            each, count = "dimensions of a feature or images of a batch", max(self.oracle.description.embed_dim, self.step_images())
         needed = 4 * space.origin.numel() * count * self.num_classes
         if jolt.MEMORY and needed > MEMORY_LIMIT:
             raise BlackBoxError(f"TRAINER.JOLT.MEMORY would remember {needed / 2 ** 30:,.0f} GB of slopes ({space.origin.numel():,} numbers, "
                                 f"{count:,} {each}, {self.num_classes:,} classes); {MEMORY_LIMIT >> 30} GB are the most. Set it to False.")
         optimizer = kind(space.origin.to(self.device), directions=jolt.DIRECTIONS, dampings=jolt.DAMPINGS, damping=jolt.DAMPING, decay=jolt.DECAY,
                          seed=child_seed(generator))
+        if self.remembers_features:
+            optimizer.to_logits = self.to_logits
         return space, optimizer
 
     def build_head(self):
@@ -63,7 +71,7 @@ class JOLT(BlackBoxTrainer):
         if not self.cfg.TRAINER.JOLT.FEATURES:
             return super().answer(images, prompt)
         if self.optim.first_round:
-            self.image_features = self.oracle.image_features(images)
+            self.image_features = self.oracle.image_features(images)    # until the next step: the second round's logits are of the same images
         self.text_features = self.oracle.text_features(prompt.contexts)
         return self.to_logits(self.text_features)
 
@@ -72,11 +80,7 @@ class JOLT(BlackBoxTrainer):
         return self.oracle.description.logit_scale * self.image_features @ text.mT
 
     def inform(self, logits, losses, labels):
-        jolt = self.cfg.TRAINER.JOLT
-        if jolt.MEMORY and jolt.FEATURES:
-            self.optim.tell(self.text_features, labels, self.to_logits)
-        else:
-            super().inform(logits, losses, labels)
+        super().inform(self.text_features if self.remembers_features else logits, losses, labels)
 
     def tell(self, logits, labels):
         if self.head is None:

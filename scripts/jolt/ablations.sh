@@ -10,8 +10,6 @@ J=TRAINER.JOLT
 one default
 one prompt "$J.HEAD" False
 for M in 16 32 128; do one "directions$M" "$J.DIRECTIONS" "$M"; done
-one memory "$J.HEAD" False "$J.MEMORY" True "$J.DIRECTIONS" 16
-one features_memory "$J.HEAD" False "$J.FEATURES" True "$J.MEMORY" True ORACLE.GRANTS "('logits', 'features')"
 for K in 3 5; do one "top$K" ORACLE.TOP_K "$K"; done
 one one_damping "$J.DAMPINGS" "(0.3,)"      # falls when it wins, rises when it loses: one candidate in place of three
 one damping01 "$J.DAMPING" 0.1
@@ -20,3 +18,6 @@ for SPACE in lowrank projection; do one "$SPACE" "$J.SPACE" "$SPACE"; done
 one random "$J.CTX_INIT" ""
 for B in 32 64; do one "batch$B" DATALOADER.TRAIN_X.BATCH_SIZE "$B"; done
 for QUERIES in 500 1000 2000; do one "budget$QUERIES" ORACLE.MAX_QUERIES "$QUERIES"; done
+# last, since they refuse what is too large for them
+one memory "$J.HEAD" False "$J.MEMORY" True "$J.DIRECTIONS" 16
+one features_memory "$J.HEAD" False "$J.FEATURES" True "$J.MEMORY" True ORACLE.GRANTS "('logits', 'features')"

@@ -8,12 +8,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from dassl.config import get_cfg_default
-
-from .config import extend_cfg
 from .errors import BlackBoxError
 from .files import load_state, save_state, write_atomically
 from .rng import rng_state
+from .settings import BUDGETS, NOT_TRAINING, as_text, differences, settings
 
 BEST, RESUME, POINTER = "model-best.pth.tar", "model-resume.pth.tar", "checkpoint"
 
@@ -82,34 +80,10 @@ def few(names):
     return "of no head" if names is None else f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
 
 
-SETTINGS = ("SEED", "ORACLE", "OPTIM", "DATASET", "DATALOADER", "INPUT")   # besides the method's own
-# what may differ between the lives of a run: budgets, and where and how often it reads and writes
-FREE = ("ORACLE.MAX_QUERIES", "ORACLE.MAX_IMAGE_QUERIES", "ORACLE.SAVE_EVERY", "ORACLE.VAL_EVERY", "OPTIM.MAX_EPOCH", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
-        "DATALOADER.TEST.BATCH_SIZE", "DATALOADER.TEST.SAMPLER", "INPUT.CACHE_MB")
-
-
-def flat(cfg, prefix=""):
-    """A configuration as {"ORACLE.PREC": "fp32", …}."""
-    return {name: text for key, value in cfg.items()
-            for name, text in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: str(value)}).items()}
-
-
-def settings(trainer):
+def run_settings(trainer):
     """What must agree for a run to go on: its resolved settings, and which pictures it is trained on, wherever they lie."""
-    cfg = trainer.cfg
     pictures = json.dumps([[*Path(item.impath).parts[-2:], item.label, item.classname] for item in trainer.dm.dataset.train_x])
-    sections = *SETTINGS, f"TRAINER.{cfg.TRAINER.NAME.upper()}"
-    return {"training images": hashlib.sha256(pictures.encode()).hexdigest(),
-            **{name: value for name, value in flat(cfg).items() if name not in FREE and any(f"{name}.".startswith(f"{section}.") for section in sections)}}
-
-
-def differences(made, here):
-    """The settings in which they differ, as text. What an earlier version did not know yet had today's default."""
-    default = get_cfg_default()
-    extend_cfg(default)
-    default = flat(default)
-    pairs = [(name, made.get(name, default.get(name, value)), value) for name, value in here.items()]
-    return [name if name == "training images" else f"{name}: {then} there, {now} here" for name, then, now in pairs if then != now]
+    return {**settings(trainer.cfg.dump()), "training images": hashlib.sha256(pictures.encode()).hexdigest()}
 
 
 class Checkpointed:
@@ -129,7 +103,7 @@ class Checkpointed:
             "scheduler": self.sched.state_dict() if self.sched else None, "val_result": val_result,
             "blackbox": {
                 "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
-                "identity": identity(self), "settings": settings(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
+                "identity": identity(self), "settings": run_settings(self), "batches_done": self.batches_done, "rng": self.epoch_rng if inside else rng_state(),
                 "best_result": float(self.best_result), "counts": self.oracle.counts,
             },
         }, self.folder(self.output_dir), name, is_newest)
@@ -151,9 +125,11 @@ class Checkpointed:
             return 0
         state = load(path, self)
         extra = state["blackbox"]
-        differ = differences(extra["settings"], settings(self))
+        if "training images" not in extra["settings"] or "SEED" not in extra["settings"]:
+            raise BlackBoxError(f"{path} was written by an earlier version, and its settings cannot be compared. Choose another --output-dir.")
+        differ = {name: pair for name, pair in differences(extra["settings"], run_settings(self)).items() if not name.startswith(BUDGETS + NOT_TRAINING)}
         if differ:
-            raise BlackBoxError(f"{path} was made with other settings ({', '.join(differ)}), and a run goes on only as it began. Choose another --output-dir, "
+            raise BlackBoxError(f"{path} was made with other settings ({as_text(differ)}), and a run goes on only as it began. Choose another --output-dir, "
                                 f"or give the same configuration; budgets may grow.")
         self.learner.load_state_dict(state["state_dict"])
         self.optim.load_state_dict(state["optimizer"])

@@ -16,7 +16,7 @@ def extend_cfg(cfg):
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
 
     cfg.INPUT.CACHE_MB = 2048           # memory for the training pictures, which are decoded once; 0 = read them each time
-    cfg.INPUT.CROP_ON_DEVICE = False    # keep the training pictures on the device that encodes, and crop and flip them there, in batches
+    cfg.INPUT.CROP_ON_DEVICE = False    # keep the training pictures (CACHE_MB of them; others are decoded at every use) on the device that encodes, and crop them there
     cfg.INPUT.VIEWS = 0                 # augmented views of a training image, which take turns by epoch: once all were met nothing is encoded again; 0 = ever new ones
 
     cfg.ORACLE = CN()

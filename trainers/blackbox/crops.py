@@ -1,4 +1,4 @@
-"""Random resized crops and flips in batches, on the device that encodes: drawn as torchvision draws them, resampled as Pillow does."""
+"""Random resized crops and flips on the device that encodes: drawn as torchvision draws them, resampled as Pillow does."""
 
 import numpy as np
 import torch
@@ -8,7 +8,8 @@ from torch.utils.data import default_collate
 from .errors import BlackBoxError
 from .pictures import Pictures
 
-TOGETHER = 32   # pictures that are resampled at a time
+TOGETHER = 32       # pictures whose weights are made at a time
+UNITS = 2 ** 22     # of Pillow's weights
 # by interpolation: reach of the kernel, and the kernel as a function of the distance in pixels
 KERNELS = {
     "bilinear": (1, lambda x: 1 - x),
@@ -19,7 +20,7 @@ KERNELS = {
 class Cropper:
     """In a loader without worker processes: `draw` is the transform of a picture, and `collate` makes the pixels of a batch.
 
-    With the same state of torch's generator the crops are those of the transform that it stands for, and the pixels too, up to the rounding of a grey level.
+    With the same state of torch's generator the crops are those of the transform that it stands for; so are the pixels, save where Pillow 13 begins with the rows.
 
     Args:
         transform: Dassl's transform for training, of torchvision's random resized crop, perhaps a flip, and the normalisation.
@@ -31,12 +32,12 @@ class Cropper:
     """
 
     def __init__(self, transform, device, limit):
-        steps = {type(step): step for step in transform.transforms}
+        steps = {type(step): step for step in getattr(transform, "transforms", ())}
         known = {T.RandomResizedCrop, T.RandomHorizontalFlip, T.ToTensor, T.Normalize}
         self.crop, self.flip, self.normalize = (steps.get(kind) for kind in (T.RandomResizedCrop, T.RandomHorizontalFlip, T.Normalize))
         if set(steps) - known or self.crop is None or self.crop.interpolation.value not in KERNELS:
-            raise BlackBoxError("INPUT.CROP_ON_DEVICE knows random_resized_crop (bilinear or bicubic), random_flip and normalize in INPUT.TRANSFORMS; here they are "
-                                f"{', '.join(kind.__name__ for kind in steps)}. Set it to False, or change INPUT.TRANSFORMS.")
+            raise BlackBoxError("INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop (bilinear or bicubic), random_flip and normalize; here the steps are "
+                                f"{', '.join(kind.__name__ for kind in steps) or 'none'}. Set it to False, or change INPUT.TRANSFORMS.")
         self.device, self.pictures = device, Pictures(limit, self.hold)
 
     def hold(self, image):
@@ -58,33 +59,31 @@ class Cropper:
     def resample(self, crops, flipped):
         """Crops `[3, h, w]` of any sizes -> normalised pixels `[B, 3, H, W]`.
 
-        As Pillow does it: columns, then rows, each pass rounded to grey levels. (Pillow 13 takes the rows first for some sizes.)
+        Pillow's arithmetic to the bit: columns, then rows, each pass with weights in units of 2^-22 and rounded to grey levels; sums of such numbers are exact in double precision, so
+        that a crop does not depend on its company. (Pillow 13 takes the rows first for some sizes, which moves some pixels by a few levels.)
         """
-        (height, width), kind = self.crop.size, self.crop.interpolation.value
-        heights, widths = (torch.tensor([crop.shape[side] for crop in crops], device=self.device) for side in (1, 2))
-        canvas = torch.zeros(len(crops), 3, int(heights.max()), int(widths.max()), device=self.device)
-        for place, crop in zip(canvas, crops):
-            place[:, :crop.shape[1], :crop.shape[2]] = crop
-        rows, columns = resampling(heights, height, canvas.shape[2], kind), resampling(widths, width, canvas.shape[3], kind)
-        columns = torch.where(torch.tensor(flipped, device=self.device)[:, None, None], columns.flip(1), columns)
-        levels = grey(rows[:, None] @ grey(canvas @ columns.mT[:, None]))
-        return self.normalize(levels.div_(255))
+        kind = self.crop.interpolation.value
+        rows, columns = (resampling([crop.shape[side] for crop in crops], target, kind, self.device) for side, target in zip((1, 2), self.crop.size))
+        levels = torch.stack([round_off(down[:, :crop.shape[1]] @ round_off(crop.double() @ across[:, :crop.shape[2]].T)) for crop, down, across in zip(crops, rows, columns)])
+        levels = torch.where(torch.tensor(flipped, device=self.device)[:, None, None, None], levels.flip(-1), levels)
+        return self.normalize(levels.float().div_(255))
 
 
-def grey(levels):
-    """Whole levels, halves upwards."""
-    return levels.add_(0.5).floor_().clamp_(0, 255)
+def round_off(sums):
+    """Grey levels of sums with weights in units: halves go upwards."""
+    return sums.add_(UNITS / 2).div_(UNITS).floor_().clamp_(0, 255)
 
 
-def resampling(sizes, target, longest, interpolation):
-    """Weights of Pillow's antialiased resampling, `[B, target, longest]`: of every pixel of B rows, the first `sizes` of which count, in each of `target` new ones."""
-    reach, kernel = KERNELS[interpolation]
-    scale = (sizes.double() / target)[:, None, None]
+def resampling(sizes, target, interpolation, device):
+    """Weights of Pillow's antialiased resampling in units, `[B, target, longest size]`: of every pixel of B rows in each of `target` new ones."""
+    sizes, (reach, kernel) = torch.tensor(sizes, device=device)[:, None, None], KERNELS[interpolation]
+    scale = sizes.double() / target
     stretch = scale.clamp_min(1)     # a kernel that is as wide as what one new pixel covers: antialiasing
-    centre = (torch.arange(target, device=sizes.device).double()[:, None] + 0.5) * scale
-    pixel = torch.arange(longest, device=sizes.device)
+    centre = (torch.arange(target, device=device)[:, None] + 0.5) * scale
+    pixel = torch.arange(int(sizes.max()), device=device)
     first, last = ((centre + side * reach * stretch + 0.5).long() for side in (-1, 1))
-    inside = (pixel >= first) & (pixel < last) & (pixel < sizes[:, None, None])
+    inside = (pixel >= first) & (pixel < last) & (pixel < sizes)
     distance = ((pixel + 0.5 - centre) / stretch).abs().clamp_max(reach)   # where every kernel is 0
     weights = torch.where(inside, kernel(distance), 0)
-    return (weights / weights.sum(-1, keepdim=True)).float()
+    weights = weights / weights.sum(-1, keepdim=True) * UNITS
+    return (weights.abs() + 0.5).floor() * weights.sign()

@@ -98,6 +98,9 @@ def build_data(trainer):
     trainer.cropper = None
     if cfg.INPUT.CROP_ON_DEVICE:
         node = cfg.DATALOADER.TRAIN_X
+        if cfg.DATALOADER.K_TRANSFORMS > 1 or cfg.DATALOADER.RETURN_IMG0:
+            raise BlackBoxError("INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop; DATALOADER.K_TRANSFORMS or RETURN_IMG0 asks for more. Set it to False, or them to 1 "
+                                "and False.")
         trainer.cropper = Cropper(build_transform(cfg, is_train=True), trainer.device, 2 ** 20 * cfg.INPUT.CACHE_MB)
         trainer.cropper.pictures.paths.update(trainer.pictures.paths)
         trainer.train_loader_x = device_loader(trainer, node.SAMPLER, node.BATCH_SIZE, True, n_domain=node.N_DOMAIN, n_ins=node.N_INS)
@@ -138,7 +141,7 @@ class Pictured:
     def share_pictures(self):
         """With worker processes, which live for an epoch, decode the training pictures before they are forked; without, each is decoded when it is first used.
 
-        Workers that are not forked would each keep pictures of their own for an epoch: there nothing is kept.
+        Workers that are not forked would each keep pictures of their own for an epoch: there nothing is kept. Nor where they are cropped on the device, which has them then.
         """
         workers = self.cfg.DATALOADER.NUM_WORKERS
         if self.cropper is not None:

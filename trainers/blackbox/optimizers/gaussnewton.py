@@ -30,10 +30,6 @@ def softmax_model(logits, slopes, labels):
     return slopes.flatten(1) @ residual.flatten() / len(p), centred @ centred.T / len(p)
 
 
-def unchanged(answers):
-    return answers
-
-
 class SubspaceGaussNewton(Optimizer):
     """Levenberg-Marquardt on the cross-entropy of a mini-batch, in a new random subspace at every step. It is told logits, not losses.
 
@@ -47,7 +43,7 @@ class SubspaceGaussNewton(Optimizer):
     eps is measured once, by the first step's candidates: few directions, each with steps from 1 down to 4^-7. Between curvature, which spoils the slopes of large steps, and
     rounding or a service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree best, in proportion to their size.
 
-    Answers may be something that logits are linear in, such as the texts' features: then `tell` takes the map to logits, which may differ from step to step.
+    Answers may be something else that logits are linear in, such as the texts' features: then `to_logits` is set to the map, which may differ from step to step.
 
     The last step's slopes are paid for and its proposals never scored: a run can go on from there.
 
@@ -118,9 +114,12 @@ class SubspaceGaussNewton(Optimizer):
             z[0] = self.move
         return torch.linalg.qr(z.T)[0].T.to(self.theta)
 
-    def tell(self, answers, labels, to_logits=unchanged):
-        """Answers about the candidates that were asked for last: logits `[P, B, C]`, or what `to_logits`, which is linear, makes into such; and labels `[B]`."""
-        self.to_logits = to_logits
+    def to_logits(self, answers):
+        """Logits `[..., B, C]`; linear."""
+        return answers
+
+    def tell(self, answers, labels):
+        """Answers about the candidates that were asked for last, logits `[P, B, C]` or what `to_logits` makes into such, and labels `[B]`."""
         if self.first_round:
             self.here = self.choose(answers, labels)
         else:
