@@ -152,3 +152,7 @@ def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, c
     save_state(newest(tmp_path / "prompt_learner"), state)
     assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4)) == 0
     assert bill(tmp_path)["training"]["queries"] == 40
+    state["blackbox"]["settings"] = {"SEED": "1", "training images": "a fingerprint", "ORACLE": "{'PREC': 'fp32'}"}     # as versions before this form wrote them
+    save_state(newest(tmp_path / "prompt_learner"), state)
+    assert run("ZIP", data_root, tmp_path, *budget("ZIP", 6)) == 1
+    assert "was written by an earlier version, and its settings cannot be compared" in capsys.readouterr().err

@@ -125,7 +125,7 @@ class Checkpointed:
             return 0
         state = load(path, self)
         extra = state["blackbox"]
-        if "training images" not in extra["settings"] or "SEED" not in extra["settings"]:
+        if "ORACLE" in extra["settings"]:   # a section was one text
             raise BlackBoxError(f"{path} was written by an earlier version, and its settings cannot be compared. Choose another --output-dir.")
         differ = {name: pair for name, pair in differences(extra["settings"], run_settings(self)).items() if not name.startswith(BUDGETS + NOT_TRAINING)}
         if differ:

@@ -101,7 +101,7 @@ def build_data(trainer):
         if cfg.DATALOADER.K_TRANSFORMS > 1 or cfg.DATALOADER.RETURN_IMG0:
             raise BlackBoxError("INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop; DATALOADER.K_TRANSFORMS or RETURN_IMG0 asks for more. Set it to False, or them to 1 "
                                 "and False.")
-        trainer.cropper = Cropper(build_transform(cfg, is_train=True), trainer.device, 2 ** 20 * cfg.INPUT.CACHE_MB)
+        trainer.cropper = Cropper(dm.train_loader_x.dataset.transform, trainer.device, 2 ** 20 * cfg.INPUT.CACHE_MB)
         trainer.cropper.pictures.paths.update(trainer.pictures.paths)
         trainer.train_loader_x = device_loader(trainer, node.SAMPLER, node.BATCH_SIZE, True, n_domain=node.N_DOMAIN, n_ins=node.N_INS)
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
