@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 import dassl_blackbox  # noqa: E402, F401
 import torch  # noqa: E402
-from dassl_blackbox.trainers.blackbox.heads import CentredRefinement, HeadLearner  # noqa: E402
+from dassl_blackbox.trainers.blackbox.crossfit import CrossFitted, HeadLearner  # noqa: E402
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton  # noqa: E402
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle  # noqa: E402
 from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI  # noqa: E402
@@ -46,7 +46,7 @@ def inside(oracle, optimizer, B, n):
 def outside(optimizer, head, B, C, device):
     """Seconds of both rounds and of the head's steps."""
     generator = torch.Generator().manual_seed(2)
-    labels = torch.randint(C, (B,), generator=generator).to(device)
+    labels, folds = (torch.randint(below, (B,), generator=generator).to(device) for below in (C, len(head.mlps)))
     answers = [torch.randn(P, B, C, generator=generator).to(device) for P in (optimizer.population - optimizer.m, optimizer.m)]
     learner = HeadLearner(head)
 
@@ -54,9 +54,9 @@ def outside(optimizer, head, B, C, device):
         for logits in answers:
             optimizer.ask()
             with torch.no_grad():
-                refined = head(logits)
+                refined = head(logits, folds)
             optimizer.tell(refined, labels)
-        learner.remember(answers[0][0], labels)
+        learner.remember(answers[0][0], labels, folds)
         learner.learn()
 
     return timed(step, device)
@@ -83,7 +83,7 @@ def main():
         m, B, C, n = cell.values()
         oracle.set_classes(class_names(C))
         d = n * oracle.description.width
-        optimizer, head = SubspaceGaussNewton(torch.randn(d, device=device), directions=m), CentredRefinement(C).to(device)
+        optimizer, head = SubspaceGaussNewton(torch.randn(d, device=device), directions=m), CrossFitted(C).to(device)
         mine, theirs = outside(optimizer, head, B, C, device), inside(oracle, optimizer, B, n)
         rows.append([m, B, C, f"{d:,}", f"{mine:.3g}", f"{theirs:.3g}", f"{100 * mine / (mine + theirs):.1f} %"])
     publish(("m", "B", "C", "d", "outside s", "in the oracle s", "share outside"), rows, f"{args.model}, {args.precision}; {machine(device)}.", args.out)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 import train
 from dassl_blackbox.trainers import jolt
+from dassl_blackbox.trainers.blackbox.crossfit import CrossFitted, HeadLearner, folds_of, stacking_weight
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.heads import CentredRefinement, HeadLearner
 from dassl_blackbox.trainers.blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.optimizers.gaussnewton import softmax_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
@@ -246,33 +246,93 @@ def test_memory_reads_the_whole_training_set(data_root, tmp_path, monkeypatch):
 
 # The head
 
+ROWS, CLASSES = torch.randn(40, 3, generator=seeded(9)), torch.randint(3, (40,), generator=seeded(10))
+FOLDS = folds_of(CLASSES.tolist(), 4)
+
+
+def learner(folds=4, shown=0, **settings):
+    """Of a head that always begins with the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        made = HeadLearner(CrossFitted(3, 64, folds), **settings)
+    if shown:
+        made.remember(ROWS[:shown], CLASSES[:shown], FOLDS[:shown] % folds)
+    return made
+
+
 def test_the_head_begins_by_changing_nothing_and_does_not_see_what_all_classes_share():
-    head, logits = CentredRefinement(3, 8), torch.randn(4, 3, generator=seeded(7))
-    assert torch.equal(head(logits), logits)
-    torch.nn.init.normal_(head.mlp[-1].weight, generator=seeded(8))
-    torch.testing.assert_close(head(logits + 7.0), head(logits) + 7.0)
+    head = CrossFitted(3, 8)
+    for folds in (None, FOLDS):
+        assert torch.equal(head(ROWS, folds), ROWS)
+    for part in head.mlps:
+        torch.nn.init.normal_(part[-1].weight, generator=seeded(8))
+    for folds in (None, FOLDS):
+        torch.testing.assert_close(head(ROWS + 7.0, folds), head(ROWS, folds) + 7.0)
+
+
+@pytest.mark.parametrize("shots", [1, 3, 4, 16])
+def test_folds_are_even_over_the_images_of_a_class_and_over_all(shots):
+    folds = folds_of([c for c in range(10) for _ in range(shots)], 4)
+    for part, most in ((folds, 2), *((one, 1) for one in folds.view(10, shots))):
+        sizes = part.bincount(minlength=4)
+        assert sizes.max() - sizes.min() <= most
+
+
+def test_an_image_is_refined_by_the_mlp_that_learned_nothing_from_it():
+    one, other = learner(), learner()
+    one.remember(ROWS, CLASSES, FOLDS)
+    other.remember(ROWS, torch.where(FOLDS == 2, (CLASSES + 1) % 3, CLASSES), FOLDS)     # the images of fold 2 show something else
+    for each in (one, other):
+        each.learn()
+        each.head.trust.fill_(1.0)
+    a, b = one.head(ROWS, FOLDS), other.head(ROWS, FOLDS)
+    assert torch.equal(a[FOLDS == 2], b[FOLDS == 2]) and all((a[FOLDS == k] != b[FOLDS == k]).all() for k in (0, 1, 3))
+    torch.testing.assert_close(one.head(torch.stack([ROWS, ROWS + 1]), FOLDS)[1], a + 1)     # candidates
+    centred = ROWS - ROWS.mean(-1, keepdim=True)
+    torch.testing.assert_close(one.head(ROWS), ROWS + torch.stack([part(centred) for part in one.head.mlps]).mean(0))     # a new image: all of them
+
+
+def test_trust_is_the_weight_of_least_cross_entropy_at_its_best_scale():
+    truth = F.one_hot(CLASSES, 3)
+    logits, residuals = ROWS + truth, torch.randn(40, 3, generator=seeded(12)) + 0.6 * truth
+    loss = {w / 100: min(F.cross_entropy(a / 50 * (logits + w / 100 * residuals), CLASSES) for a in range(1, 150)) for w in range(0, 201, 2)}
+    best = min(loss, key=loss.get)
+    assert 0.1 < best < 1.9 and abs(stacking_weight(logits, residuals, CLASSES) - best) <= 0.02
+    assert stacking_weight(logits, -residuals, CLASSES) == 0 and stacking_weight(-logits, residuals, CLASSES) == 2
+
+
+def test_a_head_that_knows_its_images_by_heart_is_not_trusted():
+    told = torch.randint(3, (40,), generator=seeded(13))        # half the labels are another's
+    labels = torch.where(torch.arange(40) % 2 == 0, CLASSES, told)
+    for folds, trusted in ((1, 1.0), (4, 0.1)):
+        one = learner(folds, steps=300, lr=0.01, dropout=0.0)
+        one.remember(ROWS + 2 * F.one_hot(CLASSES, 3), labels, FOLDS % folds)
+        assert one.learn() < 0.4 and one.head.trust <= trusted and (folds > 1 or one.head.trust == 1)
 
 
 def test_the_head_remembers_the_latest():
-    learner, rows = HeadLearner(CentredRefinement(3, 8), capacity=5, dropout=0.0), torch.arange(24.0).view(8, 3)
-    for part, labels in ((rows[:3], [0, 1, 2]), (rows[3:7], [2, 1, 0, 1])):
-        learner.remember(part, torch.tensor(labels))
-        kept = rows[:3] if len(labels) == 3 else rows[2:7]
-        given = [0, 1, 2] if len(labels) == 3 else [2, 2, 1, 0, 1]
-        assert learner.loss() == F.cross_entropy(kept, torch.tensor(given))
+    kept = learner(folds=1, capacity=5, dropout=0.0)
+    for begin, end, first in ((0, 3, 0), (3, 7, 2)):
+        kept.remember(ROWS[begin:end], CLASSES[begin:end], FOLDS[begin:end] * 0)
+        torch.testing.assert_close(kept.loss(), F.cross_entropy(ROWS[first:end], CLASSES[first:end]))
+
+
+def test_every_mlp_learns_even_where_a_fold_is_all_there_is():
+    odd = learner(shown=4)
+    odd.memory = (*odd.memory[:2], torch.full((4,), 3))     # the fourth may learn from none
+    assert odd.learn() > 0 and all(parameter.isfinite().all() for parameter in odd.head.parameters())
 
 
 def test_the_head_learns_what_its_state_decides():
-    learners = [HeadLearner(CentredRefinement(3, 64)) for _ in range(2)]
-    learners[0].remember(torch.randn(4, 3), torch.tensor([0, 1, 2, 1]))
-    first = learners[0].learn()
-    for one, other in zip(learners[1].head.parameters(), learners[0].head.parameters()):
-        one.data.copy_(other.data)
-    learners[1].load_state_dict(deepcopy(learners[0].state_dict()))
+    one, other = learner(shown=20), learner()
+    first = one.learn()
+    other.draw = -1
+    other.head.load_state_dict(one.head.state_dict())
+    other.load_state_dict(deepcopy(one.state_dict()))
     state = torch.get_rng_state()
-    losses = [[learner.learn() for _ in range(3)] for learner in learners]
-    assert losses[0] == losses[1] and losses[0][-1] < first
-    assert len({learners[0].loss().item() for _ in range(3)}) == 3     # another dropout each time
+    losses = [[each.learn() for _ in range(3)] for each in (one, other)]
+    assert losses[0] == losses[1] and losses[0][-1] < first and one.head.trust == other.head.trust
+    assert len({one.loss().item() for _ in range(3)}) == 3     # another dropout each time
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -285,19 +345,26 @@ def test_the_head_costs_no_query_and_learns_the_raw_answers_about_the_winner(dat
     for _ in range(6):
         both.forward_backward(batch)
         winners.append(both.optim.best)
-        assert torch.equal(both.head_optim.logits[-8:], raw[-2][both.optim.best])
-    assert any(winners) and len(both.head_optim.labels) == 20
+        logits, labels, folds = both.head_optim.memory
+        assert torch.equal(logits[-8:], raw[-2][both.optim.best]) and torch.equal(folds[-8:], both.folds[batch["index"]])
+    assert any(winners) and len(labels) == 20
     alone.train()
     assert bill(tmp_path / "True")["training"] == bill(tmp_path / "False")["training"] == {"queries": 72, "image_queries": 576}
 
 
-def test_the_optimiser_is_told_refined_logits(data_root, tmp_path):
-    trainer = build("JOLT", data_root, tmp_path)
-    torch.nn.init.normal_(trainer.head.mlp[-1].weight)
-    logits, labels = torch.randn(4, 8, 10), torch.arange(8)
-    trainer.optim.ask()
-    trainer.tell(logits, labels)
-    assert torch.equal(trainer.optim.here, trainer.head(logits)[trainer.optim.best])
+def test_the_optimiser_is_told_logits_refined_by_what_did_not_see_the_image(data_root, tmp_path):
+    trainer, told = build("JOLT", data_root, tmp_path), []
+    for part in trainer.head.mlps:
+        torch.nn.init.normal_(part[-1].weight)
+    batch = next(iter(trainer.train_loader_x))
+    answer, tell, raw = trainer.answer, trainer.optim.tell, []
+    trainer.answer = lambda *args: raw.append(answer(*args)) or raw[-1]
+    trainer.optim.tell = lambda logits, labels: told.append(logits) or tell(logits, labels)
+    head = deepcopy(trainer.head)
+    trainer.forward_backward(batch)
+    assert len(raw) == 2 and not torch.equal(head(raw[0]), told[0])
+    for logits, refined in zip(raw, told):
+        assert torch.equal(head(logits, trainer.folds[batch["index"]]), refined)
 
 
 @pytest.mark.parametrize("name", ["JOLT", "CraFT"])
@@ -338,6 +405,7 @@ def test_the_ablations_are_runs_of_their_own_with_settings_that_exist(monkeypatc
     (("TRAINER.JOLT.DIRECTIONS", "7"), "DIRECTIONS is 7 in a space of 512"), (("TRAINER.JOLT.SPACE", "projection", "TRAINER.CRAFT.DIM", "7"), "a space of 7 dimensions"), (("TRAINER.JOLT.DAMPINGS", "()"), "a positive factor or more in DAMPINGS"),
     (("TRAINER.JOLT.DAMPING", "0.0"), "a positive DAMPING"), (("TRAINER.JOLT.DECAY", "-1.0"), "a DECAY of 0 or more"),
     (("TRAINER.JOLT.SPACE", "tokens"), "Unknown prompt space"), (("TRAINER.JOLT.HEAD_WIDTH", "0"), "A head of width 0"),
+    (("TRAINER.JOLT.HEAD_FOLDS", "0"), "1 fold or more"),
     (("TRAINER.JOLT.HEAD_STEPS", "0"), "HEAD_STEPS"), (("TRAINER.JOLT.HEAD_MEMORY", "0"), "HEAD_MEMORY"), (("TRAINER.JOLT.HEAD_DROPOUT", "1.0"), "HEAD_DROPOUT"),
 ])
 def test_impossible_settings_are_sentences(options, words, data_root, tmp_path):

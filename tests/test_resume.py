@@ -10,6 +10,7 @@ import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.checkpoints import newest
 from dassl_blackbox.trainers.blackbox.files import save_state
+from dassl_blackbox.trainers.blackbox.settings import differences, settings
 from support import REPO, TRAINED, accuracy, arguments, assert_same, bill, build, last_checkpoint, random_sources, run
 
 server = multiprocessing.get_context("forkserver")
@@ -156,3 +157,10 @@ def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, c
     save_state(newest(tmp_path / "prompt_learner"), state)
     assert run("ZIP", data_root, tmp_path, *budget("ZIP", 6)) == 1
     assert "was written by an earlier version, and its settings cannot be compared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, changed", [("JOLT", {"TRAINER.JOLT.HEAD_FOLDS": ("1", "4")}), ("ZIP", {})])
+def test_a_run_from_before_a_key_did_what_was_done_then(name, changed, data_root, tmp_path):
+    here = settings(build(name, data_root, tmp_path).cfg.dump())
+    there = {key: value for key, value in here.items() if key not in ("TRAINER.JOLT.HEAD_FOLDS", "INPUT.VIEWS")}
+    assert differences(there, here) == changed and set(differences(here, there)) == set(changed)

@@ -2,9 +2,9 @@
 
 import torch
 
+from .blackbox.crossfit import CrossFitted, HeadLearner, folds_of
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.errors import BlackBoxError
-from .blackbox.heads import CentredRefinement, HeadLearner
 from .blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
 from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
@@ -20,8 +20,8 @@ class JOLT(BlackBoxTrainer):
 
     Access: logits. A step asks for `1 + number of DAMPINGS + DIRECTIONS` candidates on one mini-batch.
 
-    - `HEAD`: CraFT's residual head, on centred logits, learns from the answers about the prompt in use, which were asked for anyway; and the prompt is tuned through it: the
-      optimiser is told refined logits.
+    - `HEAD`: a residual head on the logits learns from the answers about the prompt in use, which were asked for anyway, and counts for as much as it helps on training
+      images that it did not learn from. The prompt is tuned through it: the optimiser is told refined logits.
     - `MEMORY`: the Jacobian is remembered, and every step asks about the whole un-augmented training set: a candidate costs `ceil(N / 128)` queries.
     - `FEATURES` (grant features): the texts' features come back for one query a candidate, whatever the number of images, and the images' once a step, for `ceil(B / 128)`.
       With `MEMORY`, the features' Jacobian is remembered, which belongs to no image: mini-batches serve.
@@ -61,8 +61,14 @@ class JOLT(BlackBoxTrainer):
         jolt = self.cfg.TRAINER.JOLT
         if not jolt.HEAD:
             return None, None
-        head = CentredRefinement(self.num_classes, jolt.HEAD_WIDTH).to(self.device)
+        head = CrossFitted(self.num_classes, jolt.HEAD_WIDTH, jolt.HEAD_FOLDS).to(self.device)
+        self.folds = folds_of([item.label for item in self.dm.dataset.train_x], jolt.HEAD_FOLDS).to(self.device)
         return head, HeadLearner(head, lr=jolt.HEAD_LR, decay=jolt.HEAD_DECAY, steps=jolt.HEAD_STEPS, capacity=jolt.HEAD_MEMORY, dropout=jolt.HEAD_DROPOUT)
+
+    def examples(self, batch):
+        if self.head is not None:
+            self.batch_folds = self.folds[batch["index"].to(self.device)]
+        return super().examples(batch)
 
     def step_cost(self):
         return self.feature_cost() if self.cfg.TRAINER.JOLT.FEATURES else super().step_cost()
@@ -87,10 +93,10 @@ class JOLT(BlackBoxTrainer):
             return super().tell(logits, labels)
         first = self.optim.first_round
         with torch.no_grad():
-            refined = self.head(logits)
+            refined = self.head(logits, self.batch_folds)
         summary = super().tell(refined, labels)
         if first:
-            self.head_optim.remember(logits[self.optim.best], labels)
+            self.head_optim.remember(logits[self.optim.best], labels, self.batch_folds)
         else:   # both rounds of a step saw the same head
-            summary["head"] = self.head_optim.learn()
+            summary["head"], summary["trust"] = self.head_optim.learn(), self.head.trust.item()
         return summary

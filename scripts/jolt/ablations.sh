@@ -9,6 +9,7 @@ ARGUMENTS=("$@") PREFIX="${TAG:-}"
 J=TRAINER.JOLT
 one default
 one prompt "$J.HEAD" False
+one folds1 "$J.HEAD_FOLDS" 1                # one MLP, trusted whatever it does to new images
 for M in 16 32 128; do one "directions$M" "$J.DIRECTIONS" "$M"; done
 for K in 3 5; do one "top$K" ORACLE.TOP_K "$K"; done
 one one_damping "$J.DAMPINGS" "(0.3,)"      # falls when it wins, rises when it loses: one candidate in place of three

@@ -12,6 +12,7 @@ SECTIONS = "SEED", "ORACLE", "OPTIM", "DATASET", "DATALOADER", "INPUT", "TRAINER
 HARMLESS = {"DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST.BATCH_SIZE", "DATALOADER.TEST.SAMPLER", "INPUT.CACHE_MB", "ORACLE.SAVE_EVERY"}
 BUDGETS = "ORACLE.MAX_QUERIES", "ORACLE.MAX_IMAGE_QUERIES", "OPTIM.MAX_EPOCH"
 NOT_TRAINING = "TEST.", "ORACLE.VAL_EVERY", "MODEL."    # the model is known to a checkpoint by its weights
+BEFORE = {"JOLT": {"TRAINER.JOLT.HEAD_FOLDS": "1"}}    # what a method did before it had the key, where that is not today's default
 SHOWN = 3
 
 
@@ -27,10 +28,10 @@ def settings(text):
 
 
 def differences(made, here):
-    """{name: (there, here)}. What only one of them knows, because a version between them added it, has today's default in the other."""
+    """{name: (there, here)}. What only one of them knows, because a version between them added it, is in the other what was done before: today's default, mostly."""
     default = get_cfg_default()
     extend_cfg(default)
-    default = settings(default.dump())
+    default = {**settings(default.dump()), **BEFORE.get(here["TRAINER.NAME"], {})}
     pairs = {name: tuple(side.get(name, default.get(name)) for side in (made, here)) for name in {**made, **here}}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and None not in pair}
 
