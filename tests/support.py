@@ -50,10 +50,10 @@ def seeded(seed=0):
 
 
 def quadratic(d, seed=0):
-    """f `[P, d] -> [P]` and its gradient: f(x) = x'Ax/2 + b'x, A positive definite."""
+    """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: f(x) = x'Ax/2 + b'x, A positive definite."""
     M, b = torch.randn(d, d, dtype=d64, generator=seeded(seed)), torch.randn(d, dtype=d64, generator=seeded(seed + 1))
     A = M @ M.T / d + torch.eye(d, dtype=d64)
-    return (lambda x: ((x @ A) * x).sum(-1) / 2 + x @ b), (lambda x: A @ x + b)
+    return (lambda x: ((x @ A) * x).sum(-1) / 2 + x @ b), (lambda x: x @ A + b)
 
 
 def arguments(trainer, root, out, *options, seed=1, flags=()):

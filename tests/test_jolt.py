@@ -395,7 +395,7 @@ def test_the_ablations_are_runs_of_their_own_with_settings_that_exist(monkeypatc
                              text=True, check=True).stdout.splitlines()
     found = [train.setup_cfg(train.parse_args(shlex.split(line)[2:])) for line in printed]
     assert len({cfg.OUTPUT_DIR for cfg in found}) == len(found) > 12 and all("16shots_x_" in cfg.OUTPUT_DIR for cfg in found)
-    same = [[str({**cfg.TRAINER.JOLT}), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.ORACLE.MAX_QUERIES, cfg.ORACLE.TOP_K] for cfg in found]
+    same = [[str({**cfg.TRAINER.JOLT}), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.ORACLE.MAX_QUERIES, cfg.ORACLE.TOP_K, cfg.ORACLE.PREC] for cfg in found]
     assert all(same.count(settings) == 1 for settings in same)
 
 

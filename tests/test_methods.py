@@ -11,14 +11,7 @@ from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.prompts import LowRankSpace, RandomProjection, TokenSpace, TwoProjections
 from dassl_blackbox.trainers.craft import divergence
-from support import bill, build
-
-
-def quadratic(d, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    A = torch.randn(d, d, generator=g, dtype=torch.float64)
-    A, b = A @ A.T / d + torch.eye(d), torch.randn(d, generator=g, dtype=torch.float64)
-    return A, b, lambda theta: 0.5 * ((theta @ A) * theta).sum(-1) + theta @ b
+from support import bill, build, quadratic
 
 
 # CBBT
@@ -26,7 +19,7 @@ def quadratic(d, seed=0):
 def test_random_directions_estimate():
     """On f = x'Ax/2 + b'x a difference is exactly eps u'g + eps^2 u'Au/2; E[u u'] = I/d for unit u, and odd moments vanish."""
     d, q = 6, 200_000
-    A, b, f = quadratic(d)
+    f, gradient_at = quadratic(d)
     theta = torch.linspace(-1, 1, d, dtype=torch.float64)
     optimizer = RandomDirections(theta, q=q, seed=3)
     assert optimizer.eps == 1 / d
@@ -34,8 +27,8 @@ def test_random_directions_estimate():
     u = optimizer.asked
     assert candidates.shape == (q + 1, d) and torch.equal(candidates[0], theta)
     torch.testing.assert_close(u.norm(dim=1), torch.ones(q, dtype=torch.float64))
-    gradient = A @ theta + b
-    slopes = u @ gradient + optimizer.eps * 0.5 * ((u @ A) * u).sum(1)
+    gradient = gradient_at(theta)
+    slopes = u @ gradient + optimizer.eps * 0.5 * (u * (gradient_at(u) - gradient_at(0 * u))).sum(1)
     exact = (u * slopes[:, None]).mean(0) / optimizer.eps
     estimate = optimizer.estimate(f(candidates))
     torch.testing.assert_close(estimate, exact, rtol=1e-6, atol=1e-8)

@@ -12,6 +12,7 @@ one prompt "$J.HEAD" False
 one folds1 "$J.HEAD_FOLDS" 1                # one MLP, trusted whatever it does to new images
 for M in 16 32 128; do one "directions$M" "$J.DIRECTIONS" "$M"; done
 for K in 3 5; do one "top$K" ORACLE.TOP_K "$K"; done
+for PREC in fp16 bf16; do one "$PREC" ORACLE.PREC "$PREC"; done
 one one_damping "$J.DAMPINGS" "(0.3,)"      # falls when it wins, rises when it loses: one candidate in place of three
 one damping01 "$J.DAMPING" 0.1
 one no_decay "$J.DECAY" 0.0
