@@ -49,6 +49,8 @@ def outside(optimizer, head, B, C, device):
     labels, folds = (torch.randint(below, (B,), generator=generator).to(device) for below in (C, len(head.mlps)))
     answers = [torch.randn(P, B, C, generator=generator).to(device) for P in (optimizer.population - optimizer.m, optimizer.m)]
     learner = HeadLearner(head)
+    while learner.memory is None or len(learner.memory[1]) < learner.capacity:
+        learner.remember(answers[0][0], labels, folds)
 
     def step():
         for logits in answers:

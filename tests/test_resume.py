@@ -159,8 +159,8 @@ def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, c
     assert "was written by an earlier version, and its settings cannot be compared" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, changed", [("JOLT", {"TRAINER.JOLT.HEAD_FOLDS": ("1", "4")}), ("ZIP", {})])
-def test_a_run_from_before_a_key_did_what_was_done_then(name, changed, data_root, tmp_path):
-    here = settings(build(name, data_root, tmp_path).cfg.dump())
+@pytest.mark.parametrize("name, head, changed", [("JOLT", "True", {"TRAINER.JOLT.HEAD_FOLDS": ("1", "4")}), ("JOLT", "False", {}), ("ZIP", "True", {})])
+def test_a_run_from_before_a_key_did_what_was_done_then(name, head, changed, data_root, tmp_path):
+    here = settings(build(name, data_root, tmp_path, "TRAINER.JOLT.HEAD", head).cfg.dump())
     there = {key: value for key, value in here.items() if key not in ("TRAINER.JOLT.HEAD_FOLDS", "INPUT.VIEWS")}
     assert differences(there, here) == changed and set(differences(here, there)) == set(changed)

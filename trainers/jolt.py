@@ -21,7 +21,7 @@ class JOLT(BlackBoxTrainer):
     Access: logits. A step asks for `1 + number of DAMPINGS + DIRECTIONS` candidates on one mini-batch.
 
     - `HEAD`: a residual head on the logits learns from the answers about the prompt in use, which were asked for anyway, and counts for as much as it helps on training
-      images that it did not learn from. The prompt is tuned through it: the optimiser is told refined logits.
+      images that it did not learn from (with two `HEAD_FOLDS` or more). The prompt is tuned through it: the optimiser is told refined logits.
     - `MEMORY`: the Jacobian is remembered, and every step asks about the whole un-augmented training set: a candidate costs `ceil(N / 128)` queries.
     - `FEATURES` (grant features): the texts' features come back for one query a candidate, whatever the number of images, and the images' once a step, for `ceil(B / 128)`.
       With `MEMORY`, the features' Jacobian is remembered, which belongs to no image: mini-batches serve.
@@ -62,13 +62,13 @@ class JOLT(BlackBoxTrainer):
         if not jolt.HEAD:
             return None, None
         head = CrossFitted(self.num_classes, jolt.HEAD_WIDTH, jolt.HEAD_FOLDS).to(self.device)
-        self.folds = folds_of([item.label for item in self.dm.dataset.train_x], jolt.HEAD_FOLDS).to(self.device)
+        self.folds = folds_of(self.dm.dataset.train_x, jolt.HEAD_FOLDS).to(self.device)
         return head, HeadLearner(head, lr=jolt.HEAD_LR, decay=jolt.HEAD_DECAY, steps=jolt.HEAD_STEPS, capacity=jolt.HEAD_MEMORY, dropout=jolt.HEAD_DROPOUT)
 
-    def examples(self, batch):
+    def forward_backward(self, batch):
         if self.head is not None:
             self.batch_folds = self.folds[batch["index"].to(self.device)]
-        return super().examples(batch)
+        return super().forward_backward(batch)
 
     def step_cost(self):
         return self.feature_cost() if self.cfg.TRAINER.JOLT.FEATURES else super().step_cost()

@@ -98,11 +98,11 @@ def extend_cfg(cfg):
     cfg.TRAINER.JOLT.HEAD = True        # train a residual head on the logits that come back
     cfg.TRAINER.JOLT.HEAD_FOLDS = 4     # MLPs of the head, each checked on the share of the training images that it does not learn from; 1: one that is not checked
     cfg.TRAINER.JOLT.HEAD_WIDTH = 256   # their hidden width
-    cfg.TRAINER.JOLT.HEAD_DROPOUT = 0.5  # share of it that is left out while they learn
+    cfg.TRAINER.JOLT.HEAD_DROPOUT = 0.5  # share of the hidden layers that is left out while they learn
     cfg.TRAINER.JOLT.HEAD_LR = 1e-3     # their learning rate (AdamW)
     cfg.TRAINER.JOLT.HEAD_DECAY = 0.01  # their weight decay
     cfg.TRAINER.JOLT.HEAD_STEPS = 8     # their steps after every step of the prompt, on what is remembered
-    cfg.TRAINER.JOLT.HEAD_MEMORY = 1024  # logits of so many images are remembered
+    cfg.TRAINER.JOLT.HEAD_MEMORY = 1024  # logits of so many crops are remembered, the latest
 
     cfg.TRAINER.ZEROSHOT = CN()
     cfg.TRAINER.ZEROSHOT.TEMPLATE = ""  # text with a slot {} for the class name; empty: the data set's own

@@ -8,36 +8,47 @@ from .errors import BlackBoxError
 from .heads import mlp
 from .optimizers.gaussnewton import softmax_model
 
-MOST = 2.0      # trust stays below it: more would be the chance of a few images
+MOST = 2.0      # that trust can be: more would be the chance of a few images
+NEWTON = 20     # steps at most, of two numbers
 
 
-def folds_of(labels, folds):
-    """A fold for every image `[N]`, spread evenly over the images of a class; labels is a list."""
-    seen, numbers = {}, []
-    for label in labels:
-        seen[label] = seen.get(label, label - 1) + 1     # classes begin with different folds, so that with few images a class the folds are as large
-        numbers.append(seen[label] % folds)
-    return torch.tensor(numbers)
+def folds_of(items, folds):
+    """A fold for every training image `[N]`, spread evenly over those of a class; a picture that is listed twice has one fold.
+
+    Args:
+        items: Dassl's, with `label` and `impath`.
+        folds: their number.
+    """
+    latest, numbers = {}, {}
+    for item in items:
+        if item.impath not in numbers:
+            # classes take turns at which fold gets their first image; else, with few images a class, the first fold would be the largest
+            latest[item.label] = latest.get(item.label, item.label - 1) + 1
+            numbers[item.impath] = latest[item.label] % folds
+    return torch.tensor([numbers[item.impath] for item in items])
 
 
-def stacking_weight(logits, residuals, labels, iterations=20):
+def stacking_weight(logits, residuals, labels):
     """The w from 0 to `MOST` at which `softmax(a (logits + w residuals))` has the least cross-entropy, at its best scale a.
 
-    A convex problem in a and a w (Newton steps, halved until they help): how far the residuals are to be believed where their makers did not know the labels.
+    How far the residuals are to be believed, where their makers did not know the labels; a is there so that logits which are too sure of themselves do not decide it.
+    A convex problem in a and a w: Newton steps, halved until they help, from 0, where no softmax is saturated. Where no image is on the wrong side it has no end, and what the
+    first steps found serves.
 
     Args:
         logits, residuals: `[N, C]`.
         labels: `[N]`.
     """
     parts = torch.stack([logits, residuals]).double()
-    weights = torch.ones(2, dtype=parts.dtype, device=parts.device)
+    weights = torch.zeros(2, dtype=parts.dtype, device=parts.device)
 
     def loss(weights):
         return F.cross_entropy(torch.einsum("i,inc->nc", weights, parts), labels)
 
-    for _ in range(iterations):
+    for _ in range(NEWTON):
         g, H = softmax_model(torch.einsum("i,inc->nc", weights, parts), parts, labels)
-        step, here = torch.linalg.solve(H + 1e-9 * (1 + H.trace()) * torch.eye(2).to(H), g), loss(weights)
+        step = torch.linalg.solve(H + 1e-9 * (1 + H.trace()) * torch.eye(2).to(H), g)
+        here = loss(weights)
         share = next((2.0 ** -k for k in range(10) if loss(weights - 2.0 ** -k * step) < here), 0.0)
         if not share:
             break
@@ -49,8 +60,9 @@ def stacking_weight(logits, residuals, labels, iterations=20):
 class CrossFitted(nn.Module):
     """`refined = raw + trust MLP(raw)`, CraFT's residual on logits `[..., C]` less their mean (so that log-probabilities do as well), K times over.
 
-    The k-th MLP never learns from the k-th fold of the training images. An image of the fold is refined by that MLP alone, so that what the prompt is tuned on is not what a
-    head knows by heart; any other image by the mean of all. Every MLP begins by changing nothing. With one fold there is one MLP, which learns from all.
+    The k-th MLP never learns from the images of the k-th fold. Such an image is refined by that MLP alone, so that what the prompt is tuned on is not what a head knows by
+    heart; any other image by the mean of all. Every MLP begins by changing nothing. With one fold there is one MLP, which learns from all and is always trusted. With one
+    image a class an MLP is judged by classes that it never saw, and trust stays at 0.
 
     Args:
         classes: C.
@@ -116,7 +128,7 @@ class HeadLearner:
         shown = logits, labels, folds
         if self.memory is not None:
             shown = (torch.cat(pair) for pair in zip(self.memory, shown))
-        self.memory = tuple(part[-self.capacity:] for part in shown)
+        self.memory = tuple(part[-self.capacity:].clone() for part in shown)    # a view would keep, and save, what it was cut from
 
     def loss(self):
         """Sum over the MLPs of the mean cross-entropy on what each may learn from, under a new dropout."""
@@ -126,7 +138,7 @@ class HeadLearner:
         kept = torch.rand(len(labels), self.head.mlps[0][0].out_features, generator=generator) >= self.dropout
         kept, centred, total = kept.to(logits) / (1 - self.dropout), logits - logits.mean(-1, keepdim=True), 0.0
         for k, (inner, activation, outer) in enumerate(self.head.mlps):
-            seen = folds != k if len(self.head.mlps) > 1 else folds == k
+            seen = (folds != k) | (len(self.head.mlps) == 1)
             refined = logits[seen] + outer(activation(inner(centred[seen])) * kept[seen])
             total = total + F.cross_entropy(refined, labels[seen], reduction="sum") / seen.sum().clamp_min(1)
         return total

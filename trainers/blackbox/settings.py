@@ -12,7 +12,6 @@ SECTIONS = "SEED", "ORACLE", "OPTIM", "DATASET", "DATALOADER", "INPUT", "TRAINER
 HARMLESS = {"DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST.BATCH_SIZE", "DATALOADER.TEST.SAMPLER", "INPUT.CACHE_MB", "ORACLE.SAVE_EVERY"}
 BUDGETS = "ORACLE.MAX_QUERIES", "ORACLE.MAX_IMAGE_QUERIES", "OPTIM.MAX_EPOCH"
 NOT_TRAINING = "TEST.", "ORACLE.VAL_EVERY", "MODEL."    # the model is known to a checkpoint by its weights
-BEFORE = {"JOLT": {"TRAINER.JOLT.HEAD_FOLDS": "1"}}    # what a method did before it had the key, where that is not today's default
 SHOWN = 3
 
 
@@ -27,11 +26,16 @@ def settings(text):
     return {name: value for name, value in flat(yaml.safe_load(text)).items() if name.split(".")[0] in SECTIONS and name not in HARMLESS}
 
 
+def before(run):
+    """What a run of these settings did while a key was not yet known, where that is not today's default."""
+    return {"TRAINER.JOLT.HEAD_FOLDS": "1"} if (run["TRAINER.NAME"], run["TRAINER.JOLT.HEAD"]) == ("JOLT", "True") else {}
+
+
 def differences(made, here):
-    """{name: (there, here)}. What only one of them knows, because a version between them added it, is in the other what was done before: today's default, mostly."""
+    """{name: (there, here)}. A key that only one side has was added between versions: the other side gets what was done before it, mostly today's default."""
     default = get_cfg_default()
     extend_cfg(default)
-    default = {**settings(default.dump()), **BEFORE.get(here["TRAINER.NAME"], {})}
+    default = {**settings(default.dump()), **before(here)}
     pairs = {name: tuple(side.get(name, default.get(name)) for side in (made, here)) for name in {**made, **here}}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and None not in pair}
 
