@@ -391,6 +391,12 @@ def test_a_head_does_not_move_to_as_many_other_classes(name, data_root, tmp_path
         build(name, data_root, tmp_path / "new", subsample, "new").load_model(str(tmp_path / "base"))
 
 
+def test_a_head_of_other_folds_is_refused_by_name(data_root, tmp_path):
+    trained("JOLT", data_root, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
+    with pytest.raises(BlackBoxError, match="has a head of another shape, .*'head.mlps.2.0.weight' is .256, 10. there and absent here"):
+        build("JOLT", data_root, tmp_path / "other", "TRAINER.JOLT.HEAD_FOLDS", 2).load_model(str(tmp_path / "run"))
+
+
 # Features
 
 def test_features_give_the_same_run_for_fewer_image_queries(data_root, tmp_path):
