@@ -63,12 +63,11 @@ def load(path, trainer):
     shapes = {k: tuple(v.shape) for k, v in trainer.learner.state_dict().items()}
     saved = {k: tuple(v.shape) for k, v in state["state_dict"].items()}
     for k in {**shapes, **saved}:
-        if shapes.get(k) != saved.get(k) and k.startswith("head."):
-            raise BlackBoxError(f"{path} has a head of another shape, or of an earlier version: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the "
-                                f"same settings of the head as in training, or train anew.")
         if shapes.get(k) != saved.get(k):
-            raise BlackBoxError(f"{path} has a prompt of another size: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the "
-                                f"same N_CTX, CTX_INIT and dimensions as in training.")
+            part, cure = "a prompt of another size", "N_CTX, CTX_INIT and dimensions as in training"
+            if k.startswith("head."):
+                part, cure = "a head of another shape, or of an earlier version", "settings of the head as in training, or train anew"
+            raise BlackBoxError(f"{path} has {part}: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the same {cure}.")
     return state
 
 
