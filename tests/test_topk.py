@@ -9,10 +9,11 @@ from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, TopK
 from support import Random, build, trained
 
 
-def test_all_log_probabilities_are_as_good_as_logits(data_root, tmp_path):
-    runs = [trained("JOLT", data_root, tmp_path / str(k), "ORACLE.TOP_K", k, "OPTIM.MAX_EPOCH", 2) for k in (0, 10)]
+@pytest.mark.parametrize("folds, epochs", [(1, 2), (4, 1)])     # in a second epoch, folds of a few images make more of the rounding than the bound
+def test_all_log_probabilities_are_as_good_as_logits(folds, epochs, data_root, tmp_path):
+    runs = [trained("JOLT", data_root, tmp_path / str(k), "ORACLE.TOP_K", k, "OPTIM.MAX_EPOCH", epochs, "TRAINER.JOLT.HEAD_FOLDS", folds) for k in (0, 10)]
     moved = runs[0].learner.theta - runs[0].learner.space.origin
-    assert moved.norm() > 0 and (runs[1].learner.theta - runs[0].learner.theta).norm() < 0.05 * moved.norm()    # rounding, and what the steps make of it
+    assert moved.norm() > 0 and (runs[1].learner.theta - runs[0].learner.theta).norm() < 0.02 * moved.norm()
 
 
 def test_top_k_by_hand():
