@@ -10,7 +10,6 @@ from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.rng import child_seed
 
-
 MEMORY_LIMIT = 2 ** 31  # bytes of a remembered Jacobian; a step holds several of its size, every checkpoint one
 
 

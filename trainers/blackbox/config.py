@@ -32,7 +32,7 @@ def extend_cfg(cfg):
     cfg.TRAINER.ZIP = CN()
     cfg.TRAINER.ZIP.N_CTX = 8           # context tokens n (ignored where CTX_INIT gives words)
     cfg.TRAINER.ZIP.CTX_INIT = ""       # words to start from; empty: random, N(0, 0.02^2)
-    cfg.TRAINER.ZIP.SPACE = "lowrank"  # prompt space: context, lowrank or projection
+    cfg.TRAINER.ZIP.SPACE = "lowrank"   # prompt space: context, lowrank or projection
     cfg.TRAINER.ZIP.ID = 500            # intrinsic dimension; each token gets m = ID // n numbers
     cfg.TRAINER.ZIP.RANK = 5            # rank r of the low-rank part
     cfg.TRAINER.ZIP.RULE = "spsa-clip"  # update rule: spsa-clip, spsa-gc or spsa

@@ -45,14 +45,18 @@ def stacking_weight(logits, residuals, labels):
     def loss(weights):
         return F.cross_entropy(torch.einsum("i,inc->nc", weights, parts), labels)
 
+    here = loss(weights)
     for _ in range(NEWTON):
         g, H = softmax_model(torch.einsum("i,inc->nc", weights, parts), parts, labels)
         step = torch.linalg.solve(H + 1e-9 * (1 + H.trace()) * torch.eye(2).to(H), g)
-        here = loss(weights)
-        share = next((2.0 ** -k for k in range(10) if loss(weights - 2.0 ** -k * step) < here), 0.0)
-        if not share:
-            break
-        weights = weights - share * step
+        for k in range(10):
+            trial = weights - 2.0 ** -k * step
+            there = loss(trial)
+            if there < here:
+                break
+        else:
+            break   # no part of the step helps
+        weights, here = trial, there
     a, w = weights.tolist()
     return min(max(w, 0.0) / max(a, 1e-6), MOST)
 

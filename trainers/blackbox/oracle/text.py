@@ -9,7 +9,6 @@ from . import prefix
 from .blocks import positions_at_once
 
 
-
 class TextPath:
     """`[SOS][v_1]…[v_n][text of the class][EOT]` for C classes and P candidate contexts, on any text tower of open_clip's own.
 
