@@ -30,7 +30,9 @@ def parse(directory, keyword, end_signal, ci95):
     values = []
     for folder in subfolders(directory):
         if not (folder / "log.txt").is_file():
-            raise SystemExit(f"error: no log at {folder / 'log.txt'}; with one more level of folders, add --multi-exp")
+            raise SystemExit(
+                f"error: no log at {folder / 'log.txt'}; with one more level of folders, add --multi-exp"
+            )
         run = read_run(folder, end_signal)
         if run is None or keyword not in run.metrics:
             continue
@@ -38,21 +40,32 @@ def parse(directory, keyword, end_signal, ci95):
         spent = "–" if run.counts is None else f"{run.counts['training']['queries']:,}"
         print(f"file: {folder / 'log.txt'}. {keyword}: {values[-1]:.2f}%. queries: {spent}.")
     if not values:
-        raise SystemExit(f"error: nothing found in {directory}: no log with '{end_signal}' followed by '* {keyword}: x%'")
+        raise SystemExit(
+            f"error: nothing found in {directory}: no log with '{end_signal}' followed by '* {keyword}: x%'"
+        )
     mean, error = mean_and_error(values)
     spread = pstdev(values) * (1.96 / len(values) ** 0.5 if ci95 else 1)
     print("===")
     print(f"Summary of directory: {directory}")
     print(f"* {keyword}: {mean:.2f}% +- {spread:.2f}%")
-    print(f"* {keyword}, standard error over {len(values)} seeds: " + ("–" if error is None else f"{mean:.2f}% +- {error:.2f}%"))
+    print(
+        f"* {keyword}, standard error over {len(values)} seeds: "
+        + ("–" if error is None else f"{mean:.2f}% +- {error:.2f}%")
+    )
     print("===")
     return mean
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", help="path to directory")
-    parser.add_argument("--ci95", action="store_true", help="95%% confidence interval instead of the standard deviation")
+    parser.add_argument(
+        "--ci95",
+        action="store_true",
+        help="95%% confidence interval instead of the standard deviation",
+    )
     parser.add_argument("--test-log", action="store_true", help="parse test-only logs")
     parser.add_argument("--multi-exp", action="store_true", help="parse multiple experiments")
     parser.add_argument("--keyword", default="accuracy", help="which keyword to extract")

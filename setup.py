@@ -8,7 +8,9 @@ FOLDERS = {f"dassl_blackbox.{name}": name for name in ("trainers", "datasets")}
 packages = ["dassl_blackbox"]
 for package, folder in FOLDERS.items():
     packages += [package] + [f"{package}.{sub}" for sub in find_packages(folder)]
-packages += ["dassl_blackbox.compat"] + [f"dassl_blackbox.compat.{sub}" for sub in find_packages("compat")]
+packages += ["dassl_blackbox.compat"] + [
+    f"dassl_blackbox.compat.{sub}" for sub in find_packages("compat")
+]
 
 setup(
     name="dassl-blackbox",
@@ -21,7 +23,20 @@ setup(
     packages=packages,
     package_dir={"": ".", **FOLDERS, "dassl_blackbox.compat": "compat"},
     package_data={"dassl_blackbox.trainers.blackbox": ["assets/*"]},
-    install_requires=["torch>=2.4", "torchvision", "open_clip_torch>=3.0", "yacs", "cma", "numpy", "pillow", "safetensors", "scikit-learn",
-                      "tabulate", "tqdm", "tensorboard", "matplotlib"],
+    install_requires=[
+        "torch>=2.4",
+        "torchvision",
+        "open_clip_torch>=3.0",
+        "yacs",
+        "cma",
+        "numpy",
+        "pillow",
+        "safetensors",
+        "scikit-learn",
+        "tabulate",
+        "tqdm",
+        "tensorboard",
+        "matplotlib",
+    ],
     extras_require={"test": ["pytest", "pytest-xdist"]},
 )

@@ -20,9 +20,9 @@ from dassl.utils import set_random_seed
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
-from dassl_blackbox.trainers.blackbox.files import write_atomically
-from dassl_blackbox.trainers.blackbox.settings import as_text, differences, larger, settings
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, one_of
+from dassl_blackbox.trainers.blackbox.run.files import write_atomically
+from dassl_blackbox.trainers.blackbox.run.settings import as_text, differences, larger, settings
 
 
 def header(args, cfg):
@@ -34,9 +34,22 @@ def header(args, cfg):
 def print_environment():
     """Versions and device, without the subprocesses that torch's full report starts."""
     print("** System info **")
-    print(f"Dassl {dassl.__version__}" + (" (our stand-in for it: no Dassl is installed)" if hasattr(dassl, "__compat__") else ""))
-    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "open_clip_torch", "numpy", "cma")))
-    print(torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {torch.get_num_threads()} threads, no CUDA device")
+    print(
+        f"Dassl {dassl.__version__}"
+        + (" (our stand-in for it: no Dassl is installed)" if hasattr(dassl, "__compat__") else "")
+    )
+    print(
+        f"Python {platform.python_version()}, "
+        + ", ".join(
+            f"{name} {version(name)}"
+            for name in ("torch", "torchvision", "open_clip_torch", "numpy", "cma")
+        )
+    )
+    print(
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()}, {torch.get_num_threads()} threads, no CUDA device"
+    )
 
 
 def reset_cfg(cfg, args):
@@ -78,12 +91,18 @@ def setup_cfg(args):
         reset_cfg(cfg, args)
         cfg.merge_from_list(args.opts)
     except OSError as e:
-        raise BlackBoxError(f"The configuration file {e.filename} cannot be read ({e.strerror}).") from e
+        raise BlackBoxError(
+            f"The configuration file {e.filename} cannot be read ({e.strerror})."
+        ) from e
     except yaml.YAMLError as e:
-        raise BlackBoxError(f"The configuration file {path} is not YAML ({' '.join(str(e).split())}).") from e
+        raise BlackBoxError(
+            f"The configuration file {path} is not YAML ({' '.join(str(e).split())})."
+        ) from e
     except (KeyError, ValueError, AssertionError) as e:
-        raise BlackBoxError(f"The configuration does not resolve: {e.args[0] if e.args else e}. Keys are those of Dassl and of "
-                            f"trainers/blackbox/config.py; options come as KEY VALUE pairs.") from e
+        raise BlackBoxError(
+            f"The configuration does not resolve: {e.args[0] if e.args else e}. Keys are those of Dassl and of "
+            f"trainers/blackbox/config.py; options come as KEY VALUE pairs."
+        ) from e
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     cfg.freeze()
@@ -93,19 +112,31 @@ def setup_cfg(args):
 def run(args, log):
     cfg = setup_cfg(args)
     config_file = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if args.skip_done and args.eval_only and is_evaluated(cfg.OUTPUT_DIR, header(args, cfg), args.model_dir):
+    if (
+        args.skip_done
+        and args.eval_only
+        and is_evaluated(cfg.OUTPUT_DIR, header(args, cfg), args.model_dir)
+    ):
         print(f"{cfg.OUTPUT_DIR} holds this evaluation: skipped")
         return
     if args.skip_done and not args.eval_only and is_finished(cfg.OUTPUT_DIR):
         if not config_file.is_file():
-            raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run without its config.yaml, so that nobody knows whose it is. Choose another --output-dir, or move it away.")
-        differ = differences(settings(config_file.read_text(encoding="utf-8")), settings(cfg.dump()))
+            raise BlackBoxError(
+                f"{cfg.OUTPUT_DIR} holds a finished run without its config.yaml, so that nobody knows whose it is. Choose another --output-dir, or move it away."
+            )
+        differ = differences(
+            settings(config_file.read_text(encoding="utf-8")), settings(cfg.dump())
+        )
         if not differ:
             print(f"{cfg.OUTPUT_DIR} holds a finished run of this configuration: skipped")
             return
         if not all(larger(name, *values) for name, values in differ.items()):
-            raise BlackBoxError(f"{cfg.OUTPUT_DIR} holds a finished run of another configuration ({as_text(differ)}). Choose another --output-dir, or move that run away.")
-        print(f"{cfg.OUTPUT_DIR} holds a finished run of a smaller budget ({as_text(differ)}): it goes on")
+            raise BlackBoxError(
+                f"{cfg.OUTPUT_DIR} holds a finished run of another configuration ({as_text(differ)}). Choose another --output-dir, or move that run away."
+            )
+        print(
+            f"{cfg.OUTPUT_DIR} holds a finished run of a smaller budget ({as_text(differ)}): it goes on"
+        )
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -116,12 +147,16 @@ def run(args, log):
 
     trainer = build_trainer(cfg)
     if args.no_train and not args.eval_only:
-        print(f"This run would cost {trainer.describe_cost()}" if hasattr(trainer, "describe_cost") else "No queries are counted here")
+        print(
+            f"This run would cost {trainer.describe_cost()}"
+            if hasattr(trainer, "describe_cost")
+            else "No queries are counted here"
+        )
         return
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         log.open(cfg.OUTPUT_DIR)
-        if not config_file.exists():    # that of a training run stays
+        if not config_file.exists():  # that of a training run stays
             write_atomically(config_file, cfg.dump().encode())
         trainer.test()
         if hasattr(trainer, "oracle"):
@@ -151,10 +186,14 @@ def main(args):
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default="", help="path to the data sets")
     parser.add_argument("--output-dir", default="", help="output directory")
-    parser.add_argument("--resume", default="", help="checkpoint directory from which training resumes")
+    parser.add_argument(
+        "--resume", default="", help="checkpoint directory from which training resumes"
+    )
     parser.add_argument("--seed", type=int, default=-1, help="0 or more fixes the seed")
     parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
     parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
@@ -165,11 +204,25 @@ def parse_args(arguments=None):
     parser.add_argument("--backbone", default="", help="name of the backbone")
     parser.add_argument("--head", default="", help="name of the head")
     parser.add_argument("--eval-only", action="store_true", help="evaluation only")
-    parser.add_argument("--model-dir", default="", help="with --eval-only: the output directory of the run to load")
-    parser.add_argument("--load-epoch", type=int, help="with --eval-only: load the model of this epoch; without it, the last")
-    parser.add_argument("--no-train", action="store_true", help="do not train; print what the run would cost")
-    parser.add_argument("--skip-done", action="store_true", help="do nothing where the output directory holds a finished run of this configuration; go on where its budget was smaller")
-    parser.add_argument("opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end")
+    parser.add_argument(
+        "--model-dir", default="", help="with --eval-only: the output directory of the run to load"
+    )
+    parser.add_argument(
+        "--load-epoch",
+        type=int,
+        help="with --eval-only: load the model of this epoch; without it, the last",
+    )
+    parser.add_argument(
+        "--no-train", action="store_true", help="do not train; print what the run would cost"
+    )
+    parser.add_argument(
+        "--skip-done",
+        action="store_true",
+        help="do nothing where the output directory holds a finished run of this configuration; go on where its budget was smaller",
+    )
+    parser.add_argument(
+        "opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end"
+    )
     return parser.parse_args(arguments)
 
 

@@ -30,8 +30,12 @@ CENTRE = {"directions": 64, "batch": 128, "classes": 100, "contexts": 4}
 def inside(oracle, optimizer, B, n):
     """Seconds of the step's queries."""
     D, generator = oracle.description.width, torch.Generator().manual_seed(1)
-    pixels = torch.randn(B, 3, *oracle.description.image_size, generator=generator).to(oracle.device)
-    contexts = (torch.randn(optimizer.population, n, D, generator=generator) * oracle.description.token_std).to(oracle.device)
+    pixels = torch.randn(B, 3, *oracle.description.image_size, generator=generator).to(
+        oracle.device
+    )
+    contexts = (
+        torch.randn(optimizer.population, n, D, generator=generator) * oracle.description.token_std
+    ).to(oracle.device)
     first = optimizer.population - optimizer.m
 
     def step():
@@ -46,8 +50,13 @@ def inside(oracle, optimizer, B, n):
 def outside(optimizer, head, B, C, device):
     """Seconds of both rounds and of the head's steps."""
     generator = torch.Generator().manual_seed(2)
-    labels, folds = (torch.randint(below, (B,), generator=generator).to(device) for below in (C, len(head.mlps)))
-    answers = [torch.randn(P, B, C, generator=generator).to(device) for P in (optimizer.population - optimizer.m, optimizer.m)]
+    labels, folds = (
+        torch.randint(below, (B,), generator=generator).to(device) for below in (C, len(head.mlps))
+    )
+    answers = [
+        torch.randn(P, B, C, generator=generator).to(device)
+        for P in (optimizer.population - optimizer.m, optimizer.m)
+    ]
     learner = HeadLearner(head)
     while learner.memory is None or len(learner.memory[1]) < learner.capacity:
         learner.remember(answers[0][0], labels, folds)
@@ -65,12 +74,18 @@ def outside(optimizer, head, B, C, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="ViT-B/16", choices=list(OPENAI))
-    parser.add_argument("--directions", nargs="+", type=int, default=[64, 16, 256], help="m, 8 or more")
+    parser.add_argument(
+        "--directions", nargs="+", type=int, default=[64, 16, 256], help="m, 8 or more"
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[128, 32], help="B")
     parser.add_argument("--classes", nargs="+", type=int, default=[100, 10, 1000], help="C")
-    parser.add_argument("--contexts", nargs="+", type=int, default=[4, 16], help="n context tokens, d = n x width")
+    parser.add_argument(
+        "--contexts", nargs="+", type=int, default=[4, 16], help="n context tokens, d = n x width"
+    )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="a Markdown file to write besides")
@@ -79,16 +94,42 @@ def main():
     oracle = LocalOracle(random_model(args.model, args.precision, device))
     values = {key: getattr(args, key) for key in CENTRE}
     centre = {key: CENTRE[key] if CENTRE[key] in values[key] else values[key][0] for key in CENTRE}
-    cells = [centre, *({**centre, key: value} for key in CENTRE for value in values[key] if value != centre[key])]
+    cells = [
+        centre,
+        *(
+            {**centre, key: value}
+            for key in CENTRE
+            for value in values[key]
+            if value != centre[key]
+        ),
+    ]
     rows = []
     for cell in tqdm(cells, unit="cell"):
         m, B, C, n = cell.values()
         oracle.set_classes(class_names(C))
         d = n * oracle.description.width
-        optimizer, head = SubspaceGaussNewton(torch.randn(d, device=device), directions=m), CrossFitted(C).to(device)
+        optimizer, head = (
+            SubspaceGaussNewton(torch.randn(d, device=device), directions=m),
+            CrossFitted(C).to(device),
+        )
         mine, theirs = outside(optimizer, head, B, C, device), inside(oracle, optimizer, B, n)
-        rows.append([m, B, C, f"{d:,}", f"{mine:.3g}", f"{theirs:.3g}", f"{100 * mine / (mine + theirs):.1f} %"])
-    publish(("m", "B", "C", "d", "outside s", "in the oracle s", "share outside"), rows, f"{args.model}, {args.precision}; {machine(device)}.", args.out)
+        rows.append(
+            [
+                m,
+                B,
+                C,
+                f"{d:,}",
+                f"{mine:.3g}",
+                f"{theirs:.3g}",
+                f"{100 * mine / (mine + theirs):.1f} %",
+            ]
+        )
+    publish(
+        ("m", "B", "C", "d", "outside s", "in the oracle s", "share outside"),
+        rows,
+        f"{args.model}, {args.precision}; {machine(device)}.",
+        args.out,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ CALTECH101 = (
     "hedgehog, helicopter, ibis, inline_skate, joshua_tree, kangaroo, ketch, lamp, laptop, llama, lobster, lotus, mandolin, mayfly, menorah, metronome, minaret, "
     "nautilus, octopus, okapi, pagoda, panda, pigeon, pizza, platypus, pyramid, revolver, rhino, rooster, saxophone, schooner, scissors, scorpion, sea_horse, snoopy, "
     "soccer_ball, stapler, starfish, stegosaurus, stop_sign, strawberry, sunflower, tick, trilobite, umbrella, watch, water_lilly, wheelchair, wild_cat, "
-    "windsor_chair, wrench, yin_yang").split(", ")
+    "windsor_chair, wrench, yin_yang"
+).split(", ")
 
 
 def class_names(count):

@@ -33,16 +33,41 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-HEADERS = ("model", "C", "n", "P", "B", "as in", "published s", "ours s", "ratio", "positions", "multiply-adds", "share of peak", "memory MB", "largest difference")
-LONG = 5    # seconds of a call in which warming up does not show
+HEADERS = (
+    "model",
+    "C",
+    "n",
+    "P",
+    "B",
+    "as in",
+    "published s",
+    "ours s",
+    "ratio",
+    "positions",
+    "multiply-adds",
+    "share of peak",
+    "memory MB",
+    "largest difference",
+)
+LONG = 5  # seconds of a call in which warming up does not show
 CENTRE = {"model": "ViT-B/16", "classes": 100, "contexts": 8, "candidates": 10, "batch": 32}
 
 
 def random_model(name, precision, device):
     torch.manual_seed(0)
     weights = "fp32" if precision == "amp" else precision
-    model = open_clip.create_model(OPENAI[name], precision=weights, device=device).eval().requires_grad_(False)
-    return LoadedModel(model, open_clip.get_tokenizer(OPENAI[name]), describe(name, model), precision, torch.device(device))
+    model = (
+        open_clip.create_model(OPENAI[name], precision=weights, device=device)
+        .eval()
+        .requires_grad_(False)
+    )
+    return LoadedModel(
+        model,
+        open_clip.get_tokenizer(OPENAI[name]),
+        describe(name, model),
+        precision,
+        torch.device(device),
+    )
 
 
 def timed(call, device):
@@ -63,7 +88,9 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known):
         super().__init__()
         self.live = self.most = 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}    # views of them are not new
+        self.seen = {
+            tensor.untyped_storage()._cdata for tensor in known
+        }  # views of them are not new
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -110,7 +137,7 @@ def matrix_peak(device, dtype):
     best = 0.0
     for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        best = max(best, size ** 3 / timed(lambda: a @ b, device))
+        best = max(best, size**3 / timed(lambda: a @ b, device))
     return best
 
 
@@ -124,13 +151,15 @@ def cell(oracle, way, P, n, B, seconds, peak):
     description, device = oracle.description, oracle.device
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(B, 3, *description.image_size, generator=generator).to(device)
-    contexts = (torch.randn(P, n, description.width, generator=generator) * description.token_std).to(device)
+    contexts = (
+        torch.randn(P, n, description.width, generator=generator) * description.token_std
+    ).to(device)
     uploaded = oracle.upload(pixels)
     given = image_features(oracle, pixels) if way == "CraFT" else pixels
 
     def ours():
         oracle.last_contexts = None
-        if way == "CraFT":      # the images are known from before
+        if way == "CraFT":  # the images are known from before
             return oracle.query(uploaded, contexts)
         oracle.store = FeatureStore()
         return oracle.query(oracle.upload(pixels), contexts)
@@ -144,24 +173,48 @@ def cell(oracle, way, P, n, B, seconds, peak):
     mine = timed(ours, device)
     ids, end = oracle.text.tokens(n)
     positions = P * (n + 1 + int((end - n).sum()))
-    asked = multiply_adds(lambda: published(1)), min(P, 2), multiply_adds(lambda: published(min(P, 2)))
+    asked = (
+        multiply_adds(lambda: published(1)),
+        min(P, 2),
+        multiply_adds(lambda: published(min(P, 2))),
+    )
     known = [*oracle.model.parameters(), *oracle.model.buffers(), pixels, contexts]
     memory, a = peak_memory(lambda: published(1), known, device)
     with FlopCounterMode(display=False) as counter:
         our_memory, b = peak_memory(ours, known, device)
     sums = counter.get_total_flops() / 2
-    return [description.name, len(ids), n, P, B, way, f"{'≈ ' if p < P else ''}{theirs:.3g}", f"{mine:.3g}", f"{theirs / mine:.1f}",
-            f"{P * len(ids) * description.context_length:,} → {positions:,}", f"{from_first(P, *asked) / sums:.1f} times",
-            f"{100 * sums / mine / peak:.0f} %", f"{'≥ ' if P > 1 else ''}{memory / 2 ** 20:,.0f} → {our_memory / 2 ** 20:,.0f}",
-            f"{((a - b[:1]).abs().max() / a.abs().max()).item():.1e}"]
+    return [
+        description.name,
+        len(ids),
+        n,
+        P,
+        B,
+        way,
+        f"{'≈ ' if p < P else ''}{theirs:.3g}",
+        f"{mine:.3g}",
+        f"{theirs / mine:.1f}",
+        f"{P * len(ids) * description.context_length:,} → {positions:,}",
+        f"{from_first(P, *asked) / sums:.1f} times",
+        f"{100 * sums / mine / peak:.0f} %",
+        f"{'≥ ' if P > 1 else ''}{memory / 2**20:,.0f} → {our_memory / 2**20:,.0f}",
+        f"{((a - b[:1]).abs().max() / a.abs().max()).item():.1e}",
+    ]
 
 
 def cells(args):
     """(model, classes, n, P, B, way) of the table."""
-    axes = {"model": args.models, "classes": args.classes, "contexts": args.contexts, "candidates": args.candidates, "batch": args.batches}
+    axes = {
+        "model": args.models,
+        "classes": args.classes,
+        "contexts": args.contexts,
+        "candidates": args.candidates,
+        "batch": args.batches,
+    }
     if args.whole_grid:
         return [(*values, way) for values in product(*axes.values()) for way in args.ways]
-    centre = {key: CENTRE[key] if CENTRE[key] in values else values[0] for key, values in axes.items()}
+    centre = {
+        key: CENTRE[key] if CENTRE[key] in values else values[0] for key, values in axes.items()
+    }
     rows = [tuple(centre.values())]
     for key, values in axes.items():
         rows += [tuple({**centre, key: value}.values()) for value in values if value != centre[key]]
@@ -169,7 +222,11 @@ def cells(args):
 
 
 def machine(device):
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     return f"{name}, torch {torch.__version__}"
 
 
@@ -183,21 +240,42 @@ def publish(headers, rows, conditions, out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"], choices=list(OPENAI))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"],
+        choices=list(OPENAI),
+    )
     parser.add_argument("--classes", nargs="+", type=int, default=[100, 10, 1000])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[8, 1, 4, 16], help="numbers of context tokens")
+    parser.add_argument(
+        "--contexts", nargs="+", type=int, default=[8, 1, 4, 16], help="numbers of context tokens"
+    )
     parser.add_argument("--candidates", nargs="+", type=int, default=[10, 1, 40, 257])
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 128])
-    parser.add_argument("--ways", nargs="+", default=list(STEPS), choices=list(STEPS), help="whose way of asking")
-    parser.add_argument("--whole-grid", action="store_true", help="every combination, in place of one thing varied at a time")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(STEPS), choices=list(STEPS), help="whose way of asking"
+    )
+    parser.add_argument(
+        "--whole-grid",
+        action="store_true",
+        help="every combination, in place of one thing varied at a time",
+    )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16", "amp"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=20, help="how long one way may be timed in one cell")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="how long one way may be timed in one cell"
+    )
     parser.add_argument("--out", help="a Markdown file to write besides")
     args = parser.parse_args()
     device = torch.device(args.device)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "amp": torch.float16 if device.type == "cuda" else torch.bfloat16}.get(args.precision, torch.float32)
+    dtype = {
+        "fp16": torch.float16,
+        "bf16": torch.bfloat16,
+        "amp": torch.float16 if device.type == "cuda" else torch.bfloat16,
+    }.get(args.precision, torch.float32)
     peak, rows, name = matrix_peak(device, dtype), [], None
     for model, C, n, P, B, way in tqdm(cells(args), unit="cell"):
         if model != name:
@@ -205,7 +283,12 @@ def main():
         oracle.set_classes(class_names(C))
         with torch.no_grad():
             rows.append(cell(oracle, way, P, n, B, args.seconds, peak))
-    publish(HEADERS, rows, f"{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} GFLOP/s.", args.out)
+    publish(
+        HEADERS,
+        rows,
+        f"{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} GFLOP/s.",
+        args.out,
+    )
 
 
 if __name__ == "__main__":

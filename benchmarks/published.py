@@ -9,7 +9,9 @@ import torch.nn.functional as F
 
 def image_features(oracle, pixels):
     with oracle.autocast():
-        return F.normalize(oracle.model.encode_image(pixels.to(oracle.device, oracle.dtype)).float(), dim=-1)
+        return F.normalize(
+            oracle.model.encode_image(pixels.to(oracle.device, oracle.dtype)).float(), dim=-1
+        )
 
 
 def text_features(oracle, contexts):
@@ -23,7 +25,12 @@ def logits(oracle, image, text):
 
 def zip_step(oracle, pixels, contexts):
     """One candidate at a time, and the image tower again for every one."""
-    return torch.stack([logits(oracle, image_features(oracle, pixels), text_features(oracle, context[None])[0]) for context in contexts])
+    return torch.stack(
+        [
+            logits(oracle, image_features(oracle, pixels), text_features(oracle, context[None])[0])
+            for context in contexts
+        ]
+    )
 
 
 def cbbt_step(oracle, pixels, contexts):
@@ -33,7 +40,9 @@ def cbbt_step(oracle, pixels, contexts):
 
 def craft_step(oracle, pixels, contexts):
     """The images' features from before (`pixels` are features), one candidate at a time."""
-    return torch.stack([logits(oracle, pixels, text_features(oracle, context[None])[0]) for context in contexts])
+    return torch.stack(
+        [logits(oracle, pixels, text_features(oracle, context[None])[0]) for context in contexts]
+    )
 
 
 STEPS = {"ZIP": zip_step, "CBBT": cbbt_step, "CraFT": craft_step}

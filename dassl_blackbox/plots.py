@@ -1,8 +1,8 @@
 """Plots of the runs below a folder, as PNG:
 
-    python -m dassl_blackbox.plots shots output/letters --out shots.png      # accuracy against shots, a line a method
-    python -m dassl_blackbox.plots queries output/letters --out queries.png  # validation accuracy against queries, of runs with ORACLE.VAL_EVERY
-    python -m dassl_blackbox.plots gain output --out gain.png                # gain over zero-shot, a bar a method and data set
+python -m dassl_blackbox.plots shots output/letters --out shots.png      # accuracy against shots, a line a method
+python -m dassl_blackbox.plots queries output/letters --out queries.png  # validation accuracy against queries, of runs with ORACLE.VAL_EVERY
+python -m dassl_blackbox.plots gain output --out gain.png                # gain over zero-shot, a bar a method and data set
 """
 
 import argparse
@@ -15,7 +15,7 @@ import matplotlib
 
 from .results import groups
 
-matplotlib.use("Agg")   # files alone: no screen is needed
+matplotlib.use("Agg")  # files alone: no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
 
 ZERO_SHOT, QUERIES = "ZeroshotOracle", "training queries (one candidate on at most 128 images)"
@@ -30,13 +30,18 @@ def curve(folders):
             return []
         with open(path, encoding="utf-8") as f:
             seeds.append({int(queries): float(accuracy) for queries, _, accuracy in csv.reader(f)})
-    return [(queries, sum(seed[queries] for seed in seeds) / len(seeds)) for queries in sorted(set.intersection(*map(set, seeds)))]
+    return [
+        (queries, sum(seed[queries] for seed in seeds) / len(seeds))
+        for queries in sorted(set.intersection(*map(set, seeds)))
+    ]
 
 
 def save(path, draw, **labels):
     """One figure: `draw(axes)`, then titles and legend."""
     figure, axes = plt.subplots(figsize=(9, 5))
-    axes.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])    # ten colours, then dashed ones
+    axes.set_prop_cycle(
+        plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"]
+    )  # ten colours, then dashed ones
     draw(axes)
     axes.set(**labels)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -47,7 +52,11 @@ def save(path, draw, **labels):
 
 def queries(folders, path, title):
     """Curves of `{label: folders of its seeds}`, of those that have one; returns how many."""
-    curves = {label: points for label, points in ((label, curve(seeds)) for label, seeds in folders.items()) if points}
+    curves = {
+        label: points
+        for label, points in ((label, curve(seeds)) for label, seeds in folders.items())
+        if points
+    }
 
     def draw(axes):
         for label, points in curves.items():
@@ -73,10 +82,25 @@ def shots(found, path, title):
         for label, points in lines.items():
             shared = set.intersection(*map(set, points.values()))
             x = sorted(points) if shared else []
-            errors = [next(iter(points[k].values())).mean_and_error()[1] or 0 if len(shared) == 1 else 0 for k in x]    # of one data set's seeds
-            axes.errorbar(x, [fmean(points[k][name].mean() for name in shared) for k in x], errors, label=label, marker="o", capsize=3)
+            errors = [
+                next(iter(points[k].values())).mean_and_error()[1] or 0 if len(shared) == 1 else 0
+                for k in x
+            ]  # of one data set's seeds
+            axes.errorbar(
+                x,
+                [fmean(points[k][name].mean() for name in shared) for k in x],
+                errors,
+                label=label,
+                marker="o",
+                capsize=3,
+            )
         if levels:
-            axes.axhline(fmean(group.mean() for group in levels), color="black", linestyle=":", label="zero-shot")
+            axes.axhline(
+                fmean(group.mean() for group in levels),
+                color="black",
+                linestyle=":",
+                label="zero-shot",
+            )
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in lines.values() for x in points})
         axes.set_xticks(ticks, ticks)
@@ -88,6 +112,7 @@ def shots(found, path, title):
 
 def gain(found, path, title):
     """Bars of accuracy above zero-shot on the same classes by the same backbone, by data set and method; returns the number of bars."""
+
     def kind(group):
         run = group.runs[0]
         return run.dataset, run.backbone, run.classes
@@ -102,7 +127,12 @@ def gain(found, path, title):
     def draw(axes):
         width = 0.8 / max(1, len(bars))
         for i, (label, heights) in enumerate(bars.items()):
-            axes.bar([names.index(name) + (i + 0.5) * width - 0.4 for name in heights], list(heights.values()), width, label=label)
+            axes.bar(
+                [names.index(name) + (i + 0.5) * width - 0.4 for name in heights],
+                list(heights.values()),
+                width,
+                label=label,
+            )
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.axhline(0, color="black", linewidth=0.8)
 
@@ -112,7 +142,9 @@ def gain(found, path, title):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["shots", "queries", "gain"])
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/log.txt at any depth")
     parser.add_argument("--out", required=True, help="the PNG to write")
@@ -120,14 +152,23 @@ def main():
     args = parser.parse_args()
     found = groups(args.directory)
     if not found:
-        raise SystemExit(f"error: no finished run (a log.txt with an accuracy) below {args.directory}")
+        raise SystemExit(
+            f"error: no finished run (a log.txt with an accuracy) below {args.directory}"
+        )
     if args.kind == "queries":
-        drawn = queries({str(group.path): [run.folder for run in group.runs] for group in found}, args.out, args.title)
+        drawn = queries(
+            {str(group.path): [run.folder for run in group.runs] for group in found},
+            args.out,
+            args.title,
+        )
     else:
         drawn = {"shots": shots, "gain": gain}[args.kind](found, args.out, args.title)
     if not drawn:
-        missing = {"queries": "no run has a val_curve.csv: train with ORACLE.VAL_EVERY", "gain": "no data set has both a zero-shot run and another",
-                   "shots": "no method was trained"}
+        missing = {
+            "queries": "no run has a val_curve.csv: train with ORACLE.VAL_EVERY",
+            "gain": "no data set has both a zero-shot run and another",
+            "shots": "no method was trained",
+        }
         raise SystemExit(f"error: nothing to draw below {args.directory}: {missing[args.kind]}")
     print(f"Plot written to {args.out}")
 

@@ -3,8 +3,21 @@
 Zero-shot is as others published it; the methods' rows are read off the radar chart in ZIP's repository (about ± 0.5). Their mean is over these 13 data sets.
 """
 
-DATASETS = ("Caltech101", "OxfordPets", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397", "DescribableTextures", "Svhn", "EuroSAT", "Resisc45", "CLEVR",
-            "UCF101", "ImageNet")
+DATASETS = (
+    "Caltech101",
+    "OxfordPets",
+    "OxfordFlowers",
+    "Food101",
+    "FGVCAircraft",
+    "SUN397",
+    "DescribableTextures",
+    "Svhn",
+    "EuroSAT",
+    "Resisc45",
+    "CLEVR",
+    "UCF101",
+    "ImageNet",
+)
 FIGURES = {
     "zero-shot": (92.9, 89.2, 71.3, 86.1, 24.7, 62.5, 44.4, 17.9, 47.6, None, None, 66.8, 66.7),
     "BAR": (91.6, 85.6, 64.5, 83.0, 21.3, 62.4, 42.3, 19.9, 50.6, 53.7, 18.2, 63.1, 63.5),

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 END_OF_TRAINING, RESULT = "Finish training", "=> result"
-LIFE = "** Arguments **"    # every process that writes into a log begins with it
+LIFE = "** Arguments **"  # every process that writes into a log begins with it
 EVALUATION = "\neval_only: True\n"
 
 
@@ -67,10 +67,12 @@ class Run:
     metrics: dict
     counts: dict | None
     seconds: float | None
-    dataset: str = "?"      # registry name; this and the rest are of the resolved configuration beside the log
+    dataset: str = (
+        "?"  # registry name; this and the rest are of the resolved configuration beside the log
+    )
     shots: int | None = None
     backbone: str = "?"
-    classes: str = "all"    # or base, or new
+    classes: str = "all"  # or base, or new
 
 
 def is_finished(folder):
@@ -95,7 +97,9 @@ def read_metrics(log, end_signal=END_OF_TRAINING):
     """
     metrics, ready = {}, False
     lives = Path(log).read_text(encoding="utf-8").split(LIFE)
-    if end_signal == END_OF_TRAINING:   # an evaluation afterwards leaves the training's result standing
+    if (
+        end_signal == END_OF_TRAINING
+    ):  # an evaluation afterwards leaves the training's result standing
         lives = [life for life in lives if EVALUATION not in life] or [""]
     for line in lives[-1].splitlines():
         line = line.strip()
@@ -116,13 +120,29 @@ def read_run(folder, end_signal=END_OF_TRAINING):
     text = log.read_text(encoding="utf-8")
     trainer = re.findall(r"^Loading trainer: (\w+)", text, re.M)
     # every life of a resumed run reports its own time
-    elapsed = [sum(int(part) * scale for part, scale in zip(t.split(":"), (3600, 60, 1))) for t in re.findall(r"^Elapsed: (\d+:\d+:\d+)", text, re.M)]
+    elapsed = [
+        sum(int(part) * scale for part, scale in zip(t.split(":"), (3600, 60, 1)))
+        for t in re.findall(r"^Elapsed: (\d+:\d+:\d+)", text, re.M)
+    ]
     # a white-box run asks no queries, and its table shows a dash rather than 0
     counts = json.loads(bill.read_text(encoding="utf-8")) if bill.is_file() else None
-    cfg = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {"DATASET": {}, "MODEL": {"BACKBONE": {}}}
+    cfg = (
+        yaml.safe_load(config.read_text(encoding="utf-8"))
+        if config.is_file()
+        else {"DATASET": {}, "MODEL": {"BACKBONE": {}}}
+    )
     dataset = cfg["DATASET"]
-    return Run(folder, trainer[-1] if trainer else "?", metrics, counts, float(sum(elapsed)) if elapsed else None,
-               dataset.get("NAME", "?"), dataset.get("NUM_SHOTS"), cfg["MODEL"]["BACKBONE"].get("NAME", "?"), dataset.get("SUBSAMPLE_CLASSES", "all"))
+    return Run(
+        folder,
+        trainer[-1] if trainer else "?",
+        metrics,
+        counts,
+        float(sum(elapsed)) if elapsed else None,
+        dataset.get("NAME", "?"),
+        dataset.get("NUM_SHOTS"),
+        cfg["MODEL"]["BACKBONE"].get("NAME", "?"),
+        dataset.get("SUBSAMPLE_CLASSES", "all"),
+    )
 
 
 def read_result(folder):

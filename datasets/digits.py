@@ -13,15 +13,16 @@ def split_indices(labels):
     for label in range(10):
         rows = rng.permutation(np.flatnonzero(labels == label))
         n = len(rows)
-        out["train"] += rows[:n // 2].tolist()
-        out["val"] += rows[n // 2: n // 2 + n // 10].tolist()
-        out["test"] += rows[n // 2 + n // 10:].tolist()
+        out["train"] += rows[: n // 2].tolist()
+        out["val"] += rows[n // 2 : n // 2 + n // 10].tolist()
+        out["test"] += rows[n // 2 + n // 10 :].tolist()
     return {k: sorted(v) for k, v in out.items()}
 
 
 def pictures():
     """The scans as greyscale images of 32 x 32, ink white on black."""
     from sklearn.datasets import load_digits
+
     source = load_digits()
     for part, rows in split_indices(source.target).items():
         for row in rows:

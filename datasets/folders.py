@@ -6,14 +6,31 @@ import random
 
 from PIL import Image
 
-from .readers import PARTS, DatasetError, by_label, check_labels, in_folders, need_folder, read_json_split, visible
+from .readers import (
+    PARTS,
+    DatasetError,
+    by_label,
+    check_labels,
+    in_folders,
+    need_folder,
+    read_json_split,
+    visible,
+)
 
-SHARES = {"val": 0.2, "test": 0.3}   # of every class's train images, for a part that has no folder: CoOp's shares
+SHARES = {
+    "val": 0.2,
+    "test": 0.3,
+}  # of every class's train images, for a part that has no folder: CoOp's shares
 TAKEN = "taken from train"
 
 
 def classes_of(row, folder):
-    return {name: (label, name) for label, name in enumerate(visible(need_folder(row, os.path.join(folder, "train")), folders=True))}
+    return {
+        name: (label, name)
+        for label, name in enumerate(
+            visible(need_folder(row, os.path.join(folder, "train")), folders=True)
+        )
+    }
 
 
 def read_folders(row, folder):
@@ -21,14 +38,22 @@ def read_folders(row, folder):
     classes, split = classes_of(row, folder), []
     for part in PARTS:
         path = os.path.join(folder, part)
-        split.append(None if part == "val" and not os.path.isdir(path) else in_folders(row, need_folder(row, path), classes))
+        split.append(
+            None
+            if part == "val" and not os.path.isdir(path)
+            else in_folders(row, need_folder(row, path), classes)
+        )
     return split
 
 
 def read_pictures(row, folder):
     """The user's own folder. A part without a folder is taken from the train images, class by class, once: the split is written down beside them."""
     classes = classes_of(row, folder)
-    found = {part: pictures(in_folders(row, os.path.join(folder, part), classes)) for part in PARTS if os.path.isdir(os.path.join(folder, part))}
+    found = {
+        part: pictures(in_folders(row, os.path.join(folder, part), classes))
+        for part in PARTS
+        if os.path.isdir(os.path.join(folder, part))
+    }
     missing = [part for part in SHARES if part not in found]
     if not missing:
         return [found[part] for part in PARTS]
@@ -36,15 +61,21 @@ def read_pictures(row, folder):
     if os.path.isfile(path):
         taken = taken_in(path)
         if taken not in (missing, None):
-            raise DatasetError(f"{path} was made for other folders ({', '.join(taken)} taken from train, now {', '.join(missing)}). "
-                               f"Move it away, and the images are split anew.")
+            raise DatasetError(
+                f"{path} was made for other folders ({', '.join(taken)} taken from train, now {', '.join(missing)}). "
+                f"Move it away, and the images are split anew."
+            )
         split = read_json_split(row, folder)
         if {(label, name) for _, label, name in split[0]} != set(classes.values()):
-            raise DatasetError(f"{path} has other classes than the folders in {os.path.join(folder, 'train')}. Move it away, and the images are split anew.")
+            raise DatasetError(
+                f"{path} has other classes than the folders in {os.path.join(folder, 'train')}. Move it away, and the images are split anew."
+            )
         return split
     check_labels(row, folder, found["train"])
     found.update(take_parts(row, found["train"], missing))
-    print(f"No folder for {' and '.join(missing)} in {folder}: taken from train, {', '.join(f'{len(found[part]):,} {part}' for part in PARTS)}")
+    print(
+        f"No folder for {' and '.join(missing)} in {folder}: taken from train, {', '.join(f'{len(found[part]):,} {part}' for part in PARTS)}"
+    )
     write_split(path, folder, found, missing)
     return [found[part] for part in PARTS]
 
@@ -59,7 +90,9 @@ def taken_in(path):
 
 
 def pictures(items):
-    endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    endings = tuple(
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    )
     return [item for item in items if item[0].lower().endswith(endings)]
 
 
@@ -74,14 +107,24 @@ def take_parts(row, items, missing):
             split[part] += group[:count]
             group = group[count:]
         if not group:
-            raise DatasetError(f'{row.name}: the class "{split[missing[0]][-1][2]}" has too few images to take {" and ".join(missing)} from. Add images, or '
-                               f"make folders for {' and '.join(missing)} yourself.")
+            raise DatasetError(
+                f'{row.name}: the class "{split[missing[0]][-1][2]}" has too few images to take {" and ".join(missing)} from. Add images, or '
+                f"make folders for {' and '.join(missing)} yourself."
+            )
         split["train"] += group
     return split
 
 
 def write_split(path, folder, split, missing):
-    content = {TAKEN: missing, **{part: [[os.path.relpath(image, folder), label, name] for image, label, name in split[part]] for part in PARTS}}
+    content = {
+        TAKEN: missing,
+        **{
+            part: [
+                [os.path.relpath(image, folder), label, name] for image, label, name in split[part]
+            ]
+            for part in PARTS
+        },
+    }
     draft = f"{path}.{os.getpid()}.tmp"
     try:
         with open(draft, "w", encoding="utf-8") as file:
@@ -89,4 +132,6 @@ def write_split(path, folder, split, missing):
         os.replace(draft, path)
         print(f"Split written to {path}")
     except OSError as error:
-        print(f"The split could not be written to {path} ({error.strerror}): keep the folder's content as it is, so that every run makes the same one")
+        print(
+            f"The split could not be written to {path} ({error.strerror}): keep the folder's content as it is, so that every run makes the same one"
+        )

@@ -14,6 +14,7 @@ def generated(name, pictures, sizes=(), version=1):
 
     A new `version` says that the pictures have changed since those that may lie on a user's disk.
     """
+
     def read(row, folder):
         path = os.path.join(folder, row.split)
         if not os.path.isfile(path):
@@ -22,11 +23,22 @@ def generated(name, pictures, sizes=(), version=1):
         with open(path, encoding="utf-8") as file:
             found = json.load(file).get("version")
         if found != version:
-            raise DatasetError(f"{folder} holds version {found} of the generated data set {row.name}, but this is version {version}: "
-                               f"move that folder away, and it will be written anew.")
+            raise DatasetError(
+                f"{folder} holds version {found} of the generated data set {row.name}, but this is version {version}: "
+                f"move that folder away, and it will be written anew."
+            )
         return split
 
-    return Row(name, name.lower(), name.lower(), "images", f"split_{name.lower()}.json", read, sizes, default_root="data")
+    return Row(
+        name,
+        name.lower(),
+        name.lower(),
+        "images",
+        f"split_{name.lower()}.json",
+        read,
+        sizes,
+        default_root="data",
+    )
 
 
 def write(row, folder, pictures, version):
@@ -49,7 +61,9 @@ def write(row, folder, pictures, version):
     except OSError as error:
         # another process may have been faster: its folder, complete, is as good
         if not os.path.isfile(os.path.join(folder, row.split)):
-            raise DatasetError(f"{row.name} cannot be written to {folder} ({error}). Pass --root with a folder that you may write to; a "
-                               f"folder of that name without {row.split} must be moved away first.") from error
+            raise DatasetError(
+                f"{row.name} cannot be written to {folder} ({error}). Pass --root with a folder that you may write to; a "
+                f"folder of that name without {row.split} must be moved away first."
+            ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

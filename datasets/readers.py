@@ -7,7 +7,7 @@ import json
 import os
 
 PARTS = ("train", "val", "test")
-AFRESH = ", or move the split file away, and the images are split anew"   # where the split is ours and not published
+AFRESH = ", or move the split file away, and the images are split anew"  # where the split is ours and not published
 
 
 class DatasetError(ValueError):
@@ -19,12 +19,18 @@ def check_labels(row, folder, train, *others):
     labels = {label for _, label, _ in train}
     absent = next((label for label in range(len(labels)) if label not in labels), None)
     if absent is not None:
-        raise DatasetError(f"{row.name} in {folder}: class {absent} of {max(labels) + 1} (counted from 0) has no training image, and the classes behind it would be "
-                           f"misnumbered. Complete the data set, or take the class away.")
-    strange = next((item for items in others for item in items or () if item[1] not in labels), None)
+        raise DatasetError(
+            f"{row.name} in {folder}: class {absent} of {max(labels) + 1} (counted from 0) has no training image, and the classes behind it would be "
+            f"misnumbered. Complete the data set, or take the class away."
+        )
+    strange = next(
+        (item for items in others for item in items or () if item[1] not in labels), None
+    )
     if strange is not None:
-        raise DatasetError(f'{row.name} in {folder}: {strange[0]} is of class {strange[1]}, "{strange[2]}", which has no training image. Complete the data set, or take '
-                           f"the class away.")
+        raise DatasetError(
+            f'{row.name} in {folder}: {strange[0]} is of class {strange[1]}, "{strange[2]}", which has no training image. Complete the data set, or take '
+            f"the class away."
+        )
 
 
 def by_label(items):
@@ -38,8 +44,10 @@ def by_label(items):
 def need_folder(row, path):
     """`path`, which must be a folder."""
     if not os.path.isdir(path):
-        raise DatasetError(f"{row.name} is not complete: there is no folder {path}. Put it there as DATASETS.md says, or pass --root with the folder that "
-                           f"holds {row.folder or 'train'}.")
+        raise DatasetError(
+            f"{row.name} is not complete: there is no folder {path}. Put it there as DATASETS.md says, or pass --root with the folder that "
+            f"holds {row.folder or 'train'}."
+        )
     return path
 
 
@@ -48,13 +56,19 @@ def read_lines(row, path):
         with open(path, encoding="utf-8") as file:
             return [line.strip() for line in file if line.strip()]
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{row.name}: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Put it there as DATASETS.md says.") from error
+        raise DatasetError(
+            f"{row.name}: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Put it there as DATASETS.md says."
+        ) from error
 
 
 def visible(path, folders):
     """Sorted names of what is in a folder: of its folders, or of its files; hidden ones do not count."""
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir() == folders)
+        return sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_dir() == folders
+        )
 
 
 def in_folders(row, path, classes):
@@ -62,10 +76,17 @@ def in_folders(row, path, classes):
     items = []
     for folder in visible(path, folders=True):
         if folder not in classes:
-            raise DatasetError(f"{row.name}: {os.path.join(path, folder)} is no class of it. Move that folder away, or complete the list of classes.")
-        items += [(os.path.join(path, folder, image), *classes[folder]) for image in visible(os.path.join(path, folder), folders=False)]
+            raise DatasetError(
+                f"{row.name}: {os.path.join(path, folder)} is no class of it. Move that folder away, or complete the list of classes."
+            )
+        items += [
+            (os.path.join(path, folder, image), *classes[folder])
+            for image in visible(os.path.join(path, folder), folders=False)
+        ]
     if not items:
-        raise DatasetError(f"{row.name}: there are no images in {path}, which should hold a folder for every class. See DATASETS.md.")
+        raise DatasetError(
+            f"{row.name}: there are no images in {path}, which should hold a folder for every class. See DATASETS.md."
+        )
     return items
 
 
@@ -75,29 +96,43 @@ def split_file(row, folder):
     for name in names:
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
-    raise DatasetError(f"{row.name} has no split file {os.path.join(folder, names[0])}. Download it as DATASETS.md says; a split is never made up here.")
+    raise DatasetError(
+        f"{row.name} has no split file {os.path.join(folder, names[0])}. Download it as DATASETS.md says; a split is never made up here."
+    )
 
 
 def read_json_split(row, folder, parts=PARTS):
     """CoOp's JSON format: `{"train": [[path in the image folder, label, class name], ...], "val": ..., "test": ...}`."""
     if not os.path.isdir(folder):
-        raise DatasetError(f"{row.name} is not at {folder}: there is no such folder. Put it there as DATASETS.md says, or pass --root with "
-                           f"the folder that holds {row.folder}.")
+        raise DatasetError(
+            f"{row.name} is not at {folder}: there is no such folder. Put it there as DATASETS.md says, or pass --root with "
+            f"the folder that holds {row.folder}."
+        )
     path, images = split_file(row, folder), os.path.join(folder, row.images)
     print(f"Reading split from {path}")
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        split = [[(os.path.join(images, image), int(label), name) for image, label, name in content[part]] for part in parts]
+        split = [
+            [
+                (os.path.join(images, image), int(label), name)
+                for image, label, name in content[part]
+            ]
+            for part in parts
+        ]
     except (ValueError, KeyError, TypeError) as error:  # not JSON at all, or JSON of another shape
         words = ", ".join(f'"{part}"' for part in parts[:-1]) + f' and "{parts[-1]}"'
-        raise DatasetError(f'{path} is not a split in CoOp\'s JSON format ({type(error).__name__}: {error}): expected {words}, '
-                           f'lists of [image, label, class name]. Download it again as DATASETS.md says.') from error
+        raise DatasetError(
+            f"{path} is not a split in CoOp's JSON format ({type(error).__name__}: {error}): expected {words}, "
+            f"lists of [image, label, class name]. Download it again as DATASETS.md says."
+        ) from error
     named = [image for items in split for image, _, _ in items]
     absent = [image for image in named if not os.path.isfile(image)]
     if absent:
-        raise DatasetError(f"{len(absent):,} of the {len(named):,} images that {path} names are missing, the first of them {absent[0]}. "
-                           f"Put them back as DATASETS.md says{AFRESH if not row.folder else ''}.")
+        raise DatasetError(
+            f"{len(absent):,} of the {len(named):,} images that {path} names are missing, the first of them {absent[0]}. "
+            f"Put them back as DATASETS.md says{AFRESH if not row.folder else ''}."
+        )
     return split
 
 
@@ -111,18 +146,28 @@ def read_svhn(row, folder):
 def read_aircraft(row, folder):
     """FGVC Aircraft's own lists: `variants.txt`, and for each part a file with lines "image class name"."""
     need_folder(row, folder)
-    label_of = {name: label for label, name in enumerate(read_lines(row, os.path.join(folder, "variants.txt")))}
+    label_of = {
+        name: label
+        for label, name in enumerate(read_lines(row, os.path.join(folder, "variants.txt")))
+    }
     split = []
     for part in PARTS:
         path = os.path.join(folder, f"images_variant_{part}.txt")
         pairs = [line.partition(" ")[::2] for line in read_lines(row, path)]
         unknown = next((name for _, name in pairs if name not in label_of), None)
         if unknown is not None:
-            raise DatasetError(f'{row.name}: {path} names the variant "{unknown}", which variants.txt lacks. Unpack the archive again.')
-        items = [(os.path.join(folder, row.images, f"{image}.jpg"), label_of[name], name) for image, name in pairs]
+            raise DatasetError(
+                f'{row.name}: {path} names the variant "{unknown}", which variants.txt lacks. Unpack the archive again.'
+            )
+        items = [
+            (os.path.join(folder, row.images, f"{image}.jpg"), label_of[name], name)
+            for image, name in pairs
+        ]
         absent = next((image for image, _, _ in items if not os.path.isfile(image)), None)
         if absent is not None:
-            raise DatasetError(f"{row.name}: {path} names the image {absent}, which is missing. Unpack the archive again.")
+            raise DatasetError(
+                f"{row.name}: {path} names the image {absent}, which is missing. Unpack the archive again."
+            )
         split.append(items)
     return split
 
@@ -135,7 +180,10 @@ def class_names(row, folder):
 
 def read_imagenet(row, folder):
     """`images/train` and `images/val`, a folder a class. The val images are the test split, and there is no val split (CoOp's is its test split)."""
-    names, paths = class_names(row, folder), [need_folder(row, os.path.join(folder, row.images, part)) for part in PARTS[:2]]
+    names, paths = (
+        class_names(row, folder),
+        [need_folder(row, os.path.join(folder, row.images, part)) for part in PARTS[:2]],
+    )
     classes = label_folders(row, paths[0], names)
     train, test = (in_folders(row, path, classes) for path in paths)
     return train, None, test
@@ -157,5 +205,7 @@ def label_folders(row, path, names):
     folders = visible(path, folders=True)
     unnamed = next((folder for folder in folders if folder not in names), None)
     if unnamed is not None:
-        raise DatasetError(f"{row.name}: classnames.txt has no line for the folder {os.path.join(path, unnamed)}. Copy the file that DATASETS.md names.")
+        raise DatasetError(
+            f"{row.name}: classnames.txt has no line for the folder {os.path.join(path, unnamed)}. Copy the file that DATASETS.md names."
+        )
     return {folder: (label, names[folder]) for label, folder in enumerate(folders)}

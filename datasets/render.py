@@ -11,22 +11,62 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = {
-    "red": (210, 30, 35), "green": (35, 150, 55), "blue": (35, 70, 210), "yellow": (240, 220, 40), "orange": (245, 140, 25),
-    "purple": (125, 45, 160), "pink": (250, 150, 190), "brown": (115, 70, 35), "white": (245, 245, 245), "black": (15, 15, 15),
+    "red": (210, 30, 35),
+    "green": (35, 150, 55),
+    "blue": (35, 70, 210),
+    "yellow": (240, 220, 40),
+    "orange": (245, 140, 25),
+    "purple": (125, 45, 160),
+    "pink": (250, 150, 190),
+    "brown": (115, 70, 35),
+    "white": (245, 245, 245),
+    "black": (15, 15, 15),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond", "pentagon", "crescent", "arrow", "rectangle")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "heart",
+    "diamond",
+    "pentagon",
+    "crescent",
+    "arrow",
+    "rectangle",
+)
 PATTERNS = ("stripes", "dots", "checkerboard", "grid")
 
 # Letters draws only with the second set, pretraining only with the first: no face is in both.
-TRAINING_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
-                  "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10", "cmtt10")
-UNSEEN_FONTS = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneralItalic", "STIXGeneralBolIta", "cmss10")
+TRAINING_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "cmr10",
+    "cmb10",
+    "cmtt10",
+)
+UNSEEN_FONTS = (
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmss10",
+)
 SUPERSAMPLE = 4
 
 
 def font_file(name):
     """Path of one of the TrueType faces that matplotlib carries."""
     import matplotlib
+
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
 
 
@@ -46,8 +86,13 @@ def character(char, font, size, height):
 
 def polar(n, radii, turn):
     """`n` points around the origin at the radii given in turn, the first pointing up."""
-    return [(radii[i % len(radii)] * math.sin(turn + 2 * math.pi * i / n), -radii[i % len(radii)] * math.cos(turn + 2 * math.pi * i / n))
-            for i in range(n)]
+    return [
+        (
+            radii[i % len(radii)] * math.sin(turn + 2 * math.pi * i / n),
+            -radii[i % len(radii)] * math.cos(turn + 2 * math.pi * i / n),
+        )
+        for i in range(n)
+    ]
 
 
 def outline(kind, turn):
@@ -60,15 +105,42 @@ def outline(kind, turn):
         return polar(10, [1, 0.42], turn)
     if kind == "heart":
         t = [2 * math.pi * i / 72 for i in range(72)]
-        points = [(math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16) for a in t]
+        points = [
+            (
+                math.sin(a) ** 3,
+                -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a))
+                / 16,
+            )
+            for a in t
+        ]
     else:
         points = {
-            "square": [(-.75, -.75), (.75, -.75), (.75, .75), (-.75, .75)],
-            "rectangle": [(-.95, -.45), (.95, -.45), (.95, .45), (-.95, .45)],
-            "diamond": [(0, -1), (.6, 0), (0, 1), (-.6, 0)],
-            "cross": [(-.28, -.9), (.28, -.9), (.28, -.28), (.9, -.28), (.9, .28), (.28, .28), (.28, .9), (-.28, .9), (-.28, .28),
-                      (-.9, .28), (-.9, -.28), (-.28, -.28)],
-            "arrow": [(-.95, -.25), (.15, -.25), (.15, -.7), (.95, 0), (.15, .7), (.15, .25), (-.95, .25)],
+            "square": [(-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)],
+            "rectangle": [(-0.95, -0.45), (0.95, -0.45), (0.95, 0.45), (-0.95, 0.45)],
+            "diamond": [(0, -1), (0.6, 0), (0, 1), (-0.6, 0)],
+            "cross": [
+                (-0.28, -0.9),
+                (0.28, -0.9),
+                (0.28, -0.28),
+                (0.9, -0.28),
+                (0.9, 0.28),
+                (0.28, 0.28),
+                (0.28, 0.9),
+                (-0.28, 0.9),
+                (-0.28, 0.28),
+                (-0.9, 0.28),
+                (-0.9, -0.28),
+                (-0.28, -0.28),
+            ],
+            "arrow": [
+                (-0.95, -0.25),
+                (0.15, -0.25),
+                (0.15, -0.7),
+                (0.95, 0),
+                (0.15, 0.7),
+                (0.15, 0.25),
+                (-0.95, 0.25),
+            ],
         }[kind]
     c, s = math.cos(turn), math.sin(turn)
     return [(c * x - s * y, s * x + c * y) for x, y in points]
@@ -91,7 +163,9 @@ def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
     if kind == "ring":
         draw.polygon(place(outline("circle", 0), rng.uniform(0.5, 0.7)), fill=0)
     if kind == "crescent":
-        draw.polygon(place(outline("circle", 0), 0.85, rng.choice((-1, 1)) * rng.uniform(0.4, 0.5)), fill=0)
+        draw.polygon(
+            place(outline("circle", 0), 0.85, rng.choice((-1, 1)) * rng.uniform(0.4, 0.5)), fill=0
+        )
     return np.asarray(canvas.resize((size, size), Image.BOX))
 
 
@@ -121,8 +195,14 @@ def scene(mask, ink, grounds, texture, noise, rng):
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     fade = np.clip(0.5 + math.cos(angle) * x + math.sin(angle) * y, 0, 1)[..., None]
-    blotches = Image.fromarray(grain.normal(0, texture, (6, 6)).astype(np.float32)).resize((size, size), Image.BICUBIC)
-    ground = (1 - fade) * np.array(grounds[0]) + fade * np.array(grounds[1]) + np.asarray(blotches)[..., None]
+    blotches = Image.fromarray(grain.normal(0, texture, (6, 6)).astype(np.float32)).resize(
+        (size, size), Image.BICUBIC
+    )
+    ground = (
+        (1 - fade) * np.array(grounds[0])
+        + fade * np.array(grounds[1])
+        + np.asarray(blotches)[..., None]
+    )
     cover = mask[..., None] / 255
     pixels = (1 - cover) * ground + cover * np.array(ink) + grain.normal(0, noise, (size, size, 3))
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))

@@ -9,9 +9,29 @@ from . import render
 from .letters import COUNTS
 
 NAMES = (
-    "red circle", "red star", "red stripes", "green triangle", "green square", "green dots", "blue circle", "blue heart",
-    "blue checkerboard", "yellow star", "yellow diamond", "yellow ring", "orange pentagon", "orange cross", "purple heart",
-    "purple triangle", "purple grid", "pink crescent", "pink ring", "brown square", "brown arrow", "white cross", "white crescent",
+    "red circle",
+    "red star",
+    "red stripes",
+    "green triangle",
+    "green square",
+    "green dots",
+    "blue circle",
+    "blue heart",
+    "blue checkerboard",
+    "yellow star",
+    "yellow diamond",
+    "yellow ring",
+    "orange pentagon",
+    "orange cross",
+    "purple heart",
+    "purple triangle",
+    "purple grid",
+    "pink crescent",
+    "pink ring",
+    "brown square",
+    "brown arrow",
+    "white cross",
+    "white crescent",
     "black arrow",
 )
 
@@ -24,7 +44,10 @@ def drawing(name, rng):
     if kind in render.PATTERNS:
         large = Image.fromarray(render.pattern(kind, 64, rng.uniform(5, 11), rng))
         mask = large.rotate(rng.uniform(0, 180), Image.BICUBIC).crop((16, 16, 48, 48))
-        distance, tint = 110, 20  # which of two colours is the pattern's must be plain: the ground is nearly grey
+        distance, tint = (
+            110,
+            20,
+        )  # which of two colours is the pattern's must be plain: the ground is nearly grey
     else:
         mask = render.shape(kind, 32, rng.uniform(5, 9), rng, stretch=0.25, tilt=0.8)
         distance, tint = 120, 90
@@ -33,7 +56,14 @@ def drawing(name, rng):
         grey = rng.uniform(0, 255)
         return [min(255, max(0, grey + rng.uniform(-tint, tint))) for _ in range(3)]
 
-    return render.scene(np.asarray(mask), ink, render.grounds(ink, distance, ground), rng.uniform(5, 25), rng.uniform(4, 24), rng)
+    return render.scene(
+        np.asarray(mask),
+        ink,
+        render.grounds(ink, distance, ground),
+        rng.uniform(5, 25),
+        rng.uniform(4, 24),
+        rng,
+    )
 
 
 def pictures():

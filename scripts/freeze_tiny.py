@@ -38,11 +38,21 @@ def freeze(source):
     save_file(tensors, ASSETS / "tiny.safetensors")
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": recipe.pop("model"), "preprocess_cfg": preprocess}
-    (ASSETS / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    recipe["commands"] = [line.strip() for line in pretraining.__doc__.splitlines() if line.strip().startswith("python scripts/pretrain_tiny.py")]
-    recipe["zero_shot"]["digits, the data set's template"] = template_accuracy(pretraining.digits_training_split())
-    recipe["zero_shot_note"] = ("per cent, by the script's judge: digits is the training split of Digits with 'a photo of the digit {}.', photos are photographs set "
-                                "aside from pretraining")
+    (ASSETS / "open_clip_config.json").write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
+    recipe["commands"] = [
+        line.strip()
+        for line in pretraining.__doc__.splitlines()
+        if line.strip().startswith("python scripts/pretrain_tiny.py")
+    ]
+    recipe["zero_shot"]["digits, the data set's template"] = template_accuracy(
+        pretraining.digits_training_split()
+    )
+    recipe["zero_shot_note"] = (
+        "per cent, by the script's judge: digits is the training split of Digits with 'a photo of the digit {}.', photos are photographs set "
+        "aside from pretraining"
+    )
     recipe["sha256"] = hashlib.sha256((ASSETS / "tiny.safetensors").read_bytes()).hexdigest()
     (ASSETS / "RECIPE.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     return recipe["sha256"]
@@ -64,15 +74,21 @@ def template_accuracy(digits):
 
 
 def export(target):
-    from dassl_blackbox.trainers.blackbox.files import save_state
+    from dassl_blackbox.trainers.blackbox.run.files import save_state
     from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
 
     save_state(target, tiny_state_dict())
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("freeze", "export"))
     parser.add_argument("path", help="the checkpoint to freeze, or the file to write")
     arguments = parser.parse_args()
-    print(freeze(arguments.path) if arguments.action == "freeze" else f"{arguments.path}: {export(arguments.path) or 'written'}")
+    print(
+        freeze(arguments.path)
+        if arguments.action == "freeze"
+        else f"{arguments.path}: {export(arguments.path) or 'written'}"
+    )

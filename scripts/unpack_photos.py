@@ -30,11 +30,18 @@ def rendition(image):
 
 def photographs(archive):
     """{class name: its unseen photographs} of classes that the model knows: every ninth of the 180, by label."""
-    known = [label for label in range(len(archive["classnames"])) if label not in set(archive["novel"].tolist())]
+    known = [
+        label
+        for label in range(len(archive["classnames"]))
+        if label not in set(archive["novel"].tolist())
+    ]
     jpeg, offsets, chosen = archive["jpeg"], archive["offsets"], {}
-    for label in known[::len(known) // CLASSES][:CLASSES]:
+    for label in known[:: len(known) // CLASSES][:CLASSES]:
         name = str(archive["classnames"][label]).split(",")[0].strip()
-        chosen[name] = [jpeg[offsets[i]:offsets[i + 1]].tobytes() for i in np.flatnonzero(archive["labels"] == label)[:50]]
+        chosen[name] = [
+            jpeg[offsets[i] : offsets[i + 1]].tobytes()
+            for i in np.flatnonzero(archive["labels"] == label)[:50]
+        ]
     return chosen
 
 
@@ -48,12 +55,16 @@ def save(folder, images, change=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("archive", help="the .npz of held-out photographs")
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
     args = parser.parse_args()
     if args.folder.exists():
-        raise SystemExit(f"error: {args.folder} is there already. Move it away, or give another folder.")
+        raise SystemExit(
+            f"error: {args.folder} is there already. Move it away, or give another folder."
+        )
     with np.load(args.archive) as archive:
         chosen = photographs(archive)
     numbered = args.folder / "imagenetv2" / "imagenetv2-matched-frequency-format-val"
@@ -68,7 +79,9 @@ def main():
         save(args.folder / "imagenet-rendition" / "imagenet-r" / wnid, first, rendition)
     for folder in ("imagenet", "imagenetv2", "imagenet-sketch", "imagenet-rendition"):
         lines = [f"n{label:08d} {name}" for label, name in enumerate(chosen)]
-        (args.folder / folder / "classnames.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (args.folder / folder / "classnames.txt").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8"
+        )
     print(f"{args.folder}: {', '.join(chosen)}")
 
 

@@ -6,7 +6,9 @@ import re
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"    # of this process and of those it starts: runs are compared bit for bit
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of this process and of those it starts: runs are compared bit for bit
+)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: E402, F401  first: it puts compat/dassl on the path where no Dassl is installed
@@ -55,7 +57,11 @@ class Skips:
 
 
 def unlisted(config):
-    return [(test, reason) for test, reason in config.stash[skips].found if not any(re.match(allowed, reason) for allowed in ALLOWED_SKIPS)]
+    return [
+        (test, reason)
+        for test, reason in config.stash[skips].found
+        if not any(re.match(allowed, reason) for allowed in ALLOWED_SKIPS)
+    ]
 
 
 def pytest_sessionfinish(session):
@@ -69,7 +75,10 @@ def pytest_terminal_summary(terminalreporter, config):
     for test, reason in config.stash[skips].found:
         terminalreporter.line(f"{test}: {reason}")
     for test, reason in unlisted(config):
-        terminalreporter.line(f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: {reason}", red=True)
+        terminalreporter.line(
+            f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: {reason}",
+            red=True,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +100,7 @@ def data_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def vary_root(data_root, tmp_path_factory):
     """Makes another DATASET.ROOT with the same images, its split changed by a function."""
+
     def vary(change):
         root = tmp_path_factory.mktemp("data")
         (root / "digits").mkdir()
@@ -107,6 +117,7 @@ def vary_root(data_root, tmp_path_factory):
 def budget(data_root, tmp_path_factory):
     """`budget(trainer, steps, rest)`: options for so many steps of a trainer and some queries that are too few for one more."""
     from support import build
+
     costs = {}
 
     def options(name, steps, rest=0):
@@ -122,5 +133,6 @@ def budget(data_root, tmp_path_factory):
 def digits(data_root):
     """60 test images as the embedded model takes them, `[60, 3, 32, 32]`."""
     from support import build
+
     trainer = build("ZeroshotOracle", data_root, data_root / "none")
     return torch.cat([batch["img"] for batch in trainer.test_loader])[:60]

@@ -8,7 +8,7 @@ import sys
 import dassl_blackbox  # noqa: F401
 import torch
 import train
-from dassl_blackbox.trainers.blackbox import checkpoints, files
+from dassl_blackbox.trainers.blackbox.run import checkpoints, files
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
 
 torch.set_num_threads(1)
@@ -23,7 +23,9 @@ def live(until, count_file, output_file, arguments):
         count_file: gets a letter a query.
         output_file: gets stdout and stderr.
     """
-    multiprocessing.set_start_method("fork", force=True)     # of the loaders' workers: as in any process that was not forked here
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # of the loaders' workers: as in any process that was not forked here
     with open(output_file, "ab") as f:
         os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
@@ -54,6 +56,7 @@ def live(until, count_file, output_file, arguments):
             reach("half")
             f.seek(0)
             torch.save(state, f)
+
         files.write_atomically(path, content)
 
     original_query, original_save = LocalOracle.query, checkpoints.save

@@ -24,24 +24,58 @@ from dassl_blackbox.trainers.blackbox.registry import MARK
 REPO = Path(__file__).resolve().parent.parent
 
 # A trainer comes under contract by being registered, an optimiser by being exported; what it needs beside a start stands here.
-OURS = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names() if getattr(TRAINER_REGISTRY.get(name), MARK, False)}
+OURS = {
+    name: TRAINER_REGISTRY.get(name)
+    for name in TRAINER_REGISTRY.registered_names()
+    if getattr(TRAINER_REGISTRY.get(name), MARK, False)
+}
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
-TRAINED = [name for name in BLACK_BOX if OURS[name].build_recipe is not BlackBoxTrainer.build_recipe]
+TRAINED = [
+    name for name in BLACK_BOX if OURS[name].build_recipe is not BlackBoxTrainer.build_recipe
+]
 SETTINGS = {"SPSA": [{"rule": rule} for rule in RULES], "CMAES": [{"sigma": 0.5, "population": 8}]}
-OPTIMIZERS = {f"{name}{settings or ''}": partial(part, **settings) for name, part in vars(optimizers).items() if isinstance(part, type)
-              for settings in SETTINGS.get(name, [{}])}
+OPTIMIZERS = {
+    f"{name}{settings or ''}": partial(part, **settings)
+    for name, part in vars(optimizers).items()
+    if isinstance(part, type)
+    for settings in SETTINGS.get(name, [{}])
+}
 
 d64 = torch.float64
 
 # 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one
-SMALL = ("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "8", "DATALOADER.TEST.BATCH_SIZE", "40",
-         "TRAIN.PRINT_FREQ", "1")
+SMALL = (
+    "USE_CUDA",
+    "False",
+    "DATASET.NUM_SHOTS",
+    "3",
+    "DATALOADER.TRAIN_X.BATCH_SIZE",
+    "8",
+    "DATALOADER.TEST.BATCH_SIZE",
+    "40",
+    "TRAIN.PRINT_FREQ",
+    "1",
+)
 # and few candidates in few dimensions, where the published numbers are large
 SMALL_OF = {
     "CBBT": ("TRAINER.CBBT.Q", "6"),
-    "CraFT": ("TRAINER.CRAFT.POPULATION", "4", "TRAINER.CRAFT.DIM", "20", "TRAINER.CRAFT.HEAD_BATCH", "16"),
+    "CraFT": (
+        "TRAINER.CRAFT.POPULATION",
+        "4",
+        "TRAINER.CRAFT.DIM",
+        "20",
+        "TRAINER.CRAFT.HEAD_BATCH",
+        "16",
+    ),
     "JOLT": ("TRAINER.JOLT.DIRECTIONS", "8", "TRAINER.JOLT.HEAD_MEMORY", "20"),
-    "BPTVLM": ("TRAINER.BPTVLM.POPULATION", "6", "TRAINER.BPTVLM.DIM_TEXT", "12", "TRAINER.BPTVLM.DIM_IMAGE", "8"),
+    "BPTVLM": (
+        "TRAINER.BPTVLM.POPULATION",
+        "6",
+        "TRAINER.BPTVLM.DIM_TEXT",
+        "12",
+        "TRAINER.BPTVLM.DIM_IMAGE",
+        "8",
+    ),
 }
 
 
@@ -51,7 +85,10 @@ def seeded(seed=0):
 
 def quadratic(d, seed=0):
     """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: f(x) = x'Ax/2 + b'x, A positive definite."""
-    M, b = torch.randn(d, d, dtype=d64, generator=seeded(seed)), torch.randn(d, dtype=d64, generator=seeded(seed + 1))
+    M, b = (
+        torch.randn(d, d, dtype=d64, generator=seeded(seed)),
+        torch.randn(d, dtype=d64, generator=seeded(seed + 1)),
+    )
     A = M @ M.T / d + torch.eye(d, dtype=d64)
     return (lambda x: ((x @ A) * x).sum(-1) / 2 + x @ b), (lambda x: x @ A + b)
 
@@ -59,9 +96,27 @@ def quadratic(d, seed=0):
 def arguments(trainer, root, out, *options, seed=1, flags=()):
     """Command-line arguments of a small run on Digits with the embedded model."""
     config = REPO / "configs" / "trainers" / trainer / "tiny.yaml"
-    return [str(a) for a in ("--root", root, "--seed", seed, "--trainer", trainer, "--config-file", config, "--dataset-config-file",
-                             REPO / "configs" / "datasets" / "digits.yaml", "--output-dir", out, *flags, *SMALL,
-                             *SMALL_OF.get(trainer, ()), *options)]
+    return [
+        str(a)
+        for a in (
+            "--root",
+            root,
+            "--seed",
+            seed,
+            "--trainer",
+            trainer,
+            "--config-file",
+            config,
+            "--dataset-config-file",
+            REPO / "configs" / "datasets" / "digits.yaml",
+            "--output-dir",
+            out,
+            *flags,
+            *SMALL,
+            *SMALL_OF.get(trainer, ()),
+            *options,
+        )
+    ]
 
 
 def run(*args, **kwargs):
@@ -86,8 +141,14 @@ def trained(*args, **kwargs):
 def process(script, *args):
     """A script of the checkout in a process of its own."""
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=REPO, env={**os.environ, "PYTHONPATH": path},
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, args)],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def defaults():
@@ -109,7 +170,9 @@ def accuracy(text):
 def last_checkpoint(folder, name="prompt_learner"):
     """Content of the checkpoint that the pointer file names."""
     folder = Path(folder) / name
-    return torch.load(folder / (folder / "checkpoint").read_text().split("\n")[0], weights_only=True)
+    return torch.load(
+        folder / (folder / "checkpoint").read_text().split("\n")[0], weights_only=True
+    )
 
 
 def random_sources(checkpoint):
@@ -203,7 +266,9 @@ class Spy(Wrapper):
 
     def query(self, images, contexts, image_tokens=None):
         self.count(len(contexts), len(images))
-        return self.crossed(super().query(images, self.crossed(contexts), self.crossed(image_tokens)))
+        return self.crossed(
+            super().query(images, self.crossed(contexts), self.crossed(image_tokens))
+        )
 
     def image_features(self, images):
         self.count(1, len(images))
@@ -224,7 +289,12 @@ def spied(trainer):
 def test_logits(trainer):
     """Logits `[N, C]` of the whole test set."""
     with trainer.oracle.evaluation():
-        return torch.cat([trainer.model_inference(trainer.parse_batch_test(batch)[0]) for batch in trainer.test_loader])
+        return torch.cat(
+            [
+                trainer.model_inference(trainer.parse_batch_test(batch)[0])
+                for batch in trainer.test_loader
+            ]
+        )
 
 
-test_logits.__test__ = False    # a helper, whatever it is called
+test_logits.__test__ = False  # a helper, whatever it is called

@@ -71,10 +71,16 @@ class ContractToy(DatasetBase):
 
     def __init__(self, cfg):
         names = {0: "dark", 1: "bright"}
-        super().__init__(**{
-            part: [Datum(f"{cfg.DATASET.ROOT}/{part}_{y}_{i}.png", y, 0, names[y]) for y in names for i in range(5)]
-            for part in ("train_x", "val", "test")
-        })
+        super().__init__(
+            **{
+                part: [
+                    Datum(f"{cfg.DATASET.ROOT}/{part}_{y}_{i}.png", y, 0, names[y])
+                    for y in names
+                    for i in range(5)
+                ]
+                for part in ("train_x", "val", "test")
+            }
+        )
 
 
 @TRAINER_REGISTRY.register(force=True)
@@ -117,17 +123,43 @@ def root(tmp_path_factory):
 @pytest.fixture
 def cfg(root, tmp_path):
     cfg = get_cfg_default()
-    cfg.merge_from_list([
-        "OUTPUT_DIR", str(tmp_path / "out"), "USE_CUDA", False, "INPUT.SIZE", (8, 8), "INPUT.TRANSFORMS", ("normalize",),
-        "DATASET.NAME", "ContractToy", "DATASET.ROOT", root, "TRAINER.NAME", "ContractTrainer", "DATALOADER.NUM_WORKERS", 0,
-        "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.05, "OPTIM.LR_SCHEDULER", "cosine",
-        "OPTIM.MAX_EPOCH", 2,
-    ])
+    cfg.merge_from_list(
+        [
+            "OUTPUT_DIR",
+            str(tmp_path / "out"),
+            "USE_CUDA",
+            False,
+            "INPUT.SIZE",
+            (8, 8),
+            "INPUT.TRANSFORMS",
+            ("normalize",),
+            "DATASET.NAME",
+            "ContractToy",
+            "DATASET.ROOT",
+            root,
+            "TRAINER.NAME",
+            "ContractTrainer",
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "DATALOADER.TRAIN_X.BATCH_SIZE",
+            2,
+            "OPTIM.NAME",
+            "sgd",
+            "OPTIM.LR",
+            0.05,
+            "OPTIM.LR_SCHEDULER",
+            "cosine",
+            "OPTIM.MAX_EPOCH",
+            2,
+        ]
+    )
     return cfg
 
 
 def items(labels, root):
-    return [Datum(f"{root}/test_0_0.png", label=label, classname=f"class {label}") for label in labels]
+    return [
+        Datum(f"{root}/test_0_0.png", label=label, classname=f"class {label}") for label in labels
+    ]
 
 
 def saved(path):
@@ -135,7 +167,9 @@ def saved(path):
 
 
 def test_which_dassl():
-    print(f"\ncontract tests ran against {'compat/dassl' if COMPAT else 'the REAL Dassl'} {dassl.__version__}: {dassl.__file__}")
+    print(
+        f"\ncontract tests ran against {'compat/dassl' if COMPAT else 'the REAL Dassl'} {dassl.__version__}: {dassl.__file__}"
+    )
     assert dassl.__version__ == "0.6.3"
 
 
@@ -148,11 +182,15 @@ def test_every_default_by_value():
 
     def flat(node, path=""):
         for key, value in node.items():
-            yield from flat(value, f"{path}{key}.") if isinstance(value, dict) else [(path + key, value)]
+            yield from (
+                flat(value, f"{path}{key}.") if isinstance(value, dict) else [(path + key, value)]
+            )
 
     found = dict(flat(get_cfg_default()))
     assert found == expected
-    assert {k: type(v) for k, v in found.items()} == {k: type(v) for k, v in expected.items()}  # yacs merges by type
+    assert {k: type(v) for k, v in found.items()} == {
+        k: type(v) for k, v in expected.items()
+    }  # yacs merges by type
 
 
 def test_config_copies_and_clean_cfg():
@@ -183,17 +221,26 @@ def test_registry_and_nearest_name():
 def test_files_and_seeds(tmp_path, root):
     path = tmp_path / "new" / "x.json"
     utils.write_json({"a": [1, "b"]}, str(path))
-    assert utils.read_json(str(path)) == {"a": [1, "b"]} and path.read_text().startswith('{\n    "a": [\n        1,\n')
+    assert utils.read_json(str(path)) == {"a": [1, "b"]} and path.read_text().startswith(
+        '{\n    "a": [\n        1,\n'
+    )
     utils.mkdir_if_missing(str(path.parent))  # already there
     (path.parent / ".hidden").touch(), (path.parent / "a.json").touch()
-    assert utils.listdir_nohidden(str(path.parent), sort=True) == ["a.json", "x.json"] and utils.check_isfile(str(path))
+    assert utils.listdir_nohidden(str(path.parent), sort=True) == [
+        "a.json",
+        "x.json",
+    ] and utils.check_isfile(str(path))
     with pytest.warns(UserWarning, match="No file found"):
         assert not utils.check_isfile(str(path) + "x")
     assert utils.read_image(f"{root}/val_0_1.png").getpixel((0, 0)) == (11, 20, 30)
     assert utils.tolist_if_not("a") == ["a"] == utils.tolist_if_not(["a"])
     utils.set_random_seed(3)
     drawn = random.random(), np.random.rand(), torch.rand(1)
-    assert drawn == (random.Random(3).random(), np.random.RandomState(3).rand(), torch.rand(1, generator=torch.manual_seed(3)))
+    assert drawn == (
+        random.Random(3).random(),
+        np.random.RandomState(3).rand(),
+        torch.rand(1, generator=torch.manual_seed(3)),
+    )
 
 
 def test_logger_keeps_an_existing_log(tmp_path, monkeypatch):
@@ -209,28 +256,47 @@ def test_logger_keeps_an_existing_log(tmp_path, monkeypatch):
 
 def test_meters():
     meter, mean, ema = utils.MetricMeter(), utils.AverageMeter(), utils.AverageMeter(ema=True)
-    meter.update({"loss": torch.tensor(1.0), "acc": 50}), meter.update({"loss": 2.0}), meter.update(None)
+    (
+        meter.update({"loss": torch.tensor(1.0), "acc": 50}),
+        meter.update({"loss": 2.0}),
+        meter.update(None),
+    )
     assert str(meter) == "loss 2.0000 (1.5000) acc 50.0000 (50.0000)"
     with pytest.raises(TypeError):
         meter.update(1.0)
     mean.update(1.0, n=3), mean.update(torch.tensor(5.0)), ema.update(1.0), ema.update(2.0)
-    assert (mean.val, mean.avg, mean.sum, mean.count) == (5.0, 2.0, 8.0, 4) and ema.avg == pytest.approx(0.29)
+    assert (mean.val, mean.avg, mean.sum, mean.count) == (
+        5.0,
+        2.0,
+        8.0,
+        4,
+    ) and ema.avg == pytest.approx(0.29)
 
 
 def test_checkpoints(tmp_path, capsys):
     source, target, folder = Linear(2, 1), Linear(2, 1), str(tmp_path / "a/b")
-    optim, other = torch.optim.SGD(source.parameters(), lr=0.5), torch.optim.SGD(target.parameters(), lr=0.1)
+    optim, other = (
+        torch.optim.SGD(source.parameters(), lr=0.5),
+        torch.optim.SGD(target.parameters(), lr=0.1),
+    )
     state = {"module." + key: value for key, value in source.state_dict().items()}
     for epoch in (1, 2):
         checkpoint = {"state_dict": dict(state), "epoch": epoch, "optimizer": optim.state_dict()}
         utils.save_checkpoint(checkpoint, folder, is_best=epoch == 1)
-    utils.save_checkpoint({"state_dict": state, "epoch": 9}, folder, remove_module_from_keys=False, model_name="named")
+    utils.save_checkpoint(
+        {"state_dict": state, "epoch": 9}, folder, remove_module_from_keys=False, model_name="named"
+    )
     names = {"checkpoint", "model-best.pth.tar", "model.pth.tar-1", "model.pth.tar-2", "named"}
     assert {p.name for p in (tmp_path / "a/b").iterdir()} == names
-    assert (tmp_path / "a/b/checkpoint").read_text() == "named\n" and saved(f"{folder}/model-best.pth.tar")["epoch"] == 1
+    assert (tmp_path / "a/b/checkpoint").read_text() == "named\n" and saved(
+        f"{folder}/model-best.pth.tar"
+    )["epoch"] == 1
     assert set(saved(f"{folder}/named")["state_dict"]) == set(state)
     assert set(saved(f"{folder}/model.pth.tar-2")["state_dict"]) == {"weight", "bias"}
-    lines = [f"Checkpoint saved to {folder}/model.pth.tar-1", f'Best checkpoint saved to "{folder}/model-best.pth.tar"']
+    lines = [
+        f"Checkpoint saved to {folder}/model.pth.tar-1",
+        f'Best checkpoint saved to "{folder}/model-best.pth.tar"',
+    ]
     assert capsys.readouterr().out.splitlines()[:2] == lines
 
     (tmp_path / "a/b/checkpoint").write_text("model.pth.tar-2\n")
@@ -241,8 +307,14 @@ def test_checkpoints(tmp_path, capsys):
 
 
 def test_pretrained_weights_and_open_layers(tmp_path, capsys):
-    source, model, path = Sequential(Linear(2, 3), Linear(3, 4)), Sequential(Linear(2, 3), Linear(3, 5)), str(tmp_path / "w")
-    torch.save({"state_dict": {"module." + key: value for key, value in source.state_dict().items()}}, path)
+    source, model, path = (
+        Sequential(Linear(2, 3), Linear(3, 4)),
+        Sequential(Linear(2, 3), Linear(3, 5)),
+        str(tmp_path / "w"),
+    )
+    torch.save(
+        {"state_dict": {"module." + key: value for key, value in source.state_dict().items()}}, path
+    )
     utils.load_pretrained_weights(model, path)
     assert torch.equal(model[0].weight, source[0].weight)
     assert "unmatched keys or size: ['1.weight', '1.bias']" in capsys.readouterr().out
@@ -253,14 +325,29 @@ def test_pretrained_weights_and_open_layers(tmp_path, capsys):
     assert [m.training for m in model] == [False, True]
     utils.open_all_layers(model)
     assert all(p.requires_grad for p in model.parameters()) and all(m.training for m in model)
-    assert utils.count_num_param(model) == 29 == utils.count_num_param(params=list(model.parameters()))
+    assert (
+        utils.count_num_param(model) == 29 == utils.count_num_param(params=list(model.parameters()))
+    )
 
 
 def test_datum_and_dataset_base(root):
     first = Datum(f"{root}/test_0_0.png", label=2, domain=1, classname="two")
-    assert (first.impath, first.label, first.domain, first.classname) == (f"{root}/test_0_0.png", 2, 1, "two")
-    assert set(vars(first)) == {"_impath", "_label", "_domain", "_classname"}  # CoOp's pickles of either Dassl fit the other
-    assert Datum.__module__ == "dassl.data.datasets.base_dataset" and pickle.loads(pickle.dumps(first)).label == 2
+    assert (first.impath, first.label, first.domain, first.classname) == (
+        f"{root}/test_0_0.png",
+        2,
+        1,
+        "two",
+    )
+    assert set(vars(first)) == {
+        "_impath",
+        "_label",
+        "_domain",
+        "_classname",
+    }  # CoOp's pickles of either Dassl fit the other
+    assert (
+        Datum.__module__ == "dassl.data.datasets.base_dataset"
+        and pickle.loads(pickle.dumps(first)).label == 2
+    )
     with pytest.warns(UserWarning), pytest.raises(AssertionError):
         Datum(f"{root}/absent.png")
     data = DatasetBase(train_x=[first, *items([0, 3, 0], root)], test=[first])
@@ -276,21 +363,39 @@ def test_fewshot_draw(root, repeat, capsys):
     assert data.generate_fewshot_dataset(train) is train
     assert list(data.generate_fewshot_dataset(train, val, num_shots=0)) == [train, val]
     utils.set_random_seed(5)
-    drawn, rng, expected = data.generate_fewshot_dataset(train, val, num_shots=3, repeat=repeat), random.Random(5), []
-    for source, order in ((train, (2, 0, 1)), (val, (1, 0))):  # labels in the order of their first appearance
+    drawn, rng, expected = (
+        data.generate_fewshot_dataset(train, val, num_shots=3, repeat=repeat),
+        random.Random(5),
+        [],
+    )
+    for source, order in (
+        (train, (2, 0, 1)),
+        (val, (1, 0)),
+    ):  # labels in the order of their first appearance
         pools = [[item for item in source if item.label == label] for label in order]
-        draw = lambda pool: rng.sample(pool, 3) if len(pool) >= 3 else rng.choices(pool, k=3) if repeat else pool
+        draw = lambda pool: (
+            rng.sample(pool, 3) if len(pool) >= 3 else rng.choices(pool, k=3) if repeat else pool
+        )
         expected.append([item for pool in pools for item in draw(pool)])
     assert drawn == expected and capsys.readouterr().out == "Creating a 3-shot dataset\n"
     assert list(data.split_dataset_by_label(val)) == [1, 0]
 
 
-@pytest.mark.parametrize("is_train, number, batches", [
-    (True, 7, [3, 3]), (True, 3, [3]), (True, 2, [2]), (False, 7, [3, 3, 1]), (False, 2, [2]),
-])
+@pytest.mark.parametrize(
+    "is_train, number, batches",
+    [
+        (True, 7, [3, 3]),
+        (True, 3, [3]),
+        (True, 2, [2]),
+        (False, 7, [3, 3, 1]),
+        (False, 2, [2]),
+    ],
+)
 def test_drop_last(cfg, root, is_train, number, batches):
     tfm = build_transform(cfg, is_train)
-    loader = build_data_loader(cfg, "SequentialSampler", items([1] * number, root), 3, tfm=tfm, is_train=is_train)
+    loader = build_data_loader(
+        cfg, "SequentialSampler", items([1] * number, root), 3, tfm=tfm, is_train=is_train
+    )
     assert [len(batch["label"]) for batch in loader] == batches
 
 
@@ -304,7 +409,9 @@ def test_dataset_wrapper(cfg, root):
     many = DatasetWrapper(cfg, source, transform=[tfm, lambda image: "second"], is_train=True)[0]
     assert many["img"] == [10] * 3 and many["img2"] == ["second"] * 3
     normalized = (np.array([10, 20, 30]) / 255 - cfg.INPUT.PIXEL_MEAN) / cfg.INPUT.PIXEL_STD
-    assert many["img0"].shape == (3, 8, 8) and many["img0"][:, 0, 0].tolist() == pytest.approx(normalized, abs=1e-5)
+    assert many["img0"].shape == (3, 8, 8) and many["img0"][:, 0, 0].tolist() == pytest.approx(
+        normalized, abs=1e-5
+    )
     with pytest.raises(ValueError, match="3"):
         DatasetWrapper(cfg, source, is_train=True)
 
@@ -313,20 +420,54 @@ NORMALIZATION = "normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0
 TENSOR = "to torch tensor of range [0, 1]"
 
 
-@pytest.mark.parametrize("is_train, choices, steps, lines", [
-    (True, "center_crop", "Resize ToTensor", ["resize to 8x8", TENSOR]),
-    (True, "normalize random_flip random_resized_crop", "RandomResizedCrop RandomHorizontalFlip ToTensor Normalize",
-     ["random resized crop (size=(8, 8), scale=(0.08, 1.0))", "random flip", TENSOR, NORMALIZATION]),
-    (True, "cutout random_translation instance_norm gaussian_noise",
-     "Resize Random2DTranslation ToTensor Cutout GaussianNoise InstanceNormalization",
-     ["resize to 8x8", "random translation", TENSOR, "cutout (n_holes=1, length=4)", "gaussian noise (mean=0.0, std=0.15)",
-      "instance normalization"]),
-    (True, "random_crop colorjitter randomgrayscale gaussian_blur", "RandomCrop ColorJitter RandomGrayscale RandomApply ToTensor",
-     ["random crop (padding = 4)", "color jitter (brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)", "random gray scale",
-      "gaussian blur (kernel=5)", TENSOR]),
-    (False, "random_flip normalize cutout", "Resize CenterCrop ToTensor Normalize",
-     ["resize the smaller edge to 8", "8x8 center crop", TENSOR, NORMALIZATION]),
-])
+@pytest.mark.parametrize(
+    "is_train, choices, steps, lines",
+    [
+        (True, "center_crop", "Resize ToTensor", ["resize to 8x8", TENSOR]),
+        (
+            True,
+            "normalize random_flip random_resized_crop",
+            "RandomResizedCrop RandomHorizontalFlip ToTensor Normalize",
+            [
+                "random resized crop (size=(8, 8), scale=(0.08, 1.0))",
+                "random flip",
+                TENSOR,
+                NORMALIZATION,
+            ],
+        ),
+        (
+            True,
+            "cutout random_translation instance_norm gaussian_noise",
+            "Resize Random2DTranslation ToTensor Cutout GaussianNoise InstanceNormalization",
+            [
+                "resize to 8x8",
+                "random translation",
+                TENSOR,
+                "cutout (n_holes=1, length=4)",
+                "gaussian noise (mean=0.0, std=0.15)",
+                "instance normalization",
+            ],
+        ),
+        (
+            True,
+            "random_crop colorjitter randomgrayscale gaussian_blur",
+            "RandomCrop ColorJitter RandomGrayscale RandomApply ToTensor",
+            [
+                "random crop (padding = 4)",
+                "color jitter (brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)",
+                "random gray scale",
+                "gaussian blur (kernel=5)",
+                TENSOR,
+            ],
+        ),
+        (
+            False,
+            "random_flip normalize cutout",
+            "Resize CenterCrop ToTensor Normalize",
+            ["resize the smaller edge to 8", "8x8 center crop", TENSOR, NORMALIZATION],
+        ),
+    ],
+)
 def test_transforms(cfg, root, capsys, is_train, choices, steps, lines):
     cfg.INPUT.INTERPOLATION, cfg.INPUT.GB_K, cfg.INPUT.CUTOUT_LEN = "bicubic", 5, 4
     tfm = build_transform(cfg, is_train, choices.split())
@@ -343,7 +484,9 @@ def test_own_transforms_and_sampler_draw_as_the_real_ones_do(cfg):
     cfg.INPUT.CUTOUT_LEN, image = 4, Image.linear_gradient("L").resize((8, 8)).convert("RGB")
     utils.set_random_seed(2)
     tfm = build_transform(cfg, True, ("random_translation", "cutout", "gaussian_noise"))
-    assert [tfm(image).sum().item() for _ in range(4)] == pytest.approx([93.96, 90.68, 61.49, 84.19], abs=0.01)
+    assert [tfm(image).sum().item() for _ in range(4)] == pytest.approx(
+        [93.96, 90.68, 61.49, 84.19], abs=0.01
+    )
     with pytest.raises(AssertionError):
         build_transform(cfg, True, ("no_such_transform",))
     cfg.INPUT.NO_TRANSFORM = True
@@ -352,7 +495,9 @@ def test_own_transforms_and_sampler_draw_as_the_real_ones_do(cfg):
     source = [SimpleNamespace(label=label) for label in [2] * 3 + [0] + [1] * 5]
     utils.set_random_seed(0)
     sampler = build_sampler("RandomClassSampler", data_source=source, batch_size=4, n_ins=2)
-    assert [list(map(int, sampler)) for _ in range(2)] == [[3, 3, 2, 0], [3, 3, 1, 0]] and len(sampler) == 8
+    assert [list(map(int, sampler)) for _ in range(2)] == [[3, 3, 2, 0], [3, 3, 1, 0]] and len(
+        sampler
+    ) == 8
     for name, size in (("RandomClassSampler", 1), ("NoSampler", 4)):
         with pytest.raises(ValueError):
             build_sampler(name, data_source=source, batch_size=size, n_ins=2)
@@ -361,14 +506,49 @@ def test_own_transforms_and_sampler_draw_as_the_real_ones_do(cfg):
 def test_data_manager(cfg, capsys):
     parameters = list(inspect.signature(build_data_loader).parameters.values())
     assert [p.name for p in parameters[:4]] == ["cfg", "sampler_type", "data_source", "batch_size"]
-    assert [p.name for p in parameters[4:]] == ["n_domain", "n_ins", "tfm", "is_train", "dataset_wrapper"]
-    assert [p.default for p in parameters[1:]] == ["SequentialSampler", None, 64, 0, 2, None, True, None]
-    dm = DataManager(cfg, custom_tfm_train=build_transform(cfg), dataset_wrapper=type("Mine", (DatasetWrapper,), {}))
+    assert [p.name for p in parameters[4:]] == [
+        "n_domain",
+        "n_ins",
+        "tfm",
+        "is_train",
+        "dataset_wrapper",
+    ]
+    assert [p.default for p in parameters[1:]] == [
+        "SequentialSampler",
+        None,
+        64,
+        0,
+        2,
+        None,
+        True,
+        None,
+    ]
+    dm = DataManager(
+        cfg,
+        custom_tfm_train=build_transform(cfg),
+        dataset_wrapper=type("Mine", (DatasetWrapper,), {}),
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert "Loading dataset: ContractToy" in lines and "* Using custom transform for training" in lines
-    assert lines[-6:-1] == ["Dataset    ContractToy", "# classes  2", "# train_x  10", "# val      10", "# test     10"]
-    assert [len(x) for x in (dm.train_loader_x, dm.val_loader, dm.test_loader)] == [5, 1, 1] and dm.train_loader_u is None
-    assert dm.num_classes == 2 and dm.num_source_domains == 0 and dm.lab2cname == {0: "dark", 1: "bright"}
+    assert (
+        "Loading dataset: ContractToy" in lines and "* Using custom transform for training" in lines
+    )
+    assert lines[-6:-1] == [
+        "Dataset    ContractToy",
+        "# classes  2",
+        "# train_x  10",
+        "# val      10",
+        "# test     10",
+    ]
+    assert [len(x) for x in (dm.train_loader_x, dm.val_loader, dm.test_loader)] == [
+        5,
+        1,
+        1,
+    ] and dm.train_loader_u is None
+    assert (
+        dm.num_classes == 2
+        and dm.num_source_domains == 0
+        and dm.lab2cname == {0: "dark", 1: "bright"}
+    )
     assert type(dm.test_loader.dataset).__name__ == "Mine"
     cfg.DATASET.NAME = "ContractTony"
     with pytest.raises(ValueError, match=r"do you mean \[ContractToy\]"):
@@ -378,7 +558,10 @@ def test_data_manager(cfg, capsys):
 def test_evaluator(cfg, tmp_path, capsys):
     cfg.OUTPUT_DIR, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.COMPUTE_CMAT = str(tmp_path), True, True
     evaluator = build_evaluator(cfg, lab2cname={0: "a", 1: "b", 2: "c"})
-    assert isinstance(evaluator, EvaluatorBase) and "Classification" in EVALUATOR_REGISTRY.registered_names()
+    assert (
+        isinstance(evaluator, EvaluatorBase)
+        and "Classification" in EVALUATOR_REGISTRY.registered_names()
+    )
     true, predicted = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 3, 1, 2, 2])
     evaluator.process(F.one_hot(true, 4).float(), true)
     evaluator.reset()
@@ -386,40 +569,79 @@ def test_evaluator(cfg, tmp_path, capsys):
         evaluator.process(F.one_hot(predicted[part], 4).float(), true[part])
     results = evaluator.evaluate()
     assert list(results) == ["accuracy", "error_rate", "macro_f1", "perclass_accuracy"]
-    macro_f1 = (4 / 5 + 2 / 3 + 2 / 3) / 3  # 2 TP / (2 TP + FP + FN) of classes 0, 1 and 2; no image is truly of class 3
-    assert [x / 100 for x in results.values()] == pytest.approx([4 / 6, 2 / 6, macro_f1, (2 / 3 + 1 / 2 + 1) / 3])
+    macro_f1 = (
+        4 / 5 + 2 / 3 + 2 / 3
+    ) / 3  # 2 TP / (2 TP + FP + FN) of classes 0, 1 and 2; no image is truly of class 3
+    assert [x / 100 for x in results.values()] == pytest.approx(
+        [4 / 6, 2 / 6, macro_f1, (2 / 3 + 1 / 2 + 1) / 3]
+    )
     assert capsys.readouterr().out == (
         "Loading evaluator: Classification\n"
         "=> result\n* total: 6\n* correct: 4\n* accuracy: 66.7%\n* error: 33.3%\n* macro_f1: 71.1%\n=> per-class result\n"
         "* class: 0 (a)\ttotal: 3\tcorrect: 2\tacc: 66.7%\n* class: 1 (b)\ttotal: 2\tcorrect: 1\tacc: 50.0%\n"
         f"* class: 2 (c)\ttotal: 1\tcorrect: 1\tacc: 100.0%\n* average: 72.2%\nConfusion matrix is saved to {tmp_path}/cmat.pt\n"
     )
-    assert torch.load(tmp_path / "cmat.pt", weights_only=False)[0].tolist() == pytest.approx([2 / 3, 0, 0, 1 / 3])
+    assert torch.load(tmp_path / "cmat.pt", weights_only=False)[0].tolist() == pytest.approx(
+        [2 / 3, 0, 0, 1 / 3]
+    )
 
 
 def test_compute_accuracy():
-    output, target = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4], [0.1, 0.2, 0.7]]), torch.tensor([1, 2, 0])
+    output, target = (
+        torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4], [0.1, 0.2, 0.7]]),
+        torch.tensor([1, 2, 0]),
+    )
     (top1,), (same,) = compute_accuracy(output, target), compute_accuracy((output, None), target)
     assert top1.shape == (1,) and top1.item() == same.item() == pytest.approx(100 / 3)
     if COMPAT:  # the real one calls view() on what is not contiguous for k > 1, which torch refuses
-        assert [x.item() for x in compute_accuracy(output, target, topk=(1, 2))] == pytest.approx([100 / 3, 200 / 3])
+        assert [x.item() for x in compute_accuracy(output, target, topk=(1, 2))] == pytest.approx(
+            [100 / 3, 200 / 3]
+        )
 
 
-@pytest.mark.parametrize("name, kind, options", [
-    ("adam", "Adam", {"betas": (0.8, 0.999), "amsgrad": False}), ("amsgrad", "Adam", {"amsgrad": True}), ("adamw", "AdamW", {}),
-    ("radam", "RAdam", {"betas": (0.8, 0.999)}), ("rmsprop", "RMSprop", {"alpha": 0.99, "momentum": 0.7}),
-    ("sgd", "SGD", {"momentum": 0.7, "nesterov": True, "dampening": 0}),
-])
+@pytest.mark.parametrize(
+    "name, kind, options",
+    [
+        ("adam", "Adam", {"betas": (0.8, 0.999), "amsgrad": False}),
+        ("amsgrad", "Adam", {"amsgrad": True}),
+        ("adamw", "AdamW", {}),
+        ("radam", "RAdam", {"betas": (0.8, 0.999)}),
+        ("rmsprop", "RMSprop", {"alpha": 0.99, "momentum": 0.7}),
+        ("sgd", "SGD", {"momentum": 0.7, "nesterov": True, "dampening": 0}),
+    ],
+)
 def test_optimizers(name, kind, options):
     cfg, model = get_cfg_default().OPTIM, Sequential(Linear(2, 2), Linear(2, 2))
-    cfg.merge_from_list(["NAME", name, "LR", 0.5, "ADAM_BETA1", 0.8, "MOMENTUM", 0.7, "SGD_NESTEROV", True, "WEIGHT_DECAY", 0.3])
+    cfg.merge_from_list(
+        [
+            "NAME",
+            name,
+            "LR",
+            0.5,
+            "ADAM_BETA1",
+            0.8,
+            "MOMENTUM",
+            0.7,
+            "SGD_NESTEROV",
+            True,
+            "WEIGHT_DECAY",
+            0.3,
+        ]
+    )
     for source in (model, model.parameters()):
         optim = build_optimizer(source, cfg)
-        assert type(optim).__name__ == kind and optim.defaults.items() >= {"lr": 0.5, "weight_decay": 0.3, **options}.items()
+        assert (
+            type(optim).__name__ == kind
+            and optim.defaults.items() >= {"lr": 0.5, "weight_decay": 0.3, **options}.items()
+        )
     assert build_lr_scheduler(optim, cfg).step_size == 10  # STEPSIZE (-1,) stands for MAX_EPOCH
     cfg.STAGED_LR, cfg.NEW_LAYERS = True, ("1",)
     base, new = build_optimizer(model, cfg).param_groups
-    assert (base["lr"], new["lr"]) == (0.05, 0.5) and new["params"][0] is model[1].weight and len(base["params"]) == 2
+    assert (
+        (base["lr"], new["lr"]) == (0.05, 0.5)
+        and new["params"][0] is model[1].weight
+        and len(base["params"]) == 2
+    )
     cfg.NAME = "adagrad"
     with pytest.raises(ValueError, match="adagrad"):
         build_optimizer(model, cfg)
@@ -430,7 +652,10 @@ SCHEDULES = {  # the rate in epoch t, for LR 0.1, STEPSIZE (2, 3), MAX_EPOCH 8
     "single_step": lambda t: 0.1 * 0.1 ** (t // 3),
     "multi_step": lambda t: 0.1 * 0.1 ** ((t >= 2) + (t >= 3)),
 }
-WARMUPS = {"constant": lambda t: 0.001, "linear": lambda t: 0.1 * t / 3 if t else 0.002}  # for WARMUP_EPOCH 3
+WARMUPS = {
+    "constant": lambda t: 0.001,
+    "linear": lambda t: 0.1 * t / 3 if t else 0.002,
+}  # for WARMUP_EPOCH 3
 
 
 @pytest.mark.parametrize("recount", [True, False])
@@ -438,10 +663,30 @@ WARMUPS = {"constant": lambda t: 0.001, "linear": lambda t: 0.1 * t / 3 if t els
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_learning_rates(tmp_path, kind, warmup, recount):
     cfg, length, main = get_cfg_default().OPTIM, 3 if warmup else 0, SCHEDULES[kind]
-    cfg.merge_from_list([
-        "NAME", "sgd", "LR", 0.1, "LR_SCHEDULER", kind, "STEPSIZE", (2, 3), "MAX_EPOCH", 8, "WARMUP_EPOCH", length,
-        "WARMUP_TYPE", warmup or "linear", "WARMUP_CONS_LR", 0.001, "WARMUP_MIN_LR", 0.002, "WARMUP_RECOUNT", recount,
-    ])
+    cfg.merge_from_list(
+        [
+            "NAME",
+            "sgd",
+            "LR",
+            0.1,
+            "LR_SCHEDULER",
+            kind,
+            "STEPSIZE",
+            (2, 3),
+            "MAX_EPOCH",
+            8,
+            "WARMUP_EPOCH",
+            length,
+            "WARMUP_TYPE",
+            warmup or "linear",
+            "WARMUP_CONS_LR",
+            0.001,
+            "WARMUP_MIN_LR",
+            0.002,
+            "WARMUP_RECOUNT",
+            recount,
+        ]
+    )
 
     def build():
         optim = build_optimizer([torch.nn.Parameter(torch.zeros(1))], cfg)
@@ -450,14 +695,18 @@ def test_learning_rates(tmp_path, kind, warmup, recount):
         except TypeError as error:
             if COMPAT or "positional argument" not in str(error):
                 raise
-            pytest.skip(f"the real Dassl's warm-up passes `verbose`, which torch >= 2.7 does not take: {error}")
+            pytest.skip(
+                f"the real Dassl's warm-up passes `verbose`, which torch >= 2.7 does not take: {error}"
+            )
 
     def expected(t):
         if t < length:
             return WARMUPS[warmup](t)
         if recount:
             return main(t - length)
-        return 0.1 * main(t) / main(length)  # the base rate after the warm-up, then the schedule's factors from there
+        return (
+            0.1 * main(t) / main(length)
+        )  # the base rate after the warm-up, then the schedule's factors from there
 
     def epochs(optim, sched, number):
         for _ in range(number):
@@ -476,10 +725,15 @@ def test_learning_rates(tmp_path, kind, warmup, recount):
         assert before + list(epochs(*again, 8 - stop)) == whole
 
 
-@pytest.mark.parametrize("error, options", [
-    (ValueError, {"LR_SCHEDULER": "exp"}), (TypeError, {"LR_SCHEDULER": "multi_step", "STEPSIZE": 3}),
-    (TypeError, {"STEPSIZE": (0.5,)}), (ValueError, {"WARMUP_EPOCH": 1, "WARMUP_TYPE": "cubic"}),
-])
+@pytest.mark.parametrize(
+    "error, options",
+    [
+        (ValueError, {"LR_SCHEDULER": "exp"}),
+        (TypeError, {"LR_SCHEDULER": "multi_step", "STEPSIZE": 3}),
+        (TypeError, {"STEPSIZE": (0.5,)}),
+        (ValueError, {"WARMUP_EPOCH": 1, "WARMUP_TYPE": "cubic"}),
+    ],
+)
 def test_unknown_schedules_are_errors(error, options):
     cfg = get_cfg_default().OPTIM
     for key, value in options.items():
@@ -490,8 +744,10 @@ def test_unknown_schedules_are_errors(error, options):
 
 def matches(lines, patterns):
     """Each line against the pattern at its place; a failure shows the first that differs."""
-    found = [pattern if re.fullmatch(pattern, line) else line for line, pattern in zip(lines, patterns)]
-    assert found + lines[len(patterns):] == patterns
+    found = [
+        pattern if re.fullmatch(pattern, line) else line for line, pattern in zip(lines, patterns)
+    ]
+    assert found + lines[len(patterns) :] == patterns
 
 
 def batches(epoch, max_epoch, numbers, lr, next_lr="never shown"):
@@ -499,7 +755,8 @@ def batches(epoch, max_epoch, numbers, lr, next_lr="never shown"):
     value = r"\d+\.\d{4} \(\d+\.\d{4}\)"
     return [
         rf"epoch \[{epoch}/{max_epoch}\] batch \[{i}/5\] time 2\.000 \(2\.000\) data 1\.000 \(1\.000\) loss {value} acc {value} "
-        rf"lr {re.escape(next_lr if i == 5 else lr)} eta 0:00:{2 * (5 * (max_epoch - epoch + 1) - i):02d}" for i in numbers
+        rf"lr {re.escape(next_lr if i == 5 else lr)} eta 0:00:{2 * (5 * (max_epoch - epoch + 1) - i):02d}"
+        for i in numbers
     ]
 
 
@@ -509,7 +766,14 @@ def clock(monkeypatch):
     monkeypatch.setattr("dassl.engine.trainer.time", SimpleNamespace(time=count().__next__))
 
 
-RESULT = ["=> result", r"\* total: 10", r"\* correct: 10", r"\* accuracy: 100\.0%", r"\* error: 0\.0%", r"\* macro_f1: 100\.0%"]
+RESULT = [
+    "=> result",
+    r"\* total: 10",
+    r"\* correct: 10",
+    r"\* accuracy: 100\.0%",
+    r"\* error: 0\.0%",
+    r"\* macro_f1: 100\.0%",
+]
 VAL, TEST = [r"Evaluate on the \*val\* set", *RESULT], [r"Evaluate on the \*test\* set", *RESULT]
 
 
@@ -518,21 +782,40 @@ def test_training_and_resuming(cfg, tmp_path, capsys, clock, elsewhere):
     cfg.TRAIN.PRINT_FREQ, cfg.TRAIN.CHECKPOINT_FREQ, out = 2, 1, cfg.OUTPUT_DIR
     utils.set_random_seed(0)
     trainer = build_trainer(cfg)
-    assert isinstance(trainer, SimpleTrainer) and "Loading trainer: ContractTrainer" in capsys.readouterr().out
+    assert (
+        isinstance(trainer, SimpleTrainer)
+        and "Loading trainer: ContractTrainer" in capsys.readouterr().out
+    )
     trainer.train()
     printed = capsys.readouterr()
     finish = ["Finish training", "Deploy the last-epoch model", *TEST, r"Elapsed: 0:00:\d\d"]
-    matches(printed.out.splitlines(), [
-        "No checkpoint found, train from scratch", rf"Initialize tensorboard \(log_dir={out}/tensorboard\)",
-        *batches(1, 2, (2, 4), "5.0000e-02"), f"Checkpoint saved to {out}/linear/model.pth.tar-1",
-        *batches(2, 2, (2, 4), "2.5000e-02"), f"Checkpoint saved to {out}/linear/model.pth.tar-2", *finish,
-    ])
+    matches(
+        printed.out.splitlines(),
+        [
+            "No checkpoint found, train from scratch",
+            rf"Initialize tensorboard \(log_dir={out}/tensorboard\)",
+            *batches(1, 2, (2, 4), "5.0000e-02"),
+            f"Checkpoint saved to {out}/linear/model.pth.tar-1",
+            *batches(2, 2, (2, 4), "2.5000e-02"),
+            f"Checkpoint saved to {out}/linear/model.pth.tar-2",
+            *finish,
+        ],
+    )
     assert "100%" in printed.err and not trainer.model.training  # tqdm's bar; eval mode
-    assert {p.name for p in (tmp_path / "out/linear").iterdir()} == {"checkpoint", "model.pth.tar-1", "model.pth.tar-2"}
+    assert {p.name for p in (tmp_path / "out/linear").iterdir()} == {
+        "checkpoint",
+        "model.pth.tar-1",
+        "model.pth.tar-2",
+    }
     assert list((tmp_path / "out/tensorboard").glob("events.out.tfevents.*"))
     checkpoint = saved(f"{out}/linear/model.pth.tar-2")
-    assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} and checkpoint["epoch"] == 2
-    assert checkpoint["val_result"] is None and torch.equal(checkpoint["state_dict"]["weight"], trainer.model.weight)
+    assert (
+        set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+        and checkpoint["epoch"] == 2
+    )
+    assert checkpoint["val_result"] is None and torch.equal(
+        checkpoint["state_dict"]["weight"], trainer.model.weight
+    )
 
     cfg.OPTIM.MAX_EPOCH = 3
     if elsewhere:
@@ -540,13 +823,24 @@ def test_training_and_resuming(cfg, tmp_path, capsys, clock, elsewhere):
     resumed = build_trainer(cfg)
     capsys.readouterr()
     resumed.train()
-    matches(capsys.readouterr().out.splitlines(), [
-        rf"Found checkpoint at {out} \(will resume training\)", f'Loading checkpoint from "{out}/linear/model.pth.tar-2"',
-        "Loaded model weights", "Loaded optimizer", "Loaded scheduler", "Previous epoch: 2",
-        rf"Initialize tensorboard \(log_dir={cfg.OUTPUT_DIR}/tensorboard\)", *batches(3, 3, (2, 4), "0.0000e+00"),
-        f"Checkpoint saved to {cfg.OUTPUT_DIR}/linear/model.pth.tar-3", *finish,
-    ])
-    assert resumed.start_epoch == 2 and torch.equal(resumed.model.weight, trainer.model.weight)  # epoch 3's rate is 0
+    matches(
+        capsys.readouterr().out.splitlines(),
+        [
+            rf"Found checkpoint at {out} \(will resume training\)",
+            f'Loading checkpoint from "{out}/linear/model.pth.tar-2"',
+            "Loaded model weights",
+            "Loaded optimizer",
+            "Loaded scheduler",
+            "Previous epoch: 2",
+            rf"Initialize tensorboard \(log_dir={cfg.OUTPUT_DIR}/tensorboard\)",
+            *batches(3, 3, (2, 4), "0.0000e+00"),
+            f"Checkpoint saved to {cfg.OUTPUT_DIR}/linear/model.pth.tar-3",
+            *finish,
+        ],
+    )
+    assert resumed.start_epoch == 2 and torch.equal(
+        resumed.model.weight, trainer.model.weight
+    )  # epoch 3's rate is 0
 
 
 def test_best_val(cfg, tmp_path, capsys, clock):
@@ -555,22 +849,40 @@ def test_best_val(cfg, tmp_path, capsys, clock):
     trainer = build_trainer(cfg)
     assert trainer.best_result == -np.inf and capsys.readouterr().out
     trainer.train()
-    matches(capsys.readouterr().out.splitlines()[2:-1], [
-        *batches(1, 2, range(1, 6), "5.0000e-02", "2.5000e-02"), *VAL, f"Checkpoint saved to {out}/linear/model-best.pth.tar",
-        *batches(2, 2, range(1, 6), "2.5000e-02", "0.0000e+00"), *VAL, f"Checkpoint saved to {out}/linear/model.pth.tar-2",
-        "Finish training", "Deploy the model with the best val performance",
-        rf"Load {out}/linear/model-best.pth.tar to linear \(epoch=1, val_result=100\.0\)", *TEST,
-    ])
+    matches(
+        capsys.readouterr().out.splitlines()[2:-1],
+        [
+            *batches(1, 2, range(1, 6), "5.0000e-02", "2.5000e-02"),
+            *VAL,
+            f"Checkpoint saved to {out}/linear/model-best.pth.tar",
+            *batches(2, 2, range(1, 6), "2.5000e-02", "0.0000e+00"),
+            *VAL,
+            f"Checkpoint saved to {out}/linear/model.pth.tar-2",
+            "Finish training",
+            "Deploy the model with the best val performance",
+            rf"Load {out}/linear/model-best.pth.tar to linear \(epoch=1, val_result=100\.0\)",
+            *TEST,
+        ],
+    )
     best = saved(f"{out}/linear/model-best.pth.tar")
-    assert torch.equal(best["state_dict"]["weight"], trainer.model.weight) and best["val_result"] == 100.0
-    assert (tmp_path / "out/linear/checkpoint").read_text() == "model.pth.tar-2\n" and trainer.best_result == 100.0
+    assert (
+        torch.equal(best["state_dict"]["weight"], trainer.model.weight)
+        and best["val_result"] == 100.0
+    )
+    assert (
+        tmp_path / "out/linear/checkpoint"
+    ).read_text() == "model.pth.tar-2\n" and trainer.best_result == 100.0
 
     trainer.save_model(6, out, val_result=1.75)
     torch.nn.init.zeros_(trainer.model.weight)
     assert trainer.test() == 50.0
     trainer.load_model(out, epoch=7)
     trainer.val_loader = None
-    assert capsys.readouterr() and trainer.test(split="val") == 100.0 and "*test*" in capsys.readouterr().out
+    assert (
+        capsys.readouterr()
+        and trainer.test(split="val") == 100.0
+        and "*test*" in capsys.readouterr().out
+    )
     with pytest.raises(FileNotFoundError, match="model.pth.tar-8"):
         trainer.load_model(out, epoch=8)
 
@@ -583,12 +895,16 @@ def test_trainer_base(capsys):
     base.set_model_mode("eval", "a")
     assert not part.training and base._models["b"].training
     base.update_lr(), base.write_scalar("x", 1.0), base.close_writer(), base.load_model("")
-    assert capsys.readouterr().out.startswith("Note that load_model() is skipped as no pretrained model is given")
+    assert capsys.readouterr().out.startswith(
+        "Note that load_model() is skipped as no pretrained model is given"
+    )
     base.model_backward_and_update(part(torch.ones(1, 1)).sum())
     assert part.weight.grad.item() == 1.0
     for error, call in (
-        (AssertionError, lambda: base.register_model("a", part)), (AssertionError, lambda: base.get_model_names("c")),
-        (KeyError, lambda: base.set_model_mode("walk")), (NotImplementedError, lambda: base.run_epoch()),
+        (AssertionError, lambda: base.register_model("a", part)),
+        (AssertionError, lambda: base.get_model_names("c")),
+        (KeyError, lambda: base.set_model_mode("walk")),
+        (NotImplementedError, lambda: base.run_epoch()),
         (FloatingPointError, lambda: base.detect_anomaly(torch.tensor([1.0, math.nan]))),
         (AttributeError, lambda: TrainerBase.__new__(TrainerBase).register_model("a", part)),
     ):
@@ -599,11 +915,15 @@ def test_trainer_base(capsys):
 def test_load_model_without_a_result_and_what_needs_the_real_dassl(cfg, capsys):
     trainer = build_trainer(cfg)
     trainer.save_model(0, cfg.OUTPUT_DIR)
-    with nullcontext() if COMPAT else pytest.raises(TypeError):  # the real one cannot format a val_result of None
+    with (
+        nullcontext() if COMPAT else pytest.raises(TypeError)
+    ):  # the real one cannot format a val_result of None
         trainer.load_model(cfg.OUTPUT_DIR, epoch=1)
     assert ("(epoch=1, val_result=None)" in capsys.readouterr().out) == COMPAT
     left_out = (
-        lambda: build_transform(cfg, True, ("randaugment",)), lambda: build_sampler("RandomDomainSampler"), lambda: TrainerX(cfg),
+        lambda: build_transform(cfg, True, ("randaugment",)),
+        lambda: build_sampler("RandomDomainSampler"),
+        lambda: TrainerX(cfg),
     )
     for call in left_out if COMPAT else ():
         with pytest.raises(NotImplementedError, match="real Dassl"):

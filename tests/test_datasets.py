@@ -49,10 +49,22 @@ def caltech(tmp_path):
     images = folder / "101_ObjectCategories"
     images.mkdir(parents=True)
     shuffle, split = random.Random(5), {}
-    for part, sizes in {"train": (9, 2, 7, 12, 5), "val": (6, 1, 3, 8, 4), "test": (3, 3, 3, 3, 3)}.items():
-        items = [[f"{label}_{part}_{i}.jpg", label, f"class {label}"] for label, size in enumerate(sizes) for i in range(size)]
+    for part, sizes in {
+        "train": (9, 2, 7, 12, 5),
+        "val": (6, 1, 3, 8, 4),
+        "test": (3, 3, 3, 3, 3),
+    }.items():
+        items = [
+            [f"{label}_{part}_{i}.jpg", label, f"class {label}"]
+            for label, size in enumerate(sizes)
+            for i in range(size)
+        ]
         shuffle.shuffle(items)
-        split[part] = sorted(items, key=lambda item: [3, 0, 4, 1, 2].index(item[1])) if part == "train" else items
+        split[part] = (
+            sorted(items, key=lambda item: [3, 0, 4, 1, 2].index(item[1]))
+            if part == "train"
+            else items
+        )
         for image, _, _ in items:
             (images / image).touch()
     (folder / "split_zhou_Caltech101.json").write_text(json.dumps(split))
@@ -80,11 +92,14 @@ def tiny(tmp_path):
 
 # The few-shot draw
 
+
 @pytest.mark.parametrize("seed", CALTECH101_16_SHOTS)
 def test_16_shots_of_caltech101_are_coops(seed):
     data = os.environ.get("DATA", "")
     if not os.path.isdir(os.path.join(data, "caltech-101", "101_ObjectCategories")):
-        pytest.skip("Caltech101 is not there: the environment variable DATA names no folder that holds caltech-101")
+        pytest.skip(
+            "Caltech101 is not there: the environment variable DATA names no folder that holds caltech-101"
+        )
     dataset = load("Caltech101", data, shots=16, seed=seed)
     images = os.path.join(dataset.dataset_dir, "101_ObjectCategories")
     paths = [os.path.relpath(item.impath, images) for item in dataset.train_x + dataset.val]
@@ -98,8 +113,12 @@ def test_the_draw_is_dassls_after_set_random_seed(caltech, shots, seed):
     everything, drawn = load("Caltech101", caltech), load("Caltech101", caltech, shots, seed)
     set_random_seed(seed)
     dassl = DatasetBase(everything.train_x)
-    assert content(drawn.train_x) == content(dassl.generate_fewshot_dataset(everything.train_x, num_shots=shots))
-    assert content(drawn.val) == content(dassl.generate_fewshot_dataset(everything.val, num_shots=min(shots, 4)))
+    assert content(drawn.train_x) == content(
+        dassl.generate_fewshot_dataset(everything.train_x, num_shots=shots)
+    )
+    assert content(drawn.val) == content(
+        dassl.generate_fewshot_dataset(everything.val, num_shots=min(shots, 4))
+    )
     assert content(drawn.test) == content(everything.test)
 
 
@@ -121,7 +140,9 @@ def test_the_draw_leaves_the_global_generator_and_the_folder_alone(caltech):
 
 
 def test_a_negative_seed_draws_anew_each_time(caltech):
-    draws = {tuple(content(load("Caltech101", caltech, shots=4, seed=-1).train_x)) for _ in range(5)}
+    draws = {
+        tuple(content(load("Caltech101", caltech, shots=4, seed=-1).train_x)) for _ in range(5)
+    }
     assert len(draws) > 1
 
 
@@ -135,16 +156,27 @@ def test_below_one_shot_everything_is_taken(caltech, shots):
 def test_a_data_set_without_val_has_none(tmp_path):
     (tmp_path / "a.png").touch()
     items = [(str(tmp_path / "a.png"), 0, "a")]
-    cls = type("NoVal", (FewShotDataset,), {"row": Row("NoVal", "no_val", "", read=lambda row, folder: (items, None, items))})
+    cls = type(
+        "NoVal",
+        (FewShotDataset,),
+        {"row": Row("NoVal", "no_val", "", read=lambda row, folder: (items, None, items))},
+    )
     cfg = get_cfg_default()
-    cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = str(tmp_path), 1, "base"
+    cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = (
+        str(tmp_path),
+        1,
+        "base",
+    )
     assert cls(cfg).val is None
 
 
 # Base and new classes
 
+
 def test_base_and_new_classes_are_disjoint_and_cover_all(caltech):
-    every, base_half, new_half = (load("Caltech101", caltech, 4, 1, which) for which in ("all", "base", "new"))
+    every, base_half, new_half = (
+        load("Caltech101", caltech, 4, 1, which) for which in ("all", "base", "new")
+    )
     assert base_half.classnames == ["class 0", "class 1", "class 2"]
     assert new_half.classnames == ["class 3", "class 4"]
     for part in ("train_x", "val", "test"):
@@ -161,6 +193,7 @@ def test_base_gets_the_odd_class():
 
 
 # Generated data sets
+
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_data_set(name, root):
@@ -185,12 +218,16 @@ def test_every_class_of_letters_and_shapes_has_the_same_size(root):
             assert set(Counter(item.label for item in items).values()) == {count}
 
 
-@pytest.mark.parametrize("name, module", [("Digits", digits), ("Letters", letters), ("Shapes", shapes)])
+@pytest.mark.parametrize(
+    "name, module", [("Digits", digits), ("Letters", letters), ("Shapes", shapes)]
+)
 def test_a_second_generation_has_the_same_pixels(name, module, root):
     dataset, states = load(name, root), (random.getstate(), np.random.get_state()[1].tolist())
     saved = [item for items in (dataset.train_x, dataset.val, dataset.test) for item in items]
     again = list(module.pictures())
-    assert [(item.label, item.classname) for item in saved] == [(label, name) for _, label, name, _ in again]
+    assert [(item.label, item.classname) for item in saved] == [
+        (label, name) for _, label, name, _ in again
+    ]
     for item, (_, _, _, picture) in zip(saved, again):
         with Image.open(item.impath) as first:
             assert first.mode == picture.mode and first.tobytes() == picture.tobytes()
@@ -199,9 +236,12 @@ def test_a_second_generation_has_the_same_pixels(name, module, root):
 
 def test_the_saved_digits_are_the_scans(root):
     from sklearn.datasets import load_digits
+
     source = load_digits()
     row = digits.split_indices(source.target)["train"][0]
-    scan = Image.fromarray((source.images[row] * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.BICUBIC)
+    scan = Image.fromarray((source.images[row] * 255 / 16).round().astype(np.uint8)).resize(
+        (32, 32), Image.BICUBIC
+    )
     first = load("Digits", root).train_x[0]
     assert first.label == source.target[row]
     with Image.open(first.impath) as picture:
@@ -210,9 +250,13 @@ def test_the_saved_digits_are_the_scans(root):
 
 def test_digits_are_split_as_the_embedded_model_was_trained():
     from sklearn.datasets import load_digits
+
     split = digits.split_indices(load_digits().target)
     assert sorted(sum(split.values(), [])) == list(range(1797))
-    assert hashlib.sha256(json.dumps(split).encode()).hexdigest() == "7669113d81eacb30daf0ab02285036d32a650e792f47842cb965448dc33d65f1"
+    assert (
+        hashlib.sha256(json.dumps(split).encode()).hexdigest()
+        == "7669113d81eacb30daf0ab02285036d32a650e792f47842cb965448dc33d65f1"
+    )
 
 
 def test_shapes_cover_all_colours_and_most_kinds():
@@ -229,7 +273,11 @@ def test_a_generated_data_set_is_written_once(tiny):
     assert row.read(row, str(folder)) == first
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
     assert len(drawn) == 1
-    assert first[0][0] == (str(folder / "images" / "light_grey" / "train_0000.png"), 0, "light grey")
+    assert first[0][0] == (
+        str(folder / "images" / "light_grey" / "train_0000.png"),
+        0,
+        "light grey",
+    )
     assert os.listdir(folder.parent) == ["tiny"]
 
 
@@ -268,6 +316,7 @@ def test_without_a_root_generated_data_go_to_data_here(tmp_path, monkeypatch):
 
 # The registry
 
+
 def test_registering_our_own_twice_is_silent(capsys):
     before = [DATASET_REGISTRY.get(row.name) for row in ROWS]
     for row in ROWS:
@@ -283,7 +332,10 @@ def test_the_hosts_data_set_is_kept(capsys):
     DATASET_REGISTRY.register(HostsOwn)
     register(Row("HostsOwn", "hosts_own", "folder"))
     assert DATASET_REGISTRY.get("HostsOwn") is HostsOwn
-    assert capsys.readouterr().out == f"Data set HostsOwn: keeping the one that {__name__} registered\n"
+    assert (
+        capsys.readouterr().out
+        == f"Data set HostsOwn: keeping the one that {__name__} registered\n"
+    )
 
 
 def test_every_row_has_its_config():
@@ -297,6 +349,7 @@ def test_every_row_has_its_config():
 
 # Errors are sentences
 
+
 def message(*args, **kwargs):
     with pytest.raises(DatasetError) as caught:
         load(*args, **kwargs)
@@ -304,32 +357,49 @@ def message(*args, **kwargs):
 
 
 def test_no_root():
-    assert message("Caltech101", "") == \
-        "DATASET.ROOT is empty: pass --root with the folder that holds caltech-101 (Caltech101; see DATASETS.md)."
+    assert (
+        message("Caltech101", "")
+        == "DATASET.ROOT is empty: pass --root with the folder that holds caltech-101 (Caltech101; see DATASETS.md)."
+    )
 
 
 def test_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = message("Caltech101", "somewhere")
-    assert text.startswith(f"Caltech101 is not at {tmp_path / 'somewhere' / 'caltech-101'}: there is no such folder.")
+    assert text.startswith(
+        f"Caltech101 is not at {tmp_path / 'somewhere' / 'caltech-101'}: there is no such folder."
+    )
     assert "DATASETS.md" in text and "--root" in text
 
 
 def test_no_split_file(tmp_path):
     (tmp_path / "caltech-101").mkdir()
     text = message("Caltech101", tmp_path)
-    assert text.startswith(f"Caltech101 has no split file {tmp_path / 'caltech-101' / 'split_zhou_Caltech101.json'}.")
+    assert text.startswith(
+        f"Caltech101 has no split file {tmp_path / 'caltech-101' / 'split_zhou_Caltech101.json'}."
+    )
     assert "DATASETS.md" in text
 
 
-@pytest.mark.parametrize("text", [
-    b"{", b"<html>not found</html>", b"\xff\xfe", b"[]", b'{"train": []}', b'{"train": 3, "val": [], "test": []}',
-    b'{"train": [["a.jpg", 0]], "val": [], "test": []}', b'{"train": [["a.jpg", "x", "a"]], "val": [], "test": []}',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"<html>not found</html>",
+        b"\xff\xfe",
+        b"[]",
+        b'{"train": []}',
+        b'{"train": 3, "val": [], "test": []}',
+        b'{"train": [["a.jpg", 0]], "val": [], "test": []}',
+        b'{"train": [["a.jpg", "x", "a"]], "val": [], "test": []}',
+    ],
+)
 def test_a_split_of_another_shape(caltech, text):
     path = caltech / "caltech-101" / "split_zhou_Caltech101.json"
     path.write_bytes(text)
-    assert message("Caltech101", caltech).startswith(f"{path} is not a split in CoOp's JSON format (")
+    assert message("Caltech101", caltech).startswith(
+        f"{path} is not a split in CoOp's JSON format ("
+    )
 
 
 def test_absent_images(caltech):
@@ -342,7 +412,10 @@ def test_absent_images(caltech):
 
 
 def test_unknown_classes(caltech):
-    assert message("Caltech101", caltech, classes="old") == 'DATASET.SUBSAMPLE_CLASSES is "old", but must be "all", "base" or "new".'
+    assert (
+        message("Caltech101", caltech, classes="old")
+        == 'DATASET.SUBSAMPLE_CLASSES is "old", but must be "all", "base" or "new".'
+    )
 
 
 def test_a_root_that_cannot_be_written(tmp_path):
@@ -355,7 +428,9 @@ def test_a_root_that_cannot_be_written(tmp_path):
 def test_a_foreign_folder_of_that_name_is_left_alone(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.txt").touch()
-    assert "a folder of that name without split_digits.json must be moved away first" in message("Digits", tmp_path)
+    assert "a folder of that name without split_digits.json must be moved away first" in message(
+        "Digits", tmp_path
+    )
     assert os.listdir(tmp_path) == ["digits"] and os.listdir(tmp_path / "digits") == ["mine.txt"]
 
 
@@ -363,5 +438,8 @@ def test_pictures_of_another_version(tiny):
     row, _, folder = tiny
     row.read(row, str(folder))
     newer = generated.generated("Tiny", None, version=2)
-    with pytest.raises(DatasetError, match="holds version 1 of the generated data set Tiny, but this is version 2: move that folder away"):
+    with pytest.raises(
+        DatasetError,
+        match="holds version 1 of the generated data set Tiny, but this is version 2: move that folder away",
+    ):
         newer.read(newer, str(folder))

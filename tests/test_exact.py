@@ -11,7 +11,7 @@ from dassl_blackbox.trainers.blackbox.oracle.models import load_model
 from support import difference
 from test_oracle import SMALL, make, pixels
 
-LARGE = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50-quickgelu"]      # seconds each: one case
+LARGE = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50-quickgelu"]  # seconds each: one case
 KINDS = ["tiny", *SMALL, *LARGE]
 WORDS = "red old stone bridge over a small quiet river near the north wooden tower house with two large round windows and grey roof".split()
 
@@ -44,22 +44,40 @@ def some_names(rng, count):
 
 def contexts_for(oracle, P, n, seed):
     size = P, n, oracle.description.width
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * oracle.description.token_std
+    return (
+        torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        * oracle.description.token_std
+    )
 
 
 def largest_context(oracle):
     return oracle.description.context_length - 2 - max(len(text) for text in oracle.text.texts)
 
 
-@pytest.mark.parametrize("kind, n, count", [
-    *[(kind, n, count) for kind in KINDS if kind not in LARGE for n in (0, 1, 8, "largest") for count in (1, 5)], *[(kind, 8, 5) for kind in LARGE],
-])
+@pytest.mark.parametrize(
+    "kind, n, count",
+    [
+        *[
+            (kind, n, count)
+            for kind in KINDS
+            if kind not in LARGE
+            for n in (0, 1, 8, "largest")
+            for count in (1, 5)
+        ],
+        *[(kind, 8, 5) for kind in LARGE],
+    ],
+)
 def test_logits_are_the_plain_ones(oracles, kind, n, count):
     oracle, rng = oracles(kind), random.Random(f"{kind} {n} {count}")
     oracle.set_classes(some_names(rng, count))
     n = largest_context(oracle) if n == "largest" else n
     images, contexts = pixels(oracle, B=2, seed=count), contexts_for(oracle, 2, n, count)
-    assert difference(oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)) < 1e-5
+    assert (
+        difference(
+            oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)
+        )
+        < 1e-5
+    )
 
 
 def test_which_towers_take_the_short_ways(oracles):
@@ -69,7 +87,7 @@ def test_which_towers_take_the_short_ways(oracles):
     assert {kind for kind, (_, image) in short.items() if not image} == {"resnet", "RN50-quickgelu"}
 
 
-@pytest.mark.parametrize("at_once", [1, 50, 2 ** 14])
+@pytest.mark.parametrize("at_once", [1, 50, 2**14])
 @pytest.mark.parametrize("kind", ["tiny", "vit", "quickgelu"])
 def test_image_tokens_by_parts_equal_the_hooked_tower(oracles, kind, at_once, monkeypatch):
     monkeypatch.setattr(blocks, "CPU_POSITIONS", at_once)
@@ -77,7 +95,10 @@ def test_image_tokens_by_parts_equal_the_hooked_tower(oracles, kind, at_once, mo
     fast, slow = (LocalOracle(model, ("logits", "image_tokens")) for _ in range(2))
     slow.short = False
     images = pixels(fast, B=5)
-    tokens = torch.randn(3, 4, fast.description.image_width, generator=torch.Generator().manual_seed(2)) * 0.1
+    tokens = (
+        torch.randn(3, 4, fast.description.image_width, generator=torch.Generator().manual_seed(2))
+        * 0.1
+    )
     contexts = contexts_for(fast, 3, 2, 1)
     for oracle in (fast, slow):
         oracle.set_classes(["one", "two", "a longer name"])
@@ -92,7 +113,12 @@ def test_a_vit_of_one_layer():
     assert oracle.short and oracle.text.short
     oracle.set_classes(["one", "two"])
     images, contexts = pixels(oracle), contexts_for(oracle, 2, 3, 1)
-    assert difference(oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)) < 1e-5
+    assert (
+        difference(
+            oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)
+        )
+        < 1e-5
+    )
     tokens = torch.randn(2, 4, oracle.description.image_width)
     fast, oracle.short = oracle.query(oracle.upload(images), contexts, tokens), False
     assert difference(fast, oracle.query(oracle.upload(images), contexts, tokens)) < 1e-5
@@ -113,7 +139,13 @@ def test_a_vit_that_is_read_otherwise(change):
         oracle = LocalOracle(model)
         oracle.set_classes(["one", "two"])
         images, contexts = pixels(oracle), contexts_for(oracle, 2, 3, 1)
-        assert difference(oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)) < 1e-5
+        assert (
+            difference(
+                oracle.query(oracle.upload(images), contexts),
+                plain_logits(oracle, images, contexts),
+            )
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -124,12 +156,17 @@ def test_predictions_in_half_precision(digits, precision, device):
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     for oracle in (exact, half):
         oracle.set_classes(names)
-    images, contexts = digits.to(device), contexts_for(exact, 3, 4, 0).to(device) + exact.embed("a photo of a")
+    images, contexts = (
+        digits.to(device),
+        contexts_for(exact, 3, 4, 0).to(device) + exact.embed("a photo of a"),
+    )
     fast, plain = half.query(half.upload(images), contexts), plain_logits(half, images, contexts)
     rounding = (plain - plain_logits(exact, images, contexts)).abs().amax(-1)
     best = plain.topk(2, dim=-1).values
     differ = fast.argmax(-1) != plain.argmax(-1)
-    assert ((best[..., 0] - best[..., 1])[differ] <= 2 * rounding[differ]).all() and differ.float().mean() < 0.1
+    assert (
+        (best[..., 0] - best[..., 1])[differ] <= 2 * rounding[differ]
+    ).all() and differ.float().mean() < 0.1
 
 
 @pytest.mark.cuda
@@ -137,5 +174,5 @@ def test_the_budget_follows_the_free_memory():
     transformer = load_model("tiny", "fp32", "cuda").model.transformer
     before = blocks.positions_at_once(transformer)
     held = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.9), dtype=torch.uint8, device="cuda")
-    assert 2 ** 10 <= blocks.positions_at_once(transformer) < before
+    assert 2**10 <= blocks.positions_at_once(transformer) < before
     del held

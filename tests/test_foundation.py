@@ -7,10 +7,10 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl_blackbox.trainers.blackbox import checkpoints, files
+from dassl_blackbox.trainers.blackbox.run import checkpoints, files
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.registry import register_trainer
 from dassl_blackbox.trainers.blackbox.schedules import build_schedule
 from support import OURS, defaults
@@ -18,9 +18,10 @@ from support import OURS, defaults
 
 # Registration and defaults
 
+
 def test_registering_ours_twice_is_silent(capsys):
     for name, cls in OURS.items():
-        copied = type(name, (cls.__bases__[0],), {})     # the same file, copied into a fork
+        copied = type(name, (cls.__bases__[0],), {})  # the same file, copied into a fork
         assert register_trainer(cls) is cls and register_trainer(copied) is copied
         assert TRAINER_REGISTRY.get(name) is cls
     assert capsys.readouterr() == ("", "")
@@ -29,7 +30,9 @@ def test_registering_ours_twice_is_silent(capsys):
 def test_registering_over_a_foreign_trainer_is_an_error(monkeypatch):
     foreign = type("ZIP", (TrainerX,), {"__module__": "authors.fork"})
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "ZIP", foreign)
-    with pytest.raises(BlackBoxError, match=r"A trainer named ZIP is registered already, by authors\.fork.*Rename"):
+    with pytest.raises(
+        BlackBoxError, match=r"A trainer named ZIP is registered already, by authors\.fork.*Rename"
+    ):
         register_trainer(type("ZIP", (BlackBoxTrainer,), {}))
     assert TRAINER_REGISTRY.get("ZIP") is foreign
 
@@ -51,22 +54,45 @@ def test_a_forks_own_keys_are_kept():
 
 # Schedules
 
+
 @pytest.mark.parametrize("warm_up", [0, 1, 3])
 def test_the_schedule_is_dassls(warm_up):
     cfg = defaults()
-    cfg.merge_from_list(["OPTIM.LR", 0.002, "OPTIM.MAX_EPOCH", 10, "OPTIM.LR_SCHEDULER", "cosine", "OPTIM.WARMUP_EPOCH", warm_up,
-                         "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", 1e-5])
+    cfg.merge_from_list(
+        [
+            "OPTIM.LR",
+            0.002,
+            "OPTIM.MAX_EPOCH",
+            10,
+            "OPTIM.LR_SCHEDULER",
+            "cosine",
+            "OPTIM.WARMUP_EPOCH",
+            warm_up,
+            "OPTIM.WARMUP_TYPE",
+            "constant",
+            "OPTIM.WARMUP_CONS_LR",
+            1e-5,
+        ]
+    )
     optimizer, rates = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.002), []
     schedule = build_schedule(optimizer, cfg.OPTIM)
     for _ in range(10):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    expected = [1e-5] * warm_up + [0.001 * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(10 - warm_up)]
+    expected = [1e-5] * warm_up + [
+        0.001 * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(10 - warm_up)
+    ]
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [("LR_SCHEDULER", "single_step"), ("LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 1, "WARMUP_TYPE", "linear")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("LR_SCHEDULER", "single_step"),
+        ("LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 1, "WARMUP_TYPE", "linear"),
+    ],
+)
 def test_other_schedules_are_refused(options):
     cfg = defaults()
     cfg.OPTIM.merge_from_list(list(options))
@@ -75,6 +101,7 @@ def test_other_schedules_are_refused(options):
 
 
 # Files are whole or not there
+
 
 def write_half(f):
     f.write(b"half of")
@@ -86,7 +113,9 @@ def interrupted(f):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("content, error", [(write_half, BlackBoxError), (interrupted, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    "content, error", [(write_half, BlackBoxError), (interrupted, KeyboardInterrupt)]
+)
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, content, error):
     path = tmp_path / "folder" / "file"
     files.write_atomically(path, b"the old one")
@@ -103,7 +132,10 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         for name in ("model.pth.tar-1", "model.pth.tar-2"):
-            with pytest.raises(BlackBoxError, match=f"Could not write {tmp_path}/{name}.*What was there before is whole"):
+            with pytest.raises(
+                BlackBoxError,
+                match=f"Could not write {tmp_path}/{name}.*What was there before is whole",
+            ):
                 checkpoints.save({"x": torch.zeros(100_000)}, tmp_path, name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -114,5 +146,7 @@ def test_the_pointer_file_names_the_newest_and_not_the_best(tmp_path):
     assert checkpoints.newest(tmp_path) is None
     checkpoints.save({}, tmp_path, "model.pth.tar-1")
     checkpoints.save({}, tmp_path, checkpoints.BEST, newest=False)
-    assert checkpoints.newest(tmp_path) == checkpoints.choose(tmp_path) == tmp_path / "model.pth.tar-1"
+    assert (
+        checkpoints.newest(tmp_path) == checkpoints.choose(tmp_path) == tmp_path / "model.pth.tar-1"
+    )
     assert checkpoints.choose(tmp_path, best=True) == tmp_path / "model-best.pth.tar"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import train
 from dassl_blackbox.trainers import jolt
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.optimizers.gaussnewton import softmax_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
@@ -17,7 +17,10 @@ from support import REPO, bill, build, d64, seeded, trained
 from torch.autograd.functional import hessian, jacobian
 
 d, B, C = 24, 7, 4
-A, OFFSET = torch.randn(B, C, d, dtype=d64, generator=seeded(1)), torch.randn(B, C, dtype=d64, generator=seeded(2))
+A, OFFSET = (
+    torch.randn(B, C, d, dtype=d64, generator=seeded(1)),
+    torch.randn(B, C, dtype=d64, generator=seeded(2)),
+)
 LABELS = torch.randint(C, (B,), generator=seeded(3))
 
 
@@ -34,6 +37,7 @@ def walk(optimizer, rounds, logits=linear):
 
 # The step
 
+
 def test_gradient_and_matrix_are_those_of_softmax_regression():
     theta = torch.randn(d, dtype=d64, generator=seeded(4))
 
@@ -46,7 +50,9 @@ def test_gradient_and_matrix_are_those_of_softmax_regression():
 
 
 def test_proposals_are_damped_newton_steps_in_the_subspace():
-    optimizer = walk(SubspaceGaussNewton(torch.ones(d, dtype=d64), directions=8, decay=0.3, seed=5), 3)    # a step, and the first round of another
+    optimizer = walk(
+        SubspaceGaussNewton(torch.ones(d, dtype=d64), directions=8, decay=0.3, seed=5), 3
+    )  # a step, and the first round of another
     optimizer.ask()
     Z, _ = optimizer.asked
     theta, damping = optimizer.theta.clone(), optimizer.damping
@@ -69,7 +75,7 @@ def test_a_proposal_must_be_better_on_the_next_images():
     optimizer = walk(SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8), 2)
     before, damping = optimizer.theta.clone(), optimizer.damping
     worse = torch.zeros(4, B, C, dtype=d64)
-    worse[0, range(B), LABELS] = 5.0    # theta is right about every one
+    worse[0, range(B), LABELS] = 5.0  # theta is right about every one
     optimizer.ask()
     optimizer.tell(worse, LABELS)
     assert torch.equal(optimizer.theta, before) and optimizer.damping == 10 * damping
@@ -95,12 +101,18 @@ def test_the_finite_difference_follows_curvature_and_noise(noise):
 
 def test_answers_that_are_rounded_do_not_agree_on_nothing():
     """Rounded to 0.5, logits do not move under the smallest steps; slopes of zero agree perfectly, and mean nothing."""
-    optimizer = walk(SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8), 2, lambda theta: (linear(theta) * 2).round() / 2)
+    optimizer = walk(
+        SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8),
+        2,
+        lambda theta: (linear(theta) * 2).round() / 2,
+    )
     assert optimizer.eps >= 0.1
 
 
 def test_the_damping_goes_up_where_no_proposal_was_better_and_stays_within_bounds():
-    optimizer = walk(SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8, dampings=(0.1,)), 2)
+    optimizer = walk(
+        SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8, dampings=(0.1,)), 2
+    )
     dampings = []
     for right in (0, 0, 0, 0, 1, 1):
         answers = torch.zeros(2, B, C, dtype=d64)
@@ -120,7 +132,9 @@ def test_the_last_move_is_one_of_the_directions():
 
 
 def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
-    trainer = build("JOLT", data_root, tmp_path, "TRAINER.JOLT.DIRECTIONS", "16", "TRAINER.JOLT.HEAD", "False")
+    trainer = build(
+        "JOLT", data_root, tmp_path, "TRAINER.JOLT.DIRECTIONS", "16", "TRAINER.JOLT.HEAD", "False"
+    )
     batch = next(iter(trainer.train_loader_x))
     trainer.forward_backward(batch)
     images, labels = trainer.examples(batch)
@@ -143,7 +157,9 @@ def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
 def test_half_precision_takes_larger_differences(data_root, tmp_path):
     steps = []
     for precision in ("fp32", "bf16"):
-        trainer = build("JOLT", data_root, tmp_path, "ORACLE.PREC", precision, "TRAINER.JOLT.DIRECTIONS", "16")
+        trainer = build(
+            "JOLT", data_root, tmp_path, "ORACLE.PREC", precision, "TRAINER.JOLT.DIRECTIONS", "16"
+        )
         trainer.forward_backward(next(iter(trainer.train_loader_x)))
         steps.append(trainer.optim.eps)
     assert 0 < steps[0] < steps[1]
@@ -151,12 +167,13 @@ def test_half_precision_takes_larger_differences(data_root, tmp_path):
 
 # Memory
 
+
 @pytest.mark.parametrize("m", [8, 10])
 def test_after_d_directions_the_whole_jacobian_is_remembered(m):
     optimizer = RememberedJacobian(torch.zeros(d, dtype=d64), directions=m)
-    optimizer.eps = 0.1     # as if it were measured
+    optimizer.eps = 0.1  # as if it were measured
     while optimizer.J is None or len(optimizer.basis):
-        optimizer.proposals = optimizer.theta.expand(3, -1)     # so that it stays where it is
+        optimizer.proposals = optimizer.theta.expand(3, -1)  # so that it stays where it is
         walk(optimizer, 2)
     torch.testing.assert_close(optimizer.J, A.permute(2, 0, 1))
     assert optimizer.theta.abs().max() == 0
@@ -169,7 +186,7 @@ def test_moves_correct_what_is_remembered():
     optimizer = walk(RememberedJacobian(torch.zeros(d, dtype=d64), directions=8), 4, curved)
     here, there = optimizer.theta, optimizer.proposals[2]
     optimizer.ask()
-    optimizer.proposals[:2], optimizer.asked[1:3] = here, here     # the third is the only one to go to
+    optimizer.proposals[:2], optimizer.asked[1:3] = here, here  # the third is the only one to go to
     before = optimizer.J.clone()
     optimizer.tell(curved(optimizer.asked), LABELS)
     assert optimizer.best == 3 and not torch.equal(optimizer.J, before)
@@ -188,9 +205,12 @@ def test_memory_needs_fewer_steps_than_forgetting():
 def test_features_and_their_map_are_as_good_as_logits():
     """Logits of other images at every step, all linear in one feature matrix."""
     features, generator = torch.randn(C, 6, d, dtype=d64, generator=seeded(10)), seeded(11)
-    told, walked = [], [SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8) for _ in range(2)]
+    told, walked = (
+        [],
+        [SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8) for _ in range(2)],
+    )
     for optimizer in walked:
-        optimizer.eps = 0.1     # as if it were measured
+        optimizer.eps = 0.1  # as if it were measured
     for _ in range(6):
         images = torch.randn(B, 6, dtype=d64, generator=generator)
         for _ in range(2):
@@ -206,8 +226,25 @@ def test_features_and_their_map_are_as_good_as_logits():
 
 def test_the_remembered_jacobian_of_the_embedded_models_features(data_root, tmp_path):
     """From mini-batches: features belong to no image."""
-    trainer = build("JOLT", data_root, tmp_path, "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.JOLT.FEATURES", "True", "TRAINER.JOLT.MEMORY", "True",
-                    "TRAINER.JOLT.HEAD", "False", "TRAINER.JOLT.DIRECTIONS", "64", "ORACLE.MAX_QUERIES", 690, "TEST.NO_TEST", "True")
+    trainer = build(
+        "JOLT",
+        data_root,
+        tmp_path,
+        "ORACLE.GRANTS",
+        "('logits', 'features')",
+        "TRAINER.JOLT.FEATURES",
+        "True",
+        "TRAINER.JOLT.MEMORY",
+        "True",
+        "TRAINER.JOLT.HEAD",
+        "False",
+        "TRAINER.JOLT.DIRECTIONS",
+        "64",
+        "ORACLE.MAX_QUERIES",
+        690,
+        "TEST.NO_TEST",
+        "True",
+    )
     start = trainer.optim.theta.clone()
     assert not trainer.whole_set and trainer.step_cost() == (69, 8)
     propose = trainer.optim.propose
@@ -217,9 +254,11 @@ def test_the_remembered_jacobian_of_the_embedded_models_features(data_root, tmp_
         trainer.optim.proposals = start.expand(3, -1)
 
     trainer.optim.propose = stay
-    trainer.train()     # one step for the size of the differences, and nine, where eight walk through the basis
+    trainer.train()  # one step for the size of the differences, and nine, where eight walk through the basis
     local = trainer.oracle.inner
-    exact = jacobian(lambda theta: local.text(trainer.space(theta[None]).contexts)[0], start).permute(2, 0, 1)
+    exact = jacobian(
+        lambda theta: local.text(trainer.space(theta[None]).contexts)[0], start
+    ).permute(2, 0, 1)
     assert torch.equal(trainer.optim.theta, start) and trainer.optim.explored == 1.0
     assert (trainer.optim.J - exact).norm() < 0.05 * exact.norm()
     assert bill(tmp_path)["training"] == {"queries": 690, "image_queries": 80}
@@ -230,10 +269,16 @@ def test_memory_reads_the_whole_training_set(data_root, tmp_path, monkeypatch):
     with pytest.raises(BlackBoxError, match="set TRAINER.JOLT.HEAD False"):
         build("JOLT", data_root, tmp_path / "head", *options, "True")
     with monkeypatch.context() as limit:
-        limit.setattr(jolt, "MEMORY_LIMIT", 2 ** 19)     # 512 x 30 x 10 numbers are more
-        with pytest.raises(BlackBoxError, match="MEMORY would remember .* of slopes .512 numbers, 30 images, 10 classes"):
+        limit.setattr(jolt, "MEMORY_LIMIT", 2**19)  # 512 x 30 x 10 numbers are more
+        with pytest.raises(
+            BlackBoxError,
+            match="MEMORY would remember .* of slopes .512 numbers, 30 images, 10 classes",
+        ):
             build("JOLT", data_root, tmp_path / "large", *options, "False")
-    lives = [(tmp_path / name, budget) for name, budget in (("two lives", 36), ("two lives", 72), ("one life", 72))]
+    lives = [
+        (tmp_path / name, budget)
+        for name, budget in (("two lives", 36), ("two lives", 72), ("one life", 72))
+    ]
     for out, budget in lives:
         trainer = build("JOLT", data_root, out, *options, "False", "ORACLE.MAX_QUERIES", budget)
         trainer.train()
@@ -244,37 +289,74 @@ def test_memory_reads_the_whole_training_set(data_root, tmp_path, monkeypatch):
 
 # Features
 
+
 def test_features_give_the_same_run_for_fewer_image_queries(data_root, tmp_path):
     with pytest.raises(AccessDenied, match="JOLT asked for 'features'"):
         build("JOLT", data_root, tmp_path, "TRAINER.JOLT.FEATURES", "True")
     grant = "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.JOLT.FEATURES"
-    plain, features = (trained("JOLT", data_root, tmp_path / value, *grant, value, "OPTIM.MAX_EPOCH", 2) for value in ("False", "True"))
-    assert features.step_cost() == (13, 8) and bill(tmp_path / "True")["training"] == {"queries": 78, "image_queries": 48}
+    plain, features = (
+        trained("JOLT", data_root, tmp_path / value, *grant, value, "OPTIM.MAX_EPOCH", 2)
+        for value in ("False", "True")
+    )
+    assert features.step_cost() == (13, 8) and bill(tmp_path / "True")["training"] == {
+        "queries": 78,
+        "image_queries": 48,
+    }
     moved = plain.learner.theta - plain.learner.space.origin
-    assert moved.norm() > 0 and (features.learner.theta - plain.learner.theta).norm() < 0.02 * moved.norm()
+    assert (
+        moved.norm() > 0
+        and (features.learner.theta - plain.learner.theta).norm() < 0.02 * moved.norm()
+    )
 
 
 # Ablations
 
+
 def test_the_ablations_are_runs_of_their_own_with_settings_that_exist(monkeypatch):
     monkeypatch.chdir(REPO)
-    printed = subprocess.run(["bash", "scripts/jolt/ablations.sh", "digits", "tiny", "16"], env={**os.environ, "DRY_RUN": "1", "SEEDS": "1", "TAG": "x"}, capture_output=True,
-                             text=True, check=True).stdout.splitlines()
+    printed = subprocess.run(
+        ["bash", "scripts/jolt/ablations.sh", "digits", "tiny", "16"],
+        env={**os.environ, "DRY_RUN": "1", "SEEDS": "1", "TAG": "x"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     found = [train.setup_cfg(train.parse_args(shlex.split(line)[2:])) for line in printed]
-    assert len({cfg.OUTPUT_DIR for cfg in found}) == len(found) > 12 and all("16shots_x_" in cfg.OUTPUT_DIR for cfg in found)
-    same = [[str({**cfg.TRAINER.JOLT}), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.ORACLE.MAX_QUERIES, cfg.ORACLE.TOP_K, cfg.ORACLE.PREC] for cfg in found]
+    assert len({cfg.OUTPUT_DIR for cfg in found}) == len(found) > 12 and all(
+        "16shots_x_" in cfg.OUTPUT_DIR for cfg in found
+    )
+    same = [
+        [
+            str({**cfg.TRAINER.JOLT}),
+            cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+            cfg.ORACLE.MAX_QUERIES,
+            cfg.ORACLE.TOP_K,
+            cfg.ORACLE.PREC,
+        ]
+        for cfg in found
+    ]
     assert all(same.count(settings) == 1 for settings in same)
 
 
 # What does not go
 
-@pytest.mark.parametrize("options, words", [
-    (("TRAINER.JOLT.DIRECTIONS", "7"), "DIRECTIONS is 7 in a space of 512"), (("TRAINER.JOLT.SPACE", "projection", "TRAINER.CRAFT.DIM", "7"), "a space of 7 dimensions"), (("TRAINER.JOLT.DAMPINGS", "()"), "a positive factor or more in DAMPINGS"),
-    (("TRAINER.JOLT.DAMPING", "0.0"), "a positive DAMPING"), (("TRAINER.JOLT.DECAY", "-1.0"), "a DECAY of 0 or more"),
-    (("TRAINER.JOLT.SPACE", "tokens"), "Unknown prompt space"), (("TRAINER.JOLT.HEAD_WIDTH", "0"), "A head of width 0"),
-    (("TRAINER.JOLT.HEAD_FOLDS", "0"), "1 fold or more"),
-    (("TRAINER.JOLT.HEAD_STEPS", "0"), "HEAD_STEPS"), (("TRAINER.JOLT.HEAD_MEMORY", "0"), "HEAD_MEMORY"), (("TRAINER.JOLT.HEAD_DROPOUT", "1.0"), "HEAD_DROPOUT"),
-])
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("TRAINER.JOLT.DIRECTIONS", "7"), "DIRECTIONS is 7 in a space of 512"),
+        (("TRAINER.JOLT.SPACE", "projection", "TRAINER.CRAFT.DIM", "7"), "a space of 7 dimensions"),
+        (("TRAINER.JOLT.DAMPINGS", "()"), "a positive factor or more in DAMPINGS"),
+        (("TRAINER.JOLT.DAMPING", "0.0"), "a positive DAMPING"),
+        (("TRAINER.JOLT.DECAY", "-1.0"), "a DECAY of 0 or more"),
+        (("TRAINER.JOLT.SPACE", "tokens"), "Unknown prompt space"),
+        (("TRAINER.JOLT.HEAD_WIDTH", "0"), "A head of width 0"),
+        (("TRAINER.JOLT.HEAD_FOLDS", "0"), "1 fold or more"),
+        (("TRAINER.JOLT.HEAD_STEPS", "0"), "HEAD_STEPS"),
+        (("TRAINER.JOLT.HEAD_MEMORY", "0"), "HEAD_MEMORY"),
+        (("TRAINER.JOLT.HEAD_DROPOUT", "1.0"), "HEAD_DROPOUT"),
+    ],
+)
 def test_impossible_settings_are_sentences(options, words, data_root, tmp_path):
     with pytest.raises(BlackBoxError, match=words):
         build("JOLT", data_root, tmp_path, *options)

@@ -25,8 +25,14 @@ TREES = [name for name in (*trees.JSON_SPLITS, *trees.VARIANTS, *trees.OTHERS) i
 def forest(tmp_path_factory):
     """One root with all of them, and what each should hold."""
     root = tmp_path_factory.mktemp("forest")
-    pictures = tmp_path_factory.mktemp("pictures")     # an ImageFolder is a root of its own
-    return root, {name: (pictures if name == "ImageFolder" else root, *trees.make(name, pictures if name == "ImageFolder" else root)) for name in TREES}
+    pictures = tmp_path_factory.mktemp("pictures")  # an ImageFolder is a root of its own
+    return root, {
+        name: (
+            pictures if name == "ImageFolder" else root,
+            *trees.make(name, pictures if name == "ImageFolder" else root),
+        )
+        for name in TREES
+    }
 
 
 @pytest.fixture
@@ -40,7 +46,10 @@ def test_every_row_that_is_not_generated_has_a_tree():
 
 
 def everything(root):
-    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in root.rglob("*")
+    }
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -49,7 +58,10 @@ def test_it_loads_with_its_classes_in_order(forest, name):
     before = everything(root)
     dataset = load(name, root)
     assert dataset.classnames == names
-    assert tuple(items and len(items) for items in (dataset.train_x, dataset.val, dataset.test)) == sizes
+    assert (
+        tuple(items and len(items) for items in (dataset.train_x, dataset.val, dataset.test))
+        == sizes
+    )
     for items in filter(None, (dataset.train_x, dataset.val, dataset.test)):
         assert {(item.label, item.classname) for item in items} == set(enumerate(names))
     assert everything(root) == before
@@ -63,9 +75,15 @@ def test_a_label_means_the_same_pictures_in_every_part(forest, name):
         with Image.open(item.impath) as image:
             red, green, blue = image.resize((1, 1), Image.BOX).convert("RGB").getpixel((0, 0))
         drawn = trees.NAMES[item.label] if name == "Svhn" else item.classname.replace("_", " ")
-        wanted = {picture.tobytes() for i in range(60) for picture in [trees.picture(drawn, i).resize((1, 1), Image.BOX)]}
+        wanted = {
+            picture.tobytes()
+            for i in range(60)
+            for picture in [trees.picture(drawn, i).resize((1, 1), Image.BOX)]
+        }
         near = min(abs(red - w[0]) + abs(green - w[1]) + abs(blue - w[2]) for w in wanted)
-        assert near <= 12, f"{item.impath} does not show {item.classname}"      # JPEG shifts a mean by a few levels
+        assert near <= 12, (
+            f"{item.impath} does not show {item.classname}"
+        )  # JPEG shifts a mean by a few levels
 
 
 @pytest.mark.parametrize("name", [name for name in TREES if name not in trees.VARIANTS])
@@ -73,15 +91,22 @@ def test_base_and_new_are_halves_of_all(forest, name):
     root, names, _ = forest[1][name]
     whole, base, new = (load(name, root, classes=which) for which in ("all", "base", "new"))
     assert base.classnames + new.classnames == names and len(base.classnames) == 2
-    assert sorted(item.impath for item in base.test + new.test) == sorted(item.impath for item in whole.test)
+    assert sorted(item.impath for item in base.test + new.test) == sorted(
+        item.impath for item in whole.test
+    )
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_few_shot_run_through_the_command_line(forest, name, tmp_path):
     root, names, sizes = forest[1][name]
-    flags = "--dataset-config-file", REPO / "configs" / "datasets" / f"{trees.ROW[name].config}.yaml"
-    trained = run("ZIP", root, tmp_path / "run", "ORACLE.MAX_QUERIES", 20, "DATASET.NUM_SHOTS", 2, flags=flags)
-    if name in trees.VARIANTS:      # nothing to train on: evaluation alone
+    flags = (
+        "--dataset-config-file",
+        REPO / "configs" / "datasets" / f"{trees.ROW[name].config}.yaml",
+    )
+    trained = run(
+        "ZIP", root, tmp_path / "run", "ORACLE.MAX_QUERIES", 20, "DATASET.NUM_SHOTS", 2, flags=flags
+    )
+    if name in trees.VARIANTS:  # nothing to train on: evaluation alone
         assert trained == 1 and not (tmp_path / "run").exists()
         assert run("ZeroshotOracle", root, tmp_path / "run", flags=flags) == 0
     else:
@@ -98,6 +123,7 @@ def test_training_on_a_test_set_is_refused(forest, tmp_path, capsys):
 
 
 # Quirks
+
 
 def test_imagenetv2s_folders_are_numbers_and_not_words(tree, tmp_path):
     folder = tree("ImageNetV2")
@@ -124,8 +150,14 @@ def test_a_size_that_is_not_the_published_one_is_noted(forest, capsys):
     assert "Note: " not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, folder", [("ImageFolder", "train/green_triangle"), ("ImageNet", "images/train/n02007558"),
-                                          ("ImageNetV2", "imagenetv2-matched-frequency-format-val/2")])
+@pytest.mark.parametrize(
+    "name, folder",
+    [
+        ("ImageFolder", "train/green_triangle"),
+        ("ImageNet", "images/train/n02007558"),
+        ("ImageNetV2", "imagenetv2-matched-frequency-format-val/2"),
+    ],
+)
 def test_a_class_without_training_images_would_misnumber_the_others(tree, tmp_path, name, folder):
     for image in (tree(name) / folder).iterdir():
         image.unlink()
@@ -138,15 +170,29 @@ def test_a_test_class_that_is_never_trained(tree, tmp_path):
     split = json.loads(path.read_text())
     split["train"] = [item for item in split["train"] if item[1] != 3]
     path.write_text(json.dumps(split))
-    with pytest.raises(DatasetError, match='is of class 3, "yellow star", which has no training image'):
+    with pytest.raises(
+        DatasetError, match='is of class 3, "yellow star", which has no training image'
+    ):
         load("EuroSAT", tmp_path)
 
 
 def test_a_run_goes_on_only_with_its_own_pictures(forest, tree, tmp_path, capsys):
     folder = tree("ImageFolder")
     flags = "--dataset-config-file", REPO / "configs" / "datasets" / "imagefolder.yaml"
-    assert run("ZIP", forest[1]["ImageFolder"][0], tmp_path / "run", "ORACLE.MAX_QUERIES", 20, flags=flags) == 0
-    assert run("ZIP", tmp_path, tmp_path / "run", "ORACLE.MAX_QUERIES", 40, flags=flags) == 0      # the same, elsewhere
+    assert (
+        run(
+            "ZIP",
+            forest[1]["ImageFolder"][0],
+            tmp_path / "run",
+            "ORACLE.MAX_QUERIES",
+            20,
+            flags=flags,
+        )
+        == 0
+    )
+    assert (
+        run("ZIP", tmp_path, tmp_path / "run", "ORACLE.MAX_QUERIES", 40, flags=flags) == 0
+    )  # the same, elsewhere
     (folder / "train" / "red_circle").rename(folder / "train" / "orange_circle")
     for part in ("val", "test"):
         shutil.rmtree(folder / part / "red_circle")
@@ -162,13 +208,37 @@ def test_without_val_the_best_model_can_be_evaluated_and_not_trained(forest, tmp
     assert run("ZIP", forest[0], tmp_path / "no", *options, flags=flags("imagenet")) == 1
     assert "has no validation split of its own" in capsys.readouterr().err
     assert run("ZIP", forest[0], tmp_path / "run", *options, flags=flags("eurosat")) == 0
-    assert run("ZIP", forest[0], tmp_path / "there", *options, flags=flags("imagenet_a", "--eval-only", "--model-dir", tmp_path / "run")) == 0
-    assert run("ZIP", forest[0], tmp_path / "no", *options, "TEST.SPLIT", "val", flags=flags("imagenet_a", "--eval-only", "--model-dir", tmp_path / "run")) == 1
+    assert (
+        run(
+            "ZIP",
+            forest[0],
+            tmp_path / "there",
+            *options,
+            flags=flags("imagenet_a", "--eval-only", "--model-dir", tmp_path / "run"),
+        )
+        == 0
+    )
+    assert (
+        run(
+            "ZIP",
+            forest[0],
+            tmp_path / "no",
+            *options,
+            "TEST.SPLIT",
+            "val",
+            flags=flags("imagenet_a", "--eval-only", "--model-dir", tmp_path / "run"),
+        )
+        == 1
+    )
 
 
 # A user's own pictures
 
-@pytest.mark.parametrize("missing, sizes", [(("val",), (12, 4, 8)), (("test",), (12, 8, 4)), (("val", "test"), (8, 4, 4))])
+
+@pytest.mark.parametrize(
+    "missing, sizes",
+    [(("val",), (12, 4, 8)), (("test",), (12, 8, 4)), (("val", "test"), (8, 4, 4))],
+)
 def test_parts_without_a_folder_come_from_train_once(tree, tmp_path, missing, sizes):
     folder = tree("ImageFolder")
     for part in missing:
@@ -210,9 +280,14 @@ def test_a_folder_that_was_added_after_the_split(tree, tmp_path):
     shutil.move(folder / "test", tmp_path / "aside")
     load("ImageFolder", tmp_path)
     shutil.move(tmp_path / "aside", folder / "test")
-    assert content(load("ImageFolder", tmp_path).test)[0][0].startswith(str(folder / "test"))   # nothing is missing: the split has no part in it
+    assert content(load("ImageFolder", tmp_path).test)[0][0].startswith(
+        str(folder / "test")
+    )  # nothing is missing: the split has no part in it
     shutil.rmtree(folder / "val")
-    with pytest.raises(DatasetError, match="was made for other folders .test taken from train, now val.*Move it away"):
+    with pytest.raises(
+        DatasetError,
+        match="was made for other folders .test taken from train, now val.*Move it away",
+    ):
         load("ImageFolder", tmp_path)
 
 
@@ -227,11 +302,14 @@ def test_a_class_that_is_too_small_to_share(tree, tmp_path):
     shutil.rmtree(folder / "test")
     for image in sorted((folder / "train" / "red_circle").iterdir())[1:]:
         image.unlink()
-    with pytest.raises(DatasetError, match='the class "red_circle" has too few images to take test from'):
+    with pytest.raises(
+        DatasetError, match='the class "red_circle" has too few images to take test from'
+    ):
         load("ImageFolder", tmp_path)
 
 
 # The check
+
 
 def test_the_check_tells_what_is_there(forest, tmp_path, monkeypatch, capsys):
     def lines(root):
@@ -242,8 +320,14 @@ def test_the_check_tells_what_is_there(forest, tmp_path, monkeypatch, capsys):
     before = everything(forest[0])
     code, table = lines(forest[0])
     assert code == 1 and set(table) == {row.name for row in ROWS} - {"ImageFolder"}
-    assert table["EuroSAT"].split()[3:7] == ["4", "16", "8", "8"] and "10 classes are published" not in table["EuroSAT"]
-    assert "4 classes where 10 are published; 16 train images where 13,500 are published" in table["EuroSAT"]
+    assert (
+        table["EuroSAT"].split()[3:7] == ["4", "16", "8", "8"]
+        and "10 classes are published" not in table["EuroSAT"]
+    )
+    assert (
+        "4 classes where 10 are published; 16 train images where 13,500 are published"
+        in table["EuroSAT"]
+    )
     assert table["Digits"].endswith("not here: written when it is first used")
     (forest[0] / "caltech-101" / "101_ObjectCategories" / "red_circle").rename(tmp_path / "aside")
     broken = lines(forest[0])[1]["Caltech101"]
@@ -263,24 +347,82 @@ def test_the_check_tells_what_is_there(forest, tmp_path, monkeypatch, capsys):
 # Errors are sentences
 
 BREAK = {
-    "ImageNet without names": ("ImageNet", lambda f: (f / "classnames.txt").unlink(), "ImageNet: .*classnames.txt cannot be read .No such file"),
-    "ImageNet without val": ("ImageNet", lambda f: shutil.rmtree(f / "images" / "val"), "there is no folder .*images/val"),
-    "a folder without a name": ("ImageNet", lambda f: (f / "images" / "train" / "n00000001").mkdir(), "no line for the folder .*n00000001"),
-    "a val class that train lacks": ("ImageNet", lambda f: (f / "images" / "val" / "n00000001").mkdir(), "n00000001 is no class of it"),
-    "no images": ("ImageNetA", lambda f: [shutil.rmtree(p) for p in (f / "imagenet-a").iterdir() if p.is_dir()], "there are no images in .*imagenet-a"),
-    "Aircraft without a list": ("FGVCAircraft", lambda f: (f / "images_variant_val.txt").unlink(), "images_variant_val.txt cannot be read"),
-    "an unknown variant": ("FGVCAircraft", lambda f: (f / "variants.txt").write_text("red circle\n"), 'which variants.txt lacks'),
-    "an absent plane": ("FGVCAircraft", lambda f: (f / "images" / "0000003.jpg").unlink(), "names the image .*0000003.jpg, which is missing"),
-    "Svhn without a split": ("Svhn", lambda f: (f / "split_mlai_SVHN.json").unlink(), "Svhn has no split file .*split_SVHN.json"),
-    "Svhn without test": ("Svhn", lambda f: shutil.rmtree(f / "test"), "there is no folder .*svhn/test"),
-    "CIFAR without test": ("CIFAR10", lambda f: shutil.rmtree(f / "test"), "there is no folder .*cifar10/test"),
-    "no train": ("ImageFolder", lambda f: shutil.rmtree(f / "train"), "there is no folder .*/train"),
-    "a test class that train lacks": ("ImageFolder", lambda f: (f / "test" / "cat").mkdir(), "test/cat is no class of it"),
-    "no JSON": ("OxfordPets", lambda f: (f / "split_zhou_OxfordPets.json").write_text("{"), "is not a split in CoOp's JSON format"),
+    "ImageNet without names": (
+        "ImageNet",
+        lambda f: (f / "classnames.txt").unlink(),
+        "ImageNet: .*classnames.txt cannot be read .No such file",
+    ),
+    "ImageNet without val": (
+        "ImageNet",
+        lambda f: shutil.rmtree(f / "images" / "val"),
+        "there is no folder .*images/val",
+    ),
+    "a folder without a name": (
+        "ImageNet",
+        lambda f: (f / "images" / "train" / "n00000001").mkdir(),
+        "no line for the folder .*n00000001",
+    ),
+    "a val class that train lacks": (
+        "ImageNet",
+        lambda f: (f / "images" / "val" / "n00000001").mkdir(),
+        "n00000001 is no class of it",
+    ),
+    "no images": (
+        "ImageNetA",
+        lambda f: [shutil.rmtree(p) for p in (f / "imagenet-a").iterdir() if p.is_dir()],
+        "there are no images in .*imagenet-a",
+    ),
+    "Aircraft without a list": (
+        "FGVCAircraft",
+        lambda f: (f / "images_variant_val.txt").unlink(),
+        "images_variant_val.txt cannot be read",
+    ),
+    "an unknown variant": (
+        "FGVCAircraft",
+        lambda f: (f / "variants.txt").write_text("red circle\n"),
+        "which variants.txt lacks",
+    ),
+    "an absent plane": (
+        "FGVCAircraft",
+        lambda f: (f / "images" / "0000003.jpg").unlink(),
+        "names the image .*0000003.jpg, which is missing",
+    ),
+    "Svhn without a split": (
+        "Svhn",
+        lambda f: (f / "split_mlai_SVHN.json").unlink(),
+        "Svhn has no split file .*split_SVHN.json",
+    ),
+    "Svhn without test": (
+        "Svhn",
+        lambda f: shutil.rmtree(f / "test"),
+        "there is no folder .*svhn/test",
+    ),
+    "CIFAR without test": (
+        "CIFAR10",
+        lambda f: shutil.rmtree(f / "test"),
+        "there is no folder .*cifar10/test",
+    ),
+    "no train": (
+        "ImageFolder",
+        lambda f: shutil.rmtree(f / "train"),
+        "there is no folder .*/train",
+    ),
+    "a test class that train lacks": (
+        "ImageFolder",
+        lambda f: (f / "test" / "cat").mkdir(),
+        "test/cat is no class of it",
+    ),
+    "no JSON": (
+        "OxfordPets",
+        lambda f: (f / "split_zhou_OxfordPets.json").write_text("{"),
+        "is not a split in CoOp's JSON format",
+    ),
 }
 
 
-@pytest.mark.parametrize("name, damage, words", [case for case in BREAK.values() if case[0] not in HOSTS])
+@pytest.mark.parametrize(
+    "name, damage, words", [case for case in BREAK.values() if case[0] not in HOSTS]
+)
 def test_a_damaged_tree(tree, tmp_path, name, damage, words):
     damage(tree(name))
     with pytest.raises(DatasetError, match=words):

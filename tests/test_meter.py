@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import Images, Meter
 from dassl_blackbox.trainers.blackbox.oracle.meter import query_cost
 from support import Random, Spy
@@ -24,12 +24,23 @@ def metered(tmp_path, inner=None, **limits):
 def on_disk(path):
     """Queries and image queries of training and evaluation together."""
     counts = json.loads(path.read_text())
-    return tuple(sum(counts[purpose][unit] for purpose in ("training", "evaluation")) for unit in ("queries", "image_queries"))
+    return tuple(
+        sum(counts[purpose][unit] for purpose in ("training", "evaluation"))
+        for unit in ("queries", "image_queries")
+    )
 
 
-@pytest.mark.parametrize("candidates, images, cost", [
-    (1, 1, (1, 1)), (1, 128, (1, 128)), (1, 129, (2, 129)), (10, 128, (10, 1280)), (10, 256, (20, 2560)), (3, 300, (9, 900)),
-])
+@pytest.mark.parametrize(
+    "candidates, images, cost",
+    [
+        (1, 1, (1, 1)),
+        (1, 128, (1, 128)),
+        (1, 129, (2, 129)),
+        (10, 128, (10, 1280)),
+        (10, 256, (20, 2560)),
+        (3, 300, (9, 900)),
+    ],
+)
 def test_the_cost_of_a_request(candidates, images, cost, tmp_path):
     assert query_cost(candidates, images) == cost
     meter, path = metered(tmp_path)
@@ -40,8 +51,12 @@ def test_the_cost_of_a_request(candidates, images, cost, tmp_path):
 def test_the_bill_equals_the_count_inside_after_every_call(tmp_path):
     meter, path = metered(tmp_path, Random(fails={3, 4, 9}))
     calls = [
-        lambda: ask(meter, 4, 17), lambda: ask(meter, 2, 129), lambda: ask(meter, 1, 128), lambda: ask(meter, 10, 500),
-        lambda: meter.image_features(Images(130)), lambda: meter.text_features(torch.zeros(5, 2, 4)),
+        lambda: ask(meter, 4, 17),
+        lambda: ask(meter, 2, 129),
+        lambda: ask(meter, 1, 128),
+        lambda: ask(meter, 10, 500),
+        lambda: meter.image_features(Images(130)),
+        lambda: meter.text_features(torch.zeros(5, 2, 4)),
     ]
     failed = 0
     for number in range(18):
@@ -76,6 +91,7 @@ def test_a_call_that_fails_is_on_the_bill(tmp_path):
 
 # Budgets
 
+
 def spend(meter, *sizes):
     """Ask until the budget is spent; returns the number of answers."""
     for answers in range(1000):
@@ -91,14 +107,20 @@ def test_37_queries_in_steps_of_10_stop_at_30(tmp_path):
     assert on_disk(path) == (30, 3840) and meter.inner.queries == 30 and meter.left() == 7
     with pytest.raises(BudgetSpent, match="30 of 37 queries are used, the next request costs 10"):
         ask(meter, 10, 128)
-    ask(meter, 7, 1)    # what fits is answered
+    ask(meter, 7, 1)  # what fits is answered
     assert meter.left() == 0 and meter.inner.queries == 37
 
 
-@pytest.mark.parametrize("limits, answers", [
-    ({"max_queries": 40}, 4), ({"max_image_queries": 200}, 2), ({"max_queries": 40, "max_image_queries": 100}, 1), ({"max_queries": 9}, 0),
-    ({}, None),
-])
+@pytest.mark.parametrize(
+    "limits, answers",
+    [
+        ({"max_queries": 40}, 4),
+        ({"max_image_queries": 200}, 2),
+        ({"max_queries": 40, "max_image_queries": 100}, 1),
+        ({"max_queries": 9}, 0),
+        ({}, None),
+    ],
+)
 def test_both_budgets_bind(tmp_path, limits, answers):
     meter, path = metered(tmp_path, **limits)
     if answers is None:
@@ -132,12 +154,16 @@ def test_evaluation_is_counted_apart_and_never_limited(tmp_path):
             ask(meter)
             1 / 0
     counts = json.loads(path.read_text())
-    assert counts == {"training": {"queries": 10, "image_queries": 100}, "evaluation": {"queries": 23, "image_queries": 1052}}
+    assert counts == {
+        "training": {"queries": 10, "image_queries": 100},
+        "evaluation": {"queries": 23, "image_queries": 1052},
+    }
     with pytest.raises(BudgetSpent):
         ask(meter)
 
 
 # The bill
+
 
 def test_a_bill_is_continued(tmp_path):
     first, path = metered(tmp_path, max_queries=30)
@@ -146,17 +172,34 @@ def test_a_bill_is_continued(tmp_path):
     assert second.counts["training"] == {"queries": 20, "image_queries": 40} and second.left() == 10
     ask(second, 10, 2)
     assert on_disk(path) == (30, 60)
-    second.at_least({"training": {"queries": 25, "image_queries": 99}, "evaluation": {"queries": 0, "image_queries": 0}})
+    second.at_least(
+        {
+            "training": {"queries": 25, "image_queries": 99},
+            "evaluation": {"queries": 0, "image_queries": 0},
+        }
+    )
     assert second.counts["training"] == {"queries": 30, "image_queries": 99}
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"3", b"\xff\xfe\x00", b'{"training": {"queries": 3}}', b'{"training": 3, "evaluation": 4}',
-    b'{"training": {"queries": "x", "image_queries": 0}, "evaluation": {"queries": 0, "image_queries": 0}}',
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"\xff\xfe\x00",
+        b'{"training": {"queries": 3}}',
+        b'{"training": 3, "evaluation": 4}',
+        b'{"training": {"queries": "x", "image_queries": 0}, "evaluation": {"queries": 0, "image_queries": 0}}',
+    ],
+)
 def test_a_corrupt_bill_is_a_sentence(tmp_path, content):
     (tmp_path / "queries.json").write_bytes(content)
-    with pytest.raises(BlackBoxError, match=f"^The bill {tmp_path}/queries.json cannot be read .*Mend it, or move it away"):
+    with pytest.raises(
+        BlackBoxError,
+        match=f"^The bill {tmp_path}/queries.json cannot be read .*Mend it, or move it away",
+    ):
         metered(tmp_path)
     assert (tmp_path / "queries.json").read_bytes() == content
 
@@ -200,11 +243,15 @@ def test_the_summary_has_every_count(tmp_path):
     ask(meter, 1000, 2)
     with meter.evaluation():
         ask(meter, 3, 4)
-    assert meter.summary().splitlines() == \
-        ["=> queries", "* training queries: 1,000 (image queries: 2,000)", "* evaluation queries: 3 (image queries: 12)"]
+    assert meter.summary().splitlines() == [
+        "=> queries",
+        "* training queries: 1,000 (image queries: 2,000)",
+        "* evaluation queries: 3 (image queries: 12)",
+    ]
 
 
 # Answers
+
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_answers_that_are_not_finite_name_the_query(tmp_path, value):
@@ -213,7 +260,10 @@ def test_answers_that_are_not_finite_name_the_query(tmp_path, value):
     meter.inner.inner.value = value
     with pytest.raises(BlackBoxError, match="logits of training query 20 are not finite"):
         ask(meter, 10, 8)
-    with meter.evaluation(), pytest.raises(BlackBoxError, match="image features of evaluation query 1 are not finite"):
+    with (
+        meter.evaluation(),
+        pytest.raises(BlackBoxError, match="image features of evaluation query 1 are not finite"),
+    ):
         meter.image_features(Images(8))
     assert on_disk(path)[0] == 21
 
@@ -221,10 +271,20 @@ def test_answers_that_are_not_finite_name_the_query(tmp_path, value):
 def test_the_answer_is_the_inner_oracles(tmp_path):
     class Fixed(Random):
         def query(self, images, contexts, image_tokens=None):
-            return contexts.sum() + (0 if image_tokens is None else image_tokens.sum()) + torch.arange(3.0)
+            return (
+                contexts.sum()
+                + (0 if image_tokens is None else image_tokens.sum())
+                + torch.arange(3.0)
+            )
 
     inner = Fixed()
     inner.description = object()
     meter, _ = metered(tmp_path, inner)
-    assert meter.description is inner.description and meter.grants == inner.grants and meter.client == inner.client
-    assert torch.equal(meter.query(Images(1), torch.ones(1, 2, 4), torch.ones(1, 5, 6)), 38 + torch.arange(3.0))
+    assert (
+        meter.description is inner.description
+        and meter.grants == inner.grants
+        and meter.client == inner.client
+    )
+    assert torch.equal(
+        meter.query(Images(1), torch.ones(1, 2, 4), torch.ones(1, 5, 6)), 38 + torch.arange(3.0)
+    )

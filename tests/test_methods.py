@@ -5,16 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import FeatureAdapter, PredictionRefinement
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.prompts import LowRankSpace, RandomProjection, TokenSpace, TwoProjections
+from dassl_blackbox.trainers.blackbox.prompts import (
+    LowRankSpace,
+    RandomProjection,
+    TokenSpace,
+    TwoProjections,
+)
 from dassl_blackbox.trainers.craft import divergence
 from support import bill, build, quadratic
 
 
 # CBBT
+
 
 def test_random_directions_estimate():
     """On f = x'Ax/2 + b'x a difference is exactly eps u'g + eps^2 u'Au/2; E[u u'] = I/d for unit u, and odd moments vanish."""
@@ -54,7 +60,9 @@ def test_direction_step_is_adam_on_the_clipped_estimate():
         adam.step()
         optimizer.tell(losses)
         torch.testing.assert_close(optimizer.solution, reference.detach())
-    torch.testing.assert_close(theta, torch.tensor([1.0, -2.0, 0.5]))   # the start is not changed in place
+    torch.testing.assert_close(
+        theta, torch.tensor([1.0, -2.0, 0.5])
+    )  # the start is not changed in place
 
 
 def test_token_space_is_the_context():
@@ -72,15 +80,28 @@ def test_adapter_is_off_until_it_is_active():
 
 
 def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
-    grants = ("ORACLE.GRANTS", "('logits', 'features')", "TRAINER.CBBT.ADAPTER", "True", "TRAINER.CBBT.ADAPTER_EPOCH", "1", "ORACLE.MAX_QUERIES", "0",
-              "OPTIM.LR", "0.01", "OPTIM.MAX_EPOCH")
+    grants = (
+        "ORACLE.GRANTS",
+        "('logits', 'features')",
+        "TRAINER.CBBT.ADAPTER",
+        "True",
+        "TRAINER.CBBT.ADAPTER_EPOCH",
+        "1",
+        "ORACLE.MAX_QUERIES",
+        "0",
+        "OPTIM.LR",
+        "0.01",
+        "OPTIM.MAX_EPOCH",
+    )
     alone = build("CBBT", data_root, tmp_path / "a", *grants, "1")
     alone.train()
     assert not alone.head.active
     both = build("CBBT", data_root, tmp_path / "b", *grants, "2")
     first = [p.detach().clone() for p in both.head.parameters()]
     both.train()
-    assert both.head.active and any(not torch.equal(a, b) for a, b in zip(first, both.head.parameters()))
+    assert both.head.active and any(
+        not torch.equal(a, b) for a, b in zip(first, both.head.parameters())
+    )
     queries, images = both.step_cost()
     assert (queries, images) == (both.optim.q + 2, 8)
     assert bill(tmp_path / "b")["training"] == {"queries": 6 * queries, "image_queries": 6 * images}
@@ -89,8 +110,21 @@ def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
 @pytest.mark.parametrize("name, switch", [("CBBT", "ADAPTER"), ("JOLT", "FEATURES")])
 def test_features_of_more_images_than_a_query_takes(name, switch, data_root, tmp_path):
     """160 images are two queries where their features come back, and the texts' features are one a candidate all the same."""
-    trainer = build(name, data_root, tmp_path, "ORACLE.GRANTS", "('logits', 'features')", f"TRAINER.{name}.{switch}", "True", "DATASET.NUM_SHOTS", 16,
-                    "DATALOADER.TRAIN_X.BATCH_SIZE", 160, "OPTIM.MAX_EPOCH", 1)
+    trainer = build(
+        name,
+        data_root,
+        tmp_path,
+        "ORACLE.GRANTS",
+        "('logits', 'features')",
+        f"TRAINER.{name}.{switch}",
+        "True",
+        "DATASET.NUM_SHOTS",
+        16,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        160,
+        "OPTIM.MAX_EPOCH",
+        1,
+    )
     trainer.train()
     queries, images = trainer.step_cost()
     assert (queries, images) == (trainer.optim.population + 2, 160)
@@ -98,6 +132,7 @@ def test_features_of_more_images_than_a_query_takes(name, switch, data_root, tmp
 
 
 # CraFT
+
 
 def test_random_projection():
     start, generator = torch.randn(3, 40), torch.Generator().manual_seed(0)
@@ -136,14 +171,19 @@ def test_craft_losses_by_hand(data_root, tmp_path):
 
 # BPT-VLM
 
+
 def test_two_projections_have_the_published_moments(data_root, tmp_path):
     description = build("BPTVLM", data_root, tmp_path).oracle.description
     start, generator = torch.zeros(8, description.width), torch.Generator().manual_seed(0)
     space = TwoProjections(description, start, 5, 500, 400, 0.5, generator)
     assert space.A_text.mean().item() == pytest.approx(0, abs=1e-3 * description.token_std)
-    assert space.A_text.std().item() == pytest.approx(description.token_std / (math.sqrt(500) * 0.5), rel=0.02)
+    assert space.A_text.std().item() == pytest.approx(
+        description.token_std / (math.sqrt(500) * 0.5), rel=0.02
+    )
     std = description.patch_std * math.sqrt(3072 / 400) * 0.5
-    assert space.A_image.mean().item() == pytest.approx(description.patch_mean * 3072 / 400, abs=0.01 * std)
+    assert space.A_image.mean().item() == pytest.approx(
+        description.patch_mean * 3072 / 400, abs=0.01 * std
+    )
     assert space.A_image.std().item() == pytest.approx(std, rel=0.02)
     z = torch.randn(3, 900, generator=generator)
     contexts, tokens = space(z)
@@ -155,14 +195,16 @@ def test_two_projections_have_the_published_moments(data_root, tmp_path):
 def test_no_image_tokens_need_no_grant(data_root, tmp_path):
     with pytest.raises(AccessDenied, match="BPTVLM asked for 'image_tokens'"):
         build("BPTVLM", data_root, tmp_path, "ORACLE.GRANTS", "('logits',)")
-    trainer = build("BPTVLM", data_root, tmp_path, "ORACLE.GRANTS", "('logits',)", "TRAINER.BPTVLM.N_IMAGE", "0")
+    trainer = build(
+        "BPTVLM", data_root, tmp_path, "ORACLE.GRANTS", "('logits',)", "TRAINER.BPTVLM.N_IMAGE", "0"
+    )
     assert trainer.learner().image_tokens is None
 
 
 def test_focal_loss_by_hand(data_root, tmp_path):
     trainer = build("BPTVLM", data_root, tmp_path, "TRAINER.BPTVLM.LOSS", "focal")
     logits = torch.log(torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]))
-    expected = (0.75 ** 2 * math.log(4) + 0.5 ** 2 * math.log(2)) / 2
+    expected = (0.75**2 * math.log(4) + 0.5**2 * math.log(2)) / 2
     assert trainer.fitness(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
 
 
@@ -175,7 +217,10 @@ def test_best_so_far_is_what_is_used(data_root, tmp_path):
         return told[-1]
 
     losses = []
-    trainer.optim.ask, trainer.optim.tell = record, lambda values: (losses.append(values.clone()), tell(values))
+    trainer.optim.ask, trainer.optim.tell = (
+        record,
+        lambda values: (losses.append(values.clone()), tell(values)),
+    )
     trainer.train()
     assert len(losses) == 5
     best = int(torch.cat(losses).argmin())
@@ -184,20 +229,23 @@ def test_best_so_far_is_what_is_used(data_root, tmp_path):
 
 # CMA-ES
 
+
 def test_cmaes_minimises_and_leaves_numpy_alone():
     np.random.seed(5)
     expected = np.random.RandomState(5).rand(3)
     optimizer = CMAES(torch.full((6,), 2.0), 0.5, 12, seed=1)
     for _ in range(60):
         candidates = optimizer.ask()
-        optimizer.tell((candidates ** 2).sum(1))
-    assert (optimizer.solution ** 2).sum() < 1e-4 and optimizer.best_loss < 1e-4
+        optimizer.tell((candidates**2).sum(1))
+    assert (optimizer.solution**2).sum() < 1e-4 and optimizer.best_loss < 1e-4
     assert np.array_equal(np.random.rand(3), expected)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal", "vd", "vkd"])
 def test_covariance_models_and_bounds(covariance):
-    optimizer = CMAES(torch.zeros(30), 1.0, 10, bound=0.8, covariance=covariance, result="best", seed=1)
+    optimizer = CMAES(
+        torch.zeros(30), 1.0, 10, bound=0.8, covariance=covariance, result="best", seed=1
+    )
     first = None
     for _ in range(30):
         candidates = optimizer.ask()
@@ -206,21 +254,48 @@ def test_covariance_models_and_bounds(covariance):
         first = losses.min() if first is None else first
         optimizer.tell(losses)
     assert optimizer.best_loss < 0.9 * first
-    assert ((optimizer.solution - 2) ** 2).sum().item() == pytest.approx(optimizer.best_loss, rel=1e-5)
+    assert ((optimizer.solution - 2) ** 2).sum().item() == pytest.approx(
+        optimizer.best_loss, rel=1e-5
+    )
 
 
 # Costs, as the meter counts them
 
-@pytest.mark.parametrize("name, per_step, images", [
-    ("CBBT", 257, 257 * 128),                  # one mini-batch of 128
-    ("CraFT", 40 * 2 + 2, 40 * 160 + 160),     # 160 images are two batches, the second of 32; the head's batch of 256 takes them at once: 2 queries
-    ("BPTVLM", 30 * 2, 30 * 160),
-])
+
+@pytest.mark.parametrize(
+    "name, per_step, images",
+    [
+        ("CBBT", 257, 257 * 128),  # one mini-batch of 128
+        (
+            "CraFT",
+            40 * 2 + 2,
+            40 * 160 + 160,
+        ),  # 160 images are two batches, the second of 32; the head's batch of 256 takes them at once: 2 queries
+        ("BPTVLM", 30 * 2, 30 * 160),
+    ],
+)
 def test_published_costs_with_a_partial_last_batch(name, per_step, images, data_root, tmp_path):
     # SMALL's own options come first, so these win
-    options = ("DATASET.NUM_SHOTS", "16", "DATALOADER.TRAIN_X.BATCH_SIZE", "128", "DATALOADER.TEST.BATCH_SIZE", "128", "TEST.NO_TEST", "True",
-               "TRAINER.CBBT.Q", "256", "TRAINER.CRAFT.POPULATION", "40", "TRAINER.CRAFT.HEAD_BATCH", "256", "TRAINER.BPTVLM.POPULATION", "30",
-               "ORACLE.MAX_QUERIES", str(per_step + per_step // 2))
+    options = (
+        "DATASET.NUM_SHOTS",
+        "16",
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        "128",
+        "DATALOADER.TEST.BATCH_SIZE",
+        "128",
+        "TEST.NO_TEST",
+        "True",
+        "TRAINER.CBBT.Q",
+        "256",
+        "TRAINER.CRAFT.POPULATION",
+        "40",
+        "TRAINER.CRAFT.HEAD_BATCH",
+        "256",
+        "TRAINER.BPTVLM.POPULATION",
+        "30",
+        "ORACLE.MAX_QUERIES",
+        str(per_step + per_step // 2),
+    )
     trainer = build(name, data_root, tmp_path, *options)
     trainer.train()
     assert bill(tmp_path)["training"] == {"queries": per_step, "image_queries": images}
@@ -228,27 +303,60 @@ def test_published_costs_with_a_partial_last_batch(name, per_step, images, data_
 
 # Prompt spaces
 
+
 @pytest.mark.parametrize("name", ["ZIP", "CBBT", "CraFT", "JOLT"])
-@pytest.mark.parametrize("space, kind", [("context", TokenSpace), ("lowrank", LowRankSpace), ("projection", RandomProjection)])
+@pytest.mark.parametrize(
+    "space, kind",
+    [("context", TokenSpace), ("lowrank", LowRankSpace), ("projection", RandomProjection)],
+)
 def test_every_space_with_every_method(name, space, kind, data_root, tmp_path):
-    trainer = build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.SPACE", space, f"TRAINER.{name.upper()}.CTX_INIT", "a photo of a")
+    trainer = build(
+        name,
+        data_root,
+        tmp_path,
+        f"TRAINER.{name.upper()}.SPACE",
+        space,
+        f"TRAINER.{name.upper()}.CTX_INIT",
+        "a photo of a",
+    )
     assert type(trainer.space) is kind
-    trainer.forward_backward(trainer.upload_set() if trainer.whole_set else next(iter(trainer.train_loader_x)))
+    trainer.forward_backward(
+        trainer.upload_set() if trainer.whole_set else next(iter(trainer.train_loader_x))
+    )
 
 
 # What bad input gets
 
-@pytest.mark.parametrize("name, options, sentence", [
-    ("CBBT", ("TRAINER.CBBT.Q", "0"), "TRAINER.CBBT.Q is 0"),
-    ("CBBT", ("TRAINER.CBBT.ADAPTER", "True"), "CBBT asked for 'features'"),
-    ("CBBT", ("TRAINER.CBBT.ADAPTER", "True", "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.CBBT.ADAPTER_WIDTH", "0.0"), "head of width 0"),
-    ("CraFT", ("TRAINER.CRAFT.HEAD_WIDTH", "0"), "head of width 0"),
-    ("CraFT", ("TRAINER.CRAFT.CMA_OPTIONS", "['CMA_actve', 1]"), "CMA_actve is not a valid option"),
-    ("CraFT", ("TRAINER.CRAFT.CMA_OPTIONS", "['CMA_active']"), "odd number"),
-    ("CraFT", ("TRAINER.CRAFT.COVARIANCE", "fulll"), "did you mean full"),
-    ("BPTVLM", ("TRAINER.BPTVLM.POPULATION", "1"), "population of 2 or more"),
-    ("BPTVLM", ("TRAINER.BPTVLM.LOSS", "mse"), "TRAINER.BPTVLM.LOSS"),
-])
+
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("CBBT", ("TRAINER.CBBT.Q", "0"), "TRAINER.CBBT.Q is 0"),
+        ("CBBT", ("TRAINER.CBBT.ADAPTER", "True"), "CBBT asked for 'features'"),
+        (
+            "CBBT",
+            (
+                "TRAINER.CBBT.ADAPTER",
+                "True",
+                "ORACLE.GRANTS",
+                "('logits', 'features')",
+                "TRAINER.CBBT.ADAPTER_WIDTH",
+                "0.0",
+            ),
+            "head of width 0",
+        ),
+        ("CraFT", ("TRAINER.CRAFT.HEAD_WIDTH", "0"), "head of width 0"),
+        (
+            "CraFT",
+            ("TRAINER.CRAFT.CMA_OPTIONS", "['CMA_actve', 1]"),
+            "CMA_actve is not a valid option",
+        ),
+        ("CraFT", ("TRAINER.CRAFT.CMA_OPTIONS", "['CMA_active']"), "odd number"),
+        ("CraFT", ("TRAINER.CRAFT.COVARIANCE", "fulll"), "did you mean full"),
+        ("BPTVLM", ("TRAINER.BPTVLM.POPULATION", "1"), "population of 2 or more"),
+        ("BPTVLM", ("TRAINER.BPTVLM.LOSS", "mse"), "TRAINER.BPTVLM.LOSS"),
+    ],
+)
 def test_bad_settings_are_sentences(name, options, sentence, data_root, tmp_path):
     with pytest.raises(BlackBoxError, match=sentence):
         build(name, data_root, tmp_path / "out", *options)
@@ -261,7 +369,9 @@ def test_bounds_that_exclude_the_start():
 
 
 def test_population_larger_than_the_budget(data_root, tmp_path):
-    trainer = build("BPTVLM", data_root, tmp_path, "TRAINER.BPTVLM.POPULATION", "50", "ORACLE.MAX_QUERIES", "49")
+    trainer = build(
+        "BPTVLM", data_root, tmp_path, "TRAINER.BPTVLM.POPULATION", "50", "ORACLE.MAX_QUERIES", "49"
+    )
     with pytest.raises(BlackBoxError, match="One step of BPTVLM costs 50 queries, but the budget"):
         trainer.train()
 
@@ -269,5 +379,14 @@ def test_population_larger_than_the_budget(data_root, tmp_path):
 def test_a_convolutional_tower_admits_no_image_tokens(data_root, tmp_path):
     description = build("ZIP", data_root, tmp_path).oracle.description
     from dataclasses import replace
+
     with pytest.raises(BlackBoxError, match="convolutional"):
-        TwoProjections(replace(description, image_width=None), torch.zeros(2, 4), 5, 10, 10, 1.0, torch.Generator())
+        TwoProjections(
+            replace(description, image_width=None),
+            torch.zeros(2, 4),
+            5,
+            10,
+            10,
+            1.0,
+            torch.Generator(),
+        )

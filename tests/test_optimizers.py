@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.files import load_state, save_state
+from dassl_blackbox.trainers.blackbox.run.files import load_state, save_state
 from support import OPTIMIZERS, d64, quadratic
 
 BOWL, _ = quadratic(12)
@@ -36,7 +36,7 @@ def walk(optimizer, steps):
 def test_asks_for_its_population(make):
     optimizer = make(torch.zeros(12, dtype=d64))
     optimizer.ask()
-    assert torch.equal(optimizer.solution, torch.zeros(12))     # asking moves nothing
+    assert torch.equal(optimizer.solution, torch.zeros(12))  # asking moves nothing
     optimizer = make(torch.zeros(12, dtype=d64))
     for _ in range(3):
         asked = step(optimizer)
@@ -48,7 +48,7 @@ def test_lowers_a_quadratic(make):
     start = torch.full((12,), 2.0, dtype=d64)
     optimizer = walk(make(start), 60)
     assert BOWL(optimizer.solution[None]) < BOWL(start[None])
-    assert torch.equal(start, torch.full((12,), 2.0))     # the start is the caller's
+    assert torch.equal(start, torch.full((12,), 2.0))  # the start is the caller's
 
 
 @every_optimizer

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
 from dassl_blackbox.trainers.blackbox.oracle import blocks
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
@@ -38,16 +38,25 @@ def make(kind):
     if kind in SMALL:
         cls, vision, text, *more = SMALL[kind]
         model = cls(32, vision, text, **(more[0] if more else {}))
-        set_model_preprocess_cfg(model, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"})
+        set_model_preprocess_cfg(
+            model, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+        )
     else:
         model = open_clip.create_model(kind)
     tower = getattr(model, "text", model)
-    with torch.no_grad():    # at their initial size the words hardly count, and all logits are nearly alike
+    with (
+        torch.no_grad()
+    ):  # at their initial size the words hardly count, and all logits are nearly alike
         tower.token_embedding.weight *= 30
         tower.positional_embedding *= 10
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, open_clip.tokenizer.SimpleTokenizer(context_length=tower.context_length), describe(kind, model), "fp32",
-                       torch.device("cpu"))
+    return LoadedModel(
+        model,
+        open_clip.tokenizer.SimpleTokenizer(context_length=tower.context_length),
+        describe(kind, model),
+        "fp32",
+        torch.device("cpu"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +78,18 @@ def oracle_over(model, grants=EVERYTHING, names=NAMES, template="{}.", client="S
 
 
 def pixels(oracle, B=3, seed=0):
-    return torch.randn(B, 3, *oracle.description.image_size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        B, 3, *oracle.description.image_size, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def contexts_of(oracle, P=2, n=4, seed=1):
     """Random contexts `[P, n, D]`, as long as words are."""
     size = P, n, oracle.description.width
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * oracle.description.token_std
+    return (
+        torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        * oracle.description.token_std
+    )
 
 
 def reference(loaded, images, texts):
@@ -101,21 +115,25 @@ def counter(module):
 
 # Equal to open_clip's own
 
+
 @pytest.mark.parametrize("kind", ["tiny", *SMALL, "ViT-B-32", "RN50"])
 def test_logits_are_open_clips(loaded, kind):
     oracle = oracle_over(loaded(kind))
     images, words = pixels(oracle), oracle.embed("a photo of a")
     assert words.shape == (4, oracle.description.width)
     expected = reference(loaded(kind), images, sentences("a photo of a {}."))
-    assert expected.std(1).min() > 1e-3 * expected.abs().max()     # the names matter
+    assert expected.std(1).min() > 1e-3 * expected.abs().max()  # the names matter
     logits = oracle.query(oracle.upload(images), words[None])
     assert logits.shape == (1, 3, 5) and logits.dtype == torch.float32
     assert difference(logits[0], expected) < 1e-5
     other = oracle.query(oracle.upload(images), 1.5 * words[None])[0]
-    assert difference(other, expected) > 1e-3      # and so does the context
+    assert difference(other, expected) > 1e-3  # and so does the context
 
 
-@pytest.mark.parametrize("template", ["{}.", "a photo of the digit {}.", "{} texture.", "a photo of a {}, a type of pet."])
+@pytest.mark.parametrize(
+    "template",
+    ["{}.", "a photo of the digit {}.", "{} texture.", "a photo of a {}, a type of pet."],
+)
 @pytest.mark.parametrize("kind", ["tiny", "not causal"])
 def test_without_context_the_text_is_the_template(loaded, kind, template):
     oracle = oracle_over(loaded(kind), template=template)
@@ -124,7 +142,7 @@ def test_without_context_the_text_is_the_template(loaded, kind, template):
     assert difference(logits[0], reference(loaded(kind), images, sentences(template))) < 1e-5
 
 
-@pytest.mark.parametrize("chunk", [1, 40, 2 ** 15])
+@pytest.mark.parametrize("chunk", [1, 40, 2**15])
 @pytest.mark.parametrize("n", [0, 1, 6])
 @pytest.mark.parametrize("kind", ["tiny", "vit", "custom"])
 def test_the_short_text_path_equals_the_plain_one(loaded, kind, n, chunk, monkeypatch):
@@ -151,7 +169,9 @@ def test_a_batch_of_candidates_equals_them_one_by_one(loaded, kind):
 def test_a_large_upload_equals_its_parts(loaded):
     oracle = oracle_over(loaded("vit"))
     images, contexts = pixels(oracle, 150), contexts_of(oracle)
-    parts = torch.cat([oracle.query(oracle.upload(part), contexts) for part in images.split(50)], dim=1)
+    parts = torch.cat(
+        [oracle.query(oracle.upload(part), contexts) for part in images.split(50)], dim=1
+    )
     assert difference(oracle.query(oracle.upload(images), contexts), parts) < 1e-5
 
 
@@ -159,7 +179,9 @@ def test_classes_of_the_same_name_and_a_single_class(loaded):
     oracle = oracle_over(loaded("tiny"), names=["one", "two", "one"])
     images = oracle.upload(pixels(oracle))
     logits = oracle.query(images, contexts_of(oracle))
-    assert torch.allclose(logits[..., 0], logits[..., 2], rtol=1e-5) and not torch.allclose(logits[..., 0], logits[..., 1], rtol=1e-3)
+    assert torch.allclose(logits[..., 0], logits[..., 2], rtol=1e-5) and not torch.allclose(
+        logits[..., 0], logits[..., 1], rtol=1e-3
+    )
     oracle.set_classes(["two"])
     assert difference(oracle.query(images, contexts_of(oracle)), logits[..., 1:2]) < 1e-5
 
@@ -168,7 +190,9 @@ def test_features_are_those_of_the_logits(loaded):
     oracle = oracle_over(loaded("tiny"))
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
     image, text = oracle.image_features(images), oracle.text_features(contexts)
-    assert torch.allclose(image.norm(dim=-1), torch.ones(3)) and torch.allclose(text.norm(dim=-1), torch.ones(2, 5))
+    assert torch.allclose(image.norm(dim=-1), torch.ones(3)) and torch.allclose(
+        text.norm(dim=-1), torch.ones(2, 5)
+    )
     scale = loaded("tiny").model.logit_scale.exp()
     assert difference(scale * image @ text.transpose(1, 2), oracle.query(images, contexts)) < 1e-5
 
@@ -176,7 +200,10 @@ def test_features_are_those_of_the_logits(loaded):
 @pytest.mark.parametrize("kind", ["tiny", "vit", "resnet"])
 def test_the_description_is_the_models(loaded, kind):
     told, model = loaded(kind).description, loaded(kind).model
-    assert (told.width, told.context_length) == (model.token_embedding.embedding_dim, model.context_length)
+    assert (told.width, told.context_length) == (
+        model.token_embedding.embedding_dim,
+        model.context_length,
+    )
     assert told.embed_dim == model.encode_image(torch.zeros(1, 3, *told.image_size)).shape[1]
     assert told.token_std == pytest.approx(model.token_embedding.weight.std().item())
     if kind == "resnet":
@@ -184,15 +211,21 @@ def test_the_description_is_the_models(loaded, kind):
     else:
         patches = model.visual.conv1.weight
         assert told.image_width == len(patches)
-        assert (told.patch_mean, told.patch_std) == pytest.approx((patches.mean().item(), patches.std().item()))
+        assert (told.patch_mean, told.patch_std) == pytest.approx(
+            (patches.mean().item(), patches.std().item())
+        )
 
 
 # Image tokens
 
+
 def forward_with_tokens(visual, images, tokens):
     """A ViT by hand; the tokens `[n_V, W]` follow the patches, after the position embedding and before ln_pre."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1) + visual.positional_embedding
+    x = (
+        torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+        + visual.positional_embedding
+    )
     x = visual.ln_pre(torch.cat([x, tokens.expand(len(images), -1, -1)], dim=1))
     return visual.ln_post(visual.transformer(x)[:, 0]) @ visual.proj
 
@@ -201,20 +234,32 @@ def forward_with_tokens(visual, images, tokens):
 def test_image_tokens_equal_a_forward_by_hand(loaded, kind):
     oracle, visual = oracle_over(loaded(kind)), loaded(kind).model.visual
     images, contexts = pixels(oracle), contexts_of(oracle, P=2)
-    tokens = torch.randn(2, 3, oracle.description.image_width, generator=torch.Generator().manual_seed(2))
+    tokens = torch.randn(
+        2, 3, oracle.description.image_width, generator=torch.Generator().manual_seed(2)
+    )
     logits = oracle.query(oracle.upload(images), contexts, tokens)
     with torch.no_grad():
-        image = F.normalize(torch.stack([forward_with_tokens(visual, images, t) for t in tokens]), dim=-1)
-    expected = loaded(kind).model.logit_scale.exp() * image @ oracle.text_features(contexts).transpose(1, 2)
+        image = F.normalize(
+            torch.stack([forward_with_tokens(visual, images, t) for t in tokens]), dim=-1
+        )
+    expected = (
+        loaded(kind).model.logit_scale.exp()
+        * image
+        @ oracle.text_features(contexts).transpose(1, 2)
+    )
     assert difference(logits, expected) < 1e-5
-    assert difference(oracle.query(oracle.upload(images), contexts), expected) > 1e-3      # and no hook stays behind
+    assert (
+        difference(oracle.query(oracle.upload(images), contexts), expected) > 1e-3
+    )  # and no hook stays behind
 
 
 def test_no_image_tokens_are_the_same_as_none(loaded):
     oracle = oracle_over(loaded("tiny"))
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
     nothing = torch.zeros(2, 0, oracle.description.image_width)
-    assert difference(oracle.query(images, contexts, nothing), oracle.query(images, contexts)) < 1e-5
+    assert (
+        difference(oracle.query(images, contexts, nothing), oracle.query(images, contexts)) < 1e-5
+    )
 
 
 def test_a_resnet_admits_no_image_tokens(loaded):
@@ -225,8 +270,11 @@ def test_a_resnet_admits_no_image_tokens(loaded):
 
 # Precision
 
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("fp16", 0.02), ("bf16", 0.1), ("amp", 0.1)])
+@pytest.mark.parametrize(
+    "precision, tolerance", [("fp32", 1e-3), ("fp16", 0.02), ("bf16", 0.1), ("amp", 0.1)]
+)
 def test_precisions_agree(loaded, digits, precision, tolerance, device):
     exact, oracle = oracle_over(loaded("tiny")), oracle_over(load_model("tiny", precision, device))
     words = exact.embed("a photo of the digit")[None]
@@ -241,6 +289,7 @@ def test_precisions_agree(loaded, digits, precision, tolerance, device):
 
 # What crosses the wall
 
+
 @pytest.mark.parametrize("metered", [False, True])
 def test_nothing_that_comes_out_has_a_graph(loaded, metered):
     oracle = oracle_over(loaded("tiny"))
@@ -248,8 +297,14 @@ def test_nothing_that_comes_out_has_a_graph(loaded, metered):
     images = oracle.upload(pixels(oracle).requires_grad_())
     contexts = contexts_of(oracle).requires_grad_()
     tokens = torch.zeros(2, 1, oracle.description.image_width, requires_grad=True)
-    answers = [oracle.embed("a photo"), oracle.query(images, contexts), oracle.query(images, contexts, tokens),
-               oracle.image_features(images), oracle.text_features(contexts), oracle.query(images, contexts)]
+    answers = [
+        oracle.embed("a photo"),
+        oracle.query(images, contexts),
+        oracle.query(images, contexts, tokens),
+        oracle.image_features(images),
+        oracle.text_features(contexts),
+        oracle.query(images, contexts),
+    ]
     for answer in answers:
         assert not answer.requires_grad and answer.grad_fn is None and not answer.is_inference()
 
@@ -258,7 +313,12 @@ def test_an_answer_that_is_changed_does_not_change_the_next(loaded):
     oracle = oracle_over(loaded("tiny"))
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
     before = oracle.query(images, contexts).clone()
-    for answer in (oracle.image_features(images), oracle.text_features(contexts), oracle.query(images, contexts), oracle.embed("a photo")):
+    for answer in (
+        oracle.image_features(images),
+        oracle.text_features(contexts),
+        oracle.query(images, contexts),
+        oracle.embed("a photo"),
+    ):
         answer.zero_()
     assert torch.equal(oracle.query(images, contexts), before)
 
@@ -275,7 +335,7 @@ def test_an_upload_is_encoded_once_and_freed_with_its_name(loaded, grants):
     oracle.query(oracle.upload(pixels(oracle, seed=5)), contexts_of(oracle))
     oracle.query(name, contexts_of(oracle))
     assert len(visual) == 2
-    assert len(oracle.encoded) == 1     # the other one's name is gone already
+    assert len(oracle.encoded) == 1  # the other one's name is gone already
     del name
     assert kept() is None and len(oracle.encoded) == len(oracle.pixels) == 0
 
@@ -286,15 +346,22 @@ def test_text_is_encoded_once_for_the_same_contexts(loaded):
     first = oracle.query(oracle.upload(pixels(oracle)), contexts)
     oracle.query(oracle.upload(pixels(oracle, seed=3)), contexts.clone())
     assert len(calls) == 1
-    contexts.mul_(2)     # in place: other contexts behind the same tensor
-    assert difference(oracle.query(oracle.upload(pixels(oracle)), contexts), first) > 1e-3 and len(calls) == 2
+    contexts.mul_(2)  # in place: other contexts behind the same tensor
+    assert (
+        difference(oracle.query(oracle.upload(pixels(oracle)), contexts), first) > 1e-3
+        and len(calls) == 2
+    )
     oracle.set_classes(["seven"])
-    assert oracle.query(oracle.upload(pixels(oracle)), contexts).shape == (2, 3, 1) and len(calls) == 3
+    assert (
+        oracle.query(oracle.upload(pixels(oracle)), contexts).shape == (2, 3, 1) and len(calls) == 3
+    )
 
 
 DENIED = {
     "logits": lambda oracle, images: oracle.query(images, contexts_of(oracle)),
-    "image_tokens": lambda oracle, images: oracle.query(images, contexts_of(oracle), torch.zeros(2, 1, 192)),
+    "image_tokens": lambda oracle, images: oracle.query(
+        images, contexts_of(oracle), torch.zeros(2, 1, 192)
+    ),
     "features": lambda oracle, images: oracle.image_features(images),
     "features ": lambda oracle, images: oracle.text_features(contexts_of(oracle)),
 }
@@ -306,7 +373,9 @@ def test_what_is_not_granted_is_denied(loaded, grant, metered):
     what = grant.strip()
     oracle = oracle_over(loaded("tiny"), [g for g in EVERYTHING if g != what])
     oracle = Meter(oracle) if metered else oracle
-    with pytest.raises(AccessDenied, match=f"^SomeMethod asked for '{what}', which this oracle does not grant"):
+    with pytest.raises(
+        AccessDenied, match=f"^SomeMethod asked for '{what}', which this oracle does not grant"
+    ):
         DENIED[grant](oracle, oracle.upload(pixels(oracle)))
     if metered:
         assert oracle.counts["training"]["queries"] == 0
@@ -321,13 +390,18 @@ def test_a_grant_that_does_not_exist(loaded):
 
 # Bad input
 
+
 def test_texts_that_do_not_fit(loaded):
     oracle = oracle_over(loaded("tiny"))
     with pytest.raises(BlackBoxError, match="'x x .* x' takes 81 tokens .* 77 positions. Shorten"):
         oracle.set_classes(["one", " ".join("x" * 80)])
     oracle.set_classes(["one", " ".join("x" * 70)])
     images = oracle.upload(pixels(oracle))
-    assert oracle.query(images, contexts_of(oracle, n=4)).shape == (2, 3, 2)     # 4 + 71 + SOS + EOT = 77
+    assert oracle.query(images, contexts_of(oracle, n=4)).shape == (
+        2,
+        3,
+        2,
+    )  # 4 + 71 + SOS + EOT = 77
     with pytest.raises(BlackBoxError, match="with 5 context tokens, SOS and EOT that is 78"):
         oracle.query(images, contexts_of(oracle, n=5))
 
@@ -347,25 +421,39 @@ def test_uploads_of_another_shape(loaded, shape):
 
 # Loading
 
+
 def test_the_exported_tiny_model_loads_in_openais_format(loaded, tmp_path):
     path = tmp_path / "tiny_clip.pt"
     runpy.run_path(str(REPO / "scripts" / "freeze_tiny.py"))["export"](path)
     exported, tiny = oracle_over(load_model(str(path))), oracle_over(loaded("tiny"))
     images, contexts = pixels(tiny), contexts_of(tiny)
-    assert difference(exported.query(exported.upload(images), contexts), tiny.query(tiny.upload(images), contexts)) < 1e-5
+    assert (
+        difference(
+            exported.query(exported.upload(images), contexts),
+            tiny.query(tiny.upload(images), contexts),
+        )
+        < 1e-5
+    )
     assert exported.description.image_size == tiny.description.image_size
     assert exported.description.mean == pytest.approx(tiny.description.mean, abs=1e-6)
 
 
-@pytest.mark.parametrize("name, precision, words", [
-    ("tinny", "fp32", "Unknown backbone 'tinny' .* did you mean tiny"),
-    ("ViT-B/61", "fp32", "did you mean ViT-B/16"),
-    ("RN5O", "fp32", "did you mean RN50"),
-    ("ViT-B-32", "fp32", "architecture:tag"),     # the tag is missing
-    ("tiny", "fp23", "Unknown precision .* did you mean fp32"),
-    ("ViT-B-23:openai", "fp32", "Unknown architecture of open_clip 'ViT-B-23': did you mean .*ViT-B-32"),
-    ("ViT-B-32:opena", "fp32", "did you mean openai"),
-])
+@pytest.mark.parametrize(
+    "name, precision, words",
+    [
+        ("tinny", "fp32", "Unknown backbone 'tinny' .* did you mean tiny"),
+        ("ViT-B/61", "fp32", "did you mean ViT-B/16"),
+        ("RN5O", "fp32", "did you mean RN50"),
+        ("ViT-B-32", "fp32", "architecture:tag"),  # the tag is missing
+        ("tiny", "fp23", "Unknown precision .* did you mean fp32"),
+        (
+            "ViT-B-23:openai",
+            "fp32",
+            "Unknown architecture of open_clip 'ViT-B-23': did you mean .*ViT-B-32",
+        ),
+        ("ViT-B-32:opena", "fp32", "did you mean openai"),
+    ],
+)
 def test_models_that_do_not_exist(name, precision, words):
     with pytest.raises(BlackBoxError, match=words):
         load_model(name, precision)
@@ -384,13 +472,24 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BlackBoxError, match=r"(?s)ViT-B-32.*could not be loaded.*Offline, copy the file.*~/\.cache/clip") as caught:
+    with pytest.raises(
+        BlackBoxError,
+        match=r"(?s)ViT-B-32.*could not be loaded.*Offline, copy the file.*~/\.cache/clip",
+    ) as caught:
         load_model("ViT-B/32")
     assert "\n" not in str(caught.value)
 
 
 def test_a_text_tower_of_hugging_face(loaded):
     model = CLIP(32, VIT, TEXT)
-    model.text = torch.nn.Linear(1, 1)     # a tower that has neither token_embedding nor BPE tokens
+    model.text = torch.nn.Linear(1, 1)  # a tower that has neither token_embedding nor BPE tokens
     with pytest.raises(BlackBoxError, match="not one of open_clip's own"):
-        LocalOracle(LoadedModel(model, loaded("tiny").tokenizer, describe("foreign", model), "fp32", torch.device("cpu")))
+        LocalOracle(
+            LoadedModel(
+                model,
+                loaded("tiny").tokenizer,
+                describe("foreign", model),
+                "fp32",
+                torch.device("cpu"),
+            )
+        )

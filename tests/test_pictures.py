@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from dassl_blackbox.trainers.blackbox import pictures as module
-from dassl_blackbox.trainers.blackbox.crops import Cropper
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.pictures import Pictures
+from dassl_blackbox.trainers.blackbox.data import pictures as module
+from dassl_blackbox.trainers.blackbox.data.crops import Cropper
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.data.pictures import Pictures
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run
 from torchvision.transforms import InterpolationMode
@@ -44,7 +44,7 @@ def same(pictures, path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_file_is_decoded_once(files, read, workers):
-    pictures = keeper(files, 10 ** 6)
+    pictures = keeper(files, 10**6)
     if workers:
         pictures.load(workers)
         assert len(read) == 6
@@ -55,7 +55,9 @@ def test_each_file_is_decoded_once(files, read, workers):
 
 def test_within_the_bound(files, read):
     size = len(open(files[0], "rb").read())
-    pictures = keeper(files, 4 * 4800)          # three decoded, and the bytes of those of the rest that fit in a quarter
+    pictures = keeper(
+        files, 4 * 4800
+    )  # three decoded, and the bytes of those of the rest that fit in a quarter
     for _ in range(2):
         assert all(same(pictures, path) for path in files)
     assert len(pictures.decoded) == 3 and len(pictures.files) == min(3, 4800 // size) > 0
@@ -64,7 +66,7 @@ def test_within_the_bound(files, read):
 
 
 def test_other_files_are_not_kept(files, read):
-    pictures = keeper(files[:2], 10 ** 6)
+    pictures = keeper(files[:2], 10**6)
     assert all(same(pictures, path) for path in files)
     assert set(pictures.decoded) == set(files[:2])
 
@@ -72,7 +74,7 @@ def test_other_files_are_not_kept(files, read):
 def test_a_broken_file_is_left_to_who_asks(files):
     with open(files[2], "wb") as file:
         file.write(b"no image")
-    pictures = keeper(files, 10 ** 6)
+    pictures = keeper(files, 10**6)
     pictures.load(2)
     assert len(pictures.decoded) == 5
     with pytest.raises(OSError):
@@ -82,10 +84,26 @@ def test_a_broken_file_is_left_to_who_asks(files):
 @pytest.mark.parametrize("name", ["ZIP", "CraFT", "WhiteBox"])
 def test_a_run_does_not_depend_on_where_pictures_are_kept_and_cropped(name, data_root, tmp_path):
     """Bit for bit: the augmentation draws the same from the same pictures."""
-    ways = [("INPUT.CACHE_MB", 0), ("INPUT.CACHE_MB", 2048), ("INPUT.CROP_ON_DEVICE", True, "DATALOADER.NUM_WORKERS", 2)]
+    ways = [
+        ("INPUT.CACHE_MB", 0),
+        ("INPUT.CACHE_MB", 2048),
+        ("INPUT.CROP_ON_DEVICE", True, "DATALOADER.NUM_WORKERS", 2),
+    ]
     ends = []
     for i, way in enumerate(ways):
-        assert run(name, data_root, tmp_path / str(i), "ORACLE.MAX_QUERIES", 60, "OPTIM.MAX_EPOCH", 2, *way) == 0
+        assert (
+            run(
+                name,
+                data_root,
+                tmp_path / str(i),
+                "ORACLE.MAX_QUERIES",
+                60,
+                "OPTIM.MAX_EPOCH",
+                2,
+                *way,
+            )
+            == 0
+        )
         ends.append(last_checkpoint(tmp_path / str(i)))
     for end in ends[1:]:
         assert_same(ends[0]["state_dict"], end["state_dict"])
@@ -106,6 +124,7 @@ def test_crops_differ_between_epochs(data_root, tmp_path):
 
 # Crops on the device
 
+
 def two_passes(image, size, interpolation):
     """Pillow's resampling, columns first: newer Pillows take the rows first for some sizes."""
     return image.resize((size[1], image.height), interpolation).resize(size[::-1], interpolation)
@@ -115,47 +134,109 @@ def two_passes(image, size, interpolation):
 @pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("size", [(32, 32), (60, 224)])
 def test_a_batch_cropped_together_is_what_torchvision_draws_and_pillow_makes(mode, size, device):
-    rng, interpolation = np.random.default_rng(0), {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[mode.value]
-    images = [Image.fromarray(rng.integers(0, 256, (*rng.integers(10, 300, 2), 3), dtype=np.uint8)) for _ in range(40)]
-    crop, flip = T.RandomResizedCrop(size, scale=(0.08, 1), interpolation=mode), T.RandomHorizontalFlip()
-    cropper = Cropper(T.Compose([crop, flip, T.ToTensor(), T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]), torch.device(device), 0)
+    rng, interpolation = (
+        np.random.default_rng(0),
+        {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[mode.value],
+    )
+    images = [
+        Image.fromarray(rng.integers(0, 256, (*rng.integers(10, 300, 2), 3), dtype=np.uint8))
+        for _ in range(40)
+    ]
+    crop, flip = (
+        T.RandomResizedCrop(size, scale=(0.08, 1), interpolation=mode),
+        T.RandomHorizontalFlip(),
+    )
+    cropper = Cropper(
+        T.Compose([crop, flip, T.ToTensor(), T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]),
+        torch.device(device),
+        0,
+    )
     torch.manual_seed(1)
-    drawn = [{"img": cropper.draw(cropper.hold(image)), "label": i} for i, image in enumerate(images)]
+    drawn = [
+        {"img": cropper.draw(cropper.hold(image)), "label": i} for i, image in enumerate(images)
+    ]
     batch, after = cropper.collate(drawn), torch.get_rng_state()
     torch.manual_seed(1)
     wanted = []
     for image in images:
         top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
-        wanted.append(T.functional.pil_to_tensor(flip(two_passes(image.crop((left, top, left + width, top + height)), size, interpolation))))
+        wanted.append(
+            T.functional.pil_to_tensor(
+                flip(
+                    two_passes(
+                        image.crop((left, top, left + width, top + height)), size, interpolation
+                    )
+                )
+            )
+        )
     assert torch.equal(torch.get_rng_state(), after) and batch["label"].tolist() == list(range(40))
-    levels = 255 * (batch["img"].cpu() * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None])
+    levels = 255 * (
+        batch["img"].cpu() * torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+        + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    )
     assert torch.equal(levels.round().byte(), torch.stack(wanted))
 
 
 def test_an_epoch_cropped_on_the_device_is_the_loaders_own(data_root, tmp_path, read):
-    own, device = (build("ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", on, "DATALOADER.NUM_WORKERS", 2 * on) for on in (False, True))
+    own, device = (
+        build(
+            "ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", on, "DATALOADER.NUM_WORKERS", 2 * on
+        )
+        for on in (False, True)
+    )
     for trainer in (own, device):
         torch.manual_seed(1)
         trainer.batches = [batch for _ in range(2) for batch in trainer.train_loader_x]
-    assert len(read) == 2 * 30      # each picture by each of them, once
+    assert len(read) == 2 * 30  # each picture by each of them, once
     for a, b in zip(own.batches, device.batches, strict=True):
-        assert torch.equal(a["index"], b["index"]) and torch.equal(a["label"], b["label"]) and a["impath"] == b["impath"]
+        assert (
+            torch.equal(a["index"], b["index"])
+            and torch.equal(a["label"], b["label"])
+            and a["impath"] == b["impath"]
+        )
         assert torch.equal(a["img"], b["img"])
 
 
 def test_cropped_on_the_device_each_picture_is_decoded_once(data_root, tmp_path, read):
-    assert run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 60, "OPTIM.MAX_EPOCH", 2, "INPUT.CROP_ON_DEVICE", True, "DATALOADER.NUM_WORKERS", 2) == 0
+    assert (
+        run(
+            "ZIP",
+            data_root,
+            tmp_path,
+            "ORACLE.MAX_QUERIES",
+            60,
+            "OPTIM.MAX_EPOCH",
+            2,
+            "INPUT.CROP_ON_DEVICE",
+            True,
+            "DATALOADER.NUM_WORKERS",
+            2,
+        )
+        == 0
+    )
     assert len(read) == 30
 
 
-@pytest.mark.parametrize("options", [("INPUT.TRANSFORMS", "('random_resized_crop', 'colorjitter', 'normalize')"), ("INPUT.TRANSFORMS", "('normalize',)"), ("INPUT.NO_TRANSFORM", True),
-                                     ("DATALOADER.K_TRANSFORMS", 2), ("DATALOADER.RETURN_IMG0", True)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("INPUT.TRANSFORMS", "('random_resized_crop', 'colorjitter', 'normalize')"),
+        ("INPUT.TRANSFORMS", "('normalize',)"),
+        ("INPUT.NO_TRANSFORM", True),
+        ("DATALOADER.K_TRANSFORMS", 2),
+        ("DATALOADER.RETURN_IMG0", True),
+    ],
+)
 def test_what_is_not_made_on_the_device_is_refused(options, data_root, tmp_path):
-    with pytest.raises(BlackBoxError, match="INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop"):
+    with pytest.raises(
+        BlackBoxError,
+        match="INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop",
+    ):
         build("ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", True, *options)
 
 
 # A bank of views
+
 
 def views_of(trainer, epochs):
     """{image: its views by epoch}."""
@@ -170,35 +251,82 @@ def views_of(trainer, epochs):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_take_turns(data_root, tmp_path, workers):
-    options = "INPUT.VIEWS", 2, "DATALOADER.NUM_WORKERS", workers, "DATALOADER.TRAIN_X.BATCH_SIZE", 30
+    options = (
+        "INPUT.VIEWS",
+        2,
+        "DATALOADER.NUM_WORKERS",
+        workers,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        30,
+    )
     first, second = (views_of(build("ZIP", data_root, tmp_path, *options), 4) for _ in range(2))
     assert len(first) == 30
     for index, views in first.items():
-        assert torch.equal(views[0], views[2]) and torch.equal(views[1], views[3]) and not torch.equal(views[0], views[1])
+        assert (
+            torch.equal(views[0], views[2])
+            and torch.equal(views[1], views[3])
+            and not torch.equal(views[0], views[1])
+        )
         assert all(torch.equal(views[epoch], second[index][epoch]) for epoch in range(4))
-    assert not torch.equal(first[0][0], views_of(build("ZIP", data_root, tmp_path, *options, seed=2), 1)[0][0])
+    assert not torch.equal(
+        first[0][0], views_of(build("ZIP", data_root, tmp_path, *options, seed=2), 1)[0][0]
+    )
 
 
 def test_after_its_views_no_image_is_encoded_again(data_root, tmp_path):
-    trainer = build("ZIP", data_root, tmp_path, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "ORACLE.MAX_QUERIES", 100, "TEST.NO_TEST", True)
+    trainer = build(
+        "ZIP",
+        data_root,
+        tmp_path,
+        "INPUT.VIEWS",
+        2,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        30,
+        "ORACLE.MAX_QUERIES",
+        100,
+        "TEST.NO_TEST",
+        True,
+    )
     encoded = []
-    trainer.oracle.inner.model.visual.ln_post.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+    trainer.oracle.inner.model.visual.ln_post.register_forward_hook(
+        lambda module, inputs, output: encoded.append(len(output))
+    )
     trainer.train()
-    assert sum(encoded) == 60       # ten steps of 30 images, two views of each
-    assert trainer.oracle.counts["training"]["image_queries"] == 3000     # on the bill all the same
+    assert sum(encoded) == 60  # ten steps of 30 images, two views of each
+    assert trainer.oracle.counts["training"]["image_queries"] == 3000  # on the bill all the same
 
 
 def test_with_batches_that_drop_some_images_nothing_is_encoded_twice(data_root, tmp_path):
     """30 images in batches of 8: six miss their turn in an epoch, and come later in small numbers."""
-    trainer = build("ZIP", data_root, tmp_path, "INPUT.VIEWS", 2, "ORACLE.MAX_QUERIES", 600, "TEST.NO_TEST", True)
+    trainer = build(
+        "ZIP",
+        data_root,
+        tmp_path,
+        "INPUT.VIEWS",
+        2,
+        "ORACLE.MAX_QUERIES",
+        600,
+        "TEST.NO_TEST",
+        True,
+    )
     encoded = []
-    trainer.oracle.inner.model.visual.ln_post.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+    trainer.oracle.inner.model.visual.ln_post.register_forward_hook(
+        lambda module, inputs, output: encoded.append(len(output))
+    )
     trainer.train()
     assert len(trainer.oracle.inner.store) == 60
-    assert sum(encoded) <= 60 + 7 * len(encoded)      # a few unknown ones have company, at most seven
-    assert len(encoded) < 30                          # of sixty steps
+    assert sum(encoded) <= 60 + 7 * len(encoded)  # a few unknown ones have company, at most seven
+    assert len(encoded) < 30  # of sixty steps
 
 
 def test_views_of_other_random_transforms_are_refused(data_root, tmp_path):
     with pytest.raises(BlackBoxError, match="INPUT.VIEWS keeps views .* has colorjitter besides"):
-        build("ZIP", data_root, tmp_path, "INPUT.VIEWS", 2, "INPUT.TRANSFORMS", "('random_resized_crop', 'colorjitter', 'normalize')")
+        build(
+            "ZIP",
+            data_root,
+            tmp_path,
+            "INPUT.VIEWS",
+            2,
+            "INPUT.TRANSFORMS",
+            "('random_resized_crop', 'colorjitter', 'normalize')",
+        )

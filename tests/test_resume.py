@@ -8,10 +8,21 @@ from multiprocessing import forkserver
 import killed
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.checkpoints import newest
-from dassl_blackbox.trainers.blackbox.files import save_state
-from dassl_blackbox.trainers.blackbox.settings import differences, settings
-from support import REPO, TRAINED, accuracy, arguments, assert_same, bill, build, last_checkpoint, random_sources, run
+from dassl_blackbox.trainers.blackbox.run.checkpoints import newest
+from dassl_blackbox.trainers.blackbox.run.files import save_state
+from dassl_blackbox.trainers.blackbox.run.settings import differences, settings
+from support import (
+    REPO,
+    TRAINED,
+    accuracy,
+    arguments,
+    assert_same,
+    bill,
+    build,
+    last_checkpoint,
+    random_sources,
+    run,
+)
 
 server = multiprocessing.get_context("forkserver")
 
@@ -20,7 +31,9 @@ server = multiprocessing.get_context("forkserver")
 def processes():
     """Lives are forked from a process that has imported everything and done nothing: a second saved for each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]), prepend=os.pathsep)
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]), prepend=os.pathsep
+        )
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         server.set_forkserver_preload(["killed"])
         forkserver.ensure_running()
@@ -32,16 +45,28 @@ class Lives:
 
     def __init__(self, name, root, budget, folder, *options):
         limit = budget(name, 10)
-        self.out, self.counted, self.printed, self.limit = folder / "run", folder / "count", folder / "printed", limit[1]
+        self.out, self.counted, self.printed, self.limit = (
+            folder / "run",
+            folder / "count",
+            folder / "printed",
+            limit[1],
+        )
         options = *limit, "ORACLE.SAVE_EVERY", limit[1] // 5, *options
         self.arguments = arguments(name, root, self.out, *options)
-        self.uninterrupted = lambda: run(name, root, folder / "uninterrupted", *options) or last_checkpoint(folder / "uninterrupted")
+        self.uninterrupted = lambda: (
+            run(name, root, folder / "uninterrupted", *options)
+            or last_checkpoint(folder / "uninterrupted")
+        )
 
     def live(self, until):
-        life = server.Process(target=killed.live, args=(until, self.counted, self.printed, self.arguments))
+        life = server.Process(
+            target=killed.live, args=(until, self.counted, self.printed, self.arguments)
+        )
         life.start()
         life.join(120)
-        assert life.exitcode == (0 if until == "never" else -signal.SIGKILL), self.printed.read_text()
+        assert life.exitcode == (0 if until == "never" else -signal.SIGKILL), (
+            self.printed.read_text()
+        )
 
     def inside(self):
         return len(self.counted.read_text())
@@ -55,10 +80,18 @@ class Lives:
         return 3 * state["epoch"] + state["blackbox"]["batches_done"]
 
 
-@pytest.mark.parametrize("name, options", [
-    *[(name, ()) for name in TRAINED], ("ZIP", ("DATALOADER.NUM_WORKERS", 2)), ("ZIP", ("TRAINER.ZIP.RULE", "spsa-gc")), ("ZIP", ("INPUT.VIEWS", 2)),
-])
-def test_killed_at_a_checkpoint_it_ends_as_if_uninterrupted(name, options, data_root, budget, tmp_path):
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        *[(name, ()) for name in TRAINED],
+        ("ZIP", ("DATALOADER.NUM_WORKERS", 2)),
+        ("ZIP", ("TRAINER.ZIP.RULE", "spsa-gc")),
+        ("ZIP", ("INPUT.VIEWS", 2)),
+    ],
+)
+def test_killed_at_a_checkpoint_it_ends_as_if_uninterrupted(
+    name, options, data_root, budget, tmp_path
+):
     lives = Lives(name, data_root, budget, tmp_path, *options)
     lives.live("checkpoint:2")
     first_log = (lives.out / "log.txt").read_text()
@@ -66,19 +99,31 @@ def test_killed_at_a_checkpoint_it_ends_as_if_uninterrupted(name, options, data_
     lives.live("never")
     one, two = lives.uninterrupted(), last_checkpoint(lives.out)
     assert_same(one["state_dict"], two["state_dict"])
-    assert (one["epoch"], one["blackbox"]["batches_done"]) == (two["epoch"], two["blackbox"]["batches_done"])
+    assert (one["epoch"], one["blackbox"]["batches_done"]) == (
+        two["epoch"],
+        two["blackbox"]["batches_done"],
+    )
     assert_same(random_sources(one), random_sources(two))
     assert one["blackbox"]["counts"] == two["blackbox"]["counts"]
-    assert bill(lives.out) == bill(tmp_path / "uninterrupted") and bill(lives.out)["training"]["queries"] == lives.limit
+    assert (
+        bill(lives.out) == bill(tmp_path / "uninterrupted")
+        and bill(lives.out)["training"]["queries"] == lives.limit
+    )
     assert lives.inside() == lives.billed()
     log = (lives.out / "log.txt").read_text()
-    assert log.startswith(first_log) and "Resume from" in log[len(first_log):] and log.count("Finish training") == 1
+    assert (
+        log.startswith(first_log)
+        and "Resume from" in log[len(first_log) :]
+        and log.count("Finish training") == 1
+    )
     assert accuracy(log) == accuracy((tmp_path / "uninterrupted" / "log.txt").read_text())
     assert [path.name for path in lives.out.glob("log*")] == ["log.txt"]
 
 
 @pytest.mark.parametrize("until, lost", [("query:1", 1), ("query:6", 2)])
-def test_killed_between_checkpoints_lost_queries_stay_on_the_bill(until, lost, data_root, budget, tmp_path):
+def test_killed_between_checkpoints_lost_queries_stay_on_the_bill(
+    until, lost, data_root, budget, tmp_path
+):
     lives = Lives("ZIP", data_root, budget, tmp_path)
     lives.live(until)
     # written ahead: the call that was killed is on the bill
@@ -89,7 +134,9 @@ def test_killed_between_checkpoints_lost_queries_stay_on_the_bill(until, lost, d
     assert lives.steps() == 10 - lost == last_checkpoint(lives.out)["optimizer"]["k"] - 1
 
 
-def test_killed_in_the_middle_of_a_write_the_checkpoint_before_it_is_whole(data_root, budget, tmp_path):
+def test_killed_in_the_middle_of_a_write_the_checkpoint_before_it_is_whole(
+    data_root, budget, tmp_path
+):
     lives = Lives("ZIP", data_root, budget, tmp_path)
     lives.live("half:3")
     assert last_checkpoint(lives.out)["blackbox"]["counts"]["training"]["queries"] == 40
@@ -103,7 +150,9 @@ def test_killed_twice(data_root, budget, tmp_path):
     lives.live("checkpoint:2")
     lives.live("never")
     assert_same(lives.uninterrupted()["state_dict"], last_checkpoint(lives.out)["state_dict"])
-    assert bill(lives.out)["training"]["queries"] == lives.limit and lives.inside() == lives.billed()
+    assert (
+        bill(lives.out)["training"]["queries"] == lives.limit and lives.inside() == lives.billed()
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -139,28 +188,56 @@ def test_a_run_resumed_after_its_end_only_evaluates_again(data_root, budget, tmp
     assert bill(tmp_path)["training"]["queries"] == 20
     assert torch.equal(before["theta"], last_checkpoint(tmp_path)["state_dict"]["theta"])
     log = (tmp_path / "log.txt").read_text()
-    assert log.count("Finish training") == 2 and len(set(line for line in log.splitlines() if line.startswith("* accuracy"))) == 1
+    assert (
+        log.count("Finish training") == 2
+        and len(set(line for line in log.splitlines() if line.startswith("* accuracy"))) == 1
+    )
 
 
 def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, capsys):
     """What an earlier version did not know had today's default."""
     assert run("ZIP", data_root, tmp_path, *budget("ZIP", 2)) == 0
-    for option, then, now in (("TRAINER.ZIP.SP_AVG", 5, 2), ("INPUT.VIEWS", 0, 2), ("TRAINER.CRAFT.STD", 0.2, 0.5)):     # CRAFT's, since any method's SPACE may be its projection
+    for option, then, now in (
+        ("TRAINER.ZIP.SP_AVG", 5, 2),
+        ("INPUT.VIEWS", 0, 2),
+        ("TRAINER.CRAFT.STD", 0.2, 0.5),
+    ):  # CRAFT's, since any method's SPACE may be its projection
         assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4), option, now) == 1
-        assert f"was made with other settings ({option}: {then} there, {now} here)" in capsys.readouterr().err
+        assert (
+            f"was made with other settings ({option}: {then} there, {now} here)"
+            in capsys.readouterr().err
+        )
     state = last_checkpoint(tmp_path)
     assert state["blackbox"]["settings"].pop("INPUT.VIEWS") == "0"
     save_state(newest(tmp_path / "prompt_learner"), state)
     assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4)) == 0
     assert bill(tmp_path)["training"]["queries"] == 40
-    state["blackbox"]["settings"] = {"SEED": "1", "training images": "a fingerprint", "ORACLE": "{'PREC': 'fp32'}"}     # as versions before this form wrote them
+    state["blackbox"]["settings"] = {
+        "SEED": "1",
+        "training images": "a fingerprint",
+        "ORACLE": "{'PREC': 'fp32'}",
+    }  # as versions before this form wrote them
     save_state(newest(tmp_path / "prompt_learner"), state)
     assert run("ZIP", data_root, tmp_path, *budget("ZIP", 6)) == 1
-    assert "was written by an earlier version, and its settings cannot be compared" in capsys.readouterr().err
+    assert (
+        "was written by an earlier version, and its settings cannot be compared"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("name, head, changed", [("JOLT", "True", {"TRAINER.JOLT.HEAD_FOLDS": ("1", "4")}), ("JOLT", "False", {}), ("ZIP", "True", {})])
+@pytest.mark.parametrize(
+    "name, head, changed",
+    [
+        ("JOLT", "True", {"TRAINER.JOLT.HEAD_FOLDS": ("1", "4")}),
+        ("JOLT", "False", {}),
+        ("ZIP", "True", {}),
+    ],
+)
 def test_a_run_from_before_a_key_did_what_was_done_then(name, head, changed, data_root, tmp_path):
     here = settings(build(name, data_root, tmp_path, "TRAINER.JOLT.HEAD", head).cfg.dump())
-    there = {key: value for key, value in here.items() if key not in ("TRAINER.JOLT.HEAD_FOLDS", "INPUT.VIEWS")}
+    there = {
+        key: value
+        for key, value in here.items()
+        if key not in ("TRAINER.JOLT.HEAD_FOLDS", "INPUT.VIEWS")
+    }
     assert differences(there, here) == changed and set(differences(here, there)) == set(changed)

@@ -4,22 +4,42 @@ import math
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, TopK
 from support import Random, build, trained
 
 
-@pytest.mark.parametrize("folds, epochs", [(1, 2), (4, 1)])     # in a second epoch, folds of a few images make more of the rounding than the bound
+@pytest.mark.parametrize(
+    "folds, epochs", [(1, 2), (4, 1)]
+)  # in a second epoch, folds of a few images make more of the rounding than the bound
 def test_all_log_probabilities_are_as_good_as_logits(folds, epochs, data_root, tmp_path):
-    runs = [trained("JOLT", data_root, tmp_path / str(k), "ORACLE.TOP_K", k, "OPTIM.MAX_EPOCH", epochs, "TRAINER.JOLT.HEAD_FOLDS", folds) for k in (0, 10)]
+    runs = [
+        trained(
+            "JOLT",
+            data_root,
+            tmp_path / str(k),
+            "ORACLE.TOP_K",
+            k,
+            "OPTIM.MAX_EPOCH",
+            epochs,
+            "TRAINER.JOLT.HEAD_FOLDS",
+            folds,
+        )
+        for k in (0, 10)
+    ]
     moved = runs[0].learner.theta - runs[0].learner.space.origin
-    assert moved.norm() > 0 and (runs[1].learner.theta - runs[0].learner.theta).norm() < 0.02 * moved.norm()
+    assert (
+        moved.norm() > 0
+        and (runs[1].learner.theta - runs[0].learner.theta).norm() < 0.02 * moved.norm()
+    )
 
 
 def test_top_k_by_hand():
     inner = Random()
     inner.query = lambda *args: torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None, None]
-    torch.testing.assert_close(TopK(inner, 2).query(None, None), torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]).log())
+    torch.testing.assert_close(
+        TopK(inner, 2).query(None, None), torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]).log()
+    )
     torch.testing.assert_close(TopK(inner, 9).query(None, None), inner.query())
 
 
@@ -33,14 +53,26 @@ def test_what_a_sure_model_leaves_is_exact_and_finite(margin):
 
 def test_top_k_lets_no_features_out(data_root, tmp_path):
     with pytest.raises(AccessDenied, match="does not grant"):
-        build("JOLT", data_root, tmp_path, "ORACLE.TOP_K", "3", "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.JOLT.FEATURES", "True")
+        build(
+            "JOLT",
+            data_root,
+            tmp_path,
+            "ORACLE.TOP_K",
+            "3",
+            "ORACLE.GRANTS",
+            "('logits', 'features')",
+            "TRAINER.JOLT.FEATURES",
+            "True",
+        )
 
 
 def test_slopes_of_all_but_one_class_are_as_good(data_root, tmp_path):
     """Nine of ten log-probabilities leave nothing to guess."""
     slopes = []
     for k in (0, 9):
-        trainer = build("JOLT", data_root, tmp_path, "ORACLE.TOP_K", k, "TRAINER.JOLT.HEAD", "False")
+        trainer = build(
+            "JOLT", data_root, tmp_path, "ORACLE.TOP_K", k, "TRAINER.JOLT.HEAD", "False"
+        )
         images, labels = trainer.examples(next(iter(trainer.train_loader_x)))
         for _ in range(2):
             asked = trainer.answer(images, trainer.space(trainer.optim.ask()))

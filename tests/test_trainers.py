@@ -5,13 +5,25 @@ import re
 import pytest
 import torch
 from dassl.config import get_cfg_default
-from dassl_blackbox.trainers.blackbox import checkpoints, engine
+from dassl_blackbox.trainers.blackbox import engine
+from dassl_blackbox.trainers.blackbox.run import checkpoints
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
-from support import BLACK_BOX, OURS, TRAINED, assert_same, bill, build, difference, last_checkpoint, spied, test_logits
+from support import (
+    BLACK_BOX,
+    OURS,
+    TRAINED,
+    assert_same,
+    bill,
+    build,
+    difference,
+    last_checkpoint,
+    spied,
+    test_logits,
+)
 
 trained = pytest.mark.parametrize("name", TRAINED)
 
@@ -24,7 +36,11 @@ def defaults():
 
 def words_key(name):
     """The option that starts a trainer from words; None where it has none."""
-    return f"TRAINER.{name.upper()}.CTX_INIT" if "CTX_INIT" in defaults().TRAINER.get(name.upper(), {}) else None
+    return (
+        f"TRAINER.{name.upper()}.CTX_INIT"
+        if "CTX_INIT" in defaults().TRAINER.get(name.upper(), {})
+        else None
+    )
 
 
 @pytest.fixture(scope="module", params=TRAINED)
@@ -32,7 +48,10 @@ def run(request, data_root, budget, tmp_path_factory):
     """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, prompt before training, sizes that were asked)."""
     name, out, asked = request.param, tmp_path_factory.mktemp(request.param), []
     trainer, spy = spied(build(name, data_root, out, *budget(name, 5, rest=1)))
-    before, ask = [part if part is None else part.clone() for part in trainer.learner()], trainer.optim.ask
+    before, ask = (
+        [part if part is None else part.clone() for part in trainer.learner()],
+        trainer.optim.ask,
+    )
 
     def counted():
         candidates = ask()
@@ -46,6 +65,7 @@ def run(request, data_root, budget, tmp_path_factory):
 
 # A run
 
+
 def test_asked_is_metered_is_answered(run):
     name, trainer, spy, out, _, asked = run
     counts = bill(out)
@@ -53,20 +73,29 @@ def test_asked_is_metered_is_answered(run):
     assert len(asked) == 5 * trainer.optim.rounds and sum(asked) == 5 * trainer.optim.population
     assert counts["training"] == {"queries": 5 * queries, "image_queries": 5 * images}
     assert spy.queries == counts["training"]["queries"] + counts["evaluation"]["queries"]
-    assert spy.image_queries == counts["training"]["image_queries"] + counts["evaluation"]["image_queries"]
+    assert (
+        spy.image_queries
+        == counts["training"]["image_queries"] + counts["evaluation"]["image_queries"]
+    )
     assert trainer.oracle.counts == counts
 
 
 def test_evaluation_runs_after_a_spent_budget(run):
     _, trainer, _, out, _, _ = run
     tests = len(trainer.dm.dataset.test)
-    assert bill(out)["evaluation"] == {"queries": len(trainer.test_loader), "image_queries": tests} and tests > 50
+    assert (
+        bill(out)["evaluation"] == {"queries": len(trainer.test_loader), "image_queries": tests}
+        and tests > 50
+    )
 
 
 def test_the_run_costs_what_no_train_announces(run, data_root, budget, tmp_path):
     name, trainer, _, out, _, _ = run
     line = build(name, data_root, tmp_path, *budget(name, 5, rest=1)).describe_cost()
-    queries, images = (int(n.replace(",", "")) for n in re.search(r"([\d,]+) training queries, ([\d,]+) image queries", line).groups())
+    queries, images = (
+        int(n.replace(",", ""))
+        for n in re.search(r"([\d,]+) training queries, ([\d,]+) image queries", line).groups()
+    )
     assert {"queries": queries, "image_queries": images} == bill(out)["training"]
     assert not (tmp_path / "queries.json").exists()
 
@@ -85,12 +114,21 @@ def test_the_prompt_moved(run):
 
 def test_the_checkpoint_holds_everything(run):
     name, trainer, _, out, _, _ = run
-    path = out / trainer.model_name / f"model.pth.tar-{trainer.max_epoch}"     # so that --load-epoch finds it
+    path = (
+        out / trainer.model_name / f"model.pth.tar-{trainer.max_epoch}"
+    )  # so that --load-epoch finds it
     assert checkpoints.newest(path.parent) == path
     state = torch.load(path, weights_only=True)
-    assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result", "blackbox"} <= state.keys()
+    assert {
+        "state_dict",
+        "epoch",
+        "optimizer",
+        "scheduler",
+        "val_result",
+        "blackbox",
+    } <= state.keys()
     assert {"identity", "batches_done", "rng", "best_result", "counts"} <= state["blackbox"].keys()
-    assert state["epoch"] < trainer.max_epoch     # the true one
+    assert state["epoch"] < trainer.max_epoch  # the true one
     assert state["blackbox"]["counts"]["training"] == bill(out)["training"]
     assert state["blackbox"]["identity"]["method"] == name
     assert_same(state["state_dict"], trainer.learner.state_dict())
@@ -100,7 +138,10 @@ def test_the_checkpoint_holds_everything(run):
 def test_evaluation_elsewhere_with_another_seed_is_the_same_to_the_bit(run, data_root, tmp_path):
     name, trainer, _, out, _, _ = run
     fresh = build(name, data_root, tmp_path, seed=99)
-    assert any(not torch.equal(a, b) for a, b in zip(fresh.learner.state_dict().values(), trainer.learner.state_dict().values()))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(fresh.learner.state_dict().values(), trainer.learner.state_dict().values())
+    )
     fresh.load_model(str(out))
     assert torch.equal(test_logits(fresh), test_logits(trainer))
     assert fresh.test() == trainer.test()
@@ -114,7 +155,9 @@ def test_the_seed_decides_the_run(run, data_root, budget, tmp_path):
         assert torch.equal(other.learner.theta, trainer.learner.theta) == (seed == 1)
 
 
-def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(data_root, tmp_path, monkeypatch):
+def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(
+    data_root, tmp_path, monkeypatch
+):
     def drawing(*args, **kwargs):
         torch.rand(3)
         return build_oracle(*args, **kwargs)
@@ -123,11 +166,16 @@ def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(data_
     for patch in (build_oracle, drawing):
         monkeypatch.setattr(engine, "build_oracle", patch)
         batches.append(next(iter(build("ZIP", data_root, tmp_path).train_loader_x)))
-    assert batches[0]["impath"] == batches[1]["impath"] and torch.equal(batches[0]["img"], batches[1]["img"])
+    assert batches[0]["impath"] == batches[1]["impath"] and torch.equal(
+        batches[0]["img"], batches[1]["img"]
+    )
 
 
 def test_fitness_is_the_mean_cross_entropy_of_each_candidate():
-    logits, labels = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, 0])
+    logits, labels = (
+        torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 2, 1, 0]),
+    )
     expected = torch.stack([-part.log_softmax(-1)[range(6), labels].mean() for part in logits])
     assert torch.allclose(BlackBoxTrainer.fitness(None, logits, labels), expected)
 
@@ -139,23 +187,37 @@ UNBOUND = {"CraFT": ("TRAINER.CRAFT.LAMBDA", 0.0)}
 
 
 @trained
-def test_continuing_a_finished_run_equals_a_larger_budget_from_the_start(name, data_root, budget, tmp_path):
-    for out, options in (("two lives", budget(name, 4, rest=1)), ("two lives", budget(name, 8)), ("one life", budget(name, 8))):
+def test_continuing_a_finished_run_equals_a_larger_budget_from_the_start(
+    name, data_root, budget, tmp_path
+):
+    for out, options in (
+        ("two lives", budget(name, 4, rest=1)),
+        ("two lives", budget(name, 8)),
+        ("one life", budget(name, 8)),
+    ):
         build(name, data_root, tmp_path / out, *options, *UNBOUND.get(name, ())).train()
     one, two = (last_checkpoint(tmp_path / out) for out in ("one life", "two lives"))
     assert_same(one["state_dict"], two["state_dict"])
-    assert (one["epoch"], one["blackbox"]["batches_done"]) == (two["epoch"], two["blackbox"]["batches_done"])
+    assert (one["epoch"], one["blackbox"]["batches_done"]) == (
+        two["epoch"],
+        two["blackbox"]["batches_done"],
+    )
     assert bill(tmp_path / "one life")["training"] == bill(tmp_path / "two lives")["training"]
 
 
 @trained
-def test_epochs_that_end_before_the_budget_say_what_is_left(name, data_root, budget, tmp_path, capsys):
+def test_epochs_that_end_before_the_budget_say_what_is_left(
+    name, data_root, budget, tmp_path, capsys
+):
     options = budget(name, 40)
     trainer = build(name, data_root, tmp_path, *options, "OPTIM.MAX_EPOCH", 2)
     trainer.train()
     spent = bill(tmp_path)["training"]["queries"]
     assert 0 < spent == trainer.steps_in_budget() * trainer.step_cost()[0] < options[1]
-    assert f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries left" in capsys.readouterr().out
+    assert (
+        f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries left"
+        in capsys.readouterr().out
+    )
     state = last_checkpoint(tmp_path)
     assert (state["epoch"], state["blackbox"]["batches_done"]) == (2, 0)
 
@@ -163,12 +225,21 @@ def test_epochs_that_end_before_the_budget_say_what_is_left(name, data_root, bud
 @trained
 def test_image_queries_are_a_budget_of_their_own(name, data_root, tmp_path):
     _, images = build(name, data_root, tmp_path).step_cost()
-    trainer = build(name, data_root, tmp_path, "ORACLE.MAX_QUERIES", 0, "ORACLE.MAX_IMAGE_QUERIES", 3 * images - 1)
+    trainer = build(
+        name,
+        data_root,
+        tmp_path,
+        "ORACLE.MAX_QUERIES",
+        0,
+        "ORACLE.MAX_IMAGE_QUERIES",
+        3 * images - 1,
+    )
     trainer.train()
     assert bill(tmp_path)["training"]["image_queries"] == 2 * images
 
 
 # Selection on val
+
 
 class Forbidden:
     """A loader that must not be read until it is opened."""
@@ -186,8 +257,15 @@ class Forbidden:
 
 def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_path):
     name, plain = run[:2]
-    trainer = build(name, data_root, tmp_path, *budget(name, 5, rest=1), "TEST.FINAL_MODEL", "best_val")
-    trainer.test_loader, test, end, results = Forbidden(trainer.test_loader), trainer.test, trainer.after_train, []
+    trainer = build(
+        name, data_root, tmp_path, *budget(name, 5, rest=1), "TEST.FINAL_MODEL", "best_val"
+    )
+    trainer.test_loader, test, end, results = (
+        Forbidden(trainer.test_loader),
+        trainer.test,
+        trainer.after_train,
+        [],
+    )
 
     def tested(split=None):
         result = test(split)
@@ -201,19 +279,27 @@ def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_p
     trainer.test, trainer.after_train = tested, ended
     trainer.train()
     on_val = [entry for entry in results if entry[0] == "val"]
-    assert len(on_val) >= 2 and [split for split, _, _ in results[len(on_val):]] == [None]
-    assert torch.equal(on_val[-1][2], trainer.optim.solution)     # where the budget ended is looked at too
-    assert torch.equal(trainer.optim.solution, plain.optim.solution)     # and looking changes nothing
+    assert len(on_val) >= 2 and [split for split, _, _ in results[len(on_val) :]] == [None]
+    assert torch.equal(
+        on_val[-1][2], trainer.optim.solution
+    )  # where the budget ended is looked at too
+    assert torch.equal(trainer.optim.solution, plain.optim.solution)  # and looking changes nothing
     best = max(result for _, result, _ in on_val)
     theta = next(theta for _, result, theta in on_val if result == best)
-    assert torch.equal(results[-1][2], theta)     # what is deployed
+    assert torch.equal(results[-1][2], theta)  # what is deployed
     state = torch.load(tmp_path / trainer.model_name / "model-best.pth.tar", weights_only=True)
     assert state["val_result"] == best and torch.equal(state["state_dict"]["theta"], theta)
-    assert checkpoints.newest(tmp_path / trainer.model_name).name != "model-best.pth.tar"     # the pointer is not redirected
-    assert bill(tmp_path)["evaluation"]["queries"] == len(on_val) * len(trainer.val_loader) + len(trainer.test_loader)
+    assert (
+        checkpoints.newest(tmp_path / trainer.model_name).name != "model-best.pth.tar"
+    )  # the pointer is not redirected
+    assert bill(tmp_path)["evaluation"]["queries"] == len(on_val) * len(trainer.val_loader) + len(
+        trainer.test_loader
+    )
 
 
-@pytest.mark.parametrize("option", [("TEST.FINAL_MODEL", "best_val"), ("ORACLE.VAL_EVERY", 10), ("TEST.SPLIT", "val")])
+@pytest.mark.parametrize(
+    "option", [("TEST.FINAL_MODEL", "best_val"), ("ORACLE.VAL_EVERY", 10), ("TEST.SPLIT", "val")]
+)
 @pytest.mark.parametrize("val", ["none", "the test split"])
 @pytest.mark.parametrize("name", [name for name in OURS if name != "ZeroshotOracle"])
 def test_val_that_is_missing_or_test_is_refused(name, vary_root, val, option, tmp_path):
@@ -232,7 +318,14 @@ PLAIN = {"CraFT": ("TRAINER.CRAFT.HEAD", False), "BPTVLM": ("TRAINER.BPTVLM.N_IM
 @pytest.mark.parametrize("name", [name for name in OURS if words_key(name)])
 def test_at_step_0_from_the_templates_words_it_is_zero_shot(name, data_root, tmp_path):
     zeroshot = build("ZeroshotOracle", data_root, tmp_path)
-    trainer = build(name, data_root, tmp_path, words_key(name), TEMPLATES["Digits"].split(" {}")[0], *PLAIN.get(name, ()))
+    trainer = build(
+        name,
+        data_root,
+        tmp_path,
+        words_key(name),
+        TEMPLATES["Digits"].split(" {}")[0],
+        *PLAIN.get(name, ()),
+    )
     with torch.no_grad():
         assert trainer.test() == zeroshot.test()
         if name in BLACK_BOX:
@@ -243,7 +336,10 @@ def test_zero_shot_spends_no_training_query(data_root, tmp_path):
     trainer, spy = spied(build("ZeroshotOracle", data_root, tmp_path))
     trainer.train()
     assert bill(tmp_path)["training"] == {"queries": 0, "image_queries": 0}
-    assert bill(tmp_path)["evaluation"] == {"queries": spy.queries, "image_queries": len(trainer.dm.dataset.test)}
+    assert bill(tmp_path)["evaluation"] == {
+        "queries": spy.queries,
+        "image_queries": len(trainer.dm.dataset.test),
+    }
     assert not any(spy.graphs)
 
 
@@ -251,20 +347,44 @@ def test_zero_shot_spends_no_training_query(data_root, tmp_path):
 def test_what_a_method_needs_must_be_granted(name, data_root, tmp_path):
     needs = build(name, data_root, tmp_path / "out").needs
     for missing in needs:
-        with pytest.raises(AccessDenied, match=f"^{name} asked for '{missing}', which this oracle does not grant"):
-            build(name, data_root, tmp_path / "out", "ORACLE.GRANTS", [grant for grant in needs if grant != missing])
+        with pytest.raises(
+            AccessDenied, match=f"^{name} asked for '{missing}', which this oracle does not grant"
+        ):
+            build(
+                name,
+                data_root,
+                tmp_path / "out",
+                "ORACLE.GRANTS",
+                [grant for grant in needs if grant != missing],
+            )
     assert not (tmp_path / "out").exists()
 
 
 # White-box
 
+
 @pytest.fixture(scope="module")
 def white_box(data_root, tmp_path_factory):
     """A trained ceiling, the losses of its steps, the model's weights before."""
     out = tmp_path_factory.mktemp("WhiteBox")
-    trainer = build("WhiteBox", data_root, out, "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.05, "INPUT.TRANSFORMS",
-                    ["normalize"])
-    losses, weights, step = [], {k: v.clone() for k, v in trainer.loaded.model.state_dict().items()}, trainer.forward_backward
+    trainer = build(
+        "WhiteBox",
+        data_root,
+        out,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        30,
+        "OPTIM.MAX_EPOCH",
+        12,
+        "OPTIM.LR",
+        0.05,
+        "INPUT.TRANSFORMS",
+        ["normalize"],
+    )
+    losses, weights, step = (
+        [],
+        {k: v.clone() for k, v in trainer.loaded.model.state_dict().items()},
+        trainer.forward_backward,
+    )
 
     def kept(batch):
         summary = step(batch)
@@ -287,10 +407,13 @@ def test_the_white_box_learns_the_context_alone(white_box):
 def test_the_white_box_counts_no_query(white_box):
     trainer, _, _, out = white_box
     assert not (out / "queries.json").exists() and not hasattr(trainer, "oracle")
-    assert set(torch.load(out / "prompt_learner" / "model.pth.tar-12", weights_only=True)["state_dict"]) == {"ctx"}
+    assert set(
+        torch.load(out / "prompt_learner" / "model.pth.tar-12", weights_only=True)["state_dict"]
+    ) == {"ctx"}
 
 
 # On a GPU
+
 
 @pytest.mark.cuda
 @trained

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.optimizers import SPSA
 from dassl_blackbox.trainers.blackbox.prompts import Fastfood, LowRankSpace, walsh_hadamard
 from support import bill, build, d64, quadratic, seeded
@@ -19,6 +19,7 @@ def hadamard(length):
 
 
 # Fastfood
+
 
 @pytest.mark.parametrize("length", [1, 2, 8, 64, 512])
 def test_walsh_hadamard_is_the_matrix_product(length):
@@ -50,8 +51,12 @@ def test_fastfood_draws_signs_permutations_and_a_gaussian_for_every_token():
     assert set(transform.signs.unique().tolist()) == {-1, 1}
     for i in range(4):
         assert sorted(transform.permutation[i].tolist()) == list(range(512))
-        assert abs(transform.gaussian[i].mean()) < 0.2 and abs(transform.gaussian[i].std() - 1) < 0.15
-        assert all(not torch.equal(transform.permutation[i], transform.permutation[j]) for j in range(i))
+        assert (
+            abs(transform.gaussian[i].mean()) < 0.2 and abs(transform.gaussian[i].std() - 1) < 0.15
+        )
+        assert all(
+            not torch.equal(transform.permutation[i], transform.permutation[j]) for j in range(i)
+        )
 
 
 def test_fastfood_keeps_lengths_on_average():
@@ -61,6 +66,7 @@ def test_fastfood_keeps_lengths_on_average():
 
 
 # The low-rank space
+
 
 def space(n=4, D=24, ID=30, r=3):
     return LowRankSpace(torch.randn(n, D, generator=seeded(5)), ID, r, seeded(6))
@@ -89,7 +95,12 @@ def test_w_is_its_formula():
     theta = torch.randn(P, s.d, dtype=d64, generator=seeded())
     W = torch.zeros(P, n, m, dtype=d64)
     for p in range(P):
-        U, scale, V, v = theta[p, :n * r], theta[p, n * r:n * r + r], theta[p, n * r + r:n * r + r + m * r], theta[p, n * r + r + m * r:]
+        U, scale, V, v = (
+            theta[p, : n * r],
+            theta[p, n * r : n * r + r],
+            theta[p, n * r + r : n * r + r + m * r],
+            theta[p, n * r + r + m * r :],
+        )
         for i in range(n):
             for j in range(m):
                 W[p, i, j] = sum(U[i * r + q] * scale[q] * V[j * r + q] for q in range(r)) + v[j]
@@ -97,13 +108,16 @@ def test_w_is_its_formula():
     assert s(theta).image_tokens is None
 
 
-@pytest.mark.parametrize("ID, r, words", [(3, 3, "ID // n = 0"), (4 * 33, 3, "between 4 and 131"), (30, 0, "RANK is 0")])
+@pytest.mark.parametrize(
+    "ID, r, words", [(3, 3, "ID // n = 0"), (4 * 33, 3, "between 4 and 131"), (30, 0, "RANK is 0")]
+)
 def test_sizes_that_do_not_go(ID, r, words):
     with pytest.raises(BlackBoxError, match=words):
         space(ID=ID, r=r)
 
 
 # SPSA
+
 
 def test_estimate_on_a_quadratic_is_its_closed_form():
     # two-sided differences of a quadratic are exact: f(x + cz) - f(x - cz) = 2c z'g
@@ -133,7 +147,9 @@ def test_perturbations_are_segmented_uniform():
     assert torch.allclose(candidates[400:], 2 * start - candidates[:400])
     size = z.abs().flatten().sort().values
     assert 0.5 <= size[0] + 1e-12 and size[-1] <= 1 + 1e-12
-    assert (size - torch.linspace(0.5, 1, len(size))).abs().max() < 0.01    # uniform: Kolmogorov's distance
+    assert (
+        size - torch.linspace(0.5, 1, len(size))
+    ).abs().max() < 0.01  # uniform: Kolmogorov's distance
     assert abs((z > 0).double().mean() - 0.5) < 0.015
     assert abs((z[:, :-1].sign() * z[:, 1:].sign()).mean()) < 0.03
 
@@ -144,10 +160,14 @@ def test_schedules(k):
     for _ in range(k - 1):
         optimizer.ask()
         optimizer.tell(torch.zeros(10))
-    assert optimizer.step_size() == optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / (k + 1) ** 0.4)
-    assert optimizer.perturbation_size() == pytest.approx(0.01 / k ** 0.1)
+    assert (
+        optimizer.step_size()
+        == optimizer.param_groups[0]["lr"]
+        == pytest.approx(0.01 / (k + 1) ** 0.4)
+    )
+    assert optimizer.perturbation_size() == pytest.approx(0.01 / k**0.1)
     start = optimizer.solution
-    assert (optimizer.ask() - start).abs().max() == pytest.approx(0.01 / k ** 0.1, rel=0.2)
+    assert (optimizer.ask() - start).abs().max() == pytest.approx(0.01 / k**0.1, rel=0.2)
 
 
 def move(optimizer, losses):
@@ -160,8 +180,11 @@ def move(optimizer, losses):
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e4])
 def test_the_clip(scale):
-    g, step = move(SPSA(torch.zeros(9, dtype=d64), average=1, rule="spsa-clip"), torch.tensor([scale, -scale], dtype=d64))
-    assert (g.norm() >= 3) == (scale >= 1)     # both sides are tried
+    g, step = move(
+        SPSA(torch.zeros(9, dtype=d64), average=1, rule="spsa-clip"),
+        torch.tensor([scale, -scale], dtype=d64),
+    )
+    assert (g.norm() >= 3) == (scale >= 1)  # both sides are tried
     if g.norm() >= 3:
         assert step.norm() == pytest.approx(3) and torch.allclose(step, g * 3 / g.norm())
     else:
@@ -169,21 +192,34 @@ def test_the_clip(scale):
 
 
 def test_plain_spsa_is_not_clipped():
-    g, step = move(SPSA(torch.zeros(9, dtype=d64), average=1, rule="spsa"), torch.tensor([1e4, -1e4], dtype=d64))
+    g, step = move(
+        SPSA(torch.zeros(9, dtype=d64), average=1, rule="spsa"),
+        torch.tensor([1e4, -1e4], dtype=d64),
+    )
     assert g.norm() > 3 and torch.allclose(step, g)
 
 
 def test_momentum_of_spsa_gc():
-    optimizer, m = SPSA(torch.zeros(4, dtype=d64), average=2, rule="spsa-gc", beta=0.8), torch.zeros(4, dtype=d64)
+    optimizer, m = (
+        SPSA(torch.zeros(4, dtype=d64), average=2, rule="spsa-gc", beta=0.8),
+        torch.zeros(4, dtype=d64),
+    )
     for k in (1, 2, 3):
         g, step = move(optimizer, torch.randn(4, dtype=d64, generator=seeded(k)))
         m = 0.8 * m + g
         assert torch.allclose(step, g + 0.8 * m)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"rule": "spsaclip"}, "spsa-clip"), ({"average": 0}, "SP_AVG is 0"), ({"a": 0.0}, "A > 0"), ({"c": -1.0}, "C > 0"), ({"o": -1.0}, "O > -1"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"rule": "spsaclip"}, "spsa-clip"),
+        ({"average": 0}, "SP_AVG is 0"),
+        ({"a": 0.0}, "A > 0"),
+        ({"c": -1.0}, "C > 0"),
+        ({"o": -1.0}, "O > -1"),
+    ],
+)
 def test_constants_that_do_not_go(options, words):
     with pytest.raises(BlackBoxError, match=words):
         SPSA(torch.zeros(3), **options)
@@ -191,14 +227,33 @@ def test_constants_that_do_not_go(options, words):
 
 # The published run
 
+
 def test_500_steps_of_10_queries_in_5000(data_root, tmp_path):
-    trainer = build("ZIP", data_root, tmp_path, "DATASET.NUM_SHOTS", 16, "DATALOADER.TRAIN_X.BATCH_SIZE", 128)
+    trainer = build(
+        "ZIP", data_root, tmp_path, "DATASET.NUM_SHOTS", 16, "DATALOADER.TRAIN_X.BATCH_SIZE", 128
+    )
     assert trainer.cfg.ORACLE.MAX_QUERIES == 5000
     assert trainer.step_cost() == (10, 1280) and trainer.steps_in_budget() == 500
-    assert trainer.describe_cost() == "500 steps of 10 queries: 5,000 training queries, 640,000 image queries"
+    assert (
+        trainer.describe_cost()
+        == "500 steps of 10 queries: 5,000 training queries, 640,000 image queries"
+    )
     published = trainer.cfg.TRAINER.ZIP
-    assert (published.N_CTX, published.ID, published.RANK, published.SP_AVG, published.RULE) == (8, 500, 5, 5, "spsa-clip")
-    assert (published.O, published.C, published.A, published.ALPHA, published.GAMMA, published.BETA) == (1.0, 0.01, 0.01, 0.4, 0.1, 0.8)
+    assert (published.N_CTX, published.ID, published.RANK, published.SP_AVG, published.RULE) == (
+        8,
+        500,
+        5,
+        5,
+        "spsa-clip",
+    )
+    assert (
+        published.O,
+        published.C,
+        published.A,
+        published.ALPHA,
+        published.GAMMA,
+        published.BETA,
+    ) == (1.0, 0.01, 0.01, 0.4, 0.1, 0.8)
 
 
 @pytest.mark.parametrize("queries, steps", [(37, 3), (40, 4)])

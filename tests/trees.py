@@ -7,10 +7,27 @@ from dassl_blackbox.datasets.table import ROWS
 
 COUNTS = {"train": 4, "val": 2, "test": 2}
 ROW = {row.name: row for row in ROWS}
-JSON_SPLITS = ["Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "SUN397", "DescribableTextures", "EuroSAT", "UCF101", "Resisc45", "CLEVR"]
+JSON_SPLITS = [
+    "Caltech101",
+    "OxfordPets",
+    "StanfordCars",
+    "OxfordFlowers",
+    "Food101",
+    "SUN397",
+    "DescribableTextures",
+    "EuroSAT",
+    "UCF101",
+    "Resisc45",
+    "CLEVR",
+]
 VARIANTS = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
 OTHERS = ["ImageNet", "FGVCAircraft", "Svhn", "CIFAR10", "CIFAR100", "ImageFolder"]
-NAMES = ["red circle", "blue heart", "green triangle", "yellow star"]    # in label order, which is not the alphabet's
+NAMES = [
+    "red circle",
+    "blue heart",
+    "green triangle",
+    "yellow star",
+]  # in label order, which is not the alphabet's
 WNIDS = ["n01440764", "n01443537", "n02007558", "n02012849"]
 PICTURES = {}
 
@@ -96,6 +113,8 @@ def make(name, root):
         for part in COUNTS if name == "ImageFolder" else ("train", "test"):
             for label, class_folder in enumerate(folders):
                 for i in range(COUNTS[part]):
-                    save(folder / part / class_folder / f"{i}.png", class_folder.replace("_", " "), i)
+                    save(
+                        folder / part / class_folder / f"{i}.png", class_folder.replace("_", " "), i
+                    )
         return folders, (train, val if name == "ImageFolder" else None, test)
     return NAMES, (train, val, test)

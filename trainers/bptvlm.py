@@ -3,12 +3,12 @@
 import torch
 
 from .blackbox.engine import BlackBoxTrainer
-from .blackbox.errors import one_of
+from .blackbox.run.errors import one_of
 from .blackbox.losses import cross_entropies
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import TwoProjections, initial_context
 from .blackbox.registry import register_trainer
-from .blackbox.rng import child_seed
+from .blackbox.run.rng import child_seed
 
 FOCAL_GAMMA = 2.0
 
@@ -32,9 +32,18 @@ class BPTVLM(BlackBoxTrainer):
         start = initial_context(self.oracle, bpt.CTX_INIT, bpt.N_CTX, generator)
         if not bpt.CTX_INIT:
             start = torch.zeros_like(start)
-        space = TwoProjections(description, start, bpt.N_IMAGE, bpt.DIM_TEXT, bpt.DIM_IMAGE, bpt.SIGMA, generator)
-        optimizer = CMAES(space.origin.to(self.device), bpt.SIGMA, bpt.POPULATION, covariance=bpt.COVARIANCE, result="best", options=bpt.CMA_OPTIONS,
-                          seed=child_seed(generator))
+        space = TwoProjections(
+            description, start, bpt.N_IMAGE, bpt.DIM_TEXT, bpt.DIM_IMAGE, bpt.SIGMA, generator
+        )
+        optimizer = CMAES(
+            space.origin.to(self.device),
+            bpt.SIGMA,
+            bpt.POPULATION,
+            covariance=bpt.COVARIANCE,
+            result="best",
+            options=bpt.CMA_OPTIONS,
+            seed=child_seed(generator),
+        )
         return space, optimizer
 
     def fitness(self, logits, labels):

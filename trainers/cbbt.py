@@ -8,7 +8,7 @@ from .blackbox.heads import FeatureAdapter
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
-from .blackbox.rng import child_seed
+from .blackbox.run.rng import child_seed
 from .blackbox.schedules import build_schedule
 
 
@@ -29,16 +29,26 @@ class CBBT(BlackBoxTrainer):
         cbbt, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM
         start = initial_context(self.oracle, cbbt.CTX_INIT, cbbt.N_CTX, generator)
         space = build_space(cbbt.SPACE, start, self.cfg, generator)
-        optimizer = RandomDirections(space.origin.to(self.device), q=cbbt.Q, clip=cbbt.CLIP, lr=optim.LR, weight_decay=optim.WEIGHT_DECAY,
-                                     seed=child_seed(generator))
+        optimizer = RandomDirections(
+            space.origin.to(self.device),
+            q=cbbt.Q,
+            clip=cbbt.CLIP,
+            lr=optim.LR,
+            weight_decay=optim.WEIGHT_DECAY,
+            seed=child_seed(generator),
+        )
         return space, optimizer
 
     def build_head(self):
         cbbt, optim, dim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM, self.oracle.description.embed_dim
         if not cbbt.ADAPTER:
             return None, None
-        adapter = FeatureAdapter(dim, int(dim * cbbt.ADAPTER_WIDTH), cbbt.ADAPTER_RATIO).to(self.device)
-        return adapter, torch.optim.Adam(adapter.parameters(), lr=optim.LR, weight_decay=optim.WEIGHT_DECAY)
+        adapter = FeatureAdapter(dim, int(dim * cbbt.ADAPTER_WIDTH), cbbt.ADAPTER_RATIO).to(
+            self.device
+        )
+        return adapter, torch.optim.Adam(
+            adapter.parameters(), lr=optim.LR, weight_decay=optim.WEIGHT_DECAY
+        )
 
     def build_sched(self):
         return build_schedule(self.optim.adam, self.cfg.OPTIM)

@@ -3,19 +3,21 @@
 import torch
 import torch.nn.functional as F
 
-from .blackbox.data import augmented_loader
+from .blackbox.data.loaders import augmented_loader
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import PredictionRefinement
 from .blackbox.optimizers import CMAES
 from .blackbox.oracle.meter import query_cost
 from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
-from .blackbox.rng import child_seed
+from .blackbox.run.rng import child_seed
 
 
 def divergence(p, q):
     """KL(softmax(p) ‖ softmax(q)) over the last dimension of logits."""
-    return F.kl_div(F.log_softmax(q, -1), F.log_softmax(p, -1), reduction="none", log_target=True).sum(-1)
+    return F.kl_div(
+        F.log_softmax(q, -1), F.log_softmax(p, -1), reduction="none", log_target=True
+    ).sum(-1)
 
 
 @register_trainer
@@ -33,8 +35,16 @@ class CraFT(BlackBoxTrainer):
         craft = self.cfg.TRAINER.CRAFT
         start = initial_context(self.oracle, craft.CTX_INIT, craft.N_CTX, generator)
         space = build_space(craft.SPACE, start, self.cfg, generator)
-        optimizer = CMAES(space.origin.to(self.device), craft.SIGMA, craft.POPULATION, bound=craft.BOUND, covariance=craft.COVARIANCE, result="mean",
-                          options=craft.CMA_OPTIONS, seed=child_seed(generator))
+        optimizer = CMAES(
+            space.origin.to(self.device),
+            craft.SIGMA,
+            craft.POPULATION,
+            bound=craft.BOUND,
+            covariance=craft.COVARIANCE,
+            result="mean",
+            options=craft.CMA_OPTIONS,
+            seed=child_seed(generator),
+        )
         return space, optimizer
 
     def build_head(self):
@@ -59,7 +69,9 @@ class CraFT(BlackBoxTrainer):
         if self.head is None:
             return losses
         with torch.no_grad():
-            return losses + self.cfg.TRAINER.CRAFT.LAMBDA * divergence(self.head(logits), logits).mean(1)
+            return losses + self.cfg.TRAINER.CRAFT.LAMBDA * divergence(
+                self.head(logits), logits
+            ).mean(1)
 
     def progress(self):
         """How much of the run is over, 0 to 1: of the query budget where there is one, else of the epochs."""

@@ -4,13 +4,15 @@ import torch
 
 from .blackbox.crossfit import CrossFitted, HeadLearner, folds_of
 from .blackbox.engine import BlackBoxTrainer
-from .blackbox.errors import BlackBoxError
+from .blackbox.run.errors import BlackBoxError
 from .blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
 from .blackbox.prompts import build_space, initial_context
 from .blackbox.registry import register_trainer
-from .blackbox.rng import child_seed
+from .blackbox.run.rng import child_seed
 
-MEMORY_LIMIT = 2 ** 31  # bytes of a remembered Jacobian; a step holds several of its size, every checkpoint one
+MEMORY_LIMIT = (
+    2**31
+)  # bytes of a remembered Jacobian; a step holds several of its size, every checkpoint one
 
 
 @register_trainer
@@ -29,7 +31,9 @@ class JOLT(BlackBoxTrainer):
     def check_cfg(self, cfg):
         jolt = cfg.TRAINER.JOLT
         if jolt.MEMORY and jolt.HEAD:
-            raise BlackBoxError("TRAINER.JOLT.MEMORY remembers how the model's logits change, and a head that learns would change that behind its back: set TRAINER.JOLT.HEAD False.")
+            raise BlackBoxError(
+                "TRAINER.JOLT.MEMORY remembers how the model's logits change, and a head that learns would change that behind its back: set TRAINER.JOLT.HEAD False."
+            )
         if jolt.FEATURES:
             self.needs = ("logits", "features")
         self.whole_set = jolt.MEMORY and not jolt.FEATURES
@@ -44,14 +48,25 @@ class JOLT(BlackBoxTrainer):
         space = build_space(jolt.SPACE, start, self.cfg, generator)
         kind = RememberedJacobian if jolt.MEMORY else SubspaceGaussNewton
         each, count = "images", len(self.dm.dataset.train_x)
-        if jolt.FEATURES:   # and a step makes slopes of a batch's logits from them
-            each, count = "dimensions of a feature or images of a batch", max(self.oracle.description.embed_dim, self.step_images())
+        if jolt.FEATURES:  # and a step makes slopes of a batch's logits from them
+            each, count = (
+                "dimensions of a feature or images of a batch",
+                max(self.oracle.description.embed_dim, self.step_images()),
+            )
         needed = 4 * space.origin.numel() * count * self.num_classes
         if jolt.MEMORY and needed > MEMORY_LIMIT:
-            raise BlackBoxError(f"TRAINER.JOLT.MEMORY would remember {needed / 2 ** 30:,.0f} GB of slopes ({space.origin.numel():,} numbers, "
-                                f"{count:,} {each}, {self.num_classes:,} classes); {MEMORY_LIMIT >> 30} GB are the most. Set it to False.")
-        optimizer = kind(space.origin.to(self.device), directions=jolt.DIRECTIONS, dampings=jolt.DAMPINGS, damping=jolt.DAMPING, decay=jolt.DECAY,
-                         seed=child_seed(generator))
+            raise BlackBoxError(
+                f"TRAINER.JOLT.MEMORY would remember {needed / 2**30:,.0f} GB of slopes ({space.origin.numel():,} numbers, "
+                f"{count:,} {each}, {self.num_classes:,} classes); {MEMORY_LIMIT >> 30} GB are the most. Set it to False."
+            )
+        optimizer = kind(
+            space.origin.to(self.device),
+            directions=jolt.DIRECTIONS,
+            dampings=jolt.DAMPINGS,
+            damping=jolt.DAMPING,
+            decay=jolt.DECAY,
+            seed=child_seed(generator),
+        )
         if self.remembers_features:
             optimizer.to_logits = self.to_logits
         return space, optimizer
@@ -62,7 +77,14 @@ class JOLT(BlackBoxTrainer):
             return None, None
         head = CrossFitted(self.num_classes, jolt.HEAD_WIDTH, jolt.HEAD_FOLDS).to(self.device)
         self.folds = folds_of(self.dm.dataset.train_x, jolt.HEAD_FOLDS).to(self.device)
-        return head, HeadLearner(head, lr=jolt.HEAD_LR, decay=jolt.HEAD_DECAY, steps=jolt.HEAD_STEPS, capacity=jolt.HEAD_MEMORY, dropout=jolt.HEAD_DROPOUT)
+        return head, HeadLearner(
+            head,
+            lr=jolt.HEAD_LR,
+            decay=jolt.HEAD_DECAY,
+            steps=jolt.HEAD_STEPS,
+            capacity=jolt.HEAD_MEMORY,
+            dropout=jolt.HEAD_DROPOUT,
+        )
 
     def forward_backward(self, batch):
         if self.head is not None:
@@ -76,7 +98,9 @@ class JOLT(BlackBoxTrainer):
         if not self.cfg.TRAINER.JOLT.FEATURES:
             return super().answer(images, prompt)
         if self.optim.first_round:
-            self.image_features = self.oracle.image_features(images)    # until the next step: the second round's logits are of the same images
+            self.image_features = self.oracle.image_features(
+                images
+            )  # until the next step: the second round's logits are of the same images
         self.text_features = self.oracle.text_features(prompt.contexts)
         return self.to_logits(self.text_features)
 
@@ -96,6 +120,6 @@ class JOLT(BlackBoxTrainer):
         summary = super().tell(refined, labels)
         if first:
             self.head_optim.remember(logits[self.optim.best], labels, self.batch_folds)
-        else:   # both rounds of a step saw the same head
+        else:  # both rounds of a step saw the same head
             summary["head"], summary["trust"] = self.head_optim.learn(), self.head.trust.item()
         return summary

@@ -8,15 +8,15 @@ from dassl.optim import build_optimizer
 from dassl.utils import set_random_seed
 from torch import nn
 
-from .blackbox import checkpoints
-from .blackbox.data import Pictured, build_data, match_input
-from .blackbox.errors import BlackBoxError
-from .blackbox.files import load_state
+from .blackbox.run import checkpoints
+from .blackbox.data.loaders import Pictured, build_data, match_input
+from .blackbox.run.errors import BlackBoxError
+from .blackbox.run.files import load_state
 from .blackbox.oracle.models import load_model
 from .blackbox.oracle.text import TextPath
 from .blackbox.prompts import initial_context
 from .blackbox.registry import register_trainer
-from .blackbox.rng import seeded_generator
+from .blackbox.run.rng import seeded_generator
 from .blackbox.schedules import build_schedule
 
 
@@ -31,7 +31,7 @@ class WhiteBoxPrompt(nn.Module):
 
     def forward(self, images):
         model, text = self.frozen
-        with torch.no_grad():   # the prompt does not reach the image tower
+        with torch.no_grad():  # the prompt does not reach the image tower
             image = F.normalize(model.encode_image(images).float(), dim=-1)
         return model.logit_scale.exp() * image @ text(self.ctx[None])[0].T
 
@@ -89,12 +89,18 @@ class WhiteBox(Pictured, TrainerX):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        path = checkpoints.choose(f"{directory}/prompt_learner", epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
+        path = checkpoints.choose(
+            f"{directory}/prompt_learner", epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val"
+        )
         state = load_state(path)
         if "ctx" not in state.get("state_dict", {}):
-            raise BlackBoxError(f"{path} is not a checkpoint of WhiteBox. Give the folder of a WhiteBox run.")
+            raise BlackBoxError(
+                f"{path} is not a checkpoint of WhiteBox. Give the folder of a WhiteBox run."
+            )
         if state["state_dict"]["ctx"].shape != self.model.ctx.shape:
-            raise BlackBoxError(f"{path} has a context of {tuple(state['state_dict']['ctx'].shape)}, this run one of {tuple(self.model.ctx.shape)}. Give the "
-                                f"same N_CTX or CTX_INIT, and the same backbone, as in training.")
+            raise BlackBoxError(
+                f"{path} has a context of {tuple(state['state_dict']['ctx'].shape)}, this run one of {tuple(self.model.ctx.shape)}. Give the "
+                f"same N_CTX or CTX_INIT, and the same backbone, as in training."
+            )
         self.model.load_state_dict(state["state_dict"])
         print(f"Load {path} (epoch {state['epoch']})")

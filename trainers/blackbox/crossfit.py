@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import BlackBoxError
+from .run.errors import BlackBoxError
 from .heads import mlp
 from .optimizers.gaussnewton import softmax_model
 
-MOST = 2.0      # that trust can be: more would be the chance of a few images
-NEWTON = 20     # steps at most, of two numbers
+MOST = 2.0  # that trust can be: more would be the chance of a few images
+NEWTON = 20  # steps at most, of two numbers
 
 
 def folds_of(items, folds):
@@ -50,12 +50,12 @@ def stacking_weight(logits, residuals, labels):
         g, H = softmax_model(torch.einsum("i,inc->nc", weights, parts), parts, labels)
         step = torch.linalg.solve(H + 1e-9 * (1 + H.trace()) * torch.eye(2).to(H), g)
         for k in range(10):
-            trial = weights - 2.0 ** -k * step
+            trial = weights - 2.0**-k * step
             there = loss(trial)
             if there < here:
                 break
         else:
-            break   # no part of the step helps
+            break  # no part of the step helps
         weights, here = trial, there
     a, w = weights.tolist()
     return min(max(w, 0.0) / max(a, 1e-6), MOST)
@@ -82,7 +82,9 @@ class CrossFitted(nn.Module):
     def __init__(self, classes, width=256, folds=4):
         super().__init__()
         if folds < 1:
-            raise BlackBoxError(f"A head needs 1 fold or more (TRAINER.JOLT.HEAD_FOLDS); given are {folds}.")
+            raise BlackBoxError(
+                f"A head needs 1 fold or more (TRAINER.JOLT.HEAD_FOLDS); given are {folds}."
+            )
         self.mlps = nn.ModuleList(mlp(classes, width) for _ in range(folds))
         for _, _, outer in self.mlps:
             nn.init.zeros_(outer.weight)
@@ -120,31 +122,44 @@ class HeadLearner:
 
     def __init__(self, head, lr=1e-3, decay=0.01, steps=8, capacity=1024, dropout=0.5):
         if min(steps, capacity) < 1 or not 0 <= dropout < 1:
-            raise BlackBoxError(f"A head learns in 1 step or more (HEAD_STEPS), from 1 image or more (HEAD_MEMORY), and without a share below 1 of itself (HEAD_DROPOUT); "
-                                f"given are {steps}, {capacity} and {dropout}.")
+            raise BlackBoxError(
+                f"A head learns in 1 step or more (HEAD_STEPS), from 1 image or more (HEAD_MEMORY), and without a share below 1 of itself (HEAD_DROPOUT); "
+                f"given are {steps}, {capacity} and {dropout}."
+            )
         self.head, self.steps, self.capacity, self.dropout = head, steps, capacity, dropout
         self.adam = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
-        self.memory = None      # logits `[M, C]`, labels `[M]`, folds `[M]`
-        self.draw = int(torch.randint(2 ** 31, ()))     # seed of the next dropout
+        self.memory = None  # logits `[M, C]`, labels `[M]`, folds `[M]`
+        self.draw = int(torch.randint(2**31, ()))  # seed of the next dropout
 
     def remember(self, logits, labels, folds):
         """Logits `[B, C]` as the model gave them, labels and folds `[B]`."""
         shown = logits, labels, folds
         if self.memory is not None:
             shown = (torch.cat(pair) for pair in zip(self.memory, shown))
-        self.memory = tuple(part[-self.capacity:].clone() for part in shown)    # a view would keep, and save, what it was cut from
+        self.memory = tuple(
+            part[-self.capacity :].clone() for part in shown
+        )  # a view would keep, and save, what it was cut from
 
     def loss(self):
         """Sum over the MLPs of the mean cross-entropy on what each may learn from, under a new dropout."""
         logits, labels, folds = self.memory
         generator = torch.Generator().manual_seed(self.draw)
         self.draw += 1
-        kept = torch.rand(len(labels), self.head.mlps[0][0].out_features, generator=generator) >= self.dropout
-        kept, centred, total = kept.to(logits) / (1 - self.dropout), logits - logits.mean(-1, keepdim=True), 0.0
+        kept = (
+            torch.rand(len(labels), self.head.mlps[0][0].out_features, generator=generator)
+            >= self.dropout
+        )
+        kept, centred, total = (
+            kept.to(logits) / (1 - self.dropout),
+            logits - logits.mean(-1, keepdim=True),
+            0.0,
+        )
         for k, (inner, activation, outer) in enumerate(self.head.mlps):
             seen = (folds != k) | (len(self.head.mlps) == 1)
             refined = logits[seen] + outer(activation(inner(centred[seen])) * kept[seen])
-            total = total + F.cross_entropy(refined, labels[seen], reduction="sum") / seen.sum().clamp_min(1)
+            total = total + F.cross_entropy(
+                refined, labels[seen], reduction="sum"
+            ) / seen.sum().clamp_min(1)
         return total
 
     def learn(self):
@@ -157,7 +172,9 @@ class HeadLearner:
         if len(self.head.mlps) > 1:
             logits, labels, folds = self.memory
             with torch.no_grad():
-                self.head.trust.fill_(stacking_weight(logits, self.head.residuals(logits, folds), labels))
+                self.head.trust.fill_(
+                    stacking_weight(logits, self.head.residuals(logits, folds), labels)
+                )
         return loss.item() / len(self.head.mlps)
 
     def state_dict(self):

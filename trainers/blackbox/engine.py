@@ -8,13 +8,13 @@ from dassl.utils import AverageMeter, MetricMeter, set_random_seed
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoints import BEST, RESUME, Checkpointed
-from .data import Pictured, build_data, match_input, ordered_loader
-from .errors import BlackBoxError, BudgetSpent
+from .run.checkpoints import BEST, RESUME, Checkpointed
+from .data.loaders import Pictured, build_data, match_input, ordered_loader
+from .run.errors import BlackBoxError, BudgetSpent
 from .losses import cross_entropies
 from .oracle import Meter, build_oracle
 from .oracle.meter import UNITS, query_cost
-from .rng import child_seed, rng_state, seeded_generator, set_rng_state
+from .run.rng import child_seed, rng_state, seeded_generator, set_rng_state
 
 
 class PromptLearner(nn.Module):
@@ -36,8 +36,8 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
     with the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with `OPTIM.MAX_EPOCH`, whichever comes first.
     """
 
-    needs = ("logits",)     # grants that the method cannot do without
-    whole_set = False       # whether `tell` waits for the whole training set
+    needs = ("logits",)  # grants that the method cannot do without
+    whole_set = False  # whether `tell` waits for the whole training set
     model_name = "prompt_learner"
     head = head_optim = sched = None
 
@@ -59,10 +59,15 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         cfg = self.cfg
         oracle = build_oracle(cfg, self.device, client=cfg.TRAINER.NAME)
         oracle.require(*self.needs)
-        self.oracle = Meter(oracle, cfg.ORACLE.MAX_QUERIES, cfg.ORACLE.MAX_IMAGE_QUERIES, record=f"{cfg.OUTPUT_DIR}/queries.json")
+        self.oracle = Meter(
+            oracle,
+            cfg.ORACLE.MAX_QUERIES,
+            cfg.ORACLE.MAX_IMAGE_QUERIES,
+            record=f"{cfg.OUTPUT_DIR}/queries.json",
+        )
         self.cfg = match_input(cfg, oracle.description)
         if cfg.SEED >= 0:
-            set_random_seed(cfg.SEED)   # whatever the model's construction drew
+            set_random_seed(cfg.SEED)  # whatever the model's construction drew
         build_data(self)
         self.name_classes()
 
@@ -73,7 +78,9 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         generator = seeded_generator(self.cfg.SEED)
         space, self.optim = self.build_recipe(generator)
         self.space = space.to(self.device)
-        with torch.random.fork_rng(devices=[]):   # a head's first weights come from the run's seed, and leave the loaders' draws alone
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a head's first weights come from the run's seed, and leave the loaders' draws alone
             torch.manual_seed(child_seed(generator))
             self.head, self.head_optim = self.build_head()
         self.learner = PromptLearner(self.space, self.optim.solution, self.head).to(self.device)
@@ -81,8 +88,12 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         self.register_model(self.model_name, self.learner, self.optim, self.sched)
         self.batches_done, self.epoch_rng = 0, None
         longest = self.learner()
-        self.oracle.check(longest.contexts.shape[1])     # a context that does not fit is an error now, not after the first epoch
-        print(f"{self.cfg.TRAINER.NAME}: {len(self.learner.theta):,} tuned numbers, context {tuple(longest.contexts.shape[1:])}")
+        self.oracle.check(
+            longest.contexts.shape[1]
+        )  # a context that does not fit is an error now, not after the first epoch
+        print(
+            f"{self.cfg.TRAINER.NAME}: {len(self.learner.theta):,} tuned numbers, context {tuple(longest.contexts.shape[1:])}"
+        )
 
     def step_cost(self):
         """(queries, image queries) of one step."""
@@ -100,7 +111,11 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
     def steps_in_budget(self):
         """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
         steps = [self.max_epoch * (1 if self.whole_set else len(self.train_loader_x))]
-        steps += [limit // cost for limit, cost in zip(self.oracle.limits.values(), self.step_cost()) if limit]
+        steps += [
+            limit // cost
+            for limit, cost in zip(self.oracle.limits.values(), self.step_cost())
+            if limit
+        ]
         return min(steps)
 
     def describe_cost(self):
@@ -115,28 +130,37 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
             super().train()
         except BudgetSpent as spent:
             self.bar.close()
-            print(f"{spent}. Training ends after {self.batches_done} batches of epoch {self.epoch + 1}.")
+            print(
+                f"{spent}. Training ends after {self.batches_done} batches of epoch {self.epoch + 1}."
+            )
             self.select_best()
             self.save_model(self.max_epoch - 1, self.output_dir)
             self.after_train()
         finally:
             if hasattr(self, "bar"):
-                self.bar.close()    # an error's sentence begins on a line of its own
+                self.bar.close()  # an error's sentence begins on a line of its own
 
     def check_training(self):
         """Raise unless the budget pays for one step and no image is trained on that is tested on."""
         super().check_training()
         for unit, cost, limit in zip(UNITS, self.step_cost(), self.oracle.limits.values()):
             if limit and cost > limit:
-                raise BlackBoxError(f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "
-                                    f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit.")
+                raise BlackBoxError(
+                    f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, but the budget "
+                    f"(ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to 0 for no limit."
+                )
 
     def before_train(self):
         super().before_train()
         print(f"The whole run: {self.describe_cost()}")
         self.batches = [self.upload_set()] if self.whole_set else self.train_loader_x
         self.saved_at = self.spent()
-        self.bar = tqdm(total=self.steps_in_budget() * self.step_cost()[0], initial=self.spent(), unit="query", desc=self.cfg.TRAINER.NAME)
+        self.bar = tqdm(
+            total=self.steps_in_budget() * self.step_cost()[0],
+            initial=self.spent(),
+            unit="query",
+            desc=self.cfg.TRAINER.NAME,
+        )
         self.time_meter, self.losses = AverageMeter(), MetricMeter()
 
     def spent(self):
@@ -146,7 +170,9 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         """The training images, in order and un-augmented, and their labels `[N]`. An upload is no query."""
         loader = ordered_loader(self.cfg, self.dm.dataset.train_x, self.pictures)
         labels = torch.tensor([item.label for item in self.dm.dataset.train_x], device=self.device)
-        pixels = torch.empty(len(labels), 3, *self.oracle.description.image_size)   # one by one into their place: there may be gigabytes
+        pixels = torch.empty(
+            len(labels), 3, *self.oracle.description.image_size
+        )  # one by one into their place: there may be gigabytes
         for batch in loader:
             pixels[batch["index"]] = batch["img"]
         return self.oracle.upload(pixels), labels
@@ -162,7 +188,7 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         end = time.time()
         for self.batch_idx, batch in enumerate(self.batches):
             if self.batch_idx >= skip:
-                self.oracle.afford(*self.step_cost())   # a step is made whole or not at all
+                self.oracle.afford(*self.step_cost())  # a step is made whole or not at all
                 summary = self.forward_backward(batch)
                 self.time_meter.update(time.time() - end)
                 self.report(summary)
@@ -175,13 +201,19 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         self.batches_done, self.epoch_rng = 0, None
 
     def save_if_due(self):
-        if self.cfg.ORACLE.SAVE_EVERY and self.spent() - self.saved_at >= self.cfg.ORACLE.SAVE_EVERY:
+        if (
+            self.cfg.ORACLE.SAVE_EVERY
+            and self.spent() - self.saved_at >= self.cfg.ORACLE.SAVE_EVERY
+        ):
             self.write_checkpoint(RESUME)
 
     def watch_val(self):
         """With `ORACLE.VAL_EVERY`, a line of `val_curve.csv` whenever so many queries more are spent. It decides nothing."""
         every, counts = self.cfg.ORACLE.VAL_EVERY, self.oracle.counts["training"]
-        if every and counts["queries"] // every > (counts["queries"] - self.step_cost()[0]) // every:
+        if (
+            every
+            and counts["queries"] // every > (counts["queries"] - self.step_cost()[0]) // every
+        ):
             accuracy = self.test(split="val")
             self.set_model_mode("train")
             with open(f"{self.output_dir}/val_curve.csv", "a", encoding="utf-8") as f:
@@ -214,7 +246,10 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         losses = self.fitness(logits, labels)
         self.inform(logits, losses, labels)
         self.learner.theta.copy_(self.optim.solution)
-        return {"loss": losses.mean().item(), "acc": 100 * (logits.argmax(-1) == labels).float().mean().item()}
+        return {
+            "loss": losses.mean().item(),
+            "acc": 100 * (logits.argmax(-1) == labels).float().mean().item(),
+        }
 
     def inform(self, logits, losses, labels):
         """What the optimiser wants to be told."""
@@ -229,8 +264,10 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         self.bar.update(self.spent() - self.bar.n)
         step = self.epoch * self.num_batches + self.batch_idx
         if (step + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
-            print(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
-                  f"queries {self.spent():,} time {self.time_meter.val:.3f} ({self.time_meter.avg:.3f}) {self.losses} lr {self.get_current_lr():.4e}")
+            print(
+                f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+                f"queries {self.spent():,} time {self.time_meter.val:.3f} ({self.time_meter.avg:.3f}) {self.losses} lr {self.get_current_lr():.4e}"
+            )
         for name, meter in self.losses.meters.items():
             self.write_scalar("train/" + name, meter.avg, self.spent())
 
@@ -257,7 +294,9 @@ class BlackBoxTrainer(Checkpointed, Pictured, TrainerX):
         self.bar.close()
         left = self.oracle.left()
         if left is not None and left >= self.step_cost()[0]:
-            print(f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of {self.oracle.limits['queries']:,} queries left; raise it to spend them.")
+            print(
+                f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of {self.oracle.limits['queries']:,} queries left; raise it to spend them."
+            )
         super().after_train()
         print(self.oracle.summary())
 

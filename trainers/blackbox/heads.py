@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import BlackBoxError
+from .run.errors import BlackBoxError
 
 
 def mlp(outer, inner):

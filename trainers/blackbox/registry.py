@@ -2,7 +2,7 @@
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .errors import BlackBoxError
+from .run.errors import BlackBoxError
 
 MARK = "dassl_blackbox_trainer"
 
@@ -22,5 +22,6 @@ def register_trainer(cls):
     elif not getattr(TRAINER_REGISTRY.get(name), MARK, False):
         raise BlackBoxError(
             f"A trainer named {name} is registered already, by {TRAINER_REGISTRY.get(name).__module__}, which is not ours. "
-            f"Rename one of them: give that class another name, or leave out its import in train.py.")
+            f"Rename one of them: give that class another name, or leave out its import in train.py."
+        )
     return cls

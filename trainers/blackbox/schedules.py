@@ -5,7 +5,7 @@ Dassl 0.6.3's warm-up schedulers pass an argument that torch no longer takes fro
 
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, SequentialLR
 
-from .errors import BlackBoxError
+from .run.errors import BlackBoxError
 
 
 def build_schedule(optimizer, optim):
@@ -17,10 +17,18 @@ def build_schedule(optimizer, optim):
         optimizer: a torch optimiser.
         optim: the node `cfg.OPTIM`.
     """
-    if optim.LR_SCHEDULER != "cosine" or (optim.WARMUP_EPOCH > 0 and optim.WARMUP_TYPE != "constant"):
-        raise BlackBoxError(f"OPTIM.LR_SCHEDULER {optim.LR_SCHEDULER} with OPTIM.WARMUP_TYPE {optim.WARMUP_TYPE} is not built here; use cosine, with a "
-                            f"constant warm-up or none.")
+    if optim.LR_SCHEDULER != "cosine" or (
+        optim.WARMUP_EPOCH > 0 and optim.WARMUP_TYPE != "constant"
+    ):
+        raise BlackBoxError(
+            f"OPTIM.LR_SCHEDULER {optim.LR_SCHEDULER} with OPTIM.WARMUP_TYPE {optim.WARMUP_TYPE} is not built here; use cosine, with a "
+            f"constant warm-up or none."
+        )
     if optim.WARMUP_EPOCH <= 0:
         return CosineAnnealingLR(optimizer, optim.MAX_EPOCH)
     warm_up = ConstantLR(optimizer, optim.WARMUP_CONS_LR / optim.LR, total_iters=optim.WARMUP_EPOCH)
-    return SequentialLR(optimizer, [warm_up, CosineAnnealingLR(optimizer, optim.MAX_EPOCH)], milestones=[optim.WARMUP_EPOCH])
+    return SequentialLR(
+        optimizer,
+        [warm_up, CosineAnnealingLR(optimizer, optim.MAX_EPOCH)],
+        milestones=[optim.WARMUP_EPOCH],
+    )

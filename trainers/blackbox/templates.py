@@ -1,6 +1,6 @@
 """The hand-written template of each data set, by registry name: CoOp's, then those of the later papers, then our own sets'."""
 
-from .errors import BlackBoxError
+from .run.errors import BlackBoxError
 
 TEMPLATES = {
     "OxfordPets": "a photo of a {}, a type of pet.",
@@ -43,5 +43,7 @@ def template_for(cfg):
     """
     template = cfg.TRAINER.ZEROSHOT.TEMPLATE or template_of(cfg.DATASET.NAME)
     if template.count("{}") != 1:
-        raise BlackBoxError(f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the class name.")
+        raise BlackBoxError(
+            f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the class name."
+        )
     return template

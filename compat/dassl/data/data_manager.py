@@ -13,13 +13,25 @@ from .transforms import INTERPOLATION_MODES, build_transform
 
 
 def build_data_loader(
-    cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2, tfm=None, is_train=True,
+    cfg,
+    sampler_type="SequentialSampler",
+    data_source=None,
+    batch_size=64,
+    n_domain=0,
+    n_ins=2,
+    tfm=None,
+    is_train=True,
     dataset_wrapper=None,
 ):
     """A loader over a list of Datum. In training the last, partial batch is dropped, unless it is the only one."""
     wrapper = dataset_wrapper or DatasetWrapper
     sampler = build_sampler(
-        sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
+        sampler_type,
+        cfg=cfg,
+        data_source=data_source,
+        batch_size=batch_size,
+        n_domain=n_domain,
+        n_ins=n_ins,
     )
     loader = DataLoader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
@@ -43,13 +55,27 @@ class DataManager:
 
         def train_loader(items, node):
             return build_data_loader(
-                cfg, node.SAMPLER, items, node.BATCH_SIZE, node.N_DOMAIN, node.N_INS, tfm_train, True, dataset_wrapper
+                cfg,
+                node.SAMPLER,
+                items,
+                node.BATCH_SIZE,
+                node.N_DOMAIN,
+                node.N_INS,
+                tfm_train,
+                True,
+                dataset_wrapper,
             )
 
         def test_loader(items):
             node = cfg.DATALOADER.TEST
             return build_data_loader(
-                cfg, node.SAMPLER, items, node.BATCH_SIZE, tfm=tfm_test, is_train=False, dataset_wrapper=dataset_wrapper
+                cfg,
+                node.SAMPLER,
+                items,
+                node.BATCH_SIZE,
+                tfm=tfm_test,
+                is_train=False,
+                dataset_wrapper=dataset_wrapper,
             )
 
         dataset, nodes = self.dataset, cfg.DATALOADER
@@ -104,7 +130,10 @@ class DatasetWrapper(Dataset):
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"Cannot make {self.k_tfm} views of an image: there is no transform")
-        steps = [T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
+        steps = [
+            T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]),
+            T.ToTensor(),
+        ]
         if "normalize" in cfg.INPUT.TRANSFORMS:
             steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
         self.to_tensor = T.Compose(steps)

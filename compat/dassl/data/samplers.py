@@ -56,5 +56,7 @@ def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_dom
     if sampler_type == "RandomClassSampler":
         return RandomClassSampler(data_source, batch_size, n_ins)
     if sampler_type in ("RandomDomainSampler", "SeqDomainSampler"):
-        raise NotImplementedError(f"{sampler_type} samples by domain, and needs the real Dassl: install it")
+        raise NotImplementedError(
+            f"{sampler_type} samples by domain, and needs the real Dassl: install it"
+        )
     raise ValueError(f"Unknown sampler type: {sampler_type}")

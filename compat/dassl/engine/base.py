@@ -29,7 +29,9 @@ class TrainerBase:
             return list(self._models)
         names = tolist_if_not(names)
         for name in names:
-            assert name in self._models, f'No model is registered as "{name}", only {list(self._models)}'
+            assert name in self._models, (
+                f'No model is registered as "{name}", only {list(self._models)}'
+            )
         return names
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
@@ -46,7 +48,9 @@ class TrainerBase:
                 "scheduler": state_of(self._scheds[name]),
                 "val_result": val_result,
             }
-            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+            save_checkpoint(
+                state, os.path.join(directory, name), is_best=is_best, model_name=model_name
+            )
 
     def resume_model_if_exist(self, directory):
         """Load the newest checkpoint of every model, if all are there; returns the epoch to start at."""
@@ -56,13 +60,17 @@ class TrainerBase:
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
         for name, folder in folders.items():
-            start_epoch = resume_from_checkpoint(folder, self._models[name], self._optims[name], self._scheds[name])
+            start_epoch = resume_from_checkpoint(
+                folder, self._models[name], self._optims[name], self._scheds[name]
+            )
         return start_epoch
 
     def load_model(self, directory, epoch=None):
         """Load the weights of the best model, or of the one saved after `epoch`."""
         if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)")
+            print(
+                "Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)"
+            )
             return
         model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
@@ -92,7 +100,9 @@ class TrainerBase:
 
     def init_writer(self, log_dir):
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training writes
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # slow to import, and only training writes
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
@@ -121,9 +131,13 @@ class TrainerBase:
     before_train = after_train = before_epoch = after_epoch = _nothing
 
     def _unwritten(self, *args):
-        raise NotImplementedError(f"{type(self).__name__} leaves out a method which the training loop needs")
+        raise NotImplementedError(
+            f"{type(self).__name__} leaves out a method which the training loop needs"
+        )
 
-    run_epoch = test = forward_backward = parse_batch_train = parse_batch_test = model_inference = _unwritten
+    run_epoch = test = forward_backward = parse_batch_train = parse_batch_test = model_inference = (
+        _unwritten
+    )
 
     def model_zero_grad(self, names=None):
         for name in self.get_model_names(names):

@@ -76,7 +76,9 @@ class SimpleTrainer(TrainerBase):
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
+                self.save_model(
+                    self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar"
+                )
         frequency = cfg.TRAIN.CHECKPOINT_FREQ
         if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
             self.save_model(self.epoch, self.output_dir)

@@ -30,7 +30,9 @@ class Classification(EvaluatorBase):
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
-        assert lab2cname is not None or not cfg.TEST.PER_CLASS_RESULT, "PER_CLASS_RESULT needs the names of the classes"
+        assert lab2cname is not None or not cfg.TEST.PER_CLASS_RESULT, (
+            "PER_CLASS_RESULT needs the names of the classes"
+        )
         self._lab2cname = lab2cname
         self.reset()
 

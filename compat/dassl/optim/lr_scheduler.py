@@ -50,9 +50,13 @@ def build_lr_scheduler(optimizer, optim_cfg):
     if not cfg.WARMUP_RECOUNT:
         scheduler.last_epoch = cfg.WARMUP_EPOCH
     if cfg.WARMUP_TYPE == "constant":
-        return WarmupScheduler(optimizer, scheduler, cfg.WARMUP_EPOCH, cfg.WARMUP_CONS_LR, linear=False)
+        return WarmupScheduler(
+            optimizer, scheduler, cfg.WARMUP_EPOCH, cfg.WARMUP_CONS_LR, linear=False
+        )
     if cfg.WARMUP_TYPE == "linear":
-        return WarmupScheduler(optimizer, scheduler, cfg.WARMUP_EPOCH, cfg.WARMUP_MIN_LR, linear=True)
+        return WarmupScheduler(
+            optimizer, scheduler, cfg.WARMUP_EPOCH, cfg.WARMUP_MIN_LR, linear=True
+        )
     raise ValueError(f"WARMUP_TYPE must be constant or linear, but got {cfg.WARMUP_TYPE}")
 
 
@@ -67,6 +71,8 @@ def _main_schedule(optimizer, cfg):
     if cfg.LR_SCHEDULER == "single_step":
         step = steps[-1] if isinstance(steps, (list, tuple)) else steps
         if not isinstance(step, int):
-            raise TypeError(f"For single_step, STEPSIZE must be a whole number of epochs, but got {step!r}")
+            raise TypeError(
+                f"For single_step, STEPSIZE must be a whole number of epochs, but got {step!r}"
+            )
         return StepLR(optimizer, step if step > 0 else cfg.MAX_EPOCH, cfg.GAMMA)
     raise ValueError(f"scheduler must be one of {AVAI_SCHEDS}, but got {cfg.LR_SCHEDULER}")

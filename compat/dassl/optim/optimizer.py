@@ -18,7 +18,9 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         raise ValueError(f"optim must be one of {AVAI_OPTIMS}, but got {cfg.NAME}")
     if param_groups is not None:
         if cfg.STAGED_LR:
-            warnings.warn("STAGED_LR is ignored because param_groups are given: put the learning rates into those")
+            warnings.warn(
+                "STAGED_LR is ignored because param_groups are given: put the learning rates into those"
+            )
     elif cfg.STAGED_LR:
         param_groups = _staged(model, cfg)
     else:
@@ -35,16 +37,24 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if cfg.NAME == "radam":  # Dassl's own RAdam decays the weights apart from the gradient
         return torch.optim.RAdam(param_groups, decoupled_weight_decay=True, **adaptive)
     if cfg.NAME == "rmsprop":
-        return torch.optim.RMSprop(param_groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common)
+        return torch.optim.RMSprop(
+            param_groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common
+        )
     return torch.optim.SGD(
-        param_groups, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV, **common
+        param_groups,
+        momentum=cfg.MOMENTUM,
+        dampening=cfg.SGD_DAMPNING,
+        nesterov=cfg.SGD_NESTEROV,
+        **common,
     )
 
 
 def _staged(model, cfg):
     """Two groups: every other child of `model` at LR * BASE_LR_MULT, then the children NEW_LAYERS at LR."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"STAGED_LR needs an nn.Module, whose children it sorts, but got {type(model).__name__}")
+        raise TypeError(
+            f"STAGED_LR needs an nn.Module, whose children it sorts, but got {type(model).__name__}"
+        )
     if isinstance(model, nn.DataParallel):
         model = model.module
     new_layers = [cfg.NEW_LAYERS] if isinstance(cfg.NEW_LAYERS, str) else cfg.NEW_LAYERS

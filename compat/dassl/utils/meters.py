@@ -36,9 +36,13 @@ class MetricMeter:
         if input_dict is None:
             return
         if not isinstance(input_dict, dict):
-            raise TypeError(f"MetricMeter.update expects a dictionary of numbers, but got {type(input_dict).__name__}")
+            raise TypeError(
+                f"MetricMeter.update expects a dictionary of numbers, but got {type(input_dict).__name__}"
+            )
         for name, value in input_dict.items():
             self.meters[name].update(value)
 
     def __str__(self):
-        return self.delimiter.join(f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items())
+        return self.delimiter.join(
+            f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items()
+        )

@@ -55,20 +55,28 @@ def set_random_seed(seed):
 
 def collect_env_info():
     """Versions and hardware, as text for the log."""
-    from torch.utils.collect_env import get_pretty_env_info  # it starts subprocesses, and only the log wants them
+    from torch.utils.collect_env import (
+        get_pretty_env_info,
+    )  # it starts subprocesses, and only the log wants them
 
     return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
 
 
 def get_most_similar_str_to_a_from_b(a, b):
     """The string of list `b` most like `a`: the last one where several are; None where `b` is empty."""
-    return max(reversed(list(b)), key=lambda candidate: SequenceMatcher(None, a, candidate).ratio(), default=None)
+    return max(
+        reversed(list(b)),
+        key=lambda candidate: SequenceMatcher(None, a, candidate).ratio(),
+        default=None,
+    )
 
 
 def check_availability(requested, available):
     if requested not in available:
         nearest = get_most_similar_str_to_a_from_b(requested, available)
-        raise ValueError(f"Expected one of {available}, but got [{requested}] (do you mean [{nearest}]?)")
+        raise ValueError(
+            f"Expected one of {available}, but got [{requested}] (do you mean [{nearest}]?)"
+        )
 
 
 def tolist_if_not(x):

@@ -72,7 +72,9 @@ def load_pretrained_weights(model, weight_path):
     checkpoint = load_checkpoint(weight_path)
     found = _without_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
-    matched = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
+    matched = {
+        key: value for key, value in found.items() if key in own and own[key].shape == value.shape
+    }
     model.load_state_dict({**own, **matched})
 
     if not matched:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from .contract import Optimizer
 
 
@@ -25,7 +25,9 @@ class RandomDirections(Optimizer):
 
     def __init__(self, start, q=256, clip=5.0, lr=0.002, weight_decay=5e-4, seed=0):
         if q < 1:
-            raise BlackBoxError(f"TRAINER.CBBT.Q is {q}; at least one direction is needed for a gradient estimate.")
+            raise BlackBoxError(
+                f"TRAINER.CBBT.Q is {q}; at least one direction is needed for a gradient estimate."
+            )
         self.q, self.clip = q, clip
         self.theta = start.clone()
         self.eps = max(1 / len(start), 0.001)
@@ -66,7 +68,11 @@ class RandomDirections(Optimizer):
         self.asked = None
 
     def state_dict(self):
-        return {"theta": self.theta, "adam": self.adam.state_dict(), "generator": self.generator.get_state()}
+        return {
+            "theta": self.theta,
+            "adam": self.adam.state_dict(),
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state):
         self.theta.copy_(state["theta"])

@@ -3,14 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from ..losses import cross_entropies
 from .contract import Optimizer
 
-LADDER = [4.0 ** -k for k in range(8)]   # finite-difference steps that the first step tries
-FLOOR = 0.01                             # of the curvature's bound, below which the damping's unit does not fall
-BOUNDS = 1e-3, 1e3                       # between which lambda stays
-UP = 10.0                                # what lambda is multiplied by where no proposal was better
+LADDER = [4.0**-k for k in range(8)]  # finite-difference steps that the first step tries
+FLOOR = 0.01  # of the curvature's bound, below which the damping's unit does not fall
+BOUNDS = 1e-3, 1e3  # between which lambda stays
+UP = 10.0  # what lambda is multiplied by where no proposal was better
 
 
 def softmax_model(logits, slopes, labels):
@@ -65,19 +65,30 @@ class SubspaceGaussNewton(Optimizer):
     """
 
     rounds, told = 2, "logits"
-    explored = 1.0      # share of the directions in which slopes were seen
+    explored = 1.0  # share of the directions in which slopes were seen
 
-    def __init__(self, start, directions=64, dampings=(0.1, 1.0, 10.0), damping=1.0, decay=0.01, seed=0):
+    def __init__(
+        self, start, directions=64, dampings=(0.1, 1.0, 10.0), damping=1.0, decay=0.01, seed=0
+    ):
         if min(directions, len(start)) < len(LADDER):
-            raise BlackBoxError(f"TRAINER.JOLT.DIRECTIONS is {directions} in a space of {len(start)} dimensions; both must be {len(LADDER)} or more, to measure the step of finite "
-                                f"differences.")
+            raise BlackBoxError(
+                f"TRAINER.JOLT.DIRECTIONS is {directions} in a space of {len(start)} dimensions; both must be {len(LADDER)} or more, to measure the step of finite "
+                f"differences."
+            )
         if not dampings or min(dampings) <= 0 or damping <= 0 or decay < 0:
-            raise BlackBoxError(f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY of 0 or more; given are {list(dampings)}, {damping} and {decay}.")
+            raise BlackBoxError(
+                f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY of 0 or more; given are {list(dampings)}, {damping} and {decay}."
+            )
         self.start, self.theta = start.clone(), start.clone()
-        self.m, self.factors, self.damping, self.decay = min(directions, len(start)), tuple(dampings), damping, decay
+        self.m, self.factors, self.damping, self.decay = (
+            min(directions, len(start)),
+            tuple(dampings),
+            damping,
+            decay,
+        )
         self.proposals = self.theta.expand(len(dampings), -1).clone()
         self.move = torch.zeros_like(start)
-        self.eps = 0.0      # not yet measured
+        self.eps = 0.0  # not yet measured
         self.generator = torch.Generator().manual_seed(seed)
         self.here = self.asked = None
         self.best = 0
@@ -105,11 +116,15 @@ class SubspaceGaussNewton(Optimizer):
         directions = self.draw(self.m // len(steps))
         self.asked = directions, steps.to(self.theta)
         shifts = (self.asked[1][:, None, None] * directions).flatten(0, 1)
-        return self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]   # always m: what was drawn, some of it again
+        return (
+            self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]
+        )  # always m: what was drawn, some of it again
 
     def draw(self, m):
         """Orthonormal directions `[m, d]`, that of the last move among them."""
-        z = torch.randn(m, len(self.theta), dtype=torch.float64, generator=self.generator)   # on the CPU, so that a run looks the same ways on every device
+        z = torch.randn(
+            m, len(self.theta), dtype=torch.float64, generator=self.generator
+        )  # on the CPU, so that a run looks the same ways on every device
         if self.move.any():
             z[0] = self.move
         return torch.linalg.qr(z.T)[0].T.to(self.theta)
@@ -129,12 +144,16 @@ class SubspaceGaussNewton(Optimizer):
     def choose(self, answers, labels):
         """Go to the best candidate; returns the answer about it."""
         losses = cross_entropies(self.to_logits(answers), labels).mean(1)
-        self.best = best = int((losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin())
+        self.best = best = int(
+            (losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin()
+        )
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
-        if self.eps:    # in the first step there are no proposals yet
+        if self.eps:  # in the first step there are no proposals yet
             low, high = BOUNDS
-            self.damping = min(max(self.damping * (self.factors[best - 1] if best else UP), low), high)
+            self.damping = min(
+                max(self.damping * (self.factors[best - 1] if best else UP), low), high
+            )
             self.param_groups[0]["lr"] = self.damping
         return answers[best]
 
@@ -146,14 +165,16 @@ class SubspaceGaussNewton(Optimizer):
     def slopes(self, answers):
         """Directions `[m, d]` and the slopes of the answers along them `[m, B, C]`; the first time, few directions and the step of the differences as well."""
         Z, steps = self.asked
-        rungs = answers[:len(steps) * len(Z)].unflatten(0, (len(steps), -1))
+        rungs = answers[: len(steps) * len(Z)].unflatten(0, (len(steps), -1))
         slopes = (rungs - self.here) / steps[:, None, None, None].to(answers)
         if len(steps) > 1:
             sizes = slopes.square().sum((1, 2, 3))
             apart = (slopes[1:] - slopes[:-1]).square().sum((1, 2, 3)) / (sizes[1:] + sizes[:-1])
-            r = int(apart.nan_to_num(torch.inf).argmin())   # two steps that change nothing do not agree: they are below the rounding
+            r = int(
+                apart.nan_to_num(torch.inf).argmin()
+            )  # two steps that change nothing do not agree: they are below the rounding
             self.eps = float((steps[r] * steps[r + 1]).sqrt())
-            slopes = slopes[r:r + 2].mean(0, keepdim=True)
+            slopes = slopes[r : r + 2].mean(0, keepdim=True)
         return Z, slopes[0]
 
     def solve(self, slopes, offset, labels):
@@ -166,15 +187,26 @@ class SubspaceGaussNewton(Optimizer):
         """
         slopes = self.to_logits(slopes)
         g, H = softmax_model(self.to_logits(self.here), slopes, labels)
-        bound = (slopes - slopes.mean(-1, keepdim=True)).square().sum((1, 2)).mean() / (2 * len(labels))
+        bound = (slopes - slopes.mean(-1, keepdim=True)).square().sum((1, 2)).mean() / (
+            2 * len(labels)
+        )
         mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12) / self.explored
         g, H = (g + self.decay * offset.to(g)).double(), H.double()
         ridge = self.damping * torch.tensor(self.factors).to(H) * mu + self.decay
-        return torch.linalg.solve(H + ridge[:, None, None] * torch.eye(len(H)).to(H), g.expand(len(ridge), -1)).to(self.theta)
+        return torch.linalg.solve(
+            H + ridge[:, None, None] * torch.eye(len(H)).to(H), g.expand(len(ridge), -1)
+        ).to(self.theta)
 
     def state_dict(self):
-        return {"start": self.start, "theta": self.theta, "proposals": self.proposals, "move": self.move, "damping": self.damping, "eps": self.eps,
-                "generator": self.generator.get_state()}
+        return {
+            "start": self.start,
+            "theta": self.theta,
+            "proposals": self.proposals,
+            "move": self.move,
+            "damping": self.damping,
+            "eps": self.eps,
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state):
         for name in ("start", "theta", "proposals", "move"):

@@ -16,13 +16,17 @@ class RememberedJacobian(SubspaceGaussNewton):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.explored = 0.0
-        self.J = None                                           # [d, B, C] or [d, C, D]
-        self.basis = self.theta.new_zeros(0, len(self.theta))   # directions that are still to come
+        self.J = None  # [d, B, C] or [d, C, D]
+        self.basis = self.theta.new_zeros(0, len(self.theta))  # directions that are still to come
 
     def draw(self, m):
         """The next directions: `[m, d]`, or what is left of a basis. Then another basis begins."""
         if not len(self.basis):
-            self.basis = torch.linalg.qr(torch.randn(len(self.theta), len(self.theta), dtype=torch.float64, generator=self.generator))[0].to(self.theta)
+            self.basis = torch.linalg.qr(
+                torch.randn(
+                    len(self.theta), len(self.theta), dtype=torch.float64, generator=self.generator
+                )
+            )[0].to(self.theta)
         taken, self.basis = self.basis[:m], self.basis[m:]
         return taken
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..errors import BlackBoxError, one_of
+from ..run.errors import BlackBoxError, one_of
 from .contract import Optimizer
 
 RULES = ("spsa-clip", "spsa-gc", "spsa")
@@ -27,13 +27,38 @@ class SPSA(Optimizer):
         BlackBoxError: an unknown rule, fewer than one draw, or constants that are not positive.
     """
 
-    def __init__(self, start, rule="spsa-clip", average=5, o=1.0, c=0.01, a=0.01, alpha=0.4, gamma=0.1, beta=0.8, seed=0):
+    def __init__(
+        self,
+        start,
+        rule="spsa-clip",
+        average=5,
+        o=1.0,
+        c=0.01,
+        a=0.01,
+        alpha=0.4,
+        gamma=0.1,
+        beta=0.8,
+        seed=0,
+    ):
         one_of("update rule (TRAINER.ZIP.RULE)", rule, RULES)
         if average < 1:
-            raise BlackBoxError(f"TRAINER.ZIP.SP_AVG is {average}; at least one perturbation a step is needed.")
+            raise BlackBoxError(
+                f"TRAINER.ZIP.SP_AVG is {average}; at least one perturbation a step is needed."
+            )
         if not (a > 0 and c > 0 and 1 + o > 0):
-            raise BlackBoxError(f"SPSA needs A > 0, C > 0 and O > -1; A is {a}, C is {c}, O is {o}.")
-        self.rule, self.average, self.o, self.c, self.a, self.alpha, self.gamma, self.beta = rule, average, o, c, a, alpha, gamma, beta
+            raise BlackBoxError(
+                f"SPSA needs A > 0, C > 0 and O > -1; A is {a}, C is {c}, O is {o}."
+            )
+        self.rule, self.average, self.o, self.c, self.a, self.alpha, self.gamma, self.beta = (
+            rule,
+            average,
+            o,
+            c,
+            a,
+            alpha,
+            gamma,
+            beta,
+        )
         self.theta = start.clone()
         self.momentum = torch.zeros_like(start)
         self.k = 1
@@ -56,7 +81,7 @@ class SPSA(Optimizer):
 
     def perturbation_size(self):
         """c_k"""
-        return self.c / self.k ** self.gamma
+        return self.c / self.k**self.gamma
 
     def ask(self):
         """Candidates `[2 average, d]`: all `theta + c_k z`, then all `theta - c_k z`."""
@@ -89,7 +114,12 @@ class SPSA(Optimizer):
         self.param_groups[0]["lr"] = self.step_size()
 
     def state_dict(self):
-        return {"theta": self.theta, "momentum": self.momentum, "k": self.k, "generator": self.generator.get_state()}
+        return {
+            "theta": self.theta,
+            "momentum": self.momentum,
+            "k": self.k,
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state):
         self.theta, self.momentum = state["theta"].to(self.theta), state["momentum"].to(self.theta)

@@ -4,7 +4,17 @@ from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, 
 from .meter import Meter
 from .topk import TopK
 
-__all__ = ["GRANTS", "QUERY_IMAGES", "AccessDenied", "Description", "Images", "Meter", "Oracle", "TopK", "build_oracle"]
+__all__ = [
+    "GRANTS",
+    "QUERY_IMAGES",
+    "AccessDenied",
+    "Description",
+    "Images",
+    "Meter",
+    "Oracle",
+    "TopK",
+    "build_oracle",
+]
 
 
 def build_oracle(cfg, device, client):

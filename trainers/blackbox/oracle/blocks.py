@@ -6,8 +6,10 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 ALL = slice(None)
-CPU_POSITIONS = 2 ** 12     # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back after every use
-SHARE = 0.25                # of a device's free memory
+CPU_POSITIONS = (
+    2**12
+)  # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back after every use
+SHARE = 0.25  # of a device's free memory
 
 
 def positions_at_once(transformer):
@@ -16,8 +18,14 @@ def positions_at_once(transformer):
     if weight.device.type != "cuda":
         return CPU_POSITIONS
     hidden, width = weight.shape
-    bytes_each = weight.element_size() * (2 * hidden + 8 * width)   # the MLP's hidden layer in and out; queries, keys, values and what is on its way
-    free = torch.cuda.mem_get_info(weight.device)[0] + torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    bytes_each = weight.element_size() * (
+        2 * hidden + 8 * width
+    )  # the MLP's hidden layer in and out; queries, keys, values and what is on its way
+    free = (
+        torch.cuda.mem_get_info(weight.device)[0]
+        + torch.cuda.memory_reserved(weight.device)
+        - torch.cuda.memory_allocated(weight.device)
+    )
     return 2 ** max(10, int(free * SHARE / bytes_each).bit_length() - 1)
 
 
@@ -27,14 +35,19 @@ def pieces(count, positions, at_once, device):
     Equal, because the last bits of a product of very few rows differ from those of many; at most 32,768, because attention kernels on a GPU take no more
     than 65,535 sequences.
     """
-    most = min(2 ** 15, max(1, at_once // positions))
+    most = min(2**15, max(1, at_once // positions))
     return torch.arange(count, device=device).chunk(-(-count // most))
 
 
 def plain(blocks):
     """Whether `project` and `finish` are these blocks' own arithmetic: judged by their parts."""
-    return all(type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention and block.attn.in_proj_weight is not None
-               and not hasattr(block, "ln_1_kv") for block in blocks)
+    return all(
+        type(block) is ResidualAttentionBlock
+        and type(block.attn) is nn.MultiheadAttention
+        and block.attn.in_proj_weight is not None
+        and not hasattr(block, "ln_1_kv")
+        for block in blocks
+    )
 
 
 def project(block, x, asking=ALL):
@@ -44,7 +57,10 @@ def project(block, x, asking=ALL):
     if asking == ALL:
         parts = F.linear(x, weight, bias).chunk(3, dim=-1)
     else:
-        parts = [F.linear(x[:, asking], weight[:D], bias[:D]), *F.linear(x, weight[D:], bias[D:]).chunk(2, dim=-1)]
+        parts = [
+            F.linear(x[:, asking], weight[:D], bias[:D]),
+            *F.linear(x, weight[D:], bias[D:]).chunk(2, dim=-1),
+        ]
     return [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in parts]
 
 

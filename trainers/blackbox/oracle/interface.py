@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ..errors import BlackBoxError, one_of
+from ..run.errors import BlackBoxError, one_of
 
 GRANTS = ("logits", "features", "image_tokens")
-QUERY_IMAGES = 128   # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
+QUERY_IMAGES = 128  # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
 
 
 class AccessDenied(BlackBoxError):
@@ -21,20 +21,22 @@ class Description:
     BPT-VLM's projections; the first two are None for a model without patches.
     """
 
-    name: str                # as the user named it
-    width: int               # D, width of a context token
+    name: str  # as the user named it
+    width: int  # D, width of a context token
     image_width: int | None  # W, width of an image token; None where the image tower has no tokens
-    embed_dim: int           # E, of the joint space
-    context_length: int      # positions of the text tower, SOS and EOT included
-    image_size: tuple        # (height, width) in pixels
-    mean: tuple              # of the input's normalisation, per channel
+    embed_dim: int  # E, of the joint space
+    context_length: int  # positions of the text tower, SOS and EOT included
+    image_size: tuple  # (height, width) in pixels
+    mean: tuple  # of the input's normalisation, per channel
     std: tuple
-    interpolation: str       # bicubic or bilinear
-    logit_scale: float       # temperature that logits are scaled by
+    interpolation: str  # bicubic or bilinear
+    logit_scale: float  # temperature that logits are scaled by
     token_std: float
     patch_mean: float | None
     patch_std: float | None
-    fingerprint: str = ""    # tells these weights from others, so that a checkpoint is not used with another model
+    fingerprint: str = (
+        ""  # tells these weights from others, so that a checkpoint is not used with another model
+    )
 
 
 class Images:
@@ -61,7 +63,8 @@ class Oracle(ABC):
             if grant not in self.grants:
                 raise AccessDenied(
                     f"{self.client} asked for '{grant}', which this oracle does not grant (it grants: {', '.join(sorted(self.grants)) or 'nothing'}). "
-                    f"Where the model's owner allows it, add it to ORACLE.GRANTS.")
+                    f"Where the model's owner allows it, add it to ORACLE.GRANTS."
+                )
 
     @abstractmethod
     def set_classes(self, names, template="{}."):

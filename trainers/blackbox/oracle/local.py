@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 
-from ..errors import BlackBoxError, one_of
+from ..run.errors import BlackBoxError, one_of
 from . import patches
 from .blocks import positions_at_once
 from .interface import GRANTS, QUERY_IMAGES, Images, Oracle
@@ -33,9 +33,13 @@ class LocalOracle(Oracle):
         self.text = TextPath(loaded)
         self.short = patches.fits(self.model.visual)
         self.store = FeatureStore()
-        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(loaded.precision, torch.float32)
+        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
+            loaded.precision, torch.float32
+        )
         self.scale = self.model.logit_scale.detach().float().exp()
-        self.bias = None if self.model.logit_bias is None else self.model.logit_bias.detach().float()
+        self.bias = (
+            None if self.model.logit_bias is None else self.model.logit_bias.detach().float()
+        )
         self.pixels, self.encoded = WeakKeyDictionary(), WeakKeyDictionary()
         self.last_contexts = self.last_features = None
 
@@ -57,9 +61,13 @@ class LocalOracle(Oracle):
     def upload(self, images):
         size = self.description.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
-            raise BlackBoxError(f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} takes [B, 3, {size[0]}, {size[1]}].")
+            raise BlackBoxError(
+                f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} takes [B, 3, {size[0]}, {size[1]}]."
+            )
         name = Images(len(images))
-        self.pixels[name] = images   # they go to the device in parts, when they are first asked about
+        self.pixels[name] = (
+            images  # they go to the device in parts, when they are first asked about
+        )
         return name
 
     def pixel_parts(self, images):
@@ -68,14 +76,18 @@ class LocalOracle(Oracle):
     def features_of(self, images):
         """Normalised features `[B, E]`, float32, in the tower's own precision; what one content gave is not computed again while it is remembered."""
         if images not in self.encoded:
-            self.encoded[images] = torch.cat([self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)])
+            self.encoded[images] = torch.cat(
+                [self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)]
+            )
             if "image_tokens" not in self.grants:
-                del self.pixels[images]   # without image tokens nothing can ask for the pixels again
+                del self.pixels[images]  # without image tokens nothing can ask for the pixels again
         return self.encoded[images]
 
     def encode_pixels(self, pixels):
         if self.short:
-            return self.encode_with_tokens(pixels, torch.zeros(1, 0, self.description.image_width, device=self.device))[0]
+            return self.encode_with_tokens(
+                pixels, torch.zeros(1, 0, self.description.image_width, device=self.device)
+            )[0]
         with self.autocast():
             return F.normalize(self.model.encode_image(pixels.to(self.dtype)).float(), dim=-1)
 
@@ -83,16 +95,27 @@ class LocalOracle(Oracle):
         visual = self.model.visual
         with self.autocast():
             embedded = patches.embed(visual, pixels.to(self.dtype))
-            return F.normalize(patches.encode(visual, embedded, tokens, positions_at_once(visual.transformer)).float(), dim=-1)
+            return F.normalize(
+                patches.encode(
+                    visual, embedded, tokens, positions_at_once(visual.transformer)
+                ).float(),
+                dim=-1,
+            )
 
     def features_with_tokens(self, images, tokens):
         """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`."""
         if self.description.image_width is None:
-            raise BlackBoxError(f"{self.description.name} has a convolutional image tower, which admits no image tokens. Choose a ViT.")
+            raise BlackBoxError(
+                f"{self.description.name} has a convolutional image tower, which admits no image tokens. Choose a ViT."
+            )
         tokens = tokens.to(self.device)
         if self.short:
-            return torch.cat([self.encode_with_tokens(part, tokens) for part in self.pixel_parts(images)], dim=1)
-        return F.normalize(torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1)
+            return torch.cat(
+                [self.encode_with_tokens(part, tokens) for part in self.pixel_parts(images)], dim=1
+            )
+        return F.normalize(
+            torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1
+        )
 
     def hooked(self, images, tokens):
         """`[B, E]` by the model's own `encode_image`: a hook before `ln_pre` appends the tokens `[n_V, W]`."""
@@ -104,7 +127,12 @@ class LocalOracle(Oracle):
         handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
         try:
             with self.autocast():
-                return torch.cat([self.model.encode_image(part.to(self.dtype)) for part in self.pixel_parts(images)])
+                return torch.cat(
+                    [
+                        self.model.encode_image(part.to(self.dtype))
+                        for part in self.pixel_parts(images)
+                    ]
+                )
         finally:
             handle.remove()
 

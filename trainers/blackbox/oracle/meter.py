@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import BlackBoxError, BudgetSpent
-from ..files import write_atomically
+from ..run.errors import BlackBoxError, BudgetSpent
+from ..run.files import write_atomically
 from .interface import QUERY_IMAGES, Wrapper
 
 PURPOSES = ("training", "evaluation")
@@ -44,13 +44,17 @@ class Meter(Wrapper):
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise BlackBoxError(f"The bill {record} cannot be read ({e}). Mend it, or move it away to start counting from 0.") from e
+            raise BlackBoxError(
+                f"The bill {record} cannot be read ({e}). Mend it, or move it away to start counting from 0."
+            ) from e
 
     def at_least(self, counts):
         """Raise the counts to those given: a resumed run takes over the bill of its first life."""
         for purpose in PURPOSES:
             for unit in UNITS:
-                self.counts[purpose][unit] = max(self.counts[purpose][unit], int(counts[purpose][unit]))
+                self.counts[purpose][unit] = max(
+                    self.counts[purpose][unit], int(counts[purpose][unit])
+                )
 
     @contextmanager
     def evaluation(self):
@@ -71,8 +75,10 @@ class Meter(Wrapper):
         for unit, amount in zip(UNITS, cost):
             left = self.left(unit)
             if left is not None and amount > left:
-                raise BudgetSpent(f"The budget is spent: {self.counts['training'][unit]:,} of {self.limits[unit]:,} {unit.replace('_', ' ')} are used, "
-                                  f"the next request costs {amount:,}")
+                raise BudgetSpent(
+                    f"The budget is spent: {self.counts['training'][unit]:,} of {self.limits[unit]:,} {unit.replace('_', ' ')} are used, "
+                    f"the next request costs {amount:,}"
+                )
 
     def charge(self, *cost):
         """Put (queries, image queries) on the bill, or raise BudgetSpent and put nothing."""
@@ -86,8 +92,10 @@ class Meter(Wrapper):
 
     def checked(self, answer, what):
         if not torch.isfinite(answer).all():
-            raise BlackBoxError(f"The model's {what} of {self.purpose} query {self.counts[self.purpose]['queries']:,} are not finite. "
-                                f"In half precision a context can overflow: try ORACLE.PREC fp32, or check the model's weights.")
+            raise BlackBoxError(
+                f"The model's {what} of {self.purpose} query {self.counts[self.purpose]['queries']:,} are not finite. "
+                f"In half precision a context can overflow: try ORACLE.PREC fp32, or check the model's weights."
+            )
         return answer
 
     def query(self, images, contexts, image_tokens=None):
@@ -109,5 +117,8 @@ class Meter(Wrapper):
 
     def summary(self):
         """The lines that close a log; `parse_test_res.py` reads them."""
-        lines = [f"* {p} queries: {c['queries']:,} (image queries: {c['image_queries']:,})" for p, c in self.counts.items()]
+        lines = [
+            f"* {p} queries: {c['queries']:,} (image queries: {c['image_queries']:,})"
+            for p, c in self.counts.items()
+        ]
         return "=> queries\n" + "\n".join(lines)

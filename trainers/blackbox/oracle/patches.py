@@ -15,8 +15,15 @@ CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
 
 def fits(visual):
     """Whether a tower is open_clip's plain ViT, read out at its class token: judged by its parts and not by its name."""
-    return (type(visual) is VisionTransformer and hasattr(visual, "_embeds") and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
-            and not visual.training and plain(visual.transformer.resblocks))
+    return (
+        type(visual) is VisionTransformer
+        and hasattr(visual, "_embeds")
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and not visual.output_tokens
+        and not visual.training
+        and plain(visual.transformer.resblocks)
+    )
 
 
 def embed(visual, pixels):
@@ -36,7 +43,10 @@ def encode(visual, patches, tokens, budget):
     B, blocks = len(patches), list(visual.transformer.resblocks)
     tokens = visual.ln_pre(tokens.to(patches.dtype))
     one_layer = len(blocks) == 1
-    own, added = project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL), project(blocks[0], tokens, NONE if one_layer else ALL)
+    own, added = (
+        project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL),
+        project(blocks[0], tokens, NONE if one_layer else ALL),
+    )
     features = []
     for rows in pieces(len(tokens) * B, patches.shape[1] + tokens.shape[1], budget, patches.device):
         candidate, image = rows // B, rows % B

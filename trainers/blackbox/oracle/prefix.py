@@ -15,7 +15,10 @@ EOT, NONE = slice(-1, None), slice(0, 0)
 
 def fits(tower):
     """Whether a tower is causal, read out at EOT and made of open_clip's plain blocks: judged by its parts and not by its name."""
-    mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+    mask, pool = (
+        getattr(tower, "attn_mask", None),
+        getattr(tower, "pool_type", getattr(tower, "text_pool_type", None)),
+    )
     if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
         return False
     causal = torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
@@ -26,7 +29,7 @@ def encode_prefix(blocks, x):
     """Keys and values of the shared prefix `[P, n + 1, D]`: one pair a layer."""
     kept = []
     for block in blocks:
-        last = block is blocks[-1]   # where nothing but keys and values is needed
+        last = block is blocks[-1]  # where nothing but keys and values is needed
         q, k, v = project(block, x, NONE if last else ALL)
         kept.append((k, v))
         if not last:
@@ -59,17 +62,31 @@ def encode(tower, contexts, ids, end, budget):
     """
     n, blocks = contexts.shape[1], list(tower.transformer.resblocks)
     dtype = tower.transformer.get_cast_dtype()
-    words = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:ids.shape[1]].to(dtype)
-    front = contexts.to(dtype) + tower.positional_embedding[1:n + 1].to(dtype)
+    words = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[: ids.shape[1]].to(
+        dtype
+    )
+    front = contexts.to(dtype) + tower.positional_embedding[1 : n + 1].to(dtype)
     buckets = [(end == length).nonzero()[:, 0] for length in end.unique().tolist()]
     together = max(1, budget // int((end - n).sum() + n + 1))
     states = []
     for part in front.split(together):
-        kept = encode_prefix(blocks, torch.cat([words[:1, :1].expand(len(part), -1, -1), part], dim=1))
+        kept = encode_prefix(
+            blocks, torch.cat([words[:1, :1].expand(len(part), -1, -1), part], dim=1)
+        )
         found = []
         for classes in buckets:
-            suffix = words[classes, n + 1:int(end[classes[0]]) + 1]
-            found.append(torch.cat([encode_suffix(blocks, suffix[rows % len(classes)], kept, rows // len(classes))
-                                    for rows in pieces(len(part) * len(classes), n + 1 + suffix.shape[1], budget, ids.device)]).unflatten(0, (len(part), -1)))
+            suffix = words[classes, n + 1 : int(end[classes[0]]) + 1]
+            found.append(
+                torch.cat(
+                    [
+                        encode_suffix(
+                            blocks, suffix[rows % len(classes)], kept, rows // len(classes)
+                        )
+                        for rows in pieces(
+                            len(part) * len(classes), n + 1 + suffix.shape[1], budget, ids.device
+                        )
+                    ]
+                ).unflatten(0, (len(part), -1))
+            )
         states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
     return torch.cat(states)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import torch
 
-LIMIT = 2 ** 29   # bytes of features that are kept
+LIMIT = 2**29  # bytes of features that are kept
 FEW = 8
 
 
@@ -29,7 +29,9 @@ class FeatureStore:
         bits = pixels.float().flatten(1).contiguous().view(torch.int32).long()
         if self.weights is None or self.weights.shape[1] != bits.shape[1]:
             generator = torch.Generator().manual_seed(0)
-            self.weights = torch.randint(-2 ** 62, 2 ** 62, (2, bits.shape[1]), generator=generator) * 2 + 1
+            self.weights = (
+                torch.randint(-(2**62), 2**62, (2, bits.shape[1]), generator=generator) * 2 + 1
+            )
         self.weights = self.weights.to(bits.device)
         return list(zip(*((bits * weights).sum(1).tolist() for weights in self.weights)))
 
@@ -46,10 +48,14 @@ class FeatureStore:
                 unknown.setdefault(key, i)
         if unknown:
             chosen = list(unknown.values())
-            company = sorted(set(range(len(keys))).difference(chosen))[:max(0, FEW - len(chosen))]
-            together = pixels if len(chosen) + len(company) == len(keys) else pixels[chosen + company]
+            company = sorted(set(range(len(keys))).difference(chosen))[: max(0, FEW - len(chosen))]
+            together = (
+                pixels if len(chosen) + len(company) == len(keys) else pixels[chosen + company]
+            )
             places = chosen if together is pixels else range(len(chosen))
-            self.rows.update((key, found) for key, found in zip(unknown, encode(together)[list(places)]))
+            self.rows.update(
+                (key, found) for key, found in zip(unknown, encode(together)[list(places)])
+            )
         rows = [self.rows[key] for key in keys]
         for key in keys:
             self.rows.move_to_end(key)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from . import prefix
 from .blocks import positions_at_once
 
@@ -17,7 +17,11 @@ class TextPath:
     """
 
     def __init__(self, loaded):
-        self.model, self.tokenizer, self.length = loaded.model, loaded.tokenizer, loaded.description.context_length
+        self.model, self.tokenizer, self.length = (
+            loaded.model,
+            loaded.tokenizer,
+            loaded.description.context_length,
+        )
         self.tower = getattr(self.model, "text", self.model)
         self.short = prefix.fits(self.tower)
         self.texts, self.names, self.ids = [], [], {}
@@ -40,12 +44,15 @@ class TextPath:
     def check(self, n):
         """Raise unless n context tokens, SOS, EOT and the longest class text fit into the tower."""
         if not self.texts:
-            raise BlackBoxError("The oracle was asked before it was told any class names: call set_classes first.")
+            raise BlackBoxError(
+                "The oracle was asked before it was told any class names: call set_classes first."
+            )
         i = max(range(len(self.texts)), key=lambda j: len(self.texts[j]))
         if n + len(self.texts[i]) + 2 > self.length:
             raise BlackBoxError(
                 f"The class name '{self.names[i]}' takes {len(self.texts[i])} tokens with its template; with {n} context tokens, SOS and EOT that "
-                f"is {n + len(self.texts[i]) + 2}, and the text tower has {self.length} positions. Shorten the name or the context.")
+                f"is {n + len(self.texts[i]) + 2}, and the text tower has {self.length} positions. Shorten the name or the context."
+            )
 
     def tokens(self, n, length=None):
         """Ids `[C, L]` with n placeholders after SOS, and the position of EOT `[C]`; L is the longest prompt, or `length`."""
@@ -58,7 +65,7 @@ class TextPath:
         ids = torch.zeros(len(self.texts), length or int(end.max()) + 1, dtype=torch.long)
         ids[:, 0] = self.tokenizer.sot_token_id
         for row, text in zip(ids, self.texts):
-            row[n + 1:n + 1 + len(text)] = torch.tensor(text)
+            row[n + 1 : n + 1 + len(text)] = torch.tensor(text)
             row[n + 1 + len(text)] = self.tokenizer.eot_token_id
         return ids.to(self.device), end.to(self.device)
 
@@ -71,7 +78,9 @@ class TextPath:
     def encode_short(self, contexts):
         """`[P, C, E]`; every class's own tokens against the prefix that all share."""
         tower = self.tower
-        x = prefix.encode(tower, contexts, *self.tokens(contexts.shape[1]), positions_at_once(tower.transformer))
+        x = prefix.encode(
+            tower, contexts, *self.tokens(contexts.shape[1]), positions_at_once(tower.transformer)
+        )
         x, projection = tower.ln_final(x), tower.text_projection
         if projection is None:
             return x
@@ -82,10 +91,12 @@ class TextPath:
         (P, n, _), C = contexts.shape, len(self.texts)
         ids, _ = self.tokens(n, self.length)
         features = []
-        for rows in torch.arange(P * C, device=self.device).split(max(1, positions_at_once(self.tower.transformer) // self.length)):
+        for rows in torch.arange(P * C, device=self.device).split(
+            max(1, positions_at_once(self.tower.transformer) // self.length)
+        ):
 
             def fill(module, inputs, output, part=contexts[rows // C]):
-                return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1:]], dim=1)
+                return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1 :]], dim=1)
 
             handle = self.tower.token_embedding.register_forward_hook(fill)
             try:

@@ -2,10 +2,10 @@
 
 import math
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from .interface import Wrapper
 
-SURE = -36.0    # log of what double precision can tell from nothing, beside 1
+SURE = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
 class TopK(Wrapper):
@@ -20,7 +20,9 @@ class TopK(Wrapper):
 
     def __init__(self, inner, k):
         if k < 1:
-            raise BlackBoxError(f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means logits.")
+            raise BlackBoxError(
+                f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means logits."
+            )
         super().__init__(inner)
         self.k = k
 
@@ -33,6 +35,10 @@ class TopK(Wrapper):
         unseen = answer.shape[-1] - self.k
         if unseen <= 0:
             return answer.float()
-        seen, classes = answer.topk(self.k)     # in double precision, since what they leave may be a millionth
-        left = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(SURE) - math.log(unseen)
+        seen, classes = answer.topk(
+            self.k
+        )  # in double precision, since what they leave may be a millionth
+        left = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(SURE) - math.log(
+            unseen
+        )
         return left.expand_as(answer).scatter(-1, classes, seen).float()

@@ -7,4 +7,14 @@ from .projection import RandomProjection, TwoProjections
 from .space import build_space
 from .tokens import TokenSpace
 
-__all__ = ["Fastfood", "LowRankSpace", "Prompt", "RandomProjection", "TokenSpace", "TwoProjections", "build_space", "initial_context", "walsh_hadamard"]
+__all__ = [
+    "Fastfood",
+    "LowRankSpace",
+    "Prompt",
+    "RandomProjection",
+    "TokenSpace",
+    "TwoProjections",
+    "build_space",
+    "initial_context",
+    "walsh_hadamard",
+]

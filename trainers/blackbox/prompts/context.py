@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 
 
 class Prompt(NamedTuple):
     """What is asked of the oracle for P candidates."""
 
-    contexts: torch.Tensor                    # [P, n, D]
+    contexts: torch.Tensor  # [P, n, D]
     image_tokens: torch.Tensor | None = None  # [P, n_V, W]
 
 
@@ -23,10 +23,16 @@ def initial_context(oracle, words, n, generator):
         BlackBoxError: no token at all, or more than the text tower has positions for.
     """
     words = words.replace("_", " ").strip()
-    context = oracle.embed(words).cpu() if words else 0.02 * torch.randn(max(n, 0), oracle.description.width, generator=generator)
-    room = oracle.description.context_length - 3   # SOS, EOT and at least one token of a class name
+    context = (
+        oracle.embed(words).cpu()
+        if words
+        else 0.02 * torch.randn(max(n, 0), oracle.description.width, generator=generator)
+    )
+    room = oracle.description.context_length - 3  # SOS, EOT and at least one token of a class name
     if not 1 <= len(context) <= room:
-        raise BlackBoxError(f"A context of {len(context) if words else n} tokens was asked for (N_CTX, or the words of CTX_INIT); "
-                            f"{oracle.description.name} takes 1 to {room}.")
+        raise BlackBoxError(
+            f"A context of {len(context) if words else n} tokens was asked for (N_CTX, or the words of CTX_INIT); "
+            f"{oracle.description.name} takes 1 to {room}."
+        )
     print(f'Initial context: "{words or " ".join(["X"] * len(context))}" ({len(context)} tokens)')
     return context

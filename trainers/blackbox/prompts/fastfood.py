@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 
 
 def walsh_hadamard(x):
@@ -38,11 +38,17 @@ class Fastfood(nn.Module):
         super().__init__()
         L = 1 << max(0, D - 1).bit_length()
         if not 1 <= m <= L:
-            raise BlackBoxError(f"Each context token would get m = ID // n = {m} numbers, but Fastfood's length at width {D} is {L}: "
-                                f"choose TRAINER.ZIP.ID between {n} and {n * L + n - 1}.")
+            raise BlackBoxError(
+                f"Each context token would get m = ID // n = {m} numbers, but Fastfood's length at width {D} is {L}: "
+                f"choose TRAINER.ZIP.ID between {n} and {n * L + n - 1}."
+            )
         self.D, self.L = D, L
-        self.register_buffer("signs", torch.randint(0, 2, (n, L), generator=generator).float() * 2 - 1)
-        self.register_buffer("permutation", torch.stack([torch.randperm(L, generator=generator) for _ in range(n)]))
+        self.register_buffer(
+            "signs", torch.randint(0, 2, (n, L), generator=generator).float() * 2 - 1
+        )
+        self.register_buffer(
+            "permutation", torch.stack([torch.randperm(L, generator=generator) for _ in range(n)])
+        )
         self.register_buffer("gaussian", torch.randn(n, L, generator=generator))
 
     def forward(self, x):
@@ -50,6 +56,6 @@ class Fastfood(nn.Module):
         x = F.pad(x, (0, self.L - x.shape[-1]))
         x = walsh_hadamard(self.signs * x)
         x = x.gather(-1, self.permutation.expand_as(x))
-        x = walsh_hadamard(self.gaussian * x)[..., :self.D]
+        x = walsh_hadamard(self.gaussian * x)[..., : self.D]
         # sqrt(L * sum(G^2)) * sqrt(D / L)
         return x / (self.D * self.gaussian.square().sum(-1, keepdim=True)).sqrt()

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from .context import Prompt
 from .fastfood import Fastfood
 
@@ -33,8 +33,17 @@ class LowRankSpace(nn.Module):
         self.projection = Fastfood(n, self.m, D, generator)
         self.sizes = (n * rank, rank, self.m * rank, self.m)
         self.d = sum(self.sizes)
-        self.register_buffer("origin", torch.cat([
-            torch.zeros(n * rank), torch.ones(rank), torch.randn(self.m * rank, generator=generator), torch.zeros(self.m)]))
+        self.register_buffer(
+            "origin",
+            torch.cat(
+                [
+                    torch.zeros(n * rank),
+                    torch.ones(rank),
+                    torch.randn(self.m * rank, generator=generator),
+                    torch.zeros(self.m),
+                ]
+            ),
+        )
 
     def forward(self, theta):
         """`[P, d]` -> Prompt with contexts `[P, n, D]`."""

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from ..errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from .context import Prompt
 
-CONV_INPUT = 3072   # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
+CONV_INPUT = 3072  # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
 
 
 class RandomProjection(nn.Module):
@@ -24,7 +24,9 @@ class RandomProjection(nn.Module):
     def __init__(self, start, d, std, generator):
         super().__init__()
         if d < 1:
-            raise BlackBoxError(f"A projection from {d} dimensions was asked for (DIM); 1 or more are needed.")
+            raise BlackBoxError(
+                f"A projection from {d} dimensions was asked for (DIM); 1 or more are needed."
+            )
         self.register_buffer("start", start)
         self.register_buffer("A", std * torch.randn(start.numel(), d, generator=generator))
         self.register_buffer("origin", torch.zeros(d))
@@ -57,20 +59,35 @@ class TwoProjections(nn.Module):
     def __init__(self, description, start, n_image, d_text, d_image, sigma, generator):
         super().__init__()
         if n_image and description.image_width is None:
-            raise BlackBoxError(f"BPT-VLM puts tokens into the image encoder, and {description.name} has a convolutional one. Choose a ViT, or set "
-                                f"TRAINER.BPTVLM.N_IMAGE to 0 for text tokens alone.")
+            raise BlackBoxError(
+                f"BPT-VLM puts tokens into the image encoder, and {description.name} has a convolutional one. Choose a ViT, or set "
+                f"TRAINER.BPTVLM.N_IMAGE to 0 for text tokens alone."
+            )
         d_image = d_image if n_image else 0
         self.image_shape, self.sizes = (n_image, description.image_width), (d_text, d_image)
         self.register_buffer("start", start)
         text_std = description.token_std / (math.sqrt(d_text) * sigma)
-        self.register_buffer("A_text", text_std * torch.randn(start.numel(), d_text, generator=generator))
+        self.register_buffer(
+            "A_text", text_std * torch.randn(start.numel(), d_text, generator=generator)
+        )
         if n_image:
-            mean, std = description.patch_mean * CONV_INPUT / d_image, description.patch_std * math.sqrt(CONV_INPUT / d_image) * sigma
-            self.register_buffer("A_image", mean + std * torch.randn(n_image * description.image_width, d_image, generator=generator))
+            mean, std = (
+                description.patch_mean * CONV_INPUT / d_image,
+                description.patch_std * math.sqrt(CONV_INPUT / d_image) * sigma,
+            )
+            self.register_buffer(
+                "A_image",
+                mean
+                + std
+                * torch.randn(n_image * description.image_width, d_image, generator=generator),
+            )
         self.register_buffer("origin", torch.zeros(d_text + d_image))
 
     def forward(self, z):
         """`[P, d_L + d_V]` -> Prompt with contexts `[P, n_L, D]` and image tokens `[P, n_V, W]`."""
         text, image = z.split(self.sizes, dim=-1)
         contexts = self.start + (text @ self.A_text.T).view(-1, *self.start.shape)
-        return Prompt(contexts, (image @ self.A_image.T).view(-1, *self.image_shape) if self.image_shape[0] else None)
+        return Prompt(
+            contexts,
+            (image @ self.A_image.T).view(-1, *self.image_shape) if self.image_shape[0] else None,
+        )

@@ -1,6 +1,6 @@
 """One switch for the prompt space of every method that tunes the context alone."""
 
-from ..errors import one_of
+from ..run.errors import one_of
 from .lowrank import LowRankSpace
 from .projection import RandomProjection
 from .tokens import TokenSpace

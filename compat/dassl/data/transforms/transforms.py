@@ -86,12 +86,19 @@ def build_transform(cfg, is_train=True, choices=None):
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
     for choice in choices:
-        assert choice in AVAI_CHOICES, f"INPUT.TRANSFORMS must be among {AVAI_CHOICES}, but got {choice}"
+        assert choice in AVAI_CHOICES, (
+            f"INPUT.TRANSFORMS must be among {AVAI_CHOICES}, but got {choice}"
+        )
         if choice in NEED_REAL_DASSL and is_train:
-            raise NotImplementedError(f'The transform "{choice}" needs the real Dassl: install it, or choose another')
+            raise NotImplementedError(
+                f'The transform "{choice}" needs the real Dassl: install it, or choose another'
+            )
 
     print(f"Building transform_{'train' if is_train else 'test'}")
-    steps = [*_image_steps(cfg, is_train, choices), ("to torch tensor of range [0, 1]", T.ToTensor())]
+    steps = [
+        *_image_steps(cfg, is_train, choices),
+        ("to torch tensor of range [0, 1]", T.ToTensor()),
+    ]
     steps += _tensor_steps(cfg, is_train, choices)
     for words, _ in steps:
         print(f"+ {words}")
@@ -112,7 +119,10 @@ def _image_steps(cfg, is_train, choices):
     if "random_translation" in choices:
         yield "random translation", Random2DTranslation(*size)
     if "random_crop" in choices:
-        yield f"random crop (padding = {cfg.CROP_PADDING})", T.RandomCrop(size, padding=cfg.CROP_PADDING)
+        yield (
+            f"random crop (padding = {cfg.CROP_PADDING})",
+            T.RandomCrop(size, padding=cfg.CROP_PADDING),
+        )
     if "random_resized_crop" in choices:
         words = f"random resized crop (size={size}, scale={cfg.RRCROP_SCALE})"
         yield words, T.RandomResizedCrop(size, scale=cfg.RRCROP_SCALE, interpolation=interpolation)
@@ -120,22 +130,34 @@ def _image_steps(cfg, is_train, choices):
         yield "random flip", T.RandomHorizontalFlip()
     if "colorjitter" in choices:
         b, c, s, h = cfg.COLORJITTER_B, cfg.COLORJITTER_C, cfg.COLORJITTER_S, cfg.COLORJITTER_H
-        yield f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})", T.ColorJitter(b, c, s, h)
+        yield (
+            f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})",
+            T.ColorJitter(b, c, s, h),
+        )
     if "randomgrayscale" in choices:
         yield "random gray scale", T.RandomGrayscale(cfg.RGS_P)
     if "gaussian_blur" in choices:
-        yield f"gaussian blur (kernel={cfg.GB_K})", T.RandomApply([T.GaussianBlur(cfg.GB_K)], cfg.GB_P)
+        yield (
+            f"gaussian blur (kernel={cfg.GB_K})",
+            T.RandomApply([T.GaussianBlur(cfg.GB_K)], cfg.GB_P),
+        )
 
 
 def _tensor_steps(cfg, is_train, choices):
     """The steps after the tensor, each with its words for the log."""
     cfg = cfg.INPUT
     if is_train and "cutout" in choices:
-        yield f"cutout (n_holes={cfg.CUTOUT_N}, length={cfg.CUTOUT_LEN})", Cutout(cfg.CUTOUT_N, cfg.CUTOUT_LEN)
+        yield (
+            f"cutout (n_holes={cfg.CUTOUT_N}, length={cfg.CUTOUT_LEN})",
+            Cutout(cfg.CUTOUT_N, cfg.CUTOUT_LEN),
+        )
     if "normalize" in choices:
         mean, std = cfg.PIXEL_MEAN, cfg.PIXEL_STD
         yield f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)
     if is_train and "gaussian_noise" in choices:
-        yield f"gaussian noise (mean={cfg.GN_MEAN}, std={cfg.GN_STD})", GaussianNoise(cfg.GN_MEAN, cfg.GN_STD)
+        yield (
+            f"gaussian noise (mean={cfg.GN_MEAN}, std={cfg.GN_STD})",
+            GaussianNoise(cfg.GN_MEAN, cfg.GN_STD),
+        )
     if "instance_norm" in choices:
         yield "instance normalization", InstanceNormalization()

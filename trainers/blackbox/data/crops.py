@@ -5,15 +5,20 @@ import torch
 import torchvision.transforms as T
 from torch.utils.data import default_collate
 
-from .errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from .pictures import Pictures
 
-TOGETHER = 32       # pictures whose weights are made at a time
-UNITS = 2 ** 22     # of Pillow's weights
+TOGETHER = 32  # pictures whose weights are made at a time
+UNITS = 2**22  # of Pillow's weights
 # by interpolation: reach of the kernel, and the kernel as a function of the distance in pixels
 KERNELS = {
     "bilinear": (1, lambda x: 1 - x),
-    "bicubic": (2, lambda x: torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)),     # a = -1/2
+    "bicubic": (
+        2,
+        lambda x: torch.where(
+            x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        ),
+    ),  # a = -1/2
 }
 
 
@@ -34,10 +39,14 @@ class Cropper:
     def __init__(self, transform, device, limit):
         steps = {type(step): step for step in getattr(transform, "transforms", ())}
         known = {T.RandomResizedCrop, T.RandomHorizontalFlip, T.ToTensor, T.Normalize}
-        self.crop, self.flip, self.normalize = (steps.get(kind) for kind in (T.RandomResizedCrop, T.RandomHorizontalFlip, T.Normalize))
+        self.crop, self.flip, self.normalize = (
+            steps.get(kind) for kind in (T.RandomResizedCrop, T.RandomHorizontalFlip, T.Normalize)
+        )
         if set(steps) - known or self.crop is None or self.crop.interpolation.value not in KERNELS:
-            raise BlackBoxError("INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop (bilinear or bicubic), random_flip and normalize; here the steps are "
-                                f"{', '.join(kind.__name__ for kind in steps) or 'none'}. Set it to False, or change INPUT.TRANSFORMS.")
+            raise BlackBoxError(
+                "INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop (bilinear or bicubic), random_flip and normalize; here the steps are "
+                f"{', '.join(kind.__name__ for kind in steps) or 'none'}. Set it to False, or change INPUT.TRANSFORMS."
+            )
         self.device, self.pictures = device, Pictures(limit, self.hold)
 
     def hold(self, image):
@@ -48,12 +57,14 @@ class Cropper:
         """(the picture's part that was drawn, whether it is flipped)"""
         top, left, height, width = self.crop.get_params(picture, self.crop.scale, self.crop.ratio)
         flipped = self.flip is not None and bool(torch.rand(1) < self.flip.p)
-        return picture[:, top:top + height, left:left + width], flipped
+        return picture[:, top : top + height, left : left + width], flipped
 
     def collate(self, items):
         """Like torch's own, with pixels `[B, 3, H, W]` of what was drawn."""
         drawn = [item.pop("img") for item in items]
-        parts = [self.resample(*zip(*drawn[i:i + TOGETHER])) for i in range(0, len(drawn), TOGETHER)]
+        parts = [
+            self.resample(*zip(*drawn[i : i + TOGETHER])) for i in range(0, len(drawn), TOGETHER)
+        ]
         return {**default_collate(items), "img": torch.cat(parts)}
 
     def resample(self, crops, flipped):
@@ -63,9 +74,22 @@ class Cropper:
         that a crop does not depend on its company. (Pillow 13 takes the rows first for some sizes, which moves some pixels by a few levels.)
         """
         kind = self.crop.interpolation.value
-        rows, columns = (resampling([crop.shape[side] for crop in crops], target, kind, self.device) for side, target in zip((1, 2), self.crop.size))
-        levels = torch.stack([round_off(down[:, :crop.shape[1]] @ round_off(crop.double() @ across[:, :crop.shape[2]].T)) for crop, down, across in zip(crops, rows, columns)])
-        levels = torch.where(torch.tensor(flipped, device=self.device)[:, None, None, None], levels.flip(-1), levels)
+        rows, columns = (
+            resampling([crop.shape[side] for crop in crops], target, kind, self.device)
+            for side, target in zip((1, 2), self.crop.size)
+        )
+        levels = torch.stack(
+            [
+                round_off(
+                    down[:, : crop.shape[1]]
+                    @ round_off(crop.double() @ across[:, : crop.shape[2]].T)
+                )
+                for crop, down, across in zip(crops, rows, columns)
+            ]
+        )
+        levels = torch.where(
+            torch.tensor(flipped, device=self.device)[:, None, None, None], levels.flip(-1), levels
+        )
         return self.normalize(levels.float().div_(255))
 
 
@@ -76,14 +100,19 @@ def round_off(sums):
 
 def resampling(sizes, target, interpolation, device):
     """Weights of Pillow's antialiased resampling in units, `[B, target, longest size]`: of every pixel of B rows in each of `target` new ones."""
-    sizes, (reach, kernel) = torch.tensor(sizes, device=device)[:, None, None], KERNELS[interpolation]
+    sizes, (reach, kernel) = (
+        torch.tensor(sizes, device=device)[:, None, None],
+        KERNELS[interpolation],
+    )
     scale = sizes.double() / target
-    stretch = scale.clamp_min(1)     # a kernel that is as wide as what one new pixel covers: antialiasing
+    stretch = scale.clamp_min(
+        1
+    )  # a kernel that is as wide as what one new pixel covers: antialiasing
     centre = (torch.arange(target, device=device)[:, None] + 0.5) * scale
     pixel = torch.arange(int(sizes.max()), device=device)
     first, last = ((centre + side * reach * stretch + 0.5).long() for side in (-1, 1))
     inside = (pixel >= first) & (pixel < last) & (pixel < sizes)
-    distance = ((pixel + 0.5 - centre) / stretch).abs().clamp_max(reach)   # where every kernel is 0
+    distance = ((pixel + 0.5 - centre) / stretch).abs().clamp_max(reach)  # where every kernel is 0
     weights = torch.where(inside, kernel(distance), 0)
     weights = weights / weights.sum(-1, keepdim=True) * UNITS
     return (weights.abs() + 0.5).floor() * weights.sign()

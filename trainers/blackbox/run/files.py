@@ -26,10 +26,14 @@ def write_atomically(path, content):
     except BaseException as e:
         if temporary.is_file():
             temporary.unlink()
-        if not isinstance(e, (OSError, RuntimeError)):   # torch.save reports a full disk as a RuntimeError
+        if not isinstance(
+            e, (OSError, RuntimeError)
+        ):  # torch.save reports a full disk as a RuntimeError
             raise
-        raise BlackBoxError(f"Could not write {path} ({e}). What was there before is whole; make room or choose another OUTPUT_DIR, "
-                            f"then run the same command again to resume.") from e
+        raise BlackBoxError(
+            f"Could not write {path} ({e}). What was there before is whole; make room or choose another OUTPUT_DIR, "
+            f"then run the same command again to resume."
+        ) from e
 
 
 def save_state(path, state):
@@ -45,10 +49,22 @@ def load_state(path):
     """
     path = Path(path)
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("model*.pth.tar*")) if path.parent.is_dir() else []
-        raise BlackBoxError(f"No checkpoint at {path}. " + (f"In that folder: {', '.join(there)}." if there else
-                            "Check --model-dir: it is the output folder of a training run."))
+        there = (
+            sorted(p.name for p in path.parent.glob("model*.pth.tar*"))
+            if path.parent.is_dir()
+            else []
+        )
+        raise BlackBoxError(
+            f"No checkpoint at {path}. "
+            + (
+                f"In that folder: {', '.join(there)}."
+                if there
+                else "Check --model-dir: it is the output folder of a training run."
+            )
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise BlackBoxError(f"{path} is not a checkpoint that can be read ({str(e).splitlines()[0]}).") from e
+        raise BlackBoxError(
+            f"{path} is not a checkpoint that can be read ({str(e).splitlines()[0]})."
+        ) from e

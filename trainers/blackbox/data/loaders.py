@@ -11,10 +11,14 @@ from dassl.data.data_manager import DatasetWrapper, build_data_loader
 from dassl.data.transforms import build_transform
 
 from .crops import Cropper
-from .errors import BlackBoxError
+from ..run.errors import BlackBoxError
 from .pictures import Pictures
 
-VIEWED = {"random_resized_crop", "random_flip", "normalize"}   # transforms that draw from torch's generator alone
+VIEWED = {
+    "random_resized_crop",
+    "random_flip",
+    "normalize",
+}  # transforms that draw from torch's generator alone
 
 
 class ImageReader(DatasetWrapper):
@@ -31,8 +35,10 @@ class ImageReader(DatasetWrapper):
             return self.transform(picture)
         name = f"{self.cfg.SEED} {index} {self.pictures.epoch % views}"
         state = torch.get_rng_state()
-        try:    # of the CPU's generator alone: `torch.manual_seed` tells every device, which takes longer than the crop
-            torch.default_generator.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+        try:  # of the CPU's generator alone: `torch.manual_seed` tells every device, which takes longer than the crop
+            torch.default_generator.manual_seed(
+                int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+            )
             return self.transform(picture)
         finally:
             torch.set_rng_state(state)
@@ -43,9 +49,21 @@ class ImageReader(DatasetWrapper):
             if self.k_tfm > 1 or self.return_img0 or not callable(self.transform):
                 return super().__getitem__(index)
             image = self.view(index, self.pictures.open(item.impath))
-        except (OSError, SyntaxError, ValueError) as e:   # Pillow raises any of them on a broken file
-            raise BlackBoxError(f"The image {item.impath} cannot be decoded ({e}). Replace the file, or copy the data set anew.") from e
-        return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index, "img": image}
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as e:  # Pillow raises any of them on a broken file
+            raise BlackBoxError(
+                f"The image {item.impath} cannot be decoded ({e}). Replace the file, or copy the data set anew."
+            ) from e
+        return {
+            "label": item.label,
+            "domain": item.domain,
+            "impath": item.impath,
+            "index": index,
+            "img": image,
+        }
 
 
 def match_input(cfg, description):
@@ -57,17 +75,25 @@ def match_input(cfg, description):
         BlackBoxError: `cfg.INPUT` contradicts the model.
     """
     if "normalize" not in cfg.INPUT.TRANSFORMS:
-        raise BlackBoxError(f"INPUT.TRANSFORMS is {list(cfg.INPUT.TRANSFORMS)}, without 'normalize', but {description.name} expects normalised pixels. "
-                            f"Add it, as the YAMLs in configs/trainers do.")
+        raise BlackBoxError(
+            f"INPUT.TRANSFORMS is {list(cfg.INPUT.TRANSFORMS)}, without 'normalize', but {description.name} expects normalised pixels. "
+            f"Add it, as the YAMLs in configs/trainers do."
+        )
     default, cfg = get_cfg_default().INPUT, cfg.clone()
     cfg.defrost()
-    wanted = {"SIZE": tuple(description.image_size), "PIXEL_MEAN": list(description.mean), "PIXEL_STD": list(description.std),
-              "INTERPOLATION": description.interpolation}
+    wanted = {
+        "SIZE": tuple(description.image_size),
+        "PIXEL_MEAN": list(description.mean),
+        "PIXEL_STD": list(description.std),
+        "INTERPOLATION": description.interpolation,
+    }
     for key, value in wanted.items():
         given = cfg.INPUT[key]
         if given != default[key] and not same(given, value):
-            raise BlackBoxError(f"INPUT.{key} is {given}, but {description.name} expects {value}. Remove it from the configuration: "
-                                f"the model's own value is used.")
+            raise BlackBoxError(
+                f"INPUT.{key} is {given}, but {description.name} expects {value}. Remove it from the configuration: "
+                f"the model's own value is used."
+            )
         cfg.INPUT[key] = value
     cfg.freeze()
     return cfg
@@ -89,9 +115,11 @@ def build_data(trainer):
     cfg = trainer.cfg
     other = set(cfg.INPUT.TRANSFORMS) - VIEWED
     if cfg.INPUT.VIEWS and other:
-        raise BlackBoxError(f"INPUT.VIEWS keeps views that are drawn by {', '.join(sorted(VIEWED))}; INPUT.TRANSFORMS has {', '.join(sorted(other))} besides. Leave them "
-                            f"out, or set INPUT.VIEWS to 0.")
-    trainer.pictures = Pictures(2 ** 20 * cfg.INPUT.CACHE_MB)
+        raise BlackBoxError(
+            f"INPUT.VIEWS keeps views that are drawn by {', '.join(sorted(VIEWED))}; INPUT.TRANSFORMS has {', '.join(sorted(other))} besides. Leave them "
+            f"out, or set INPUT.VIEWS to 0."
+        )
+    trainer.pictures = Pictures(2**20 * cfg.INPUT.CACHE_MB)
     trainer.dm = dm = DataManager(cfg, dataset_wrapper=partial(ImageReader, trainer.pictures))
     trainer.pictures.paths.update(item.impath for item in dm.dataset.train_x)
     trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
@@ -99,13 +127,23 @@ def build_data(trainer):
     if cfg.INPUT.CROP_ON_DEVICE:
         node = cfg.DATALOADER.TRAIN_X
         if cfg.DATALOADER.K_TRANSFORMS > 1 or cfg.DATALOADER.RETURN_IMG0:
-            raise BlackBoxError("INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop; DATALOADER.K_TRANSFORMS or RETURN_IMG0 asks for more. Set it to False, or them to 1 "
-                                "and False.")
-        trainer.cropper = Cropper(dm.train_loader_x.dataset.transform, trainer.device, 2 ** 20 * cfg.INPUT.CACHE_MB)
+            raise BlackBoxError(
+                "INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop; DATALOADER.K_TRANSFORMS or RETURN_IMG0 asks for more. Set it to False, or them to 1 "
+                "and False."
+            )
+        trainer.cropper = Cropper(
+            dm.train_loader_x.dataset.transform, trainer.device, 2**20 * cfg.INPUT.CACHE_MB
+        )
         trainer.cropper.pictures.paths.update(trainer.pictures.paths)
-        trainer.train_loader_x = device_loader(trainer, node.SAMPLER, node.BATCH_SIZE, True, n_domain=node.N_DOMAIN, n_ins=node.N_INS)
+        trainer.train_loader_x = device_loader(
+            trainer, node.SAMPLER, node.BATCH_SIZE, True, n_domain=node.N_DOMAIN, n_ins=node.N_INS
+        )
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
-    trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
+    trainer.num_classes, trainer.num_source_domains, trainer.lab2cname = (
+        dm.num_classes,
+        dm.num_source_domains,
+        dm.lab2cname,
+    )
     if cfg.TEST.SPLIT == "val":
         need_val(dm.dataset, cfg.DATASET.NAME)
     return dm
@@ -115,8 +153,10 @@ def need_val(dataset, name):
     """Raise unless there are validation images, and none of them is a test image."""
     test = {item.impath for item in dataset.test}
     if not dataset.val or any(item.impath in test for item in dataset.val):
-        raise BlackBoxError(f"{name} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val, or "
-                            f"ORACLE.VAL_EVERY) would look at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split.")
+        raise BlackBoxError(
+            f"{name} has no validation split of its own, so TEST.FINAL_MODEL best_val (or TEST.SPLIT val, or "
+            f"ORACLE.VAL_EVERY) would look at the test images. Use TEST.FINAL_MODEL last_step, or a data set with a val split."
+        )
 
 
 class Pictured:
@@ -130,8 +170,10 @@ class Pictured:
         test = {item.impath for item in dataset.test}
         shared = next((item.impath for item in dataset.train_x if item.impath in test), None)
         if shared is not None:
-            raise BlackBoxError(f"{name} is for testing only: its training images are test images ({shared}). Train on another data set, and evaluate here with "
-                                f"--eval-only --model-dir DIR.")
+            raise BlackBoxError(
+                f"{name} is for testing only: its training images are test images ({shared}). Train on another data set, and evaluate here with "
+                f"--eval-only --model-dir DIR."
+            )
 
     def before_train(self):
         self.check_training()
@@ -159,16 +201,30 @@ class Pictured:
 
 def ordered_loader(cfg, items, pictures):
     """The items in order, un-augmented, the last batch kept: for fitness on a whole set."""
-    return build_data_loader(cfg, "SequentialSampler", items, cfg.DATALOADER.TEST.BATCH_SIZE, tfm=build_transform(cfg, is_train=False),
-                             is_train=False, dataset_wrapper=partial(ImageReader, pictures))
+    return build_data_loader(
+        cfg,
+        "SequentialSampler",
+        items,
+        cfg.DATALOADER.TEST.BATCH_SIZE,
+        tfm=build_transform(cfg, is_train=False),
+        is_train=False,
+        dataset_wrapper=partial(ImageReader, pictures),
+    )
 
 
 def augmented_loader(trainer, batch_size):
     """The training images shuffled and augmented, the last batch kept: for a head."""
     if trainer.cropper is not None:
         return device_loader(trainer, "RandomSampler", batch_size, False)
-    return build_data_loader(trainer.cfg, "RandomSampler", trainer.dm.dataset.train_x, batch_size, tfm=build_transform(trainer.cfg, is_train=True), is_train=False,
-                             dataset_wrapper=partial(ImageReader, trainer.pictures))
+    return build_data_loader(
+        trainer.cfg,
+        "RandomSampler",
+        trainer.dm.dataset.train_x,
+        batch_size,
+        tfm=build_transform(trainer.cfg, is_train=True),
+        is_train=False,
+        dataset_wrapper=partial(ImageReader, trainer.pictures),
+    )
 
 
 def device_loader(trainer, sampler, batch_size, is_train, **options):
@@ -176,7 +232,15 @@ def device_loader(trainer, sampler, batch_size, is_train, **options):
     cfg, cropper = trainer.cfg.clone(), trainer.cropper
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0
-    loader = build_data_loader(cfg, sampler, trainer.dm.dataset.train_x, batch_size, tfm=cropper.draw, is_train=is_train,
-                               dataset_wrapper=partial(ImageReader, cropper.pictures), **options)
-    loader.collate_fn, loader.pin_memory = cropper.collate, False    # the pixels are there already
+    loader = build_data_loader(
+        cfg,
+        sampler,
+        trainer.dm.dataset.train_x,
+        batch_size,
+        tfm=cropper.draw,
+        is_train=is_train,
+        dataset_wrapper=partial(ImageReader, cropper.pictures),
+        **options,
+    )
+    loader.collate_fn, loader.pin_memory = cropper.collate, False  # the pixels are there already
     return loader

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-TOGETHER = 256   # pictures that are read ahead
-DECODED = 0.75   # share of the bound for decoded pictures; the rest holds files as they are, for those that found no room
+TOGETHER = 256  # pictures that are read ahead
+DECODED = 0.75  # share of the bound for decoded pictures; the rest holds files as they are, for those that found no room
 
 
 def as_it_is(image):
@@ -24,7 +24,7 @@ class Pictures:
 
     def __init__(self, limit, hold=as_it_is):
         self.paths, self.decoded, self.files, self.hold = set(), {}, {}, hold
-        self.epoch = 0      # of the run, for the turns of INPUT.VIEWS
+        self.epoch = 0  # of the run, for the turns of INPUT.VIEWS
         self.room = {"decoded": int(limit * DECODED), "files": int(limit * (1 - DECODED))}
 
     def open(self, path):
@@ -40,7 +40,7 @@ class Pictures:
     def keep(self, path, data, image):
         """Keep a picture in the form for which there is room; returns what `hold` makes of it."""
         held = self.hold(image)
-        if self.fits("decoded", image.width * image.height * 4):   # Pillow keeps four bytes a pixel
+        if self.fits("decoded", image.width * image.height * 4):  # Pillow keeps four bytes a pixel
             self.decoded[path] = held
         elif self.fits("files", len(data)):
             self.files[path] = data
@@ -59,12 +59,12 @@ class Pictures:
         paths = sorted(self.paths)
         with ThreadPoolExecutor(max(1, workers)) as pool:
             for start in range(0, len(paths), TOGETHER):
-                part = paths[start:start + TOGETHER]
+                part = paths[start : start + TOGETHER]
                 for path, found in zip(part, pool.map(read_if_sound, part)):
                     if found is not None:
                         self.keep(path, *found)
                 if part[-1] not in self.paths:
-                    return      # no room for more
+                    return  # no room for more
 
 
 def decode(data):
@@ -80,5 +80,5 @@ def read(path):
 def read_if_sound(path):
     try:
         return read(path)
-    except (OSError, SyntaxError, ValueError):    # Pillow raises any of them on a broken file
+    except (OSError, SyntaxError, ValueError):  # Pillow raises any of them on a broken file
         return None

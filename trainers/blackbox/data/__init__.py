@@ -1,0 +1,1 @@
+"""Dassl's loaders over pictures that are decoded once, with the input that a model expects."""
