@@ -28,7 +28,7 @@ setup(
         "torchvision",
         "open_clip_torch>=3.0",
         "yacs",
-        "cma",
+        "cma>=4.5,<4.6",  # other versions adapt the step size otherwise
         "numpy",
         "pillow",
         "safetensors",

@@ -74,10 +74,10 @@ def template_accuracy(digits):
 
 
 def export(target):
-    from dassl_blackbox.trainers.blackbox.run.files import save_state
+    from dassl_blackbox.trainers.blackbox.run.files import write_atomically
     from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
 
-    save_state(target, tiny_state_dict())
+    write_atomically(target, lambda f: torch.save(tiny_state_dict(), f))  # plain, for any reader
 
 
 if __name__ == "__main__":

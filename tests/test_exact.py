@@ -13,7 +13,31 @@ from test_oracle import SMALL, make, pixels
 
 LARGE = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50-quickgelu"]  # seconds each: one case
 KINDS = ["tiny", *SMALL, *LARGE]
-WORDS = "red old stone bridge over a small quiet river near the north wooden tower house with two large round windows and grey roof".split()
+WORDS = [
+    "red",
+    "old",
+    "stone",
+    "bridge",
+    "over",
+    "a",
+    "small",
+    "quiet",
+    "river",
+    "near",
+    "the",
+    "north",
+    "wooden",
+    "tower",
+    "house",
+    "with",
+    "two",
+    "large",
+    "round",
+    "windows",
+    "and",
+    "grey",
+    "roof",
+]
 
 
 @pytest.fixture(scope="module")

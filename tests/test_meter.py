@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import Images, Meter
 from dassl_blackbox.trainers.blackbox.oracle.meter import query_cost
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, BudgetSpent
 from support import Random, Spy
 
 
@@ -122,7 +123,7 @@ def test_37_queries_in_steps_of_10_stop_at_30(tmp_path):
     ],
 )
 def test_both_budgets_bind(tmp_path, limits, answers):
-    meter, path = metered(tmp_path, **limits)
+    meter, _ = metered(tmp_path, **limits)
     if answers is None:
         for _ in range(50):
             ask(meter, 10, 8)
@@ -145,14 +146,13 @@ def test_features_are_charged_and_refused_like_queries(tmp_path):
 def test_evaluation_is_counted_apart_and_never_limited(tmp_path):
     meter, path = metered(tmp_path, max_queries=10, max_image_queries=100)
     ask(meter, 10, 10)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError), meter.evaluation():
+        for _ in range(7):
+            ask(meter, 3, 50)
         with meter.evaluation():
-            for _ in range(7):
-                ask(meter, 3, 50)
-            with meter.evaluation():
-                ask(meter)
             ask(meter)
-            1 / 0
+        ask(meter)
+        raise ZeroDivisionError
     counts = json.loads(path.read_text())
     assert counts == {
         "training": {"queries": 10, "image_queries": 100},
@@ -181,27 +181,172 @@ def test_a_bill_is_continued(tmp_path):
     assert second.counts["training"] == {"queries": 30, "image_queries": 99}
 
 
+def whole(queries=3, **more):
+    """A bill's text; `queries` is put where the training queries stand."""
+    bill = {
+        "training": {"queries": 0, "image_queries": 5},
+        "evaluation": {"queries": 1, "image_queries": 1},
+        **more,
+    }
+    return json.dumps(bill).replace("0", queries if isinstance(queries, str) else repr(queries), 1)
+
+
+COUNTS = ["Infinity", "-Infinity", "NaN", "-1", "2.5", "3.0", "1e3", "true", "null", '"3"', "[3]"]
+COUNTS += ["{}", str(2**63), "1" + "0" * 5000]
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
+        b"\n",
         b"{",
         b"[]",
         b"3",
+        b"null",
         b"\xff\xfe\x00",
+        b'\xef\xbb\xbf{"training": {}}',
+        b"[" * 100_000,
+        b'{"training": ' * 100_000,
+        whole().encode()[:-9],
+        whole().encode("utf-16"),
         b'{"training": {"queries": 3}}',
         b'{"training": 3, "evaluation": 4}',
-        b'{"training": {"queries": "x", "image_queries": 0}, "evaluation": {"queries": 0, "image_queries": 0}}',
+        whole(lost=3).encode(),
+        whole(lost={"queries": 1}).encode(),
+        whole(lost={"queries": 1, "image_queries": -1}).encode(),
+        *(whole(count).encode() for count in COUNTS),
     ],
+    ids=lambda content: repr(content[:60]),
 )
 def test_a_corrupt_bill_is_a_sentence(tmp_path, content):
     (tmp_path / "queries.json").write_bytes(content)
     with pytest.raises(
         BlackBoxError,
-        match=f"^The bill {tmp_path}/queries.json cannot be read .*Mend it, or move it away",
-    ):
+        match=f"^(The bill )?{tmp_path}/queries.json cannot be read .*Mend it, or move it away",
+    ) as caught:
         metered(tmp_path)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
     assert (tmp_path / "queries.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("count", [True, 2.0, "3", None, -1, 2**63, math.inf])
+def test_counts_of_a_damaged_checkpoint_are_a_sentence(tmp_path, count):
+    meter, _ = metered(tmp_path)
+    counts = {"training": {"queries": count, "image_queries": 1}, "evaluation": {}}
+    with pytest.raises(BlackBoxError, match="not a whole number"):
+        meter.at_least(counts)
+    with pytest.raises(BlackBoxError, match="no section 'training'"):
+        meter.at_least({})
+    assert meter.counts["training"] == {"queries": 0, "image_queries": 0}
+
+
+def a_pipe(path):
+    os.mkfifo(path)
+
+
+def a_link_to_nothing(path):
+    path.symlink_to(path.with_name("absent"))
+
+
+def a_link_to_itself(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_link_to_nothing, a_link_to_itself])
+def test_a_bill_that_is_no_file_is_a_sentence(tmp_path, make):
+    make(tmp_path / "queries.json")
+    with pytest.raises(BlackBoxError, match="queries.json cannot be read .*Mend it, or move it"):
+        metered(tmp_path)
+
+
+def test_what_a_newer_version_wrote_is_kept(tmp_path):
+    """Sections and keys that are not known, whatever they hold, in the bill and in another run's."""
+    path, newer = tmp_path / "queries.json", {"wished": [1, 2.5, {"deep": None}], "été": "ü"}
+    bill = json.loads(whole(7, **newer))
+    bill["training"]["tokens"] = 11
+    bill["lost"] = {"queries": 2, "image_queries": 4, "why": "killed"}
+    path.write_text(json.dumps(bill))
+    meter, _ = metered(tmp_path)
+    ask(meter, 10, 2)
+    with meter.evaluation():
+        ask(meter, 1, 1)
+    bill["training"].update(queries=17, image_queries=25)
+    bill["evaluation"].update(queries=2, image_queries=2)
+    assert json.loads(path.read_text()) == bill
+    (tmp_path / "elsewhere").mkdir()
+    other, there = metered(tmp_path / "elsewhere")
+    other.take_over(path)
+    ask(other)
+    bill["training"].update(queries=18, image_queries=26)
+    assert json.loads(there.read_text()) == bill
+
+
+def test_what_was_lost_is_on_the_bill(tmp_path):
+    meter, path = metered(tmp_path)
+    ask(meter, 40, 128)
+    assert "lost" not in json.loads(path.read_text()) and "lost" not in meter.summary()
+    meter.set_lost(30, 3840)
+    meter.set_lost(20, 3840)  # is raised, never lowered
+    assert meter.lost == {"queries": 30, "image_queries": 3840}
+    assert json.loads(path.read_text())["lost"] == meter.lost
+    assert meter.summary().splitlines()[-1] == "* lost queries: 30 (image queries: 3,840)"
+    assert set(meter.counts) == {"training", "evaluation"}
+    again, _ = metered(tmp_path)
+    assert again.lost == meter.lost and again.counts == meter.counts
+    ask(again)
+    assert json.loads(path.read_text())["lost"] == meter.lost
+    without = Meter(Random())
+    without.set_lost(1, 2)
+    assert without.lost == {"queries": 1, "image_queries": 2}
+
+
+def test_a_run_that_lost_its_folder_is_charged_nothing(tmp_path):
+    """`holds` is asked before every charge is written, and forbids the call."""
+    asked, held = [], [True]
+
+    def holds():
+        asked.append(spy.queries)
+        if not held[0]:
+            raise BlackBoxError("the folder is another run's")
+
+    spy, path = Spy(Random()), tmp_path / "queries.json"
+    meter = Meter(spy, record=path, holds=holds)
+    ask(meter, 3, 2)
+    bill, held[0] = path.read_text(), False
+    for call in (
+        lambda: ask(meter, 3, 2),
+        lambda: meter.image_features(Images(2)),
+        lambda: meter.text_features(torch.zeros(2, 2, 4)),
+        lambda: meter.set_lost(3, 6),
+    ):
+        with pytest.raises(BlackBoxError, match="another run's"):
+            call()
+    assert asked == [0, 3, 3, 3, 3] and spy.queries == 3 and path.read_text() == bill
+    assert meter.counts["training"] == {"queries": 3, "image_queries": 6}
+    assert meter.lost == {"queries": 0, "image_queries": 0}
+
+
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_a_bill_that_cannot_be_written_raises_no_count(tmp_path, purpose):
+    """The call was not made: once there is room again, bill and calls agree."""
+    path = tmp_path / "run" / "queries.json"
+    meter = Meter(Spy(Random()), record=path)
+    meter.purpose = purpose
+    ask(meter, 3, 2)
+    path.rename(tmp_path / "kept")
+    path.mkdir()  # the bill cannot take its place
+    for _ in range(3):
+        with pytest.raises(BlackBoxError, match=f"Could not write {path}"):
+            ask(meter, 10, 64)
+        with pytest.raises(BlackBoxError, match=f"Could not write {path}"):
+            meter.set_lost(3, 6)
+    assert meter.inner.queries == meter.counts[purpose]["queries"] == 3
+    path.rmdir()
+    (tmp_path / "kept").rename(path)
+    ask(meter, 10, 64)
+    assert on_disk(path) == (meter.inner.queries, meter.inner.image_queries) == (13, 646)
+    assert json.loads(path.read_text()) == meter.counts
 
 
 def below_a_file(tmp_path):

@@ -7,11 +7,11 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
-from dassl_blackbox.trainers.blackbox.oracle import blocks
+from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter, blocks
+from dassl_blackbox.trainers.blackbox.oracle.describe import check_model
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.oracle.models import LoadedModel, describe, load_model
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from support import REPO, Random, difference
 
@@ -264,7 +264,7 @@ def test_no_image_tokens_are_the_same_as_none(loaded):
 
 def test_a_resnet_admits_no_image_tokens(loaded):
     oracle = oracle_over(loaded("resnet"))
-    with pytest.raises(BlackBoxError, match="resnet has a convolutional image tower"):
+    with pytest.raises(BlackBoxError, match="resnet has an image tower that is convolutional"):
         oracle.query(oracle.upload(pixels(oracle)), contexts_of(oracle), torch.zeros(2, 1, 64))
 
 
@@ -406,6 +406,54 @@ def test_texts_that_do_not_fit(loaded):
         oracle.query(images, contexts_of(oracle, n=5))
 
 
+SLOTS = ["{} {", "} {}", "{} {0}", "{} {name!r:>{w}}", "{{}} {}", "{}%s\\\\1"]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "not causal"])
+@pytest.mark.parametrize("template", SLOTS)
+def test_braces_in_templates_and_names_are_text(loaded, kind, template):
+    names = ["a{}b", "{0}", "}{", "{", "two {x!r}"]
+    oracle = oracle_over(loaded(kind), names=names, template=template)
+    images = pixels(oracle)
+    texts = [template.replace("{}", name) for name in names]
+    logits = oracle.query(oracle.upload(images), torch.zeros(1, 0, oracle.description.width))
+    assert difference(logits[0], reference(loaded(kind), images, texts)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "names, template, words",
+    [
+        ([], "{}.", "There are no classes"),
+        ((), "{}.", "There are no classes"),
+        (["one", ""], "{}.", "The class name '' has no words"),
+        (["one", " \t\n"], "{}.", r"The class name ' .t.n' has no words"),
+        (["one", "___"], "a {}.", "The class name '___' has no words"),
+        (["one", "\0"], "{}.", r"The class name '.x00' has no words"),
+        (["one", "caf\udce9"], "{}.", r"'caf.udce9' is not a text that can be read.*Rename"),
+        (["one", 7], "{}.", "7 is not a text that can be read"),
+        (["one", None], "{}.", "None is not a text that can be read"),
+        (["one"], "{}<end_of_text>", "holds a token that begins or ends texts"),
+        (["one"], "<START_OF_TEXT> {}", "holds a token that begins or ends texts"),
+        (["one"], "a photo.", "The template 'a photo.' has no slot"),
+        (["one"], "", "The template '' has no slot"),
+        (["one"], "caf\udce9 {}", "is not a text that can be read"),
+    ],
+)
+def test_class_texts_that_say_nothing_are_a_sentence(loaded, names, template, words):
+    oracle = oracle_over(loaded("tiny"))
+    images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
+    before = oracle.query(images, contexts)
+    with pytest.raises(BlackBoxError, match=words) as caught:
+        oracle.set_classes(names, template)
+    str(caught.value).encode("ascii")  # whatever the terminal shows, it shows this
+    assert torch.equal(oracle.query(images, contexts), before)  # the classes are the former ones
+
+
+def test_words_that_cannot_be_read(loaded):
+    with pytest.raises(BlackBoxError, match="is not a text that can be read"):
+        oracle_over(loaded("tiny")).embed("a photo of a caf\udce9")
+
+
 def test_an_oracle_without_classes(loaded):
     oracle = LocalOracle(loaded("tiny"))
     with pytest.raises(BlackBoxError, match="set_classes first"):
@@ -484,12 +532,4 @@ def test_a_text_tower_of_hugging_face(loaded):
     model = CLIP(32, VIT, TEXT)
     model.text = torch.nn.Linear(1, 1)  # a tower that has neither token_embedding nor BPE tokens
     with pytest.raises(BlackBoxError, match="not one of open_clip's own"):
-        LocalOracle(
-            LoadedModel(
-                model,
-                loaded("tiny").tokenizer,
-                describe("foreign", model),
-                "fp32",
-                torch.device("cpu"),
-            )
-        )
+        check_model("foreign", model, loaded("tiny").tokenizer, torch.float32)

@@ -1,8 +1,12 @@
 """CMA-ES (Hansen, 2016), by the `cma` package: the optimiser of CraFT and BPT-VLM."""
 
+from __future__ import annotations
+
 import pickle
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import cma
 import numpy as np
@@ -20,10 +24,15 @@ COVARIANCES = {
     "vkd": "GaussVkDSampler",
 }
 RESULTS = ("mean", "best")
+FAILED = "failed, by its numbers or by options that do not fit (CMA_OPTIONS, SIGMA)"
 
 
-def global_randn(*shape):
-    """NumPy's global source, by name: pickling `np.random.randn` itself would copy the source, and a loaded state would draw from that copy."""
+def global_randn(*shape: int) -> np.ndarray:
+    """NumPy's global source, by name.
+
+    Pickling `np.random.randn` itself would copy the source, and a loaded state would draw from
+    that copy.
+    """
     return np.random.randn(*shape)
 
 
@@ -36,38 +45,44 @@ class CMAES(Optimizer):
         population: candidates of a generation.
         bound: every coordinate stays within plus and minus this; 0 means no bounds.
         covariance: full, diagonal, vd or vkd (a diagonal and one, or k, directions).
-        result: what `solution` is: the distribution's `mean`, or the `best` candidate so far by its loss when it was scored.
+        result: what `solution` is: the distribution's `mean`, or the `best` candidate so far by its
+            loss when it was scored.
         options: pairs of further options of pycma, as one list `[key, value, key, value]`.
-        seed: of a random source of its own; NumPy's global state, which pycma draws from, is put back after each call.
+        seed: of a random source of its own; NumPy's global state, which pycma draws from, is put
+            back after each call.
 
     Raises:
-        BlackBoxError: unknown options (with pycma's own message), bounds that exclude the start, an impossible population.
+        BlackBoxError: options that are unknown (with pycma's own message) or have a setting of
+            their own, bounds that exclude the start, an impossible population.
     """
 
     def __init__(
         self,
-        start,
-        sigma,
-        population,
-        bound=0.0,
-        covariance="full",
-        result="mean",
-        options=(),
-        seed=0,
-    ):
+        start: torch.Tensor,
+        sigma: float,
+        population: int,
+        bound: float = 0.0,
+        covariance: str = "full",
+        result: str = "mean",
+        options: Sequence[Any] = (),
+        seed: int = 0,
+    ) -> None:
         one_of("covariance model (COVARIANCE)", covariance, COVARIANCES)
         one_of("result (mean or best)", result, RESULTS)
         if population < 2 or sigma <= 0:
             raise BlackBoxError(
-                f"CMA-ES needs a population of 2 or more and a positive SIGMA; given are {population} and {sigma}."
+                f"CMA-ES needs a population of 2 or more and a positive SIGMA; given are "
+                f"{population} and {sigma}."
             )
         if bound and start.abs().max() >= bound:
             raise BlackBoxError(
-                f"The bounds ±{bound} exclude the start, whose largest coordinate is {start.abs().max():.3g}. Widen BOUND, or set it to 0."
+                f"The bounds ±{bound} exclude the start, whose largest coordinate is "
+                f"{start.abs().max():.3g}. Widen BOUND, or set it to 0."
             )
         if len(options) % 2:
             raise BlackBoxError(
-                f"CMA_OPTIONS is a list of pairs [key, value, ...]; {list(options)} has an odd number of entries."
+                f"CMA_OPTIONS is a list of pairs [key, value, ...]; {list(options)} has an odd "
+                f"number of entries."
             )
         self.population, self.result, self.device, self.dtype = (
             population,
@@ -92,53 +107,57 @@ class CMAES(Optimizer):
             settings.update(
                 getattr(restricted_gaussian_sampler, COVARIANCES[covariance]).extend_cma_options()
             )
-        settings.update({key: value for key, value in zip(options[::2], options[1::2])})
-        try:
-            with self.private_random(), warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*not a safe string"
-                )  # pycma 4.5 says so of its own default
-                self.es = cma.CMAEvolutionStrategy(start.double().cpu().numpy(), sigma, settings)
-        except ValueError as e:
-            raise BlackBoxError(
-                f"pycma refuses its options (CMA_OPTIONS): {' '.join(str(e).split())[:600]}"
-            ) from e
+        if "popsize" in options[::2]:
+            raise BlackBoxError("CMA_OPTIONS holds 'popsize', which POPULATION sets. Remove it.")
+        with self.pycma("refuses its options (CMA_OPTIONS)"), warnings.catch_warnings():
+            # pycma 4.5 says so of its own default
+            warnings.filterwarnings("ignore", message=".*not a safe string")
+            settings.update(zip(options[::2], options[1::2]))
+            self.es = cma.CMAEvolutionStrategy(start.double().cpu().numpy(), sigma, settings)
         self.best, self.best_loss = start.clone(), float("inf")
         self.asked = None
         self.param_groups = [{"params": [], "lr": float(sigma)}]
 
     @contextmanager
-    def private_random(self):
-        """Within this context NumPy's global random state is ours."""
+    def pycma(self, trouble: str) -> Iterator[None]:
+        """Within this context NumPy's global random state is ours.
+
+        Raises:
+            BlackBoxError: whatever pycma raised, after `trouble`.
+        """
         outside = np.random.get_state()
         np.random.set_state(self.numpy_state)
         try:
             yield
+        except Exception as e:
+            text = " ".join(str(e).split())[:600] or type(e).__name__
+            raise BlackBoxError(f"pycma {trouble}: {text}") from e
         finally:
             self.numpy_state = np.random.get_state()
             np.random.set_state(outside)
 
     @property
-    def solution(self):
+    def solution(self) -> torch.Tensor:
         if self.result == "best":
             return self.best
         # with bounds, the mean of what was sampled before it was folded into them
         return torch.as_tensor(np.asarray(self.es.result.xfavorite)).to(self.device, self.dtype)
 
-    def ask(self):
+    def ask(self) -> torch.Tensor:
         """A generation `[population, d]`."""
-        with self.private_random():
+        with self.pycma(FAILED):
             self.asked = self.es.ask()
         return torch.as_tensor(np.stack(self.asked)).to(self.device, self.dtype)
 
-    def tell(self, losses):
+    def tell(self, losses: torch.Tensor) -> None:
         """Update mean, step size and covariance. Losses `[population]`."""
         values = losses.double().cpu().numpy()
         if not np.isfinite(values).all():
             raise BlackBoxError(
-                f"CMA-ES was told {(~np.isfinite(values)).sum()} losses of {len(values)} that are not finite."
+                f"CMA-ES was told {(~np.isfinite(values)).sum()} losses of {len(values)} that are "
+                f"not finite."
             )
-        with self.private_random():
+        with self.pycma(FAILED):
             self.es.tell(self.asked, values.tolist())
         i = int(values.argmin())
         if values[i] < self.best_loss:
@@ -147,7 +166,7 @@ class CMAES(Optimizer):
         self.asked = None
         self.param_groups[0]["lr"] = float(self.es.sigma)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         name, keys, position, has_gauss, cached = self.numpy_state
         return {
             "es": torch.frombuffer(bytearray(self.es.pickle_dumps()), dtype=torch.uint8),
@@ -162,8 +181,12 @@ class CMAES(Optimizer):
             },
         }
 
-    def load_state_dict(self, state):
-        """Put back a state. pycma's is a pickle: only resuming reads it, and only from runs that one trusts; evaluation never does."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back a state.
+
+        pycma's is a pickle: only resuming reads it, and only from runs that one trusts; evaluation
+        never does.
+        """
         self.es = pickle.loads(state["es"].cpu().numpy().tobytes())
         self.best, self.best_loss = state["best"].to(self.device, self.dtype), state["best_loss"]
         r = state["random"]

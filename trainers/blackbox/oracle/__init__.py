@@ -1,4 +1,8 @@
-"""The wall: behind it open_clip, weights, towers, precision and speed; in front of it everything else."""
+"""The wall: behind it open_clip, weights, towers, precision and speed; all else before it."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
 from .meter import Meter
@@ -17,11 +21,14 @@ __all__ = [
 ]
 
 
-def build_oracle(cfg, device, client):
-    """The oracle that a configuration names, unmetered. Only here does open_clip come into the process.
+def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
+    """The oracle that a configuration names, unmetered.
+
+    Only here does open_clip come into the process.
 
     Args:
-        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE.PREC`, `GRANTS` and `TOP_K`).
+        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE.PREC`, `GRANTS` and
+            `TOP_K`).
         device: where the model runs.
         client: name of the method that asks, for error messages.
     """

@@ -6,14 +6,16 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 ALL = slice(None)
-CPU_POSITIONS = (
-    2**12
-)  # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back after every use
+# of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back
+CPU_POSITIONS = 2**12
 SHARE = 0.25  # of a device's free memory
 
 
 def positions_at_once(transformer):
-    """Token positions that may go through a tower at once: what fits in a share of the device's free memory, as a power of two."""
+    """Token positions that may go through a tower at once, a power of two.
+
+    They fit in a share of the device's free memory.
+    """
     weight = transformer.resblocks[0].mlp.c_fc.weight
     if weight.device.type != "cuda":
         return CPU_POSITIONS
@@ -30,10 +32,11 @@ def positions_at_once(transformer):
 
 
 def pieces(count, positions, at_once, device):
-    """Numbers 0 to count - 1 in as few nearly equal parts as allow `at_once` positions each, of `positions` a number.
+    """Numbers 0 to count - 1 in as few nearly equal parts as allow `at_once` positions each.
 
-    Equal, because the last bits of a product of very few rows differ from those of many; at most 32,768, because attention kernels on a GPU take no more
-    than 65,535 sequences.
+    A number has `positions`. Equal, because the last bits of a product of very few rows differ from
+    those of many; at most 32,768, because attention kernels on a GPU take no more than 65,535
+    sequences.
     """
     most = min(2**15, max(1, at_once // positions))
     return torch.arange(count, device=device).chunk(-(-count // most))
@@ -51,7 +54,10 @@ def plain(blocks):
 
 
 def project(block, x, asking=ALL):
-    """Queries of the positions that ask, keys and values of all: `[N, L, D]` -> `[N, heads, …, D / heads]` each."""
+    """Queries of the positions that ask, keys and values of all.
+
+    `[N, L, D]` -> `[N, heads, …, D / heads]` each.
+    """
     weight, bias, D = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     x = block.ln_1(x)
     if asking == ALL:
@@ -71,7 +77,7 @@ def finish(block, x, attended):
 
 
 def feed_forward(mlp, x):
-    """The block's MLP; without gradients, QuickGELU works in place on the widest array of the tower."""
+    """The block's MLP; without gradients, QuickGELU works in place on the tower's widest array."""
     if torch.is_grad_enabled() or type(mlp.gelu) is not QuickGELU:
         return mlp(x)
     hidden = mlp.c_fc(x)

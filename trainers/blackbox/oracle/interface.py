@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ..run.errors import BlackBoxError, one_of
 
 GRANTS = ("logits", "features", "image_tokens")
-QUERY_IMAGES = 128  # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
+# a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
+QUERY_IMAGES = 128
 
 
 class AccessDenied(BlackBoxError):
@@ -15,15 +16,16 @@ class AccessDenied(BlackBoxError):
 
 @dataclass(frozen=True)
 class Description:
-    """What an oracle tells of its model. Never weights: sizes, the input's normalisation, and three moments.
+    """What an oracle tells of its model: sizes, the input's normalisation, three moments.
 
-    `patch_mean`, `patch_std` (moments of the patch embedding's weights) and `token_std` (of all token embeddings) scale
-    BPT-VLM's projections; the first two are None for a model without patches.
+    Never weights. `patch_mean`, `patch_std` (moments of the patch embedding's weights) and
+    `token_std` (of all token embeddings) scale BPT-VLM's projections; the first two are None for a
+    model whose image tower takes no tokens.
     """
 
     name: str  # as the user named it
     width: int  # D, width of a context token
-    image_width: int | None  # W, width of an image token; None where the image tower has no tokens
+    image_width: int | None  # W, width of an image token; None where the tower takes none
     embed_dim: int  # E, of the joint space
     context_length: int  # positions of the text tower, SOS and EOT included
     image_size: tuple  # (height, width) in pixels
@@ -34,13 +36,15 @@ class Description:
     token_std: float
     patch_mean: float | None
     patch_std: float | None
-    fingerprint: str = (
-        ""  # tells these weights from others, so that a checkpoint is not used with another model
-    )
+    # SHA-256 of weights and architecture, so that a checkpoint is not used with another model
+    fingerprint: str = ""
 
 
 class Images:
-    """Name of a batch that was uploaded. What was computed for it is kept by the oracle until the name is dropped."""
+    """Name of a batch that was uploaded.
+
+    What was computed for it is kept by the oracle until the name is dropped.
+    """
 
     def __init__(self, size):
         self.size = size
@@ -50,7 +54,7 @@ class Images:
 
 
 class Oracle(ABC):
-    """A frozen vision-language model that answers queries. Nothing that it returns carries a graph."""
+    """A frozen vision-language model that answers queries. No answer carries a graph."""
 
     description: Description
     grants: frozenset
@@ -62,13 +66,17 @@ class Oracle(ABC):
             one_of("grant", grant, GRANTS)
             if grant not in self.grants:
                 raise AccessDenied(
-                    f"{self.client} asked for '{grant}', which this oracle does not grant (it grants: {', '.join(sorted(self.grants)) or 'nothing'}). "
-                    f"Where the model's owner allows it, add it to ORACLE.GRANTS."
+                    f"{self.client} asked for '{grant}', which this oracle does not grant (it "
+                    f"grants: {', '.join(sorted(self.grants)) or 'nothing'}). Where the model's "
+                    f"owner allows it, add it to ORACLE.GRANTS."
                 )
 
     @abstractmethod
     def set_classes(self, names, template="{}."):
-        """Name the C classes. The text of a class is the template with its name in the slot; contexts go in front of that text."""
+        """Name the C classes.
+
+        The text of a class is the template with its name in the slot; contexts go in front of it.
+        """
 
     def check(self, n):
         """Raise BlackBoxError unless n context tokens fit in front of every class's text."""
@@ -88,7 +96,8 @@ class Oracle(ABC):
         Args:
             images: an `Images` of B images.
             contexts: `[P, n, D]`, n may be 0.
-            image_tokens: `[P, n_V, W]` appended to the image tower's tokens (grant `image_tokens`), or None.
+            image_tokens: `[P, n_V, W]` appended to the image tower's tokens (grant `image_tokens`),
+                or None.
 
         Returns:
             Logits `[P, B, C]`, float32, scaled by the model's own temperature.

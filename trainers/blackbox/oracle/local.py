@@ -1,5 +1,9 @@
 """The oracle over a model on this machine."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,15 +13,17 @@ from ..run.errors import BlackBoxError, one_of
 from . import patches
 from .blocks import positions_at_once
 from .interface import GRANTS, QUERY_IMAGES, Images, Oracle
+from .models import LoadedModel
 from .store import FeatureStore
 from .text import TextPath
 
 
 class LocalOracle(Oracle):
-    """A frozen open_clip model (CLIP or CustomTextCLIP; ViT or ModifiedResNet image tower) that answers queries.
+    """A frozen open_clip model that answers queries: CLIP, CustomTextCLIP or CoCa, any image tower.
 
-    Images are encoded once, when they are first asked about: their features are kept while their name lives, and within a bound beyond that, for
-    the next upload of the same content. The text features of the last contexts are kept too, so that a test pass encodes its prompt once.
+    Images are encoded once, when they are first asked about: their features are kept while their
+    name lives, and within a bound beyond that, for the next upload of the same content. The text
+    features of the last contexts are kept too, so that a test pass encodes its prompt once.
 
     Args:
         loaded: a `LoadedModel`.
@@ -25,7 +31,12 @@ class LocalOracle(Oracle):
         client: name of the method that asks, for error messages.
     """
 
-    def __init__(self, loaded, grants=("logits",), client="a method"):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        grants: Sequence[str] = ("logits",),
+        client: str = "a method",
+    ) -> None:
         for grant in grants:
             one_of("grant (ORACLE.GRANTS)", grant, GRANTS)
         self.model, self.device, self.precision = loaded.model, loaded.device, loaded.precision
@@ -40,58 +51,63 @@ class LocalOracle(Oracle):
         self.bias = (
             None if self.model.logit_bias is None else self.model.logit_bias.detach().float()
         )
-        self.pixels, self.encoded = WeakKeyDictionary(), WeakKeyDictionary()
-        self.last_contexts = self.last_features = None
+        self.pixels: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
+        self.encoded: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
+        # the last contexts, and their text features
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
         kind = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         return torch.autocast(self.device.type, dtype=kind, enabled=self.precision == "amp")
 
-    def set_classes(self, names, template="{}."):
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.text.set_classes(names, template)
-        self.last_contexts = self.last_features = None
+        self.last = None
 
-    def check(self, n):
+    def check(self, n: int) -> None:
         self.text.check(n)
 
     @torch.no_grad()
-    def embed(self, words):
+    def embed(self, words: str) -> torch.Tensor:
         return self.text.embed(words)
 
-    def upload(self, images):
+    def upload(self, images: torch.Tensor) -> Images:
         size = self.description.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
             raise BlackBoxError(
-                f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} takes [B, 3, {size[0]}, {size[1]}]."
+                f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} "
+                f"takes [B, 3, {size[0]}, {size[1]}]."
             )
         name = Images(len(images))
-        self.pixels[name] = (
-            images  # they go to the device in parts, when they are first asked about
-        )
+        # they go to the device in parts, when they are first asked about
+        self.pixels[name] = images
         return name
 
-    def pixel_parts(self, images):
+    def pixel_parts(self, images: Images) -> Iterator[torch.Tensor]:
         return (part.to(self.device) for part in self.pixels[images].split(QUERY_IMAGES))
 
-    def features_of(self, images):
-        """Normalised features `[B, E]`, float32, in the tower's own precision; what one content gave is not computed again while it is remembered."""
+    def features_of(self, images: Images) -> torch.Tensor:
+        """Normalised features `[B, E]`, float32, in the tower's own precision.
+
+        What one content gave is not computed again while it is remembered.
+        """
         if images not in self.encoded:
             self.encoded[images] = torch.cat(
                 [self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)]
             )
             if "image_tokens" not in self.grants:
-                del self.pixels[images]  # without image tokens nothing can ask for the pixels again
+                del self.pixels[images]  # nothing can ask for the pixels again
         return self.encoded[images]
 
-    def encode_pixels(self, pixels):
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         if self.short:
-            return self.encode_with_tokens(
-                pixels, torch.zeros(1, 0, self.description.image_width, device=self.device)
-            )[0]
+            width = self.description.image_width or 0
+            none = torch.zeros(1, 0, width, device=self.device)
+            return self.encode_with_tokens(pixels, none)[0]
         with self.autocast():
             return F.normalize(self.model.encode_image(pixels.to(self.dtype)).float(), dim=-1)
 
-    def encode_with_tokens(self, pixels, tokens):
+    def encode_with_tokens(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         visual = self.model.visual
         with self.autocast():
             embedded = patches.embed(visual, pixels.to(self.dtype))
@@ -102,11 +118,15 @@ class LocalOracle(Oracle):
                 dim=-1,
             )
 
-    def features_with_tokens(self, images, tokens):
-        """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`."""
+    def features_with_tokens(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
+        """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches.
+
+        They come after the position embedding and before `ln_pre`.
+        """
         if self.description.image_width is None:
             raise BlackBoxError(
-                f"{self.description.name} has a convolutional image tower, which admits no image tokens. Choose a ViT."
+                f"{self.description.name} has an image tower that is convolutional or timm's, "
+                f"which admits no image tokens. Choose a ViT of open_clip's own."
             )
         tokens = tokens.to(self.device)
         if self.short:
@@ -117,8 +137,8 @@ class LocalOracle(Oracle):
             torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1
         )
 
-    def hooked(self, images, tokens):
-        """`[B, E]` by the model's own `encode_image`: a hook before `ln_pre` appends the tokens `[n_V, W]`."""
+    def hooked(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
+        """`[B, E]` by the model's own `encode_image`; a hook before `ln_pre` appends `[n_V, W]`."""
 
         def append(module, inputs):
             x = inputs[0]
@@ -136,16 +156,17 @@ class LocalOracle(Oracle):
         finally:
             handle.remove()
 
-    def text_of(self, contexts):
+    def text_of(self, contexts: torch.Tensor) -> torch.Tensor:
         contexts = contexts.to(self.device)
-        if self.last_contexts is None or not torch.equal(self.last_contexts, contexts):
+        if self.last is None or not torch.equal(self.last[0], contexts):
             with self.autocast():
-                self.last_features = self.text(contexts)
-            self.last_contexts = contexts.clone()
-        return self.last_features
+                self.last = contexts.clone(), self.text(contexts)
+        return self.last[1]
 
     @torch.no_grad()
-    def query(self, images, contexts, image_tokens=None):
+    def query(
+        self, images: Images, contexts: torch.Tensor, image_tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self.require("logits", *(["image_tokens"] if image_tokens is not None else []))
         text = self.text_of(contexts)
         if image_tokens is None:
@@ -156,11 +177,11 @@ class LocalOracle(Oracle):
         return logits if self.bias is None else logits + self.bias
 
     @torch.no_grad()
-    def image_features(self, images):
+    def image_features(self, images: Images) -> torch.Tensor:
         self.require("features")
         return self.features_of(images).clone()
 
     @torch.no_grad()
-    def text_features(self, contexts):
+    def text_features(self, contexts: torch.Tensor) -> torch.Tensor:
         self.require("features")
         return self.text_of(contexts).clone()

@@ -1,63 +1,145 @@
 """Counts what a model is asked, enforces the budget, and keeps the bill on disk."""
 
+from __future__ import annotations
+
 import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
-from ..run.errors import BlackBoxError, BudgetSpent
-from ..run.files import write_atomically
-from .interface import QUERY_IMAGES, Wrapper
+from ..run.errors import BlackBoxError, BudgetSpent, first_line
+from ..run.files import read_text, write_atomically
+from .interface import QUERY_IMAGES, Images, Oracle, Wrapper
 
 PURPOSES = ("training", "evaluation")
+LOST = "lost"
 UNITS = ("queries", "image_queries")
+Counts = dict[str, int]
 
 
-def query_cost(candidates, images):
+def query_cost(candidates: int, images: int) -> tuple[int, int]:
     """(queries, image queries) of scoring so many candidates on so many images."""
     return candidates * -(-images // QUERY_IMAGES), candidates * images
 
 
+def counts_in(bill: Any, name: str) -> Counts:
+    """The counts of one section of a bill.
+
+    Raises:
+        BlackBoxError: there is no such section, or a count is no whole number from 0 to 2^63 - 1.
+    """
+    section = bill.get(name) if isinstance(bill, Mapping) else None
+    if not isinstance(section, Mapping):
+        raise BlackBoxError(f"the counts have no section '{name}'")
+    for unit in UNITS:
+        count = section.get(unit)
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise BlackBoxError(
+                f"'{unit}' of '{name}' is {repr(count)[:40]}, not a whole number from 0 to 2^63 - 1"
+            )
+    return {unit: section[unit] for unit in UNITS}
+
+
+def larger(a: Counts, b: Counts) -> Counts:
+    return {unit: max(a[unit], b[unit]) for unit in UNITS}
+
+
+def refuse(constant: str) -> NoReturn:
+    raise BlackBoxError(f"{constant} is not a count")
+
+
 class Meter(Wrapper):
-    """Wraps any oracle. A request is atomic: it is charged whole before the call is made, or refused whole.
+    """Wraps any oracle. A request is atomic: charged whole before the call, or refused whole.
 
     Args:
         inner: the oracle.
-        max_queries, max_image_queries: training budgets; 0 means no limit. Evaluation is counted, never limited.
-        record: path of the bill (JSON), written ahead of every call. A bill that is there already is continued. None keeps no bill.
+        max_queries, max_image_queries: training budgets; 0 means no limit. Evaluation is counted,
+            never limited.
+        record: path of the bill (JSON), written ahead of every call. A bill that is there already
+            is continued, and what in it has another name is kept. None keeps no bill.
+        holds: called before the bill is written; raises where it is no longer this run's to write.
+
+    Raises:
+        BlackBoxError: the bill is damaged.
     """
 
-    def __init__(self, inner, max_queries=0, max_image_queries=0, record=None):
+    def __init__(
+        self,
+        inner: Oracle,
+        max_queries: int = 0,
+        max_image_queries: int = 0,
+        record: str | Path | None = None,
+        holds: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(inner)
         self.limits = dict(zip(UNITS, (max_queries, max_image_queries)))
-        self.record = record
+        self.record, self.holds = record, holds
         self.purpose = "training"
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
+        self.lost = dict.fromkeys(UNITS, 0)
+        self.others: dict[str, Any] = {}  # a newer version's sections, and keys in ours
         if record is not None:
             self.take_over(record)
 
-    def take_over(self, record):
-        """Raise the counts to those of a bill on disk, if there is one."""
-        try:
-            with open(record, encoding="utf-8") as f:
-                self.at_least(json.load(f))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise BlackBoxError(
-                f"The bill {record} cannot be read ({e}). Mend it, or move it away to start counting from 0."
-            ) from e
+    def take_over(self, record: str | Path) -> None:
+        """Raise the counts to those of a bill on disk, if there is one.
 
-    def at_least(self, counts):
+        Raises:
+            BlackBoxError: it is damaged.
+        """
+        try:
+            os.lstat(record)
+        except FileNotFoundError:
+            return
+        except OSError:
+            pass  # what is wrong with it shows when it is read
+        cure = "Mend it, or move it away to start counting from 0."
+        text = read_text(record, cure)
+        try:
+            bill = json.loads(text, parse_constant=refuse)
+            made = {purpose: counts_in(bill, purpose) for purpose in PURPOSES}
+            lost = counts_in(bill, LOST) if LOST in bill else self.lost
+        except (ValueError, RecursionError) as e:
+            raise BlackBoxError(
+                f"The bill {record} cannot be read ({first_line(e)}). {cure}"
+            ) from e
+        self.at_least(made)
+        self.lost = larger(self.lost, lost)
+        self.others = {**bill, **self.others}
+
+    def at_least(self, counts: Mapping[str, Any]) -> None:
         """Raise the counts to those given: a resumed run takes over the bill of its first life."""
-        for purpose in PURPOSES:
-            for unit in UNITS:
-                self.counts[purpose][unit] = max(
-                    self.counts[purpose][unit], int(counts[purpose][unit])
-                )
+        made = {purpose: counts_in(counts, purpose) for purpose in PURPOSES}
+        self.counts = {purpose: larger(self.counts[purpose], made[purpose]) for purpose in made}
+
+    def set_lost(self, queries: int, image_queries: int) -> None:
+        """Raise to these numbers what the training queries hold that trained nothing.
+
+        Those are queries that earlier lives of the run made after their last checkpoint.
+
+        Raises:
+            BlackBoxError: the bill cannot be written; nothing is raised then.
+        """
+        lost = larger(self.lost, dict(zip(UNITS, (queries, image_queries))))
+        self.write(self.counts, lost)
+        self.lost = lost
+
+    def write(self, counts: Mapping[str, Counts], lost: Counts) -> None:
+        """Put the bill on disk."""
+        if self.holds is not None:
+            self.holds()
+        if self.record is None:
+            return
+        ours = {**counts, LOST: lost} if any(lost.values()) or LOST in self.others else counts
+        kept = {name: {**self.others.get(name, {}), **section} for name, section in ours.items()}
+        write_atomically(self.record, json.dumps({**self.others, **kept}, indent=1).encode())
 
     @contextmanager
-    def evaluation(self):
+    def evaluation(self) -> Iterator[None]:
         """Within this context, calls are counted as evaluation."""
         before, self.purpose = self.purpose, "evaluation"
         try:
@@ -65,60 +147,71 @@ class Meter(Wrapper):
         finally:
             self.purpose = before
 
-    def left(self, unit="queries"):
+    def left(self, unit: str = "queries") -> int | None:
         """What the training budget still allows; None where there is no limit."""
         limit = self.limits[unit]
         return max(0, limit - self.counts["training"][unit]) if limit else None
 
-    def afford(self, *cost):
-        """Raise BudgetSpent unless the training budget allows (queries, image queries); nothing is charged."""
+    def afford(self, *cost: int) -> None:
+        """Raise BudgetSpent unless the training budget allows (queries, image queries)."""
         for unit, amount in zip(UNITS, cost):
             left = self.left(unit)
             if left is not None and amount > left:
                 raise BudgetSpent(
-                    f"The budget is spent: {self.counts['training'][unit]:,} of {self.limits[unit]:,} {unit.replace('_', ' ')} are used, "
-                    f"the next request costs {amount:,}"
+                    f"The budget is spent: {self.counts['training'][unit]:,} of "
+                    f"{self.limits[unit]:,} {unit.replace('_', ' ')} are used, the next request "
+                    f"costs {amount:,}"
                 )
 
-    def charge(self, *cost):
-        """Put (queries, image queries) on the bill, or raise BudgetSpent and put nothing."""
+    def charge(self, *cost: int) -> None:
+        """Put (queries, image queries) on the bill, or raise and put nothing.
+
+        Raises:
+            BudgetSpent: the training budget does not allow it.
+            BlackBoxError: the bill cannot be written.
+        """
         if self.purpose == "training":
             self.afford(*cost)
-        spent = self.counts[self.purpose]
-        for unit, amount in zip(UNITS, cost):
-            spent[unit] += amount
-        if self.record is not None:
-            write_atomically(self.record, json.dumps(self.counts, indent=1).encode())
+        spent = {
+            unit: self.counts[self.purpose][unit] + amount for unit, amount in zip(UNITS, cost)
+        }
+        counts = {**self.counts, self.purpose: spent}
+        self.write(counts, self.lost)
+        self.counts = counts
 
-    def checked(self, answer, what):
+    def checked(self, answer: torch.Tensor, what: str) -> torch.Tensor:
         if not torch.isfinite(answer).all():
             raise BlackBoxError(
-                f"The model's {what} of {self.purpose} query {self.counts[self.purpose]['queries']:,} are not finite. "
-                f"In half precision a context can overflow: try ORACLE.PREC fp32, or check the model's weights."
+                f"The model's {what} of {self.purpose} query "
+                f"{self.counts[self.purpose]['queries']:,} are not finite. In half precision a "
+                f"context can overflow: try ORACLE.PREC fp32, or check the model's weights."
             )
         return answer
 
-    def query(self, images, contexts, image_tokens=None):
+    def query(
+        self, images: Images, contexts: torch.Tensor, image_tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self.require("logits", *(["image_tokens"] if image_tokens is not None else []))
         self.charge(*query_cost(len(contexts), len(images)))
         return self.checked(self.inner.query(images, contexts, image_tokens), "logits")
 
-    def image_features(self, images):
+    def image_features(self, images: Images) -> torch.Tensor:
         """Counts as one candidate on these images."""
         self.require("features")
         self.charge(*query_cost(1, len(images)))
         return self.checked(self.inner.image_features(images), "image features")
 
-    def text_features(self, contexts):
+    def text_features(self, contexts: torch.Tensor) -> torch.Tensor:
         """Counts as a query a candidate, and no image query."""
         self.require("features")
         self.charge(len(contexts), 0)
         return self.checked(self.inner.text_features(contexts), "text features")
 
-    def summary(self):
+    def summary(self) -> str:
         """The lines that close a log; `parse_test_res.py` reads them."""
+        counts = {**self.counts, **({LOST: self.lost} if any(self.lost.values()) else {})}
         lines = [
-            f"* {p} queries: {c['queries']:,} (image queries: {c['image_queries']:,})"
-            for p, c in self.counts.items()
+            f"* {name} queries: {c['queries']:,} (image queries: {c['image_queries']:,})"
+            for name, c in counts.items()
         ]
         return "=> queries\n" + "\n".join(lines)

@@ -1,7 +1,9 @@
-"""The exact short way through a vision transformer whose class token is read: for many candidates' image tokens, or for none.
+"""The exact short way through a vision transformer whose class token is read.
 
-Image tokens `[P, n_V, W]` follow class token and patches, after the position embedding and before `ln_pre`. Until the first attention the two do not meet:
-patches are embedded, normalised and projected once an image, tokens once a candidate. In the last layer only the class token asks.
+It serves many candidates' image tokens, or none. Image tokens `[P, n_V, W]` follow class token and
+patches, after the position embedding and before `ln_pre`. Until the first attention the two do not
+meet: patches are embedded, normalised and projected once an image, tokens once a candidate. In the
+last layer only the class token asks.
 """
 
 import torch
@@ -14,7 +16,10 @@ CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
 
 
 def fits(visual):
-    """Whether a tower is open_clip's plain ViT, read out at its class token: judged by its parts and not by its name."""
+    """Whether a tower is open_clip's plain ViT, read out at its class token.
+
+    It is judged by its parts and not by its name.
+    """
     return (
         type(visual) is VisionTransformer
         and hasattr(visual, "_embeds")

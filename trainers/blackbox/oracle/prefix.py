@@ -1,8 +1,9 @@
-"""The exact short way through a causal text tower: no padding, and the prefix that all classes share only once a candidate.
+"""The exact short way through a causal text tower: no padding, the shared prefix once a candidate.
 
-In `[SOS][v_1]…[v_n][class tokens][EOT]` the first n + 1 positions are the same for all C classes, and in a causal tower nothing behind them can change
-them. Their keys and values are computed once a candidate and layer; each class runs its own few tokens against them. Classes of one
-length go together, so that nothing is padded, and in the last layer only EOT, which is read, asks.
+In `[SOS][v_1]…[v_n][class tokens][EOT]` the first n + 1 positions are the same for all C classes,
+and in a causal tower nothing behind them can change them. Their keys and values are computed once a
+candidate and layer; each class runs its own few tokens against them. Classes of one length go
+together, so that nothing is padded, and in the last layer only EOT, which is read, asks.
 """
 
 import torch
@@ -14,7 +15,10 @@ EOT, NONE = slice(-1, None), slice(0, 0)
 
 
 def fits(tower):
-    """Whether a tower is causal, read out at EOT and made of open_clip's plain blocks: judged by its parts and not by its name."""
+    """Whether a tower is causal, read out at EOT and made of open_clip's plain blocks.
+
+    It is judged by its parts and not by its name.
+    """
     mask, pool = (
         getattr(tower, "attn_mask", None),
         getattr(tower, "pool_type", getattr(tower, "text_pool_type", None)),
@@ -38,7 +42,7 @@ def encode_prefix(blocks, x):
 
 
 def encode_suffix(blocks, x, kept, candidate):
-    """EOT `[N, D]` of sequences `[N, S, D]` that go on from the prefixes of the given candidates `[N]`."""
+    """EOT `[N, D]` of sequences `[N, S, D]` that go on from the prefixes of candidates `[N]`."""
     S, length = x.shape[1], kept[0][0].shape[2]
     seen = torch.ones(S, length + S, dtype=torch.bool, device=x.device).tril(length)
     for block, (k0, v0) in zip(blocks, kept):

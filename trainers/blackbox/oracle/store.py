@@ -1,64 +1,103 @@
 """Features of images, found again by what the image shows."""
 
+from __future__ import annotations
+
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 
-LIMIT = 2**29  # bytes of features that are kept
+LIMIT = 2**29  # bytes that are kept
+KEY_BYTES = 288  # of a key, its slot and their places in an OrderedDict, where these cost most
+BLOCK_ROWS = 4096
 FEW = 8
 
 
 class FeatureStore:
     """Rows `[E]` by the image's content, the least recently used out first.
 
+    A row is copied into a slot of a block that the store owns, so that it keeps nothing else alive.
+
     Args:
-        limit: bytes that are kept at most.
+        limit: bytes that rows, keys and their order take at most.
     """
 
-    def __init__(self, limit=LIMIT):
-        self.limit, self.rows, self.weights = limit, OrderedDict(), None
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self.slots: OrderedDict[bytes, int] = OrderedDict()
+        self.blocks: list[torch.Tensor] = []
+        self.weights: torch.Tensor | None = None
 
-    def __len__(self):
-        return len(self.rows)
+    def __len__(self) -> int:
+        return len(self.slots)
 
-    def fingerprints(self, pixels):
-        """128 bits of every image's content, `[B, 3, H, W]` -> [(int, int)], computed where the pixels are.
+    def fingerprints(self, pixels: torch.Tensor) -> list[bytes]:
+        """128 bits of every image's content, `[B, 3, H, W]`, computed where the pixels are.
 
-        Two sums, modulo 2^64, of the bits of the pixels times random odd numbers: a chance below 2^-60 that two different images share both.
+        Two sums, modulo 2^64, of the bits of the pixels times random odd numbers: the chance that
+        two different images share both is below 2^-60.
         """
         bits = pixels.float().flatten(1).contiguous().view(torch.int32).long()
         if self.weights is None or self.weights.shape[1] != bits.shape[1]:
             generator = torch.Generator().manual_seed(0)
-            self.weights = (
-                torch.randint(-(2**62), 2**62, (2, bits.shape[1]), generator=generator) * 2 + 1
-            )
+            drawn = torch.randint(-(2**62), 2**62, (2, bits.shape[1]), generator=generator)
+            self.weights = drawn * 2 + 1
         self.weights = self.weights.to(bits.device)
-        return list(zip(*((bits * weights).sum(1).tolist() for weights in self.weights)))
+        sums = torch.stack([(bits * weights).sum(1) for weights in self.weights], dim=1)
+        return [row.tobytes() for row in sums.cpu().numpy()]
 
-    def fill(self, pixels, encode):
-        """Features `[B, E]` of images `[B, 3, H, W]`; `encode` is asked for those that are not known, each content once.
+    def fill(
+        self, pixels: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Features `[B, E]` of images `[B, 3, H, W]`; `encode` gets those that are not known.
 
-        A few unknown ones are encoded in the company of others of their batch: matrix products of very few rows take other kernels, whose last bits
-        differ, and a feature should not depend on what happened to be known.
+        Each content is encoded once, and a few unknown ones in the company of others of their
+        batch: matrix products of very few rows take other kernels, whose last bits differ, and a
+        feature should not depend on what happened to be known.
         """
         keys = self.fingerprints(pixels)
-        unknown = {}
+        unknown: dict[bytes, int] = {}
         for i, key in enumerate(keys):
-            if key not in self.rows:
+            if key not in self.slots:
                 unknown.setdefault(key, i)
+        rows = {key: self.row(self.slots[key]) for key in keys if key not in unknown}
         if unknown:
             chosen = list(unknown.values())
             company = sorted(set(range(len(keys))).difference(chosen))[: max(0, FEW - len(chosen))]
-            together = (
-                pixels if len(chosen) + len(company) == len(keys) else pixels[chosen + company]
-            )
-            places = chosen if together is pixels else range(len(chosen))
-            self.rows.update(
-                (key, found) for key, found in zip(unknown, encode(together)[list(places)])
-            )
-        rows = [self.rows[key] for key in keys]
+            whole = len(chosen) + len(company) == len(keys)
+            encoded = encode(pixels if whole else pixels[chosen + company])
+            encoded = encoded[chosen if whole else slice(len(chosen))]
+            rows.update(zip(unknown, encoded))
+        features = torch.stack([rows[key] for key in keys])
+        self.touch(keys)
+        if unknown:
+            self.keep(list(unknown), encoded)
+            self.touch(keys)
+        return features
+
+    def row(self, slot: int) -> torch.Tensor:
+        return self.blocks[slot // BLOCK_ROWS][slot % BLOCK_ROWS]
+
+    def touch(self, keys: list[bytes]) -> None:
+        """Put these last in the order, in the order given."""
         for key in keys:
-            self.rows.move_to_end(key)
-        while len(self.rows) * rows[0].numel() * rows[0].element_size() > self.limit:
-            self.rows.popitem(last=False)
-        return torch.stack(rows)
+            if key in self.slots:
+                self.slots.move_to_end(key)
+
+    def keep(self, keys: list[bytes], encoded: torch.Tensor) -> None:
+        """Copy new rows `[U, E]` into free slots, then into those of the least recently used."""
+        capacity = self.limit // (encoded.shape[1] * encoded.element_size() + KEY_BYTES)
+        keys, encoded = keys[-capacity:] if capacity else [], encoded[-capacity:]
+        placed: dict[int, tuple[list[int], list[int]]] = {}
+        for i, key in enumerate(keys):
+            full = len(self.slots) >= capacity
+            slot = self.slots.popitem(last=False)[1] if full else len(self.slots)
+            self.slots[key] = slot
+            to, of = placed.setdefault(slot // BLOCK_ROWS, ([], []))
+            to.append(slot % BLOCK_ROWS)
+            of.append(i)
+        for block, (to, of) in placed.items():
+            if block == len(self.blocks):
+                size = min(BLOCK_ROWS, capacity - block * BLOCK_ROWS)
+                self.blocks.append(encoded.new_empty(size, encoded.shape[1]))
+            self.blocks[block][to] = encoded[of]

@@ -1,5 +1,10 @@
 """Text features of prompts whose first words are given as vectors."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,13 +15,14 @@ from .blocks import positions_at_once
 
 
 class TextPath:
-    """`[SOS][v_1]…[v_n][text of the class][EOT]` for C classes and P candidate contexts, on any text tower of open_clip's own.
+    """`[SOS][v_1]…[v_n][text of the class][EOT]` for C classes and P candidate contexts.
 
-    A causal tower that is read out at EOT takes the short way of `prefix.py`; any other takes the plain way over all its positions. Gradients
-    pass through both (the white-box ceiling needs them); the oracle calls them under `no_grad`.
+    On any text tower of open_clip's own: a causal one that is read out at EOT takes the short way
+    of `prefix.py`, any other the plain way over all its positions. Gradients pass through both (the
+    white-box ceiling needs them); the oracle calls them under `no_grad`.
     """
 
-    def __init__(self, loaded):
+    def __init__(self, loaded: Any) -> None:
         self.model, self.tokenizer, self.length = (
             loaded.model,
             loaded.tokenizer,
@@ -24,24 +30,59 @@ class TextPath:
         )
         self.tower = getattr(self.model, "text", self.model)
         self.short = prefix.fits(self.tower)
-        self.texts, self.names, self.ids = [], [], {}
+        self.texts: list[list[int]] = []
+        self.names: list[str] = []
+        self.ids: dict[tuple[int, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
+        # stands where a context is put, and must not be what the tower takes for padding
+        self.placeholder = 2 if getattr(self.tower, "pad_id", 0) == 1 else 1
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.tower.token_embedding.weight.device
 
-    def embed(self, words):
+    def encode(self, text: str) -> list[int]:
+        """Token ids, without SOS and EOT.
+
+        Raises:
+            BlackBoxError: the text is none, or holds half a character or a special token.
+        """
+        try:
+            text.encode("utf-8")
+            ids = self.tokenizer.encode(text)
+        except (AttributeError, UnicodeError) as e:
+            raise BlackBoxError(
+                f"{text!a} is not a text that can be read (a number, or a name in another encoding "
+                f"than UTF-8, perhaps). Rename it."
+            ) from e
+        if {self.tokenizer.sot_token_id, self.tokenizer.eot_token_id}.intersection(ids):
+            raise BlackBoxError(f"{text!a} holds a token that begins or ends texts. Rename it.")
+        return ids
+
+    def embed(self, words: str) -> torch.Tensor:
         """`[n, D]` float32 token embeddings."""
-        ids = torch.tensor(self.tokenizer.encode(words), dtype=torch.long, device=self.device)
+        ids = torch.tensor(self.encode(words), dtype=torch.long, device=self.device)
         return self.tower.token_embedding(ids).float()
 
-    def set_classes(self, names, template="{}."):
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
+        """Name the C classes.
+
+        Raises:
+            BlackBoxError: no class, one without words, a template without a slot, or a text that
+                is too long.
+        """
+        if not len(names):
+            raise BlackBoxError("There are no classes: at least one name is needed.")
+        if "{}" not in template:
+            raise BlackBoxError(f"The template {template!a} has no slot {{}} for the class name.")
+        for name in names:
+            if not self.encode(name.replace("_", " ") if isinstance(name, str) else name):
+                raise BlackBoxError(f"The class name {name!a} has no words. Give it a name.")
         self.names = [name.replace("_", " ") for name in names]
-        self.texts = [self.tokenizer.encode(template.format(name)) for name in self.names]
+        self.texts = [self.encode(template.replace("{}", name)) for name in self.names]
         self.ids = {}
         self.check(0)
 
-    def check(self, n):
+    def check(self, n: int) -> None:
         """Raise unless n context tokens, SOS, EOT and the longest class text fit into the tower."""
         if not self.texts:
             raise BlackBoxError(
@@ -50,32 +91,38 @@ class TextPath:
         i = max(range(len(self.texts)), key=lambda j: len(self.texts[j]))
         if n + len(self.texts[i]) + 2 > self.length:
             raise BlackBoxError(
-                f"The class name '{self.names[i]}' takes {len(self.texts[i])} tokens with its template; with {n} context tokens, SOS and EOT that "
-                f"is {n + len(self.texts[i]) + 2}, and the text tower has {self.length} positions. Shorten the name or the context."
+                f"The class name '{self.names[i]}' takes {len(self.texts[i])} tokens with its "
+                f"template; with {n} context tokens, SOS and EOT that is "
+                f"{n + len(self.texts[i]) + 2}, and the text tower has {self.length} positions. "
+                f"Shorten the name or the context."
             )
 
-    def tokens(self, n, length=None):
-        """Ids `[C, L]` with n placeholders after SOS, and the position of EOT `[C]`; L is the longest prompt, or `length`."""
+    def tokens(self, n: int, length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids `[C, L]` with n placeholders after SOS, and the position of EOT `[C]`.
+
+        L is the length of the longest prompt, or `length`.
+        """
         if (n, length) not in self.ids:
             self.ids[n, length] = self.write_ids(n, length)
         return self.ids[n, length]
 
-    def write_ids(self, n, length):
+    def write_ids(self, n: int, length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         end = torch.tensor([n + 1 + len(text) for text in self.texts])
         ids = torch.zeros(len(self.texts), length or int(end.max()) + 1, dtype=torch.long)
         ids[:, 0] = self.tokenizer.sot_token_id
+        ids[:, 1 : n + 1] = self.placeholder
         for row, text in zip(ids, self.texts):
             row[n + 1 : n + 1 + len(text)] = torch.tensor(text)
             row[n + 1 + len(text)] = self.tokenizer.eot_token_id
         return ids.to(self.device), end.to(self.device)
 
-    def __call__(self, contexts):
+    def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
         """Normalised text features `[P, C, E]`, float32, of contexts `[P, n, D]`."""
         self.check(contexts.shape[1])
         encode = self.encode_short if self.short else self.encode_plain
         return F.normalize(encode(contexts.to(self.device)).float(), dim=-1)
 
-    def encode_short(self, contexts):
+    def encode_short(self, contexts: torch.Tensor) -> torch.Tensor:
         """`[P, C, E]`; every class's own tokens against the prefix that all share."""
         tower = self.tower
         x = prefix.encode(
@@ -86,8 +133,11 @@ class TextPath:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def encode_plain(self, contexts):
-        """`[P, C, E]` by the model's own `encode_text`: a hook on the token embedding puts the context in the placeholders' slots."""
+    def encode_plain(self, contexts: torch.Tensor) -> torch.Tensor:
+        """`[P, C, E]` by the model's own `encode_text`.
+
+        A hook on the token embedding puts the context in the placeholders' slots.
+        """
         (P, n, _), C = contexts.shape, len(self.texts)
         ids, _ = self.tokens(n, self.length)
         features = []

@@ -9,10 +9,11 @@ SURE = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
 class TopK(Wrapper):
-    """Wraps an oracle: of every image's answer only the k largest log-probabilities are let out, and no features.
+    """Wraps an oracle: of every image's answer only the k largest log-probabilities are let out.
 
-    Their temperature is the model's own. The probability that they leave is spread evenly over the classes that are not seen, so that answers keep their shape `[P, B, C]`;
-    with k = C they are all log-probabilities, which is logits less a number an image.
+    Features are not. The temperature is the model's own. The probability that they leave is spread
+    evenly over the classes that are not seen, so that answers keep their shape `[P, B, C]`; with
+    k = C they are all log-probabilities, which is logits less a number an image.
 
     Raises:
         BlackBoxError: k below 1. A k above the number of classes is all of them.
@@ -21,7 +22,8 @@ class TopK(Wrapper):
     def __init__(self, inner, k):
         if k < 1:
             raise BlackBoxError(
-                f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means logits."
+                f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means "
+                f"logits."
             )
         super().__init__(inner)
         self.k = k

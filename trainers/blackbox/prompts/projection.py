@@ -60,7 +60,7 @@ class TwoProjections(nn.Module):
         super().__init__()
         if n_image and description.image_width is None:
             raise BlackBoxError(
-                f"BPT-VLM puts tokens into the image encoder, and {description.name} has a convolutional one. Choose a ViT, or set "
+                f"BPT-VLM puts tokens into the image encoder, and {description.name} has one that is convolutional or timm's. Choose a ViT, or set "
                 f"TRAINER.BPTVLM.N_IMAGE to 0 for text tokens alone."
             )
         d_image = d_image if n_image else 0

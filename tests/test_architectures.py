@@ -1,0 +1,307 @@
+"""Every architecture of open_clip: the oracle's logits are its own, or a sentence says why not."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.oracle.describe import check_tokenizer
+from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.oracle.models import load_model
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from support import difference, seeded
+
+NAMES = ["zero", "a rather long_name", "two"]
+VIT = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+SIGLIP = {
+    "no_causal_mask": True,
+    "proj_bias": True,
+    "pool_type": "last",
+    "norm_kwargs": {"eps": 1e-6},
+    "act_kwargs": {"approximate": "tanh"},
+}
+
+
+def timm(name, size, pool, proj):
+    return {
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": proj,
+        "image_size": size,
+    }
+
+
+def config(vision=VIT, text=None, **more):
+    return {"embed_dim": 32, "vision_cfg": vision, "text_cfg": {**TEXT, **(text or {})}, **more}
+
+
+COCA = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+KINDS = {
+    "timm-vit": config(timm("test_vit", 160, "token", "linear")),
+    "timm-pool": config(timm("resnet10t", 176, "abs_attn", "")),
+    "convnext": config(timm("test_convnext", 64, "", "linear")),
+    "resnet-mlp": config(timm("test_resnet", 64, "avg", "mlp")),
+    "eva": config(timm("eva02_tiny_patch14_224", 224, "token", None), custom_text=True),
+    "pe": config(timm("vit_pe_core_tiny_patch16_384", 384, "map", None), custom_text=True),
+    "mobile": config(
+        timm("fastvit_t8", 64, "avg", None), {"no_causal_mask": True}, custom_text=True
+    ),
+    "sigmoid": {
+        **config(timm("test_vit", 160, "map", "none"), SIGLIP, custom_text=True),
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+    },
+    "clipa-like": config(
+        {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
+        {"pool_type": "last", "no_causal_mask": True},
+    ),
+    "coca": config(
+        {**VIT, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+        {"embed_cls": True, "output_tokens": True},
+        custom_text=True,
+        multimodal_cfg=COCA,
+    ),
+    "coca-plain": config(
+        {**VIT, "output_tokens": True},
+        {"embed_cls": True, "output_tokens": True, "vocab_size": 64000, "pad_id": 1},
+        custom_text=True,
+        multimodal_cfg=COCA,
+    ),
+    "eos": config(text={"pool_type": "eos", "eos_id": 49407}, custom_text=True),
+    "first": config(text={"pool_type": "first", "no_causal_mask": True}, custom_text=True),
+    "query-norm": config({**VIT, "qk_norm": True}, {"qk_norm": True}, custom_text=True),
+    "layer-scale": config({**VIT, "ls_init_value": 0.1}, {"ls_init_value": 0.1}),
+    "no-projection": config(VIT, {"proj_type": "none"}, custom_text=True),
+    "vector-scale": config(nonscalar_logit_scale=True, init_logit_bias=-2.0),
+    "oblong": config({**VIT, "image_size": [32, 48]}),
+}
+REFUSED = {
+    "other-width": (
+        config(timm("test_vit", 160, "map", "none")),
+        r"features of the shape \(1, 64\)",
+    ),
+    "other-size": (config(timm("vit_tiny_patch16_224", 64, "token", "linear")), "cannot encode"),
+    "towers-tokens": (config({**VIT, "output_tokens": True}), "cannot encode an image"),
+    "no-pool": (config({**VIT, "pool_type": "none"}), r"features of the shape \(1, 17, 32\)"),
+    "few-words": (config(text={"vocab_size": 32000}), "32,000 token embeddings"),
+    "text-unread": (config(text={"pool_type": "none"}, custom_text=True), "is read at 'none'"),
+    "other-end": (config(text={"pool_type": "eos"}, custom_text=True), "is read at 'eos' .token 2"),
+    "with-siglip-name": (config(), "tokenizer of Hugging Face's"),
+    "hf-words": (config(text={"hf_tokenizer_name": "bert"}), "tokenizer of Hugging Face's"),
+    "hf-tower": (config(text={"hf_model_name": "bert"}), "text tower of Hugging Face's"),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("architectures")
+
+
+@pytest.fixture(scope="module")
+def built(folder):
+    """`build` of one of KINDS, once."""
+    kept = {}
+
+    def get(kind):
+        if kind not in kept:
+            kept[kind] = build(f"of-{kind}", KINDS[kind], folder)
+        return kept[kind]
+
+    return get
+
+
+def build(name, content, folder):
+    """Tells open_clip of a configuration; the name of a file of random weights, and the model."""
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    model = open_clip.create_model(name)
+    tower = getattr(model, "text", model)
+    with torch.no_grad():  # at their initial size the words hardly count
+        tower.token_embedding.weight *= 30
+        tower.positional_embedding *= 10
+        if hasattr(model, "text_decoder"):  # which open_clip leaves as the memory was
+            model.text_decoder.text_projection.fill_(0.1)
+    torch.save(model.state_dict(), folder / f"{name}.pt")
+    return f"{name}:{folder / name}.pt", model.eval()
+
+
+def reference(model, images, texts):
+    """open_clip's own logits `[B, C]`."""
+    tokenizer = open_clip.SimpleTokenizer(
+        context_length=getattr(model, "text", model).context_length
+    )
+    with torch.no_grad():
+        image = F.normalize(model.encode_image(images), dim=-1)
+        text = F.normalize(model.encode_text(tokenizer(texts)), dim=-1)
+        logits = model.logit_scale.exp() * image @ text.T
+    return logits if model.logit_bias is None else logits + model.logit_bias
+
+
+def ask(name, precision="fp32"):
+    """(oracle, images, logits)."""
+    oracle = LocalOracle(load_model(name, precision), ("logits", "features", "image_tokens"))
+    oracle.set_classes(NAMES)
+    images = torch.randn(3, 3, *oracle.description.image_size, generator=seeded())
+    words = oracle.embed("a photo of a")[None]
+    return oracle, images, oracle.query(oracle.upload(images), words)[0]
+
+
+def sentences():
+    return [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_open_clips(kind, built):
+    name, model = built(kind)
+    oracle, images, logits = ask(name)
+    expected = reference(model, images, sentences())
+    assert expected.std(1).min() > 1e-3 * expected.abs().max()  # the names matter
+    assert difference(logits, expected) < 1e-5
+    assert oracle.text_features(oracle.embed("a")[None]).shape[-1] == oracle.description.embed_dim
+    assert oracle.image_features(oracle.upload(images)).shape == (3, oracle.description.embed_dim)
+    if oracle.description.image_width is None:
+        with pytest.raises(BlackBoxError, match="admits no image tokens"):
+            oracle.query(oracle.upload(images), oracle.embed("a")[None], torch.zeros(1, 1, 8))
+    else:
+        tokens = torch.randn(1, 2, oracle.description.image_width)
+        assert oracle.query(oracle.upload(images), oracle.embed("a")[None], tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["timm-vit", "convnext", "sigmoid", "coca", "layer-scale"])
+@pytest.mark.parametrize("precision, tolerance", [("fp16", 0.02), ("bf16", 0.1), ("amp", 0.1)])
+def test_half_precision_is_near_or_refused(kind, precision, tolerance, built):
+    name, model = built(kind)
+    if kind in ("coca", "layer-scale") and precision != "amp":  # open_clip's own fail, too
+        with pytest.raises(BlackBoxError, match="Choose another model or ORACLE.PREC"):
+            ask(name, precision)
+    else:
+        _, images, logits = ask(name, precision)
+        assert difference(logits, reference(model, images, sentences())) < tolerance
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_asked_is_refused(kind, folder):
+    content, words = REFUSED[kind]
+    if kind.startswith("hf"):
+        (folder / f"of-{kind}.json").write_text(json.dumps(content))
+        (folder / f"of-{kind}.pt").write_bytes(b"never read")
+        open_clip.add_model_config(folder)
+        name = f"of-{kind}:{folder}/of-{kind}.pt"
+    else:
+        name, _ = build(f"of-{kind}", content, folder)
+    with pytest.raises(BlackBoxError, match=words):
+        load_model(name)
+
+
+# Small relatives of the large image towers
+FAMILIES = {
+    "eva": "eva02_tiny_patch14_224",
+    "vit_pe_core": "vit_pe_core_tiny_patch16_384",
+    "fastvit": "fastvit_t8",
+    "convnext": "test_convnext",
+}
+
+
+def shrunk(content):
+    """The same architecture, of a layer and a few channels."""
+    vision, text = dict(content["vision_cfg"]), dict(content["text_cfg"])
+    if "timm_model_name" in vision:
+        family = next((f for f in FAMILIES if vision["timm_model_name"].startswith(f)), None)
+        vision["timm_model_name"] = FAMILIES.get(family, "test_vit")
+        size = vision["timm_model_name"].rpartition("_")[2]
+        vision["image_size"] = int(size) if size.isdigit() else 160
+        vision["timm_drop_path"] = None
+    elif isinstance(vision["layers"], list):
+        vision = {**vision, "layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
+    else:
+        vision = {**vision, "layers": 1, "width": 64, "head_width": 32, "image_size": 32}
+        vision["patch_size"] = 8
+    text = {**text, "layers": 1, "width": 32, "heads": 2}
+    small = {**content, "embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+    if "multimodal_cfg" in content:
+        small["multimodal_cfg"] = {
+            **content["multimodal_cfg"],
+            "layers": 1,
+            "width": 32,
+            "heads": 2,
+        }
+    return small
+
+
+def test_every_architecture_is_described_or_refused(folder):
+    described, refused, made = 0, 0, set()
+    for name in [name for name in open_clip.list_models() if not name.startswith("of-")]:
+        content = open_clip.get_model_config(name)
+        try:
+            check_tokenizer(name, content)
+        except BlackBoxError as e:
+            assert name in str(e) and "Hugging Face" in str(e)
+            refused += 1
+            continue
+        described += 1
+        small = json.dumps(shrunk(content), sort_keys=True)
+        if small in made:
+            continue
+        made.add(small)
+        file, model = build(f"of-small-{len(made)}", json.loads(small), folder)
+        told = load_model(file).description
+        features = model.encode_image(torch.zeros(1, 3, *told.image_size))
+        assert features.shape == (1, told.embed_dim) and told.context_length > 0, name
+    assert described > 60 and refused > 30
+
+
+@pytest.mark.parametrize(
+    "arch, mean, interpolation, mode",
+    [
+        ("PE-Core-B-16", 0.5, "bilinear", "squash"),
+        ("MobileCLIP-S1", 0.0, "bilinear", "shortest"),
+        ("ViT-B-32", 0.48145466, "bicubic", "shortest"),
+        ("ViT-B-16-plus", None, None, None),  # without listed weights
+        ("ViT-L-14", None, None, None),  # whose weights differ in it
+    ],
+)
+def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, interpolation, mode):
+    from dassl_blackbox.trainers.blackbox.oracle.sources import common_preprocessing
+
+    found = common_preprocessing(arch)
+    assert bool(found) == (mean is not None)
+    if found:
+        assert found["mean"][0] == mean
+        assert (found["interpolation"], found["resize_mode"]) == (interpolation, mode)
+
+
+@pytest.mark.parametrize(
+    "told, expected",
+    [
+        ({"interpolation": "random"}, "bicubic"),
+        ({"interpolation": None}, "bicubic"),
+        ({"interpolation": "bilinear"}, "bilinear"),
+        ({"interpolation": "lanczos"}, None),
+        ({"mean": 0.5, "std": 0.25}, "bicubic"),
+        ({"mean": (0.5,)}, None),
+        ({"std": (1.0, 0.0, 1.0)}, None),
+        ({"std": (1.0, float("nan"), 1.0)}, None),
+        ({"resize_mode": "squash"}, "bicubic"),
+    ],
+)
+def test_odd_preprocessing_is_understood_or_refused(told, expected, built, monkeypatch, capsys):
+    from dassl_blackbox.trainers.blackbox.oracle import sources
+
+    monkeypatch.setattr(sources, "common_preprocessing", lambda arch: told)
+    name, _ = built("oblong")
+    if expected is None:
+        with pytest.raises(BlackBoxError, match="were expected"):
+            load_model(name)
+        return
+    found = load_model(name).description
+    assert found.interpolation == expected and len(found.mean) == len(found.std) == 3
+    assert ("squashes images" in capsys.readouterr().out) == ("resize_mode" in told)

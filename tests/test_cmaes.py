@@ -1,0 +1,36 @@
+"""CMA-ES as the published figures had it, and pycma's exceptions as sentences."""
+
+import pytest
+import torch
+from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+from dassl_blackbox.trainers.blackbox.optimizers import CMAES
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+
+
+@pytest.mark.parametrize("d, rule", [(299, CMAAdaptSigmaCSA), (300, CMAAdaptSigmaTPA)])
+def test_the_step_size_rule_of_the_published_figures(d, rule):
+    """pycma 4.5 took another rule from 300 dimensions on, and so the package pins its versions."""
+    assert type(CMAES(torch.zeros(d), 0.5, 8).es.adapt_sigma) is rule
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["popsize", 20],
+        ["CMA_actve", 1],
+        [3, 4],
+        [[1], 4],
+        ["maxstd", "a"],
+        ["transformation", 3],
+        ["AdaptSigma", "x"],
+        ["CMA_mu", 100],
+        ["CMA_cmean", "nan"],
+    ],
+)
+def test_options_that_do_not_fit_are_a_sentence(options):
+    state = torch.get_rng_state()
+    with pytest.raises(BlackBoxError, match="CMA_OPTIONS") as caught:
+        optimizer = CMAES(torch.zeros(12), 0.5, 8, options=options)
+        for _ in range(3):
+            optimizer.tell((optimizer.ask() - 1).square().sum(1))
+    assert "\n" not in str(caught.value) and torch.equal(torch.get_rng_state(), state)

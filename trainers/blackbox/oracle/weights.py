@@ -1,0 +1,143 @@
+"""Files of weights: read without running what is in them, and refused where they are damaged."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..run.errors import BlackBoxError, first_line
+
+# numbers that OpenAI's archives hold beside the weights
+OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
+TEXT_LENGTH = 240  # of an exception that is quoted
+
+
+class Weights(NamedTuple):
+    """What a file holds."""
+
+    state: dict[str, torch.Tensor]
+    script: bool  # whether it is a TorchScript archive
+
+    @property
+    def openai(self) -> bool:
+        """Whether it is in the format that OpenAI released, and open_clip writes to nobody."""
+        return self.script or OPENAI_MARKS <= self.state.keys()
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:TEXT_LENGTH] or type(error).__name__
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether something has this path, be it a file or not."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # ValueError: a null byte
+        return False
+    return True
+
+
+def check_file(path: str | Path) -> None:
+    """Raise a BlackBoxError unless the path is a regular file that may be read and is not empty."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise BlackBoxError(f"{path} is {kind}; a file of weights was expected.")
+        if not found.st_size:
+            raise BlackBoxError(f"{path} is empty; a file of weights was expected. Copy it again.")
+        with open(path, "rb"):
+            pass
+    except OSError as e:
+        raise BlackBoxError(f"{path} cannot be read ({e.strerror or first_line(e)}).") from e
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The tensors of a file, on the CPU, as they are stored; where the format allows, mapped.
+
+    Reads safetensors, what `torch.save` wrote, bare or under "state_dict", and TorchScript.
+
+    Raises:
+        BlackBoxError: no such file, or one that is damaged or holds something else.
+    """
+    check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces that it will drop TorchScript
+            content, script = read(path)
+    except pickle.UnpicklingError as e:  # whose text advises to run what is in the file
+        raise BlackBoxError(
+            f"{path} is not a file of weights that can be read: it is damaged, or holds something "
+            f"else than tensors."
+        ) from e
+    except Exception as e:
+        raise BlackBoxError(
+            f"{path} is not a file of weights that can be read ({type(e).__name__}: {reason(e)}). "
+            f"It may be damaged: copy it again."
+        ) from e
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content or not all(map(is_tensor, content.items())):
+        raise BlackBoxError(
+            f"{path} holds no state dict, that is tensors by name, but {describe(content)}."
+        )
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return Weights(dict(content), script)
+
+
+def read(path: str | Path) -> tuple[object, bool]:
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path), False
+    if is_script(path):
+        return torch.jit.load(str(path), map_location="cpu").state_dict(), True
+    mapped = zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), False
+
+
+def is_script(path: str | Path) -> bool:
+    """Whether a file is a TorchScript archive, by the record that torch tells it by."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def is_tensor(item: tuple[object, object]) -> bool:
+    name, tensor = item
+    return isinstance(name, str) and isinstance(tensor, torch.Tensor) and not tensor.is_sparse
+
+
+def describe(content: object) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    return "an empty one" if not content else f"a dict with {next(iter(content))!r:.40}"
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raise a BlackBoxError where a weight is infinite or no number."""
+    tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.numel()}
+    # a sum is quicker than a test of every number, and finite only if they all are
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()])
+    suspects = [k for k, fine in zip(tensors, sums.isfinite().tolist()) if not fine]
+    bad = [k for k in suspects if not tensors[k].isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise BlackBoxError(
+            f"The weights of {name} are infinite or no numbers in '{bad[0]}'{more}. The file is "
+            f"damaged, or ORACLE.PREC too narrow for it: get it anew, or try ORACLE.PREC fp32."
+        )
