@@ -1,22 +1,29 @@
-"""Data sets as rows of a table: one class reads a split, draws the shots and takes the base or the new classes, as CoOp does.
+"""Data sets as rows of a table: one class reads a split, draws shots, takes base or new classes.
 
-Nothing is written into the user's data folder, and no pickle is read: the shots are drawn anew from the seed.
+Nothing is written into the user's data folder, and no pickle is read: the shots are drawn anew from
+the seed, as CoOp draws them.
 """
+
+from __future__ import annotations
 
 import math
 import os
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-from .readers import DatasetError, by_label, check_labels, read_json_split
+from .labels import by_label, check_labels, note_names
+from .listing import DatasetError, Item, shown
+from .readers import Split, read_json_split
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where a data set lies under DATASET.ROOT and who reads it; `read(row, folder)` returns a split."""
+    """Where a data set lies under DATASET.ROOT; `read(row, folder)` returns its split."""
 
     name: str  # in Dassl's registry
     config: str  # its YAML in configs/datasets, and its folder's name in output/
@@ -28,7 +35,7 @@ class Row:
     default_root: str = ""  # where DATASET.ROOT is empty; itself empty: the user must name one
 
 
-def sizes_of(split):
+def sizes_of(split: Split) -> tuple[int | None, ...]:
     """(classes, train, val, test) of a split; val is None where there is none."""
     return (
         len({label for _, label, _ in split[0]}),
@@ -36,7 +43,7 @@ def sizes_of(split):
     )
 
 
-def differences(row, split):
+def differences(row: Row, split: Split) -> str:
     """What a split has and what was published, as words; empty where they agree."""
     words = ("classes", "train images", "val images", "test images")
     return "; ".join(
@@ -46,10 +53,11 @@ def differences(row, split):
     )
 
 
-def draw_shots(items, shots, rng):
+def draw_shots(items: list[Item] | None, shots: int, rng: random.Random) -> list[Item] | None:
     """`shots` items of every label, all of a label that has fewer; below 1, everything.
 
-    Label by label in the order of first appearance, as `DatasetBase.generate_fewshot_dataset` draws from the global generator.
+    Label by label in the order of first appearance, as `DatasetBase.generate_fewshot_dataset` draws
+    from the global generator.
     """
     if shots < 1 or items is None:
         return items
@@ -60,15 +68,17 @@ def draw_shots(items, shots, rng):
     ]
 
 
-def choose_classes(which, *split):
-    """The split cut to all, the base (first half, rounded up) or the new classes of its train list, relabelled from 0."""
+def choose_classes(which: str, *split: list[Item] | None) -> Split:
+    """The split cut to all, the base or the new classes of its train list, relabelled from 0.
+
+    Base is the first half of the labels, rounded up.
+    """
     if which == "all":
         return split
     labels = sorted({label for _, label, _ in split[0]})
     half = math.ceil(len(labels) / 2)
-    relabel = {
-        label: new for new, label in enumerate(labels[:half] if which == "base" else labels[half:])
-    }
+    chosen = labels[:half] if which == "base" else labels[half:]
+    relabel = {label: new for new, label in enumerate(chosen)}
     return [
         items
         and [(image, relabel[label], name) for image, label, name in items if label in relabel]
@@ -76,48 +86,78 @@ def choose_classes(which, *split):
     ]
 
 
+def need_items(row: Row, which: str, train: Sequence[Item], test: Sequence[Item]) -> None:
+    """Raise where nothing is left to train or to test on."""
+    for part, items in (("training", train), ("test", test)):
+        if not items:
+            among = "" if which == "all" else f" among the {which} half of its classes"
+            raise DatasetError(
+                f"{row.name} has no {part} image{among}. Complete the data set"
+                f"{', or set DATASET.SUBSAMPLE_CLASSES to all' if among else ''}."
+            )
+
+
+def datums(row: Row, items: Sequence[Item]) -> list[Datum]:
+    """Dassl's items, which assert that their files are there."""
+    made = []
+    for image, label, name in items:
+        try:
+            made.append(Datum(impath=image, label=label, classname=name))
+        except AssertionError as error:
+            raise DatasetError(
+                f"{row.name}: the image {image} is missing, or its folder is not readable. Put the "
+                f"data set there anew."
+            ) from error
+    return made
+
+
 class FewShotDataset(DatasetBase):
-    """A row's data set with the shots that DATASET.NUM_SHOTS and SEED decide, image for image those of CoOp."""
+    """A row's data set, with CoOp's shots for DATASET.NUM_SHOTS and SEED, image for image."""
 
     row: Row
     origin = "dassl_blackbox"  # by which a second registration knows the first
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any):
         row, root = self.row, cfg.DATASET.ROOT or self.row.default_root
-        which = cfg.DATASET.get(
-            "SUBSAMPLE_CLASSES", "all"
-        )  # a key of CoOp's, which Dassl's defaults lack
+        # a key of CoOp's, which Dassl's defaults lack
+        which = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         if which not in ("all", "base", "new"):
             raise DatasetError(
                 f'DATASET.SUBSAMPLE_CLASSES is "{which}", but must be "all", "base" or "new".'
             )
         if not root:
             raise DatasetError(
-                f"DATASET.ROOT is empty: pass --root with the folder that holds {row.folder or 'train'} ({row.name}; see DATASETS.md)."
+                f"DATASET.ROOT is empty: pass --root with the folder that holds "
+                f"{row.folder or 'train'} ({row.name}; see DATASETS.md)."
             )
         self.dataset_dir = os.path.normpath(
             os.path.join(os.path.abspath(os.path.expanduser(root)), row.folder)
         )
         train, val, test = row.read(row, self.dataset_dir)
+        need_items(row, "all", train, test)
         check_labels(row, self.dataset_dir, train, val, test)
         other = differences(row, (train, val, test))
         if other:
-            print(f"Note: {row.name} in {self.dataset_dir} is not the published one: {other}")
+            where = shown(self.dataset_dir)
+            print(f"Note: {row.name} in {where} is not the published one: {other}")
         rng, shots = random.Random(cfg.SEED if cfg.SEED >= 0 else None), cfg.DATASET.NUM_SHOTS
         train, val = draw_shots(train, shots, rng), draw_shots(val, min(shots, 4), rng)
-        split = [
-            items
-            and [Datum(impath=image, label=label, classname=name) for image, label, name in items]
-            for items in choose_classes(which, train, val, test)
-        ]
-        super().__init__(train_x=split[0], val=split[1], test=split[2])
+        split = choose_classes(which, train, val, test)
+        need_items(row, which, split[0], split[2])
+        train_x, val, test = (items and datums(row, items) for items in split)
+        super().__init__(train_x=train_x, val=val, test=test)
+        note_names(row, self.classnames)
 
 
-def register(row):
-    """Registers a row with Dassl, unless the host already has a data set of that name: its own is kept."""
+def register(row: Row) -> None:
+    """Registers a row with Dassl, unless the host already has a data set of that name.
+
+    The host's own is kept.
+    """
     if row.name not in DATASET_REGISTRY.registered_names():
         DATASET_REGISTRY.register(type(row.name, (FewShotDataset,), {"row": row}))
         return
     present = DATASET_REGISTRY.get(row.name)
     if getattr(present, "origin", None) != FewShotDataset.origin:
-        print(f"Data set {row.name}: keeping the one that {present.__module__} registered")
+        kept = f"Data set {row.name}: keeping the one that {present.__module__} registered"
+        print(kept, file=sys.stderr)  # stdout may be a table

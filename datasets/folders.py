@@ -1,104 +1,143 @@
-"""Pictures in folders: `train/<class>/*`, and `val/<class>/*` and `test/<class>/*` where there are any. A user's own data need no more."""
+"""Pictures in folders: `train/<class>/*`, and `val/<class>/*` and `test/<class>/*` if any.
 
+A user's own data need no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import json
 import os
 import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from .readers import (
-    PARTS,
+from .labels import by_label, check_labels
+from .listing import (
+    UNREADABLE,
+    Classes,
     DatasetError,
-    by_label,
-    check_labels,
+    Item,
+    entries,
     in_folders,
     need_folder,
-    read_json_split,
-    visible,
+    note_passed,
+    read_json,
+    reason,
+    shown,
 )
+from .readers import PARTS, Split, read_json_split
 
-SHARES = {
-    "val": 0.2,
-    "test": 0.3,
-}  # of every class's train images, for a part that has no folder: CoOp's shares
+if TYPE_CHECKING:
+    from .base import Row
+
+# of every class's train images, for a part that has no folder: CoOp's shares
+SHARES = {"val": 0.2, "test": 0.3}
 TAKEN = "taken from train"
 
 
-def classes_of(row, folder):
-    return {
-        name: (label, name)
-        for label, name in enumerate(
-            visible(need_folder(row, os.path.join(folder, "train")), folders=True)
-        )
-    }
+def classes_of(row: Row, folder: str) -> Classes:
+    folders = entries(row, need_folder(row, os.path.join(folder, "train")))[0]
+    return {name: (label, name) for label, name in enumerate(folders)}
 
 
-def read_folders(row, folder):
+def read_parts(row: Row, folder: str, parts: Sequence[str]) -> dict[str, list[Item]]:
+    """The pictures of the parts, each of which must be there."""
+    classes, passed = classes_of(row, folder), Counter()
+    paths = {part: need_folder(row, os.path.join(folder, part)) for part in parts}
+    found = {part: in_folders(row, path, classes, passed) for part, path in paths.items()}
+    note_passed(row, folder, passed)
+    return found
+
+
+def present(folder: str) -> list[str]:
+    return [part for part in PARTS if os.path.isdir(os.path.join(folder, part))]
+
+
+def read_folders(row: Row, folder: str) -> Split:
     """CIFAR's layout: train and test, val only where it has a folder."""
-    classes, split = classes_of(row, folder), []
-    for part in PARTS:
-        path = os.path.join(folder, part)
-        split.append(
-            None
-            if part == "val" and not os.path.isdir(path)
-            else in_folders(row, need_folder(row, path), classes)
-        )
-    return split
+    parts = [part for part in PARTS if part != "val" or part in present(folder)]
+    found = read_parts(row, folder, parts)
+    return [found.get(part) for part in PARTS]
 
 
-def read_pictures(row, folder):
-    """The user's own folder. A part without a folder is taken from the train images, class by class, once: the split is written down beside them."""
-    classes = classes_of(row, folder)
-    found = {
-        part: pictures(in_folders(row, os.path.join(folder, part), classes))
-        for part in PARTS
-        if os.path.isdir(os.path.join(folder, part))
-    }
+def read_pictures(row: Row, folder: str) -> Split:
+    """The user's own folder.
+
+    A part without a folder is taken from the train images, class by class, once: the split is
+    written down beside them.
+    """
+    found = read_parts(row, folder, ["train", *(p for p in present(folder) if p != "train")])
+    note_other_folders(row, folder)
     missing = [part for part in SHARES if part not in found]
     if not missing:
         return [found[part] for part in PARTS]
     path = os.path.join(folder, row.split)
     if os.path.isfile(path):
-        taken = taken_in(path)
-        if taken not in (missing, None):
-            raise DatasetError(
-                f"{path} was made for other folders ({', '.join(taken)} taken from train, now {', '.join(missing)}). "
-                f"Move it away, and the images are split anew."
-            )
-        split = read_json_split(row, folder)
-        if {(label, name) for _, label, name in split[0]} != set(classes.values()):
-            raise DatasetError(
-                f"{path} has other classes than the folders in {os.path.join(folder, 'train')}. Move it away, and the images are split anew."
-            )
-        return split
+        return read_taken(row, folder, path, found, missing)
     check_labels(row, folder, found["train"])
     found.update(take_parts(row, found["train"], missing))
-    print(
-        f"No folder for {' and '.join(missing)} in {folder}: taken from train, {', '.join(f'{len(found[part]):,} {part}' for part in PARTS)}"
-    )
+    sizes = ", ".join(f"{len(found[part]):,} {part}" for part in PARTS)
+    print(f"No folder for {' and '.join(missing)} in {shown(folder)}: taken from train, {sizes}")
     write_split(path, folder, found, missing)
     return [found[part] for part in PARTS]
 
 
-def taken_in(path):
-    """The parts that a split file took from train; None where it is not ours."""
+def note_other_folders(row: Row, folder: str) -> None:
+    others = [name for name in entries(row, folder)[0] if name not in PARTS]
+    if others:
+        print(
+            shown(
+                f"Note: {row.name} in {folder}: what is in {', '.join(others[:5])} is not used; "
+                f"the parts are called {', '.join(PARTS)}"
+            )
+        )
+
+
+def read_taken(
+    row: Row, folder: str, path: str, found: Mapping[str, list[Item]], missing: Sequence[str]
+) -> Split:
+    """The split that was written when parts were first taken from train."""
+    taken = taken_in(path)
+    if taken not in (missing, None):
+        which = ", ".join(map(str, taken)) if isinstance(taken, list) else taken
+        raise DatasetError(
+            f"{path} was made for other folders ({which} taken from train, now "
+            f"{', '.join(missing)}). Move it away, and the images are split anew."
+        )
+    split = read_json_split(row, folder)
+    train = {(label, name) for _, label, name in found["train"]}
+    if {(label, name) for _, label, name in split[0]} != train:
+        raise DatasetError(
+            f"{path} has other classes than the folders in {os.path.join(folder, 'train')}. Move "
+            f"it away, and the images are split anew."
+        )
+    named = {os.path.normpath(image) for items in split for image, _, _ in items}
+    new = sum(image not in named for items in found.values() for image, _, _ in items)
+    if new:
+        print(
+            f"Note: {row.name}: {new:,} of the images in {shown(folder)} are not in {row.split}, "
+            f"and are not used. Move that file away, and the images are split anew"
+        )
+    return split
+
+
+def taken_in(path: str) -> object:
+    """The parts that a split file took from train; None where it does not say."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file).get(TAKEN)
-    except (ValueError, AttributeError):
+        return read_json(path).get(TAKEN)
+    except (*UNREADABLE, AttributeError):
         return None
 
 
-def pictures(items):
-    endings = tuple(
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    )
-    return [item for item in items if item[0].lower().endswith(endings)]
+def take_parts(row: Row, items: list[Item], missing: Sequence[str]) -> dict[str, list[Item]]:
+    """The train images of every class shuffled and shared out.
 
-
-def take_parts(row, items, missing):
-    """The train images of every class shuffled (from a fixed seed: all runs see one split) and shared out."""
-    rng, split = random.Random(0), {part: [] for part in ("train", *missing)}
+    From a fixed seed: all runs see one split.
+    """
+    rng = random.Random(0)
+    split: dict[str, list[Item]] = {part: [] for part in ("train", *missing)}
     for group in by_label(items).values():
         rng.shuffle(group)
         total = len(group)
@@ -108,30 +147,36 @@ def take_parts(row, items, missing):
             group = group[count:]
         if not group:
             raise DatasetError(
-                f'{row.name}: the class "{split[missing[0]][-1][2]}" has too few images to take {" and ".join(missing)} from. Add images, or '
-                f"make folders for {' and '.join(missing)} yourself."
+                f'{row.name}: the class "{split[missing[0]][-1][2]}" has too few images to take '
+                f"{' and '.join(missing)} from. Add images, or make folders for "
+                f"{' and '.join(missing)} yourself."
             )
         split["train"] += group
     return split
 
 
-def write_split(path, folder, split, missing):
-    content = {
-        TAKEN: missing,
-        **{
-            part: [
-                [os.path.relpath(image, folder), label, name] for image, label, name in split[part]
-            ]
-            for part in PARTS
-        },
-    }
+def write_split(
+    path: str, folder: str, split: Mapping[str, list[Item]], missing: Sequence[str]
+) -> None:
+    """Write the split beside the pictures; where that fails, say so and go on.
+
+    What a killed writer leaves is no split file, and nothing reads it.
+    """
+    content: dict[str, object] = {TAKEN: missing}
+    for part in PARTS:
+        content[part] = [
+            [os.path.relpath(image, folder), label, name] for image, label, name in split[part]
+        ]
     draft = f"{path}.{os.getpid()}.tmp"
     try:
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(content, file)
         os.replace(draft, path)
-        print(f"Split written to {path}")
+        print(f"Split written to {shown(path)}")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
         print(
-            f"The split could not be written to {path} ({error.strerror}): keep the folder's content as it is, so that every run makes the same one"
+            f"The split could not be written to {shown(path)} ({reason(error)}): keep the folder's "
+            f"content as it is, so that every run makes the same one"
         )

@@ -1,13 +1,23 @@
-"""The data path: pictures are decoded once, within a bound, and nothing that is drawn from them changes."""
+"""The data path: pictures are decoded once, within a bound, and augmented from the seed."""
+
+import os
+import pickle
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from dassl_blackbox.trainers.blackbox.data import pictures as module
+from dassl.data import DatasetWrapper
+from dassl.utils import set_random_seed
+from dassl_blackbox.trainers.blackbox.data import decoding, pictures
 from dassl_blackbox.trainers.blackbox.data.crops import Cropper
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.data.loaders import augmented_loader
 from dassl_blackbox.trainers.blackbox.data.pictures import Pictures
+from dassl_blackbox.trainers.blackbox.data.reader import Augmentation, ImageReader
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.rng import rng_state
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run
 from torchvision.transforms import InterpolationMode
@@ -25,10 +35,18 @@ def files(tmp_path):
 
 @pytest.fixture
 def read(monkeypatch):
-    """Files that were decoded, in order."""
-    seen, decode = [], module.decode
-    monkeypatch.setattr(module, "decode", lambda data: (seen.append(data), decode(data))[1])
+    """Paths of the files that were decoded, in order."""
+    seen, to_rgb = [], decoding.to_rgb
+    for module in (decoding, pictures):
+        monkeypatch.setattr(
+            module, "to_rgb", lambda image: (seen.append(image.filename), to_rgb(image))[1]
+        )
     return seen
+
+
+def trained_on(paths):
+    """Those among the paths of Digits that are training images."""
+    return [path for path in paths if "/train_" in path]
 
 
 def keeper(paths, limit):
@@ -42,11 +60,11 @@ def same(pictures, path):
         return pictures.open(path).tobytes() == image.convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_each_file_is_decoded_once(files, read, workers):
+@pytest.mark.parametrize("loaded", [0, 2])
+def test_each_file_is_decoded_once(files, read, loaded):
     pictures = keeper(files, 10**6)
-    if workers:
-        pictures.load(workers)
+    for _ in range(loaded):
+        pictures.load()
         assert len(read) == 6
     for _ in range(3):
         assert all(same(pictures, path) for path in files)
@@ -54,7 +72,7 @@ def test_each_file_is_decoded_once(files, read, workers):
 
 
 def test_within_the_bound(files, read):
-    size = len(open(files[0], "rb").read())
+    size = os.path.getsize(files[0])
     pictures = keeper(
         files, 4 * 4800
     )  # three decoded, and the bytes of those of the rest that fit in a quarter
@@ -71,22 +89,26 @@ def test_other_files_are_not_kept(files, read):
     assert set(pictures.decoded) == set(files[:2])
 
 
-def test_a_broken_file_is_left_to_who_asks(files):
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_a_broken_file_is_named_whoever_asks(files, limit):
     with open(files[2], "wb") as file:
         file.write(b"no image")
-    pictures = keeper(files, 10**6)
-    pictures.load(2)
-    assert len(pictures.decoded) == 5
-    with pytest.raises(OSError):
-        pictures.open(files[2])
+    pictures = keeper(files, limit)
+    for ask in (pictures.load, lambda: pictures.open(files[2])):
+        with pytest.raises(
+            BlackBoxError, match=f"The image {files[2]} cannot be decoded .it is in"
+        ):
+            ask()
 
 
 @pytest.mark.parametrize("name", ["ZIP", "CraFT", "WhiteBox"])
-def test_a_run_does_not_depend_on_where_pictures_are_kept_and_cropped(name, data_root, tmp_path):
+def test_a_run_does_not_depend_on_where_pictures_are_kept_read_and_cropped(
+    name, data_root, tmp_path
+):
     """Bit for bit: the augmentation draws the same from the same pictures."""
     ways = [
         ("INPUT.CACHE_MB", 0),
-        ("INPUT.CACHE_MB", 2048),
+        ("INPUT.CACHE_MB", 2048, "DATALOADER.NUM_WORKERS", 2),
         ("INPUT.CROP_ON_DEVICE", True, "DATALOADER.NUM_WORKERS", 2),
     ]
     ends = []
@@ -111,15 +133,78 @@ def test_a_run_does_not_depend_on_where_pictures_are_kept_and_cropped(name, data
             assert_same(random_sources(ends[0]), random_sources(end))
 
 
-def test_crops_differ_between_epochs(data_root, tmp_path):
+# Augmentation
+
+TRANSFORMS = {
+    "torch": ("random_resized_crop", "random_flip", "normalize"),
+    "Python, NumPy and torch": ("random_translation", "cutout", "gaussian_noise", "normalize"),
+    "many": ("random_crop", "colorjitter", "randomgrayscale", "gaussian_blur", "normalize"),
+}
+
+
+def two_epochs(trainer, loader):
+    """Indices and pixels of two epochs, and the random states afterwards."""
+    set_random_seed(7)
+    found = []
+    for trainer.epoch in range(2):
+        trainer.before_epoch()
+        for batch in loader:
+            found.append((batch["index"], batch["img"]))
+    return found, {**rng_state(), "cuda": []}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_pixels_and_order_do_not_depend_on_worker_processes(kind, data_root, tmp_path):
+    options = "INPUT.TRANSFORMS", str(TRANSFORMS[kind])
+    ends = []
+    for workers in range(3):
+        trainer = build("ZIP", data_root, tmp_path, "DATALOADER.NUM_WORKERS", workers, *options)
+        loaders = trainer.train_loader_x, augmented_loader(trainer, 16)
+        ends.append([two_epochs(trainer, loader) for loader in loaders])
+    for end in ends[1:]:
+        assert_same(ends[0], end)
+
+
+def test_all_that_dassls_wrapper_makes_is_drawn_so(data_root, tmp_path):
+    """Several transforms, several views of each, and the picture itself beside."""
     trainer = build("ZIP", data_root, tmp_path)
-    epochs = []
-    for _ in range(2):
-        batches = [(batch["index"], batch["img"]) for batch in trainer.train_loader_x]
-        order = torch.cat([index for index, _ in batches])
-        epochs.append(dict(zip(order.tolist(), torch.cat([images for _, images in batches]))))
-    shared = set(epochs[0]) & set(epochs[1])
-    assert len(shared) > 10 and not any(torch.equal(epochs[0][i], epochs[1][i]) for i in shared)
+    own = trainer.train_loader_x.dataset
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.K_TRANSFORMS, cfg.DATALOADER.RETURN_IMG0 = 2, True
+    made = [cfg, own.data_source, [own.transform, T.ToTensor(), own.transform], True]
+    reader = ImageReader(trainer.pictures, trainer.augmentation, *made)
+    torch.manual_seed(3)
+    first, before = reader[5], rng_state()
+    assert_same(reader[5], first)
+    assert_same(rng_state(), before)
+    wrapped = DatasetWrapper(*made)
+    with trainer.augmentation.of(5):
+        assert_same(wrapped[5], first)
+    assert not torch.equal(first["img"][0], first["img"][1]) and len(first["img3"]) == 2
+
+
+def test_an_image_has_another_crop_in_each_epoch_and_of_each_seed(data_root, tmp_path):
+    def crops(seed):
+        trainer = build("ZIP", data_root, tmp_path, "DATALOADER.TRAIN_X.BATCH_SIZE", 30, seed=seed)
+        (first, second), _ = two_epochs(trainer, trainer.train_loader_x)
+        for indices, pixels in first, second:
+            yield from pixels[indices.argsort()]
+
+    every = [crop for seed in (1, 1, 2) for crop in crops(seed)]
+    assert torch.equal(torch.stack(every[:60]), torch.stack(every[60:120]))
+    assert len({crop.numpy().tobytes() for crop in every}) == 120
+
+
+def test_a_negative_seed_is_drawn_once_a_run():
+    def draws(augmentation):
+        with augmentation.of(3):
+            return random.random(), np.random.rand(), float(torch.rand(1))
+
+    one, other = Augmentation(-1), Augmentation(-1)
+    assert draws(one) == draws(one) != draws(other)
+    other.seed = one.seed  # as a checkpoint gives it
+    assert draws(one) == draws(other) == draws(pickle.loads(pickle.dumps(one)))
 
 
 # Crops on the device
@@ -187,7 +272,8 @@ def test_an_epoch_cropped_on_the_device_is_the_loaders_own(data_root, tmp_path, 
     for trainer in (own, device):
         torch.manual_seed(1)
         trainer.batches = [batch for _ in range(2) for batch in trainer.train_loader_x]
-    assert len(read) == 2 * 30  # each picture by each of them, once
+    # each picture by each of them, once
+    assert set(Counter(trained_on(read)).values()) == {2}
     for a, b in zip(own.batches, device.batches, strict=True):
         assert (
             torch.equal(a["index"], b["index"])
@@ -214,7 +300,7 @@ def test_cropped_on_the_device_each_picture_is_decoded_once(data_root, tmp_path,
         )
         == 0
     )
-    assert len(read) == 30
+    assert len(trained_on(read)) == 30
 
 
 @pytest.mark.parametrize(
@@ -222,9 +308,6 @@ def test_cropped_on_the_device_each_picture_is_decoded_once(data_root, tmp_path,
     [
         ("INPUT.TRANSFORMS", "('random_resized_crop', 'colorjitter', 'normalize')"),
         ("INPUT.TRANSFORMS", "('normalize',)"),
-        ("INPUT.NO_TRANSFORM", True),
-        ("DATALOADER.K_TRANSFORMS", 2),
-        ("DATALOADER.RETURN_IMG0", True),
     ],
 )
 def test_what_is_not_made_on_the_device_is_refused(options, data_root, tmp_path):
@@ -249,9 +332,13 @@ def views_of(trainer, epochs):
     return views
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_views_take_turns(data_root, tmp_path, workers):
+@pytest.mark.parametrize(
+    "workers, transforms", [(0, "torch"), (2, "torch"), (0, "Python, NumPy and torch")]
+)
+def test_views_take_turns(data_root, tmp_path, workers, transforms):
     options = (
+        "INPUT.TRANSFORMS",
+        str(TRANSFORMS[transforms]),
         "INPUT.VIEWS",
         2,
         "DATALOADER.NUM_WORKERS",
@@ -297,7 +384,7 @@ def test_after_its_views_no_image_is_encoded_again(data_root, tmp_path):
 
 
 def test_with_batches_that_drop_some_images_nothing_is_encoded_twice(data_root, tmp_path):
-    """30 images in batches of 8: six miss their turn in an epoch, and come later in small numbers."""
+    """30 images in batches of 8: six miss their turn in an epoch, and come later in small lots."""
     trainer = build(
         "ZIP",
         data_root,
@@ -317,16 +404,3 @@ def test_with_batches_that_drop_some_images_nothing_is_encoded_twice(data_root, 
     assert len(trainer.oracle.inner.store) == 60
     assert sum(encoded) <= 60 + 7 * len(encoded)  # a few unknown ones have company, at most seven
     assert len(encoded) < 30  # of sixty steps
-
-
-def test_views_of_other_random_transforms_are_refused(data_root, tmp_path):
-    with pytest.raises(BlackBoxError, match="INPUT.VIEWS keeps views .* has colorjitter besides"):
-        build(
-            "ZIP",
-            data_root,
-            tmp_path,
-            "INPUT.VIEWS",
-            2,
-            "INPUT.TRANSFORMS",
-            "('random_resized_crop', 'colorjitter', 'normalize')",
-        )

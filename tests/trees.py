@@ -1,9 +1,15 @@
-"""Small data sets in the folders, file names and quirks of the real ones: four classes of pictures that the embedded model can read."""
+"""Small data sets in the folders, file names and quirks of the real ones.
+
+Four classes of pictures that the embedded model can read.
+"""
 
 import json
+import sys
 
+from dassl_blackbox.datasets import __main__ as check_command
 from dassl_blackbox.datasets import shapes
 from dassl_blackbox.datasets.table import ROWS
+from support import REPO, run
 
 COUNTS = {"train": 4, "val": 2, "test": 2}
 ROW = {row.name: row for row in ROWS}
@@ -57,11 +63,11 @@ def json_split(row, folder, parts=tuple(COUNTS), file=None, names=NAMES):
     (folder / (file or row.split)).write_text(json.dumps(split))
 
 
-def classnames(folder):
+def classnames(folder, absent=("n09999999 absent thing",)):
     """Real ones name 1,000 folders: here there is one besides, which has no images."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"{wnid} {name}" for wnid, name in zip(WNIDS, NAMES)] + ["n09999999 absent thing"]
-    (folder / "classnames.txt").write_text("\n".join(lines) + "\n")
+    lines = [f"{wnid} {name}" for wnid, name in zip(WNIDS, NAMES)]
+    (folder / "classnames.txt").write_text("\n".join([*lines, *absent]) + "\n")
 
 
 def in_folders(path, folders, count):
@@ -82,7 +88,7 @@ def aircraft(row, folder):
 
 
 def make(name, root):
-    """A data set below `root`; returns its class names in label order and its sizes (train, val, test)."""
+    """A data set below `root`; returns its class names in label order and its parts' sizes."""
     row, (train, val, test) = ROW[name], (4 * count for count in COUNTS.values())
     folder = root / row.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +101,8 @@ def make(name, root):
         (folder / "images" / "train" / ".DS_Store").touch()
         return NAMES, (train, None, test)
     elif name in VARIANTS:
-        classnames(folder)
+        # ImageNetV2's folders are counted
+        classnames(folder, *([()] if name == "ImageNetV2" else []))
         images = folder / row.images
         in_folders(images, ["0", "1", "2", "3"] if name == "ImageNetV2" else WNIDS, COUNTS["test"])
         if name in ("ImageNetA", "ImageNetR"):
@@ -118,3 +125,24 @@ def make(name, root):
                     )
         return folders, (train, val if name == "ImageFolder" else None, test)
     return NAMES, (train, val, test)
+
+
+def said(capsys, name, root, out, *options, trainer="ZIP", code=1):
+    """The sentence with which a run ends."""
+    flags = "--dataset-config-file", REPO / "configs" / "datasets" / f"{ROW[name].config}.yaml"
+    capsys.readouterr()
+    assert run(trainer, root, out, "ORACLE.MAX_QUERIES", 20, *options, flags=flags) == code
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    return told.err.splitlines()[-1] if code else told.out
+
+
+def check_lines(root, capsys):
+    """(exit status, lines of the table by data set) of the check command."""
+    arguments, sys.argv = sys.argv, ["check", "check", "--root", str(root)]
+    capsys.readouterr()
+    try:
+        code = check_command.main()
+    finally:
+        sys.argv = arguments
+    return code, {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}

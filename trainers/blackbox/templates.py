@@ -1,4 +1,11 @@
-"""The hand-written template of each data set, by registry name: CoOp's, then those of the later papers, then our own sets'."""
+"""The hand-written template of each data set, by registry name.
+
+CoOp's, then those of the later papers, then our own sets'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 from .run.errors import BlackBoxError
 
@@ -30,20 +37,31 @@ TEMPLATES = {
 PLAIN = "a photo of a {}."
 
 
-def template_of(name):
+def template_of(name: str) -> str:
     """The template of a data set, CoOp's plain one where it has none of its own."""
     return TEMPLATES.get(name, PLAIN)
 
 
-def template_for(cfg):
-    """The zero-shot template: `TRAINER.ZEROSHOT.TEMPLATE`, else the data set's own, else CoOp's plain one.
+def template_for(cfg: Any) -> str:
+    """The zero-shot template: `TRAINER.ZEROSHOT.TEMPLATE`, else the data set's own, else CoOp's.
+
+    The text of a class is `template.replace("{}", name)`.
 
     Raises:
-        BlackBoxError: the given template has no slot.
+        BlackBoxError: the given template has no slot, several, other braces, or is not UTF-8.
     """
     template = cfg.TRAINER.ZEROSHOT.TEMPLATE or template_of(cfg.DATASET.NAME)
-    if template.count("{}") != 1:
+    outside = template.replace("{}", "", 1)
+    if outside == template or "{" in outside or "}" in outside:
         raise BlackBoxError(
-            f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the class name."
+            f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the "
+            f"class name, and no other braces."
         )
+    try:
+        template.encode()
+    except UnicodeEncodeError as e:
+        raise BlackBoxError(
+            f"TRAINER.ZEROSHOT.TEMPLATE is {template!a}, which is not UTF-8; the model reads "
+            f"nothing else."
+        ) from e
     return template

@@ -1,84 +1,117 @@
 """The training pictures, read and decoded once a run."""
 
+from __future__ import annotations
+
 import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-TOGETHER = 256  # pictures that are read ahead
-DECODED = 0.75  # share of the bound for decoded pictures; the rest holds files as they are, for those that found no room
+from .decoding import decode, naming, opened, quiet, regular, rules, to_rgb
+
+THREADS = 4  # that read pictures: Pillow and disks work beside Python
+TOGETHER = 4 * THREADS  # pictures that are read ahead, each of up to 89 million pixels
+DECODED = 0.75  # share of the bound for decoded pictures; the rest holds files as they are
+WHOLE = 2**30  # bytes: training images that take no more together are all decoded at the start
 
 
-def as_it_is(image):
+def as_it_is(image: Image.Image) -> Image.Image:
     return image
 
 
 class Pictures:
-    """Keeps RGB pictures of the files in `paths` within a bound of bytes: decoded while there is room, then as the file's bytes, then not at all.
+    """Keeps RGB pictures of the files in `paths` within a bound of bytes.
+
+    Decoded while there is room, then as the file's bytes, then not at all.
 
     Args:
         limit: the bound.
         hold: what is kept of a decoded picture, and given out.
     """
 
-    def __init__(self, limit, hold=as_it_is):
-        self.paths, self.decoded, self.files, self.hold = set(), {}, {}, hold
-        self.epoch = 0  # of the run, for the turns of INPUT.VIEWS
+    def __init__(self, limit: int, hold: Callable[[Image.Image], Any] = as_it_is):
+        self.paths: set[str] = set()
+        self.decoded: dict[str, Any] = {}
+        self.files: dict[str, bytes] = {}
+        self.hold = hold
         self.room = {"decoded": int(limit * DECODED), "files": int(limit * (1 - DECODED))}
 
-    def open(self, path):
-        """The picture of any file; what is kept must not be changed in place."""
+    def open(self, path: str) -> Any:
+        """The picture of any file; what is kept must not be changed in place.
+
+        Raises:
+            BlackBoxError: it cannot be decoded; the text names it.
+        """
         if path in self.decoded:
             return self.decoded[path]
-        if path in self.files:
-            return self.hold(decode(self.files[path]))
-        if path not in self.paths:
-            return self.hold(Image.open(path).convert("RGB"))
-        return self.keep(path, *read(path))
+        kept = path in self.files
+        with naming(path):
+            image = decode(io.BytesIO(self.files[path]) if kept else path)
+        return self.keep(path, image) if path in self.paths and not kept else self.hold(image)
 
-    def keep(self, path, data, image):
+    def keep(self, path: str, image: Image.Image) -> Any:
         """Keep a picture in the form for which there is room; returns what `hold` makes of it."""
         held = self.hold(image)
         if self.fits("decoded", image.width * image.height * 4):  # Pillow keeps four bytes a pixel
             self.decoded[path] = held
-        elif self.fits("files", len(data)):
-            self.files[path] = data
-        else:
-            self.paths.discard(path)
+            return held
+        with naming(path, "cannot be read"):
+            if self.fits("files", os.path.getsize(path)):
+                self.files[path] = Path(path).read_bytes()
+            else:
+                self.paths.discard(path)
         return held
 
-    def fits(self, kind, size):
+    def fits(self, kind: str, size: int) -> bool:
         if size > self.room[kind]:
             return False
         self.room[kind] -= size
         return True
 
-    def load(self, workers):
-        """Read them now, so that processes that are forked from this one find them. A broken file is left to who asks for it."""
-        paths = sorted(self.paths)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
+    def load(self) -> Counter[str]:
+        """Read all of them, so that a broken one shows before anything is paid for.
+
+        What is kept is there for processes that are forked from this one. Where the files take more
+        than `WHOLE` bytes, only the headers are read of those that find no room.
+
+        Returns how many pictures each of the rules in `decoding` touches.
+
+        Raises:
+            BlackBoxError: one cannot be decoded; the text names it.
+        """
+        counts: Counter[str] = Counter()
+        paths = sorted(self.paths - self.decoded.keys() - self.files.keys())
+        small, room = fits_whole(paths), True
+        with quiet(), ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(paths), TOGETHER):
                 part = paths[start : start + TOGETHER]
-                for path, found in zip(part, pool.map(read_if_sound, part)):
-                    if found is not None:
-                        self.keep(path, *found)
-                if part[-1] not in self.paths:
-                    return  # no room for more
+                looked = pool.map(look, part, [small or room] * len(part))
+                for path, (picture, found, _) in zip(part, looked):
+                    counts.update(found)
+                    if picture is None:
+                        self.paths.discard(path)
+                    else:
+                        self.keep(path, picture)
+                room = part[-1] in self.paths
+        return counts
 
 
-def decode(data):
-    return Image.open(io.BytesIO(data)).convert("RGB")
+def look(path: str, decoding: bool) -> tuple[Image.Image | None, list[str], int]:
+    """(the RGB picture if it is decoded and not only opened, rules that touch it, its pixels)."""
+    with naming(path), opened(path) as image:
+        picture = to_rgb(image) if decoding else None
+        return picture, rules(image), image.width * image.height
 
 
-def read(path):
-    """(the file's bytes, its picture)."""
-    data = Path(path).read_bytes()
-    return data, decode(data)
-
-
-def read_if_sound(path):
-    try:
-        return read(path)
-    except (OSError, SyntaxError, ValueError):  # Pillow raises any of them on a broken file
-        return None
+def fits_whole(paths: Iterable[str]) -> bool:
+    """Whether files take at most `WHOLE` bytes together."""
+    total = 0
+    for path in paths:
+        with naming(path, "cannot be read"):
+            total += regular(path).st_size
+    return total <= WHOLE

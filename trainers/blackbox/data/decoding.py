@@ -1,0 +1,193 @@
+"""From a file to an RGB picture: the one way for every read.
+
+An ordinary 8-bit picture comes out as `Image.open(path).convert("RGB")` has it. Beyond that, 16-bit
+grey is scaled, transparency is composited on white, and EXIF's orientation is applied.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..run.errors import BlackBoxError, first_line
+
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TOP_16 = 2**16 - 1
+# what is done to pictures that CoOp's loader reads otherwise, by the words of the note
+DEEP = "of more than 8 bits (scaled to 8, where CoOp clips them)"
+CLEAR = "with transparency (composited on white, where CoOp drops it)"
+TURNED = "with an EXIF orientation (applied, where CoOp ignores it)"
+# what Pillow raises on EXIF that is damaged
+DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+ANEW = "Replace the file, or copy the data set anew."
+
+
+def shown(path: str) -> str:
+    """A path on one line, and as UTF-8 whatever the bytes of its name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+
+
+@contextmanager
+def naming(path: str, problem: str = "cannot be decoded", cure: str = ANEW) -> Iterator[None]:
+    """Turn whatever is raised about an image into a BlackBoxError that names it.
+
+    On damaged data Pillow raises errors of many kinds, those of `struct` and `zlib` among them.
+    """
+    try:
+        yield
+    except BlackBoxError:
+        raise
+    except Exception as e:
+        reason = first_line(e)
+        if isinstance(e, UnidentifiedImageError):
+            reason = "it is in no format that Pillow knows"
+        elif isinstance(e, OSError) and e.strerror:
+            reason = e.strerror
+        raise BlackBoxError(f"The image {shown(path)} {problem} ({shown(reason)}). {cure}") from e
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warning about pictures of many pixels, which are an error here.
+
+    Filters of warnings belong to the process: this is for its main thread.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def regular(path: str) -> os.stat_result:
+    """What the system says about a file, links followed.
+
+    Raises:
+        OSError: there is none, or it is no regular file; reading a pipe would wait forever.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no regular file")
+    return found
+
+
+def opened(source: str | BinaryIO) -> Image.Image:
+    """A picture of which the header alone is read.
+
+    Raises:
+        Exception: of any kind that Pillow raises; ValueError where it has more pixels than Pillow
+            deems safe.
+    """
+    if isinstance(source, str):
+        regular(source)
+    image = Image.open(source)
+    most, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if most is not None and pixels > most:
+        image.close()
+        raise ValueError(f"it has {pixels:,} pixels, more than the {most:,} that Pillow deems safe")
+    return image
+
+
+def decode(source: str | BinaryIO) -> Image.Image:
+    """The RGB picture of a file.
+
+    Raises:
+        Exception: of any kind that Pillow raises.
+    """
+    with opened(source) as image:
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture, decoded by the rules above."""
+    image.load()
+    turn = TURNS.get(orientation(image))
+    if is_deep(image):
+        image = shallow(image)
+    elif image.has_transparency_data:
+        image = on_white(image)
+    else:
+        image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def rules(image: Image.Image) -> list[str]:
+    """Which rules touch a picture of which the header is read."""
+    found = [DEEP] if is_deep(image) else [CLEAR] if image.has_transparency_data else []
+    # Pillow itself turns a TIFF
+    if image.format != "TIFF" and orientation(image, Image.Image.getexif) in TURNS:
+        found.append(TURNED)
+    return found
+
+
+def orientation(image: Image.Image, getexif: Callable = lambda image: image.getexif()) -> int:
+    """EXIF's orientation, 1 where there is none. A PNG's own `getexif` decodes the picture."""
+    try:
+        return getexif(image).get(ORIENTATION, 1)
+    except DAMAGED:  # what cannot be read says nothing: the picture beside it may be sound
+        return 1
+
+
+def is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
+
+
+def shallow(image: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits -> RGB of 8: 0 is black, the top of its range white.
+
+    Integers of 32 bits and floats say nothing of their range: it is the smallest of 1 (floats), 255
+    and 65,535 that holds them.
+
+    Raises:
+        ValueError: none does.
+    """
+    levels = np.asarray(image)
+    low, high = levels.min(), levels.max()
+    tops: tuple[int, ...] = (TOP_16,)
+    if image.mode == "F":
+        tops = (1, 255, TOP_16)
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # those have 16 bits
+        tops = (255, TOP_16)
+    top = next((top for top in tops if 0 <= low and high <= top), None)
+    if top is None:
+        raise ValueError(
+            f"its levels go from {low:g} to {high:g}, and grey levels end at "
+            f"{' or '.join(map(str, tops))}; save it with 8 or 16 bits"
+        )
+    grey = np.rint(levels.astype(np.float32) * (255 / top)).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if clear is not None:
+        grey[levels == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB of a picture with transparency of any kind, over white."""
+    picture = image.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
