@@ -2,54 +2,74 @@
 
     python interpret_prompt.py output/caltech101/ZIP/vit_b16_16shots/seed1 3
 
-Distances are Euclidean, between the token and the embeddings that the oracle gives for words; whole words of CLIP's vocabulary are compared.
+Distances are Euclidean, between the token and the embeddings that the oracle gives for words; whole
+words of CLIP's vocabulary are compared.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import dassl_blackbox  # noqa: F401  first: it finds a Dassl
+from dassl_blackbox.console import tool  # isort: skip  first: it finds a Dassl
 import open_clip
 import torch
 from dassl.config import get_cfg_default
-from dassl.engine import build_trainer
-from dassl_blackbox.datasets.base import DatasetError
-from dassl_blackbox.trainers.blackbox.config import extend_cfg
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
+from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
+from dassl_blackbox.trainers.blackbox.merge import merge_files
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, one_of
 
 
-def load_run(folder, root):
-    """The trainer of a finished run with its model, from the configuration beside it."""
+def load_run(folder: str, root: str) -> TrainerBase:
+    """The trainer of a finished run with its model, from the configuration beside it.
+
+    Raises:
+        BlackBoxError: no run, a damaged one, or one of a trainer or data set that is not here.
+    """
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise BlackBoxError(
-            f"There is no run in {folder}: it has no config.yaml. Give a run's output folder, the one that holds log.txt."
+            f"There is no run in {folder}: it has no config.yaml. Give a run's output folder, the "
+            f"one that holds log.txt."
         )
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_file(str(config))
+    merge_files(cfg, [str(config)])
     if root:
         cfg.DATASET.ROOT = root
-    cfg.OUTPUT_DIR = str(folder)
+    cfg.OUTPUT_DIR = ""  # nothing is written there
+    one_of(f"trainer in {config}", cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    one_of(f"data set in {config}", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_cfg(cfg)
     cfg.freeze()
     trainer = build_trainer(cfg)
     trainer.load_model(folder)
     return trainer
 
 
-def learned_context(trainer):
-    """`[n, D]`: of a black-box run its prompt space's, of a white-box run the tuned context."""
+def learned_context(trainer: TrainerBase) -> torch.Tensor:
+    """`[n, D]`: of a black-box run its prompt space's, of a white-box run the tuned context.
+
+    Raises:
+        BlackBoxError: nothing of the kind was learned.
+    """
     with torch.no_grad():
-        context = (
-            trainer.learner().contexts[0] if hasattr(trainer, "learner") else trainer.model.ctx
-        )
+        if hasattr(getattr(trainer, "model", None), "ctx"):
+            context = trainer.model.ctx
+        elif hasattr(trainer, "learner"):
+            context = trainer.learner().contexts[0]
+        else:
+            raise BlackBoxError(f"{type(trainer).__name__} is no trainer of a prompt known here.")
     if not len(context):
         raise BlackBoxError("This run has no context: zero-shot learns no token.")
     return context.float()
 
 
-def whole_words(tokenizer):
+def whole_words(tokenizer: open_clip.tokenizer.SimpleTokenizer) -> list[str]:
     """Words of the vocabulary that are one token each."""
     words = {
         token.removesuffix("</w>"): number
@@ -59,9 +79,23 @@ def whole_words(tokenizer):
     return [word for word, number in words.items() if tokenizer.encode(word) == [number]]
 
 
-def nearest_words(context, embed, topk):
-    """For each token of `[n, D]` its `topk` nearest words: [[(word, distance)]]. `embed` gives `[m, D]` of m words in one string."""
+def nearest_words(
+    context: torch.Tensor, embed: Callable[[str], torch.Tensor], topk: int
+) -> list[list[tuple[str, float]]]:
+    """For each token of `[n, D]` its `topk` nearest words, with their distances.
+
+    Args:
+        embed: gives `[m, D]` of m words in one string.
+
+    Raises:
+        BlackBoxError: so many words there are not.
+    """
     words = whole_words(open_clip.tokenizer.SimpleTokenizer())
+    if not 1 <= topk <= len(words):
+        raise BlackBoxError(
+            f"{topk} words for each token were asked for; a whole number from 1 to {len(words):,} "
+            f"is expected."
+        )
     distances = torch.cdist(context, embed(" ".join(words)).to(context.device))
     values, indices = distances.topk(topk, largest=False)
     return [
@@ -70,7 +104,7 @@ def nearest_words(context, embed, topk):
     ]
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,17 +114,12 @@ def main(arguments=None):
         "--root", default="", help="folder of the data sets, where it has moved since"
     )
     args = parser.parse_args(arguments)
-    try:
-        trainer = load_run(args.folder, args.root)
-        context = learned_context(trainer)
-        embed = trainer.oracle.embed if hasattr(trainer, "oracle") else trainer.embed
-        for number, near in enumerate(nearest_words(context, embed, args.topk), start=1):
-            print(f"{number}: " + ", ".join(f"{word} ({distance:.4f})" for word, distance in near))
-    except (BlackBoxError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    trainer = load_run(args.folder, args.root)
+    context = learned_context(trainer)
+    embed = trainer.oracle.embed if hasattr(trainer, "oracle") else trainer.embed
+    for number, near in enumerate(nearest_words(context, embed, args.topk), start=1):
+        print(f"{number}: " + ", ".join(f"{word} ({distance:.4f})" for word, distance in near))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool(main))

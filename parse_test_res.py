@@ -1,48 +1,73 @@
 """Test results of several seeds, read from their logs, as CoOp's script of this name reads them:
 
-    python parse_test_res.py output/caltech101/ZIP/vit_b16_16shots              # <directory>/seed<k>/log.txt
-    python parse_test_res.py output/caltech101/ZIP --multi-exp                  # <directory>/<experiment>/seed<k>/log.txt
+    python parse_test_res.py output/caltech101/ZIP/vit_b16_16shots   # <directory>/seed<k>/log.txt
+    python parse_test_res.py output/caltech101/ZIP --multi-exp       # one more level of folders
 
-Each run is listed with its queries; the summary has mean and standard deviation as in CoOp (`--ci95`: 95 % interval), and
-mean and standard error (ddof 1).
+Each run is listed with its queries; the summary has mean and standard deviation as in CoOp
+(`--ci95`: 95 % interval), and mean and standard error (ddof 1).
 """
 
+from __future__ import annotations
+
 import argparse
+import os
 import sys
 from pathlib import Path
 from statistics import fmean, pstdev
 
+from dassl_blackbox.console import note, tool
 from dassl_blackbox.results import mean_and_error
-from dassl_blackbox.runlog import END_OF_TRAINING, RESULT, read_run
+from dassl_blackbox.runs import END_OF_TRAINING, RESULT, Run, read_run
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 
 
-def subfolders(directory):
-    return sorted(p for p in Path(directory).iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def parse(directory, keyword, end_signal, ci95):
-    """Print the runs below a directory and their summary; returns the mean.
+def subfolders(directory: str | Path) -> list[Path]:
+    """The folders in a directory, hidden ones aside.
 
     Raises:
-        SystemExit: a run without a log, or nothing found.
+        BlackBoxError: the directory cannot be read.
+    """
+    try:
+        folders = [path for path in Path(directory).iterdir() if path.is_dir()]
+    except OSError as e:
+        raise BlackBoxError(f"{directory} cannot be read ({e.strerror or e}).") from e
+    return sorted(path for path in folders if not path.name.startswith("."))
+
+
+def queries(run: Run) -> str:
+    """What a run's queries are in its line."""
+    if run.counts is None:
+        return run.uncounted
+    lost, much = run.counts["lost"]["queries"], ", more than a tenth" if run.lost_much else ""
+    return f"{run.counts['training']['queries']:,}" + (f" ({lost:,} lost{much})" if lost else "")
+
+
+def parse(directory: str | Path, keyword: str, end_signal: str, ci95: bool) -> float | None:
+    """Print the runs below a directory and their summary; returns the mean, None without a result.
+
+    Raises:
+        SystemExit: a run without a log.
     """
     print(f"Parsing files in {directory}")
     values = []
     for folder in subfolders(directory):
-        if not (folder / "log.txt").is_file():
+        log = folder / "log.txt"
+        if not os.path.lexists(log):
             raise SystemExit(
-                f"error: no log at {folder / 'log.txt'}; with one more level of folders, add --multi-exp"
+                f"error: no log at {log}; with one more level of folders, add --multi-exp"
             )
-        run = read_run(folder, end_signal)
+        try:
+            run = read_run(folder, end_signal)
+        except BlackBoxError as e:
+            note(str(e))
+            continue
         if run is None or keyword not in run.metrics:
+            note(f"{log} has no '{end_signal}' followed by '* {keyword}: x%': it is left out.")
             continue
         values.append(run.metrics[keyword])
-        spent = "–" if run.counts is None else f"{run.counts['training']['queries']:,}"
-        print(f"file: {folder / 'log.txt'}. {keyword}: {values[-1]:.2f}%. queries: {spent}.")
+        print(f"file: {log}. {keyword}: {values[-1]:.2f}%. queries: {queries(run)}.")
     if not values:
-        raise SystemExit(
-            f"error: nothing found in {directory}: no log with '{end_signal}' followed by '* {keyword}: x%'"
-        )
+        return None
     mean, error = mean_and_error(values)
     spread = pstdev(values) * (1.96 / len(values) ** 0.5 if ci95 else 1)
     print("===")
@@ -56,7 +81,7 @@ def parse(directory, keyword, end_signal, ci95):
     return mean
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,12 +98,20 @@ def main():
     if not Path(args.directory).is_dir():
         raise SystemExit(f"error: {args.directory} is not a directory")
     end_signal = RESULT if args.test_log else END_OF_TRAINING
-    experiments = subfolders(args.directory) if args.multi_exp else [args.directory]
-    means = [parse(directory, args.keyword, end_signal, args.ci95) for directory in experiments]
+    experiments = subfolders(args.directory) if args.multi_exp else [Path(args.directory)]
+    parsed = {path: parse(path, args.keyword, end_signal, args.ci95) for path in experiments}
+    means = [mean for mean in parsed.values() if mean is not None]
+    if not means:
+        raise SystemExit(
+            f"error: nothing found in {args.directory}: no log with '{end_signal}' followed by "
+            f"'* {args.keyword}: x%'"
+        )
     if args.multi_exp:
+        for path in [path for path, mean in parsed.items() if mean is None]:
+            note(f"{path} has no result, and is left out of the average.")
         print("Average performance")
         print(f"* {args.keyword}: {fmean(means):.2f}%")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool(main))

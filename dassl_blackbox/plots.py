@@ -1,56 +1,106 @@
-"""Plots of the runs below a folder, as PNG:
+"""Plots of the runs below a folder:
 
-python -m dassl_blackbox.plots shots output/letters --out shots.png      # accuracy against shots, a line a method
-python -m dassl_blackbox.plots queries output/letters --out queries.png  # validation accuracy against queries, of runs with ORACLE.VAL_EVERY
-python -m dassl_blackbox.plots gain output --out gain.png                # gain over zero-shot, a bar a method and data set
+python -m dassl_blackbox.plots shots output/letters --out shots.png      # accuracy against shots
+python -m dassl_blackbox.plots queries output/letters --out queries.png  # on val, ORACLE.VAL_EVERY
+python -m dassl_blackbox.plots gain output --out gain.png                # gain over zero-shot
 """
+
+from __future__ import annotations
 
 import argparse
 import csv
+import io
+import os
 import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-import matplotlib
+from .console import note, tool
+from .results import Group, groups
+from .trainers.blackbox.run.errors import BlackBoxError
+from .trainers.blackbox.run.files import read_text
 
-from .results import groups
-
-matplotlib.use("Agg")  # files alone: no screen is needed
-import matplotlib.pyplot as plt  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ZERO_SHOT, QUERIES = "ZeroshotOracle", "training queries (one candidate on at most 128 images)"
 
 
-def curve(folders):
-    """Mean validation accuracy over seeds at every number of queries that all of them looked at: [(queries, accuracy)]."""
+def read_curve(path: Path) -> dict[int, float]:
+    """{queries: accuracy on val} of one run; a later line wins.
+
+    Raises:
+        BlackBoxError: the file cannot be read, or has a line that is no such pair.
+    """
+    points, cure = {}, "Its curve is left out."
+    for line in read_text(path, cure).splitlines(keepends=True) or [""]:
+        try:
+            queries, _, accuracy = next(csv.reader([line]))
+            points[int(queries)] = float(accuracy)
+            if not (line.endswith("\n") and int(queries) > 0 and 0 <= float(accuracy) <= 100):
+                raise ValueError("out of range, or cut off")
+        except (ValueError, StopIteration, csv.Error) as e:
+            raise BlackBoxError(f"{path} is damaged: {line[:60]!r} is no point. {cure}") from e
+    return points
+
+
+def curve(folders: Iterable[str | Path]) -> list[tuple[int, float]]:
+    """Mean validation accuracy over seeds, [(queries, accuracy)], at what all of them looked at.
+
+    Empty where one of them has no curve that can be read, which is noted.
+    """
     seeds = []
     for folder in folders:
         path = Path(folder) / "val_curve.csv"
-        if not path.is_file():
+        if not os.path.lexists(path):
             return []
-        with open(path, encoding="utf-8") as f:
-            seeds.append({int(queries): float(accuracy) for queries, _, accuracy in csv.reader(f)})
+        try:
+            seeds.append(read_curve(path))
+        except BlackBoxError as e:
+            note(str(e))
+            return []
     return [
-        (queries, sum(seed[queries] for seed in seeds) / len(seeds))
+        (queries, fmean(seed[queries] for seed in seeds))
         for queries in sorted(set.intersection(*map(set, seeds)))
     ]
 
 
-def save(path, draw, **labels):
-    """One figure: `draw(axes)`, then titles and legend."""
-    figure, axes = plt.subplots(figsize=(9, 5))
-    axes.set_prop_cycle(
-        plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"]
-    )  # ten colours, then dashed ones
-    draw(axes)
-    axes.set(**labels)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
+    """One figure: `draw(axes)`, then titles and legend; a PNG where the name has no ending.
+
+    Raises:
+        BlackBoxError: matplotlib does not know the ending, or the file cannot be written.
+    """
+    from matplotlib import rc_context, rcParams
+    from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
+
+    picture, kind = io.BytesIO(), Path(path).suffix[1:].lower() or "png"
+    try:
+        with rc_context({"text.parse_math": False}):  # a folder may have dollars in its name
+            figure = Figure(figsize=(9, 5))
+            axes = figure.subplots()
+            colours = rcParams["axes.prop_cycle"]  # ten, then the same dashed
+            axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * colours)
+            draw(axes)
+            axes.set(**labels)
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+            figure.tight_layout()
+            figure.savefig(picture, dpi=120, format=kind)
+        Path(path).write_bytes(picture.getvalue())
+    except ValueError as e:  # of a format
+        raise BlackBoxError(f"{path} cannot be drawn ({e}). Choose another ending.") from e
+    except OSError as e:
+        raise BlackBoxError(
+            f"{path} cannot be written ({e.strerror or e}). Give --out a file in a folder that is "
+            f"there and can be written to."
+        ) from e
 
 
-def queries(folders, path, title):
+def queries(folders: Mapping[str, Iterable[str | Path]], path: str | Path, title: str) -> int:
     """Curves of `{label: folders of its seeds}`, of those that have one; returns how many."""
     curves = {
         label: points
@@ -58,7 +108,7 @@ def queries(folders, path, title):
         if points
     }
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for label, points in curves.items():
             axes.plot(*zip(*points), label=label, marker=".")
 
@@ -67,18 +117,23 @@ def queries(folders, path, title):
     return len(curves)
 
 
-def shots(found, path, title):
-    """Test accuracy against shots; one label has runs of several `<n>shots`. Returns the number of lines.
+def shots(found: list[Group], path: str | Path, title: str) -> int:
+    """Test accuracy against shots; one label has runs of several `<n>shots`.
 
-    Where there are several data sets, a line is the mean of those that have all its numbers of shots. Zero-shot is a level.
+    Returns the number of lines. Where there are several data sets, a line is the mean of those that
+    have all its numbers of shots. Zero-shot is a level.
     """
-    lines, levels = {}, [group for group in found if group.runs[0].trainer == ZERO_SHOT]
-    for group in found:
-        if group not in levels:
+    lines: dict[str, dict[int, dict[str, Group]]] = {}
+    levels = [group for group in found if group.known.trainer == ZERO_SHOT]
+    for group in [group for group in found if group not in levels]:
+        count = group.known.shots
+        if count is None:
+            note(f"{group.path} does not tell its number of shots, and is left out.")
+        else:
             label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
-            lines.setdefault(label, {}).setdefault(group.runs[0].shots, {})[group.dataset] = group
+            lines.setdefault(label, {}).setdefault(count, {})[group.dataset] = group
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for label, points in lines.items():
             shared = set.intersection(*map(set, points.values()))
             x = sorted(points) if shared else []
@@ -103,28 +158,28 @@ def shots(found, path, title):
             )
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in lines.values() for x in points})
-        axes.set_xticks(ticks, ticks)
+        axes.set_xticks(ticks, list(map(str, ticks)))
 
     if lines:
         save(path, draw, xlabel="shots a class", ylabel="test accuracy, %", title=title)
     return len(lines)
 
 
-def gain(found, path, title):
-    """Bars of accuracy above zero-shot on the same classes by the same backbone, by data set and method; returns the number of bars."""
+def gain(found: list[Group], path: str | Path, title: str) -> int:
+    """Bars of accuracy above zero-shot on the same classes by the same backbone: how many."""
 
-    def kind(group):
-        run = group.runs[0]
+    def kind(group: Group) -> tuple[str, str, str]:
+        run = group.known
         return run.dataset, run.backbone, run.classes
 
-    zero = {kind(group): group.mean() for group in found if group.runs[0].trainer == ZERO_SHOT}
-    bars = {}
+    zero = {kind(group): group.mean() for group in found if group.known.trainer == ZERO_SHOT}
+    bars: dict[str, dict[str, float]] = {}
     for group in found:
-        if kind(group) in zero and group.runs[0].trainer != ZERO_SHOT:
+        if kind(group) in zero and group.known.trainer != ZERO_SHOT:
             bars.setdefault(group.label, {})[group.dataset] = group.mean() - zero[kind(group)]
     names = list(dict.fromkeys(name for heights in bars.values() for name in heights))
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         width = 0.8 / max(1, len(bars))
         for i, (label, heights) in enumerate(bars.items()):
             axes.bar(
@@ -141,13 +196,13 @@ def gain(found, path, title):
     return sum(map(len, bars.values()))
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=["shots", "queries", "gain"])
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/log.txt at any depth")
-    parser.add_argument("--out", required=True, help="the PNG to write")
+    parser.add_argument("--out", required=True, help="the file to write; its ending is the format")
     parser.add_argument("--title", default="")
     args = parser.parse_args()
     found = groups(args.directory)
@@ -155,6 +210,8 @@ def main():
         raise SystemExit(
             f"error: no finished run (a log.txt with an accuracy) below {args.directory}"
         )
+    if Path(args.out).is_dir():
+        raise SystemExit(f"error: {args.out} is a folder. Give --out the name of a file.")
     if args.kind == "queries":
         drawn = queries(
             {str(group.path): [run.folder for run in group.runs] for group in found},
@@ -174,4 +231,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(tool(main))

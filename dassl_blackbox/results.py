@@ -1,38 +1,50 @@
 """Tables of the runs below a folder:
 
-python -m dassl_blackbox.results output                       # a row a group of seeds, with queries and seconds
-python -m dassl_blackbox.results output --across              # the papers' shape: data sets across, methods down, their mean at the end
-python -m dassl_blackbox.results output/base2new --base2new   # base, new and their harmonic mean H
+python -m dassl_blackbox.results output                       # a row a group of seeds, with queries
+python -m dassl_blackbox.results output --across              # data sets across, methods down, mean
+python -m dassl_blackbox.results output/base2new --base2new   # base, new, their harmonic mean H
 """
+
+from __future__ import annotations
 
 import argparse
 import csv
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from tabulate import tabulate
+from tabulate import tabulate, tabulate_formats
 
+from .console import note, tool
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
-from .runlog import Run, read_result
+from .runs import Run, read_result
+from .trainers.blackbox.run.errors import BlackBoxError, first_line
 
-HEADERS = (
+HEADERS: tuple[str, ...] = (
     "run",
     "method",
     "seeds",
     "test accuracy %",
     "training queries",
+    "of these lost",
     "image queries",
     "evaluation queries",
     "seconds",
 )
 
 
-def mean_and_error(values):
+LOST = (
+    "! : more than a tenth of a run's training queries were lost when its process was ended, and "
+    "trained nothing"
+)
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float | None]:
     """Mean and standard error (ddof 1); the error is None for a single value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
@@ -48,34 +60,57 @@ class Group:
     runs: list[Run]
 
     @property
-    def dataset(self):
-        return self.runs[0].dataset
+    def known(self) -> Run:
+        """A run that tells what all of them are: one whose configuration is sound."""
+        return next((run for run in self.runs if run.dataset != "?"), self.runs[0])
 
     @property
-    def label(self):
-        """The path without the part that names the data set: the same for one method on all of them."""
+    def dataset(self) -> str:
+        return self.known.dataset
+
+    @property
+    def label(self) -> str:
+        """The path without the data set's part: the same for one method on all of them."""
         known = {row.name: row.config for row in ROWS}
         return "/".join(
             part for part in self.path.parts if part != known.get(self.dataset, self.dataset)
         )
 
-    def mean_and_error(self):
+    @property
+    def lost_much(self) -> bool:
+        return any(run.lost_much for run in self.runs)
+
+    def mean_and_error(self) -> tuple[float, float | None]:
         return mean_and_error([run.metrics["accuracy"] for run in self.runs])
 
-    def cell(self):
+    def cell(self) -> str:
+        """The mean, its error where there are several seeds, and a mark where queries were lost."""
         mean, error = self.mean_and_error()
-        return f"{mean:.1f}" + ("" if error is None else f" ± {error:.1f}")
+        spread = "" if error is None else f" ± {error:.1f}"
+        return f"{mean:.1f}{spread}" + (" !" if self.lost_much else "")
 
-    def mean(self):
+    def mean(self) -> float:
         return self.mean_and_error()[0]
 
 
-def groups(root):
-    """Finished runs below `root`, and evaluations that no training ended in, grouped over seeds."""
-    found = {}
-    for log in sorted(Path(root).rglob("log.txt")):
-        run = read_result(log.parent)
-        if run is not None and "accuracy" in run.metrics:
+def groups(root: str | Path) -> list[Group]:
+    """Finished runs below `root`, and evaluations that no training ended in, grouped over seeds.
+
+    What is left out is noted on stderr.
+    """
+    found: dict[Path, list[Run]] = {}
+    for folder, folders, files in sorted(os.walk(root, onerror=lambda e: note(first_line(e)))):
+        if "log.txt" not in (*folders, *files):
+            continue
+        log = Path(folder) / "log.txt"
+        try:
+            run = read_result(log.parent)
+        except BlackBoxError as e:
+            note(str(e))
+            continue
+        if run is None or "accuracy" not in run.metrics:
+            note(f"{log} has no result: the run is not finished, and is left out.")
+        else:
             group = (
                 log.parent.parent
                 if re.fullmatch(r"seed\d+", log.parent.name) and log.parent != Path(root)
@@ -85,28 +120,31 @@ def groups(root):
     return [Group(path, runs) for path, runs in found.items()]
 
 
-def mean_count(runs, purpose, unit):
-    if any(run.counts is None for run in runs):
-        return "–"
-    return f"{sum(run.counts[purpose][unit] for run in runs) / len(runs):,.0f}"
+def mean_count(runs: list[Run], section: str, unit: str) -> str:
+    counts = [run.counts[section][unit] for run in runs if run.counts is not None]
+    if len(counts) < len(runs):
+        return max(run.uncounted for run in runs if run.counts is None)
+    return f"{fmean(counts):,.0f}"
 
 
-def row(group):
+def row(group: Group) -> list:
+    """The cells of a group below `HEADERS`."""
     runs = group.runs
     seconds = [run.seconds for run in runs if run.seconds is not None]
     return [
         str(group.path),
-        runs[0].trainer,
+        group.known.trainer,
         len(runs),
         group.cell(),
         mean_count(runs, "training", "queries"),
+        mean_count(runs, "lost", "queries"),
         mean_count(runs, "training", "image_queries"),
         mean_count(runs, "evaluation", "queries"),
         f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
     ]
 
 
-def across(found, published=False):
+def across(found: list[Group], published: bool = False) -> tuple[tuple[str, ...], list]:
     """Headers and rows of the papers' table; the mean is given where no data set is missing."""
     order = {name: i for i, name in enumerate(row.name for row in ROWS)}
     names = sorted(
@@ -127,21 +165,25 @@ def across(found, published=False):
     if published:
         for method, figures in FIGURES.items():
             figure_of = dict(zip(DATASETS, figures))
-            cells = [figure_of.get(name) for name in names]
-            mean = "–" if None in cells else f"{fmean(cells):.1f}"
+            values = [figure_of.get(name) for name in names]
+            known = [value for value in values if value is not None]
+            mean = f"{fmean(known):.1f}" if len(known) == len(values) else "–"
             rows.append(
                 [
                     f"{method} (published, ViT-B/16)",
-                    *("–" if cell is None else f"{cell:.1f}" for cell in cells),
+                    *("–" if cell is None else f"{cell:.1f}" for cell in values),
                     mean,
                 ]
             )
     return ("method", *names, "mean"), rows
 
 
-def base2new(found):
-    """Headers and rows: accuracy on base and on new classes, and their harmonic mean, which is that of the means, as in CoCoOp's paper."""
-    halves = {}
+def base2new(found: list[Group]) -> tuple[tuple[str, ...], list]:
+    """Headers and rows: accuracy on base and on new classes, and their harmonic mean.
+
+    That of several data sets is the harmonic mean of the means, as in CoCoOp's paper.
+    """
+    halves: dict[tuple[str, str], dict[str, Group]] = {}
     for group in found:
         if group.path.parts[:1] in (("train_base",), ("test_new",)):
             rest = Group(Path(*group.path.parts[1:]), group.runs)
@@ -165,11 +207,11 @@ def base2new(found):
     return ("method", "data set", "base", "new", "H"), rows
 
 
-def harmonic(base, new):
+def harmonic(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def show(headers, rows, form):
+def show(headers: tuple[str, ...], rows: list, form: str) -> None:
     """Print a table in a format of tabulate, or as CSV."""
     if form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([headers, *rows])
@@ -177,48 +219,56 @@ def show(headers, rows, form):
         print(tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True))
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/log.txt at any depth")
-    parser.add_argument("--across", action="store_true", help="data sets across, methods down")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--across", action="store_true", help="data sets across, methods down")
+    shape.add_argument("--base2new", action="store_true", help="base, new, and their harmonic mean")
     parser.add_argument(
         "--published",
         action="store_true",
         help="with --across: rows of published figures (ViT-B/16, 16 shots)",
     )
     parser.add_argument(
-        "--base2new", action="store_true", help="base, new, and their harmonic mean"
-    )
-    parser.add_argument(
-        "--format", default="simple", help="csv, or a table format of tabulate, such as github"
+        "--format",
+        default="simple",
+        choices=["csv", *tabulate_formats],
+        metavar="FORMAT",
+        help="csv, or a table format of tabulate, such as github",
     )
     args = parser.parse_args()
+    if args.published and not args.across:
+        parser.error("--published adds rows to the table of --across")
     found = groups(args.directory)
     if not found:
         raise SystemExit(
             f"error: no finished run (a log.txt with an accuracy) below {args.directory}"
         )
-    if args.base2new:
+    if args.across:
+        headers, rows = across(found, args.published)
+    elif not args.base2new:
+        headers, rows = HEADERS, [row(group) for group in found]
+    else:
         headers, rows = base2new(found)
         if not rows:
             raise SystemExit(
-                f"error: {args.directory} has no experiment in both train_base and test_new. Run scripts/base2new_train.sh and "
-                f"scripts/base2new_test.sh, and give the folder that holds the two."
+                f"error: {args.directory} has no experiment in both train_base and test_new. Run "
+                f"scripts/base2new_train.sh and scripts/base2new_test.sh, and give the folder that "
+                f"holds the two."
             )
-    else:
-        headers, rows = (
-            across(found, args.published)
-            if args.across
-            else (HEADERS, [row(group) for group in found])
-        )
     show(headers, rows, args.format)
+    say = note if args.format == "csv" else print
     if args.format != "csv":
         print(
-            "± is the standard error over seeds; a query is one candidate scored on one batch of at most 128 images; – : none is counted, or no run"
+            "± is the standard error over seeds; a query is one candidate scored on one batch of at"
+            " most 128 images; – : none is counted, or no run"
         )
+    if any(group.lost_much for group in found):
+        say(LOST)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(tool(main))

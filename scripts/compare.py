@@ -2,9 +2,12 @@
 
     python scripts/compare.py --root data --dataset digits --queries 5000
 
-Every run is a `python train.py …` that is printed; a finished one is skipped, a crashed one resumed. Ends in a table (Markdown too) and in a plot of
-validation accuracy against queries, both in the output folder. Words to start from are those of the data set's template, before its slot.
+Every run is a `python train.py …` that is printed; a finished one is skipped, a crashed one goes
+on. Ends in a table (Markdown too) and in a plot of validation accuracy against queries, both in the
+output folder. Words to start from are those of the data set's template, before its slot.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -14,17 +17,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dassl_blackbox import plots
+from dassl_blackbox.console import note, tool
+from dassl_blackbox.results import HEADERS, LOST, Group, row
+from dassl_blackbox.runs import read_run
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, nearest
+from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
+from dassl_blackbox.trainers.blackbox.templates import template_of
 from tabulate import tabulate
 from tqdm import tqdm
 
-import dassl_blackbox  # noqa: F401
-from dassl_blackbox import plots
-from dassl_blackbox.results import HEADERS, Group, row
-from dassl_blackbox.runlog import read_run
-from dassl_blackbox.trainers.blackbox.templates import template_of
-
 HOME = Path(__file__).resolve().parents[1]
-# The adapter joins after one epoch: a small budget can end before the tenth, where the paper lets it in.
+# The adapter joins after one epoch: a small budget can end before the tenth, the paper's.
 # label: (trainer, whether a budget and a curve apply, further options; {words} are the template's)
 METHODS = {
     "zero-shot": ("ZeroshotOracle", False, []),
@@ -56,21 +60,29 @@ METHODS = {
 }
 
 
-def registered_name(dataset):
+def among(folder: Path, name: str, what: str) -> None:
+    """Raise a BlackBoxError unless `name` is a YAML in the folder."""
+    known = [path.stem for path in folder.glob("*.yaml")]
+    if name not in known:
+        raise BlackBoxError(f"Unknown {what} '{name}': {nearest(name, known)}")
+
+
+def registered_name(dataset: str) -> str:
     """The registry name in a data set's YAML."""
-    import yaml
+    among(HOME / "configs/datasets", dataset, "data set (--dataset)")
+    path = HOME / f"configs/datasets/{dataset}.yaml"
+    try:
+        return read_yaml(path, "")["DATASET"]["NAME"]
+    except (KeyError, TypeError) as e:
+        raise BlackBoxError(f"{path} has no DATASET.NAME.") from e
 
-    return yaml.safe_load((HOME / f"configs/datasets/{dataset}.yaml").read_text(encoding="utf-8"))[
-        "DATASET"
-    ]["NAME"]
 
-
-def words_of(dataset):
+def words_of(dataset: str) -> str:
     """The words before the slot of the data set's template; there may be none."""
     return template_of(registered_name(dataset)).split("{}")[0].strip()
 
 
-def folder_of(args, label):
+def folder_of(args: argparse.Namespace, label: str) -> Path:
     return (
         Path(args.output)
         / args.dataset
@@ -79,7 +91,7 @@ def folder_of(args, label):
     )
 
 
-def command(args, label, seed):
+def command(args: argparse.Namespace, label: str, seed: int) -> list[str]:
     """The `python train.py …` of one run."""
     trainer, budgeted, options = METHODS[label]
     words = words_of(args.dataset)
@@ -118,17 +130,25 @@ def command(args, label, seed):
     ]
 
 
-def main():
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", default="data", help="folder of the data sets")
     parser.add_argument("--dataset", default="digits", help="name of a YAML in configs/datasets")
     parser.add_argument("--cfg", default="tiny", help="name of the trainers' YAMLs")
-    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--shots", type=positive, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
-        "--queries", type=int, default=5000, help="training budget of every black-box method"
+        "--queries", type=positive, default=5000, help="training budget of every black-box method"
     )
     parser.add_argument(
         "--methods",
@@ -139,7 +159,7 @@ def main():
         help=f"of: {'; '.join(METHODS)}",
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores"
+        "--jobs", type=positive, default=1, help="runs at a time; each gets its share of the cores"
     )
     parser.add_argument("--output", default="output/compare")
     parser.add_argument(
@@ -149,61 +169,98 @@ def main():
         help="KEY VALUE options for every run, at the end",
     )
     args = parser.parse_args()
+    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= s < 2**32 for s in args.seeds):
+        parser.error("--seeds takes whole numbers from 0 to 2**32 - 1, each of them once")
+    args.methods = list(dict.fromkeys(args.methods))
+    return args
 
-    if not words_of(args.dataset):
-        without = [label for label in args.methods if "{words}" not in METHODS[label][2]]
-        print(
-            f"The template of {args.dataset} begins with its slot, so there are no words to start from: {', '.join(set(args.methods) - set(without))} left out"
-        )
-        args.methods = without
+
+def run_all(args: argparse.Namespace) -> None:
+    """Every method with every seed.
+
+    Raises:
+        SystemExit: what failed, a line each, when all have had their turn.
+    """
+    for label in args.methods:
+        among(HOME / "configs/trainers" / METHODS[label][0], args.cfg, f"--cfg of {label}")
     runs = [(label, seed) for label in args.methods for seed in args.seeds]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get(
-            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs))
-        ),
-    }
+    share = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = {"OMP_NUM_THREADS": str(share), **os.environ}
 
-    def run(label, seed):
+    def run(label: str, seed: int) -> str | None:
         line = command(args, label, seed)
         tqdm.write(shlex.join(line))
         done = subprocess.run(
-            line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+            line,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
         )
         bar.update()
-        return (
-            None
-            if done.returncode == 0
-            else f"{label}, seed {seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
-        )
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        return None if done.returncode == 0 else f"{label}, seed {seed}: {last}"
 
     with tqdm(total=len(runs), unit="run") as bar, ThreadPoolExecutor(args.jobs) as pool:
         failures = [failure for failure in pool.map(lambda task: run(*task), runs) if failure]
     if failures:
         raise SystemExit("\n".join(failures))
-    folders = {
-        label: [folder_of(args, label) / f"seed{seed}" for seed in args.seeds]
-        for label in args.methods
-    }
-    rows = [
-        [label, *row(Group(Path(label), [read_run(folder) for folder in folders[label]]))[2:]]
-        for label in args.methods
-    ]
+
+
+def group_of(args: argparse.Namespace, label: str) -> Group:
+    """The runs of a method.
+
+    Raises:
+        BlackBoxError: one of them has no result.
+    """
+    folders = [folder_of(args, label) / f"seed{seed}" for seed in args.seeds]
+    runs = [run for run in map(read_run, folders) if run is not None]
+    if len(runs) < len(folders):
+        raise BlackBoxError(f"A run of {label} has no result in {folders[0].parent}.")
+    return Group(Path(label), runs)
+
+
+def main() -> None:
+    args = parse_args()
+    name = registered_name(args.dataset)
+    if not words_of(args.dataset):
+        without = [label for label in args.methods if "{words}" not in METHODS[label][2]]
+        gone = [label for label in args.methods if label not in without]
+        if gone:
+            print(
+                f"The template of {args.dataset} begins with its slot, so there are no words to "
+                f"start from: {', '.join(gone)} left out"
+            )
+        args.methods = without
+    if not args.methods:
+        raise SystemExit("error: no method is left")
+    run_all(args)
+    groups = [group_of(args, label) for label in args.methods]
     target = folder_of(args, "x").parent
     table = tabulate(
-        rows, headers=("method", *HEADERS[2:]), tablefmt="github", disable_numparse=True
+        [[str(group.path), *row(group)[2:]] for group in groups],
+        headers=("method", *HEADERS[2:]),
+        tablefmt="github",
+        disable_numparse=True,
     )
-    (target / "table.md").write_text(table + "\n", encoding="utf-8")
+    if any(group.lost_much for group in groups):
+        table += f"\n\n{LOST}"
+    try:
+        (target / "table.md").write_text(table + "\n", encoding="utf-8")
+    except OSError as e:
+        note(f"{target / 'table.md'} could not be written ({first_line(e)}).")
     plots.queries(
-        folders,
+        {str(group.path): [run.folder for run in group.runs] for group in groups},
         target / "val_curves.png",
-        f"{registered_name(args.dataset)}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})",
+        f"{name}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})",
     )
     print(table)
     print(
-        f"± is the standard error over seeds. Table and plot: {target}/table.md, {target}/val_curves.png"
+        f"± is the standard error over seeds. Table and plot: {target}/table.md, "
+        f"{target}/val_curves.png"
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(tool(main))

@@ -15,6 +15,7 @@ import trees
 from dassl_blackbox import plots, results
 from dassl_blackbox.published import DATASETS, FIGURES
 from dassl_blackbox.runlog import is_evaluated
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from PIL import Image
 from support import REPO, SMALL, accuracy, bill, process, run
 from test_layouts import everything
@@ -413,10 +414,10 @@ def test_nearest_words_are_nearest():
     )
 
 
-def test_interpreting_what_is_no_run(root, tmp_path, capsys):
-    assert interpret_prompt.main([str(tmp_path)]) == 1
-    assert "it has no config.yaml" in capsys.readouterr().err
+def test_interpreting_what_is_no_run(root, tmp_path):
+    with pytest.raises(BlackBoxError, match="it has no config.yaml"):
+        interpret_prompt.main([str(tmp_path)])
     flags = "--dataset-config-file", REPO / "configs" / "datasets" / "eurosat.yaml"
     assert run("ZeroshotOracle", root, tmp_path / "run", flags=flags) == 0
-    assert interpret_prompt.main([str(tmp_path / "run")]) == 1
-    assert "zero-shot learns no token" in capsys.readouterr().err
+    with pytest.raises(BlackBoxError, match="zero-shot learns no token"):
+        interpret_prompt.main([str(tmp_path / "run")])

@@ -1,14 +1,20 @@
-"""Which settings make a run what it is: compared when a run goes on, and when a finished one is skipped."""
+"""Which settings make a run what it is: compared when it goes on, and when it is skipped."""
+
+from __future__ import annotations
 
 from math import inf
+from pathlib import Path
+from typing import Any
 
 import yaml
 from dassl.config import get_cfg_default
 
 from ..config import extend_cfg
+from .errors import BlackBoxError
+from .reading import read_yaml
 
 SECTIONS = "SEED", "ORACLE", "OPTIM", "DATASET", "DATALOADER", "INPUT", "TRAINER", "MODEL", "TEST"
-# where data lie, and how often and in what portions they are read and written: the results are the same
+# where data lie, how often and in what portions they are read and written: results are the same
 HARMLESS = {
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
@@ -26,7 +32,7 @@ NOT_TRAINING = (
 SHOWN = 3
 
 
-def flat(node, prefix=""):
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """A nested dictionary as {"ORACLE.PREC": "fp32", …}."""
     return {
         name: text
@@ -39,42 +45,72 @@ def flat(node, prefix=""):
     }
 
 
-def settings(text):
-    """What of a dumped configuration makes a run what it is, by name."""
+def counting(content: dict[str, Any]) -> dict[str, str]:
     return {
         name: value
-        for name, value in flat(yaml.safe_load(text)).items()
+        for name, value in flat(content).items()
         if name.split(".")[0] in SECTIONS and name not in HARMLESS
     }
 
 
-def before(run):
-    """What a run of these settings did while a key was not yet known, where that is not today's default."""
+def settings(text: str) -> dict[str, str]:
+    """What of a dumped configuration makes a run what it is, by name."""
+    return counting(yaml.safe_load(text))
+
+
+def read_settings(path: str | Path) -> dict[str, str]:
+    """The same of the `config.yaml` of a run.
+
+    Raises:
+        BlackBoxError: the file cannot be read, or is not a whole configuration.
+    """
+    cure = "Choose another --output-dir, or move that run away."
+    content = read_yaml(path, cure)
+    missing = [name for name in get_cfg_default() if name not in content]
+    broken = [name for name in SECTIONS[1:] if not isinstance(content.get(name), dict)]
+    if missing or broken:
+        raise BlackBoxError(f"{path} is damaged: it has no whole {(missing + broken)[0]}. {cure}")
+    return counting(content)
+
+
+def before(run: dict[str, str]) -> dict[str, str]:
+    """What a run did while a key was not yet known, where that is not today's default."""
     return (
         {"TRAINER.JOLT.HEAD_FOLDS": "1"}
-        if (run["TRAINER.NAME"], run["TRAINER.JOLT.HEAD"]) == ("JOLT", "True")
+        if (run.get("TRAINER.NAME"), run.get("TRAINER.JOLT.HEAD")) == ("JOLT", "True")
         else {}
     )
 
 
-def differences(made, here):
-    """{name: (there, here)}. A key that only one side has was added between versions: the other side gets what was done before it, mostly today's default."""
+def differences(
+    made: dict[str, str], here: dict[str, str]
+) -> dict[str, tuple[str | None, str | None]]:
+    """{name: (there, here)}.
+
+    A key that only one side has was added between versions: the other side gets what was done
+    before it, mostly today's default.
+    """
     default = get_cfg_default()
     extend_cfg(default)
     default = {**settings(default.dump()), **before(here)}
     pairs = {
-        name: tuple(side.get(name, default.get(name)) for side in (made, here))
+        name: (made.get(name, default.get(name)), here.get(name, default.get(name)))
         for name in {**made, **here}
     }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and None not in pair}
 
 
-def larger(name, there, here):
+def larger(name: str, there: str | None, here: str | None) -> bool:
     """Whether a difference is a budget that has grown; 0 is no limit."""
-    return name in BUDGETS and (int(here) or inf) > (int(there) or inf)
+    if name not in BUDGETS:
+        return False
+    try:
+        return (int(here or "") or inf) > (int(there or "") or inf)
+    except ValueError:  # a file that was written by hand
+        return False
 
 
-def as_text(differing):
+def as_text(differing: dict[str, tuple[str | None, str | None]]) -> str:
     """The first few of them."""
     words = [
         name if name == "training images" else f"{name}: {there} there, {here} here"

@@ -1,0 +1,63 @@
+"""What the command-line tools share: notes, output that any terminal takes, quiet endings."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from .datasets.base import DatasetError
+from .trainers.blackbox.run.errors import BlackBoxError, first_line
+
+PLAIN = {"±": "+-", "–": "-", "…": "..."}  # where a terminal knows ASCII alone
+
+
+def note(text: str) -> None:
+    """A line on stderr about something that was left out."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """An error handler for encoding: what stands for characters that the terminal lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    words = [PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing]
+    return "".join(words), error.end
+
+
+def tool(main: Callable[[], int | None]) -> int:
+    """Run a command-line tool; returns the exit status.
+
+    An error that the user can mend is a sentence on stderr, and so is, with its place, one that
+    nobody foresaw (70). Where the reader of the output has gone (`| head`) or Ctrl-C was pressed,
+    nothing is said.
+    """
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+    try:
+        try:
+            return main() or 0
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (BlackBoxError, DatasetError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except Exception as e:
+        place = traceback.extract_tb(e.__traceback__)[-1]
+        print(
+            f"error: {type(e).__name__} in {Path(place.filename).name}, line {place.lineno}: "
+            f"{first_line(e)}. This is a fault of the program.",
+            file=sys.stderr,
+        )
+        return 70

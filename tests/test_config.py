@@ -1,0 +1,389 @@
+"""Every key has a rule: what does not fit is one sentence that names the key, however it came."""
+
+import os
+from functools import partial
+
+import pytest
+import yaml
+from dassl_blackbox.trainers.blackbox import hostkeys
+from dassl_blackbox.trainers.blackbox.config import KEYS, check_cfg, leaves, rules
+from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
+from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
+from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
+from dassl_blackbox.trainers.blackbox.oracle import GRANTS
+from dassl_blackbox.trainers.blackbox.oracle.models import PRECISIONS
+from dassl_blackbox.trainers.blackbox.prompts.space import SPACES
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.settings import larger, read_settings, settings
+from dassl_blackbox.trainers.blackbox.unread import unread
+from support import OURS, REPO, defaults, run
+
+CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
+NAMES = sorted(leaves(defaults()))
+ERROR = partial(pytest.raises, BlackBoxError)
+
+
+def config(trainer="ZIP", *options, path=None):
+    """A sound configuration of a trainer, with further options."""
+    cfg = defaults()
+    path = path or REPO / "configs" / "trainers" / trainer / "tiny.yaml"
+    merge_files(cfg, [str(REPO / "configs" / "datasets" / "digits.yaml"), str(path)])
+    cfg.TRAINER.NAME = trainer
+    merge_options(cfg, options)
+    return cfg
+
+
+def put(cfg, name, value):
+    """Set a key as code can, past yacs's checks."""
+    *sections, key = name.split(".")
+    for section in sections:
+        cfg = cfg[section]
+    dict.__setitem__(cfg, key, value)
+
+
+# The table
+
+
+def test_defaults_fit_their_own_rules():
+    given = leaves(defaults())
+    for name, rule in rules("ZIP").items():
+        needed = name in ("DATASET.NAME", "MODEL.BACKBONE.NAME")
+        assert rule.fits(given[name]) or needed, name
+        assert rule.good and rule.bad and all(map(rule.fits, rule.good)), name
+        assert not any(map(rule.fits, rule.bad)), name
+
+
+def test_lists_of_names_are_those_of_the_code():
+    listed = rules("ZIP")
+    for name, names in (
+        ("ORACLE.PREC", PRECISIONS),
+        ("ORACLE.GRANTS", GRANTS),
+        ("TRAINER.ZIP.RULE", RULES),
+        ("TRAINER.JOLT.SPACE", SPACES),
+        ("TRAINER.CRAFT.COVARIANCE", COVARIANCES),
+    ):
+        assert set(listed[name].names) == set(names)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_configurations_of_the_project_are_sound_and_read(path):
+    cfg = config(path.parent.name, path=path)
+    check_cfg(cfg)
+    assert unread(cfg) == []
+
+
+@pytest.mark.parametrize("name", sorted(rules("ZIP")))
+def test_a_bad_value_is_a_sentence_with_the_keys_name(name):
+    cfg, rule = config(), rules("ZIP")[name]
+    for value in rule.good:
+        put(cfg, name, value)
+        check_cfg(cfg)
+    for value in rule.bad:
+        put(cfg, name, value)
+        with ERROR() as error:
+            check_cfg(cfg)
+        text = str(error.value)
+        assert text.startswith(f"{name} is ") and " expected." in text, (value, text)
+        assert "\n" not in text and len(text) < 600
+
+
+@pytest.mark.parametrize(
+    "trainer, options, words",
+    [
+        ("CBBT", ["OPTIM.NAME", "sgd"], "OPTIM.NAME is 'sgd'; adam, and nothing else, is expected"),
+        ("CBBT", ["OPTIM.LR_SCHEDULER", "single_step"], "OPTIM.LR_SCHEDULER is .* cosine"),
+        ("WhiteBox", ["OPTIM.LR_SCHEDULER", "multi_step"], "OPTIM.LR_SCHEDULER is .* cosine"),
+        ("WhiteBox", ["OPTIM.WARMUP_TYPE", "linear"], "OPTIM.WARMUP_TYPE is 'linear'; constant"),
+        (
+            "CBBT",
+            ["OPTIM.WARMUP_CONS_LR", "1"],
+            "OPTIM.WARMUP_CONS_LR is 1.0; no more than OPTIM.LR",
+        ),
+        ("CBBT", ["OPTIM.WARMUP_RECOUNT", "False"], "OPTIM.WARMUP_RECOUNT is False; True"),
+        (
+            "WhiteBox",
+            ["OPTIM.SGD_NESTEROV", "True", "OPTIM.MOMENTUM", "0"],
+            "OPTIM.SGD_NESTEROV is True; with it OPTIM.MOMENTUM above 0",
+        ),
+        (
+            "ZIP",
+            [
+                "DATALOADER.TRAIN_X.SAMPLER",
+                "RandomClassSampler",
+                "DATALOADER.TRAIN_X.BATCH_SIZE",
+                "8",
+            ],
+            r"BATCH_SIZE is 8; with RandomClassSampler .*N_INS \(16\)",
+        ),
+    ],
+)
+def test_values_that_one_trainer_or_another_value_excludes(trainer, options, words):
+    with ERROR(match=words):
+        check_cfg(config(trainer, *options))
+
+
+def test_where_the_real_dassl_must_be_installed_is_said():
+    from dassl.data.transforms import transforms
+
+    if not hasattr(transforms, "NEED_REAL_DASSL"):
+        pytest.skip("asks only compat: some transforms and samplers are not there")
+    for options, words in (
+        (["INPUT.TRANSFORMS", "['randaugment']"], "real Dassl must be installed"),
+        (
+            ["DATALOADER.TRAIN_X.SAMPLER", "SeqDomainSampler"],
+            "SAMPLER is 'SeqDomainSampler'; one of",
+        ),
+    ):
+        with ERROR(match=words):
+            check_cfg(config("ZIP", *options))
+
+
+def test_a_fork_with_fewer_keys_and_one_that_is_blank():
+    cfg = config()
+    del cfg.TRAIN["COUNT_ITER"], cfg.TRAINER["DAELDG"], cfg.TRAINER["MCD"]
+    cfg.TRAINER.MINE = type(cfg)({"OPTIONAL": None, "COUNT": -1})
+    check_cfg(cfg)
+
+
+# Keys without an effect
+
+
+def test_keys_without_an_effect_are_told():
+    for trainer, options in (
+        ("ZIP", ["OPTIM.LR", "0.5", "TRAINER.CRAFT.DIM", "9", "TRAINER.ZIP.BETA", "0.5"]),
+        ("ZIP", ["TRAINER.ZIP.SPACE", "context", "TRAINER.ZIP.RANK", "3"]),
+        ("CraFT", ["TRAINER.CRAFT.N_CTX", "16"]),
+        ("CraFT", ["TRAINER.CRAFT.HEAD", "False", "TRAINER.CRAFT.HEAD_LR", "0.1"]),
+        ("WhiteBox", ["ORACLE.PREC", "fp16"]),
+        ("ZeroshotOracle", ["ORACLE.MAX_QUERIES", "7"]),
+    ):
+        told = unread(config(trainer, *options))
+        switches = {"TRAINER.ZIP.SPACE", "TRAINER.CRAFT.HEAD"}
+        assert told == sorted(set(options[::2]) - switches), trainer
+    assert unread(config("JOLT", "TRAINER.JOLT.SPACE", "lowrank", "TRAINER.ZIP.ID", "64")) == []
+
+
+# YAML files and options
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(content):
+        path = tmp_path / "given.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_blank_value_is_refused(file, name):
+    content = ""
+    for depth, part in enumerate(name.split(".")):
+        content += f"{'  ' * depth}{part}:\n"
+    with ERROR(match=rf"^{name} is blank; .* expected\. It is in .*given.yaml"):
+        merge_files(defaults(), [file(content)])
+    cfg = config()
+    put(cfg, name, None)
+    with ERROR(match=f"^{name} is blank"):
+        check_cfg(cfg)
+
+
+LAUGHS = "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12)
+)
+DAMAGED = {
+    "empty": "",
+    "comments alone": "# ORACLE:\n",
+    "a list": "- ORACLE\n",
+    "a word": "ORACLE",
+    "two documents": "SEED: 1\n---\nSEED: 2\n",
+    "cut off": "ORACLE: {PREC: fp1",
+    "not UTF-8": b"ORACLE:\n  PREC: \xff\n",
+    "binary": bytes(range(256)) * 20,
+    "a key twice": "ORACLE:\n  TOP_K: 1\nSEED: 1\nORACLE:\n  PREC: fp16\n",
+    "a merged mapping": "x: &x {SEED: 1}\n<<: *x\n",
+    "an alias of itself": "TRAINER: &t\n  ZIP: *t\n",
+    "a list in itself": "INPUT:\n  TRANSFORMS: &t [*t]\n",
+    "billion laughs": LAUGHS + "INPUT:\n  TRANSFORMS: *a11\n",
+    "deep": "[" * 5000,
+    "a Python object": "SEED: !!python/object/apply:os.getpid []\n",
+    "a date that is none": "SEED: 2020-13-41\n",
+    "a number that is none": "SEED: !!int one\n",
+    "a number of 5,000 digits": "SEED: " + "1" * 5000,
+    "large": "#" * 2**20 + "\nSEED: 1\n",
+    "a section with a value": "ORACLE: 3\n",
+    "a key with a section": "SEED:\n  A: 1\n",
+    "a section that is blank": "ORACLE:\n",
+    "no such key": "ORACLE:\n  PRECISION: fp16\n",
+    "a key that is a number": "7: 1\n",
+    "a key that is blank": "? \n: 1\n",
+    "a date for a text": "OUTPUT_DIR: 2020-01-01\n",
+    "a text for a tuple": "INPUT:\n  TRANSFORMS: normalize\n",
+    "a mapping for a tuple": "INPUT:\n  TRANSFORMS: {normalize: 1}\n",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_a_sentence_with_its_name(file, content):
+    cfg, path = defaults(), file(content)
+    with ERROR() as error:
+        merge_files(cfg, [path])
+    assert path in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 600 + len(path)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "self").symlink_to("self")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", tmp_path / "self", "/dev/zero"):
+        with ERROR(match=f"^{path} cannot be read"):
+            merge_files(defaults(), [str(path)])
+    with ERROR(match="Did you mean .*/digits.yaml"):
+        merge_files(defaults(), [str(REPO / "configs" / "datasets" / "digit.yaml")])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["TRAINER.ZIP.RANK"], "a key without a value"),
+        (["TRAINER.ZIP.RANKS", "3"], "no key 'TRAINER.ZIP.RANKS'.*Did you mean TRAINER.ZIP.RANK"),
+        (["TRAINER.ZIP", "3"], "TRAINER.ZIP is a section"),
+        (["SEED.X", "3"], "no key 'SEED.X'"),
+        (["", "3"], "no key ''"),
+        (["SEED", "3", "--eval-only"], "The flag --eval-only stands after"),
+        (["SEED", "None"], "SEED is blank"),
+        (["TRAINER.ZIP.RANK", "many"], "RANK is 'many'; a whole number"),
+        (["TRAINER.ZIP.RANK", "3.0"], "RANK is 3.0; a whole number"),
+        (["TRAINER.ZIP.RANK", "True"], "RANK is True; a whole number"),
+        (["TRAINER.ZIP.RANK", "1" * 5000], "RANK is '111"),
+        (["TRAINER.ZIP.RANK", "[" * 5000], "RANK is '.*; a whole number"),
+        (["TRAINER.ZIP.RANK", "-" * 100_000 + "1"], "RANK is '---"),
+        (["TRAINER.ZIP.CTX_INIT", "7"], "CTX_INIT is 7; text"),
+        (["USE_CUDA", "1"], "USE_CUDA is 1; True or False"),
+        (["OPTIM.LR", "nan"], "LR is 'nan'; a number above 0"),
+        (["INPUT.SIZE", "[[[32]]]"], "SIZE is .*; two whole numbers"),
+        (["OPTIM.STEPSIZE", "[[[1]]]"], "STEPSIZE is .*; a list or a tuple of plain values"),
+        (["ORACLE.GRANTS", "('logits')"], "GRANTS is 'logits'; a tuple"),
+    ],
+)
+def test_options_that_do_not_fit(options, words):
+    with ERROR(match=words) as error:
+        merge_options(defaults(), options)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_number_of_thousands_of_digits_is_a_sentence():
+    cfg = config("ZIP", "SEED", "0x" + "f" * 5000)
+    with ERROR(match="^SEED is a number of thousands of digits; a whole number"):
+        check_cfg(cfg)
+
+
+def test_values_become_the_types_of_their_defaults(file):
+    cfg = defaults()
+    content = "OPTIM:\n  LR: 1\nINPUT:\n  RRCROP_SCALE: (0.5, 1)\n  SIZE: [9, 9]\n"
+    merge_files(cfg, ["", file(content)])
+    merge_options(cfg, ["TRAINER.CRAFT.BOUND", "0", "TRAINER.ZIP.A", "1e-3", "TEST.SPLIT", "val"])
+    merge_options(cfg, ["TRAINER.ZEROSHOT.TEMPLATE", "{}", "TRAINER.ZIP.CTX_INIT", "'a photo'"])
+    assert (cfg.TRAINER.ZEROSHOT.TEMPLATE, cfg.TRAINER.ZIP.CTX_INIT) == ("{}", "a photo")
+    assert (cfg.OPTIM.LR, cfg.INPUT.SIZE, cfg.INPUT.RRCROP_SCALE) == (1.0, (9, 9), (0.5, 1))
+    assert type(cfg.OPTIM.LR) is type(cfg.TRAINER.CRAFT.BOUND) is float
+    assert (cfg.TRAINER.ZIP.A, cfg.TEST.SPLIT) == (0.001, "val")
+
+
+# The command line
+
+REFUSED = {
+    "ZIP": [
+        ("TEST.SPLIT", "foo"),
+        ("TEST.FINAL_MODEL", "bestval"),
+        ("TEST.EVALUATOR", "Clasification"),
+        ("MODEL.INIT_WEIGHTS", "weights.pth"),
+        ("MODEL.BACKBONE.PRETRAINED", False),
+        ("SEED", 2**32),
+        ("OPTIM.MAX_EPOCH", -1),
+        ("OPTIM.NAME", "adamm"),
+        ("DATALOADER.TRAIN_X.BATCH_SIZE", 0),
+        ("DATALOADER.TEST.BATCH_SIZE", 0),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("DATALOADER.TRAIN_X.SAMPLER", "Random"),
+        ("DATALOADER.TEST.SAMPLER", "RandomClassSampler"),
+        ("DATALOADER.K_TRANSFORMS", 2),
+        ("DATALOADER.RETURN_IMG0", True),
+        ("INPUT.NO_TRANSFORM", True),
+        ("INPUT.TRANSFORMS", "['normalise']"),
+        ("INPUT.INTERPOLATION", "cubic"),
+        ("INPUT.PIXEL_STD", "[0, 0, 0]"),
+        ("INPUT.RRCROP_SCALE", "(1.0, 0.5)"),
+        ("DATASET.NUM_SHOTS", 0),
+        ("DATASET.SUBSAMPLE_CLASSES", "old"),
+        ("DATASET.SOURCE_DOMAINS", "['a', 'DATASET.NUM_SHOTS', '3']"),
+        ("TRAIN.PRINT_FREQ", 0),
+        ("ORACLE.MAX_QUERIES", None),
+        ("ORACLE.TOP_K", -1),
+        ("TRAINER.ZIP.SP_AVG", 0),
+    ],
+    "CBBT": [("TRAINER.CBBT.CLIP", -1), ("TRAINER.CBBT.Q", 0), ("TRAINER.CBBT.ADAPTER_RATIO", 2)],
+    "CraFT": [
+        ("TRAINER.CRAFT.KL_PART", 0),
+        ("TRAINER.CRAFT.HEAD_BATCH", 0),
+        ("TRAINER.CRAFT.DIM", 0),
+        ("TRAINER.CRAFT.STD", 0),
+        ("TRAINER.CRAFT.POPULATION", 1),
+        ("TRAINER.CRAFT.CMA_OPTIONS", "['popsize', 3]"),
+    ],
+    "BPTVLM": [
+        ("TRAINER.BPTVLM.N_IMAGE", -1),
+        ("TRAINER.BPTVLM.DIM_TEXT", 0),
+        ("TRAINER.BPTVLM.DIM_IMAGE", 0),
+    ],
+    "JOLT": [
+        ("TRAINER.JOLT.DAMPINGS", "()"),
+        ("TRAINER.JOLT.HEAD_DROPOUT", 1.0),
+        ("ORACLE.GRANTS", "('logits', 'logits')"),
+    ],
+    "WhiteBox": [("OPTIM.LR", 0), ("OPTIM.STAGED_LR", True), ("OPTIM.SGD_DAMPNING", 2)],
+    "ZeroshotOracle": [("TRAINER.ZEROSHOT.TEMPLATE", "{} {"), ("MODEL.HEAD.NAME", "mlp")],
+}
+
+
+@pytest.mark.parametrize("trainer", sorted(OURS))
+def test_the_command_line_refuses_before_anything_is_loaded(
+    data_root, tmp_path, capsys, monkeypatch, trainer
+):
+    def load(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("open_clip.model.CLIP.__init__", load)
+    for name, value in REFUSED[trainer]:
+        assert run(trainer, data_root, tmp_path / "out", name, value) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {name} is ") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_refuses_files(data_root, tmp_path, capsys, file):
+    flags = "--config-file", file("- ORACLE\n")
+    assert run("ZIP", data_root, tmp_path / "out", flags=flags) == 1
+    assert capsys.readouterr().err.startswith(f"error: {flags[1]} is a list")
+
+
+# The configuration beside a run
+
+
+def test_the_settings_of_a_run_are_read_back_or_refused(file):
+    text = config().dump()
+    assert read_settings(file(text)) == settings(text)
+    cut = [text[: len(text) * part // 8] for part in range(8)]
+    lacking = {**yaml.safe_load(text), "OPTIM": "adam"}
+    for damaged in (*cut, text.encode().replace(b"ZIP", b"\xff"), "- a\n", yaml.dump(lacking)):
+        path = file(damaged)
+        with ERROR(match=f"^{path} "):
+            read_settings(path)
+    assert not larger("ORACLE.MAX_QUERIES", "many", "3") and larger("ORACLE.MAX_QUERIES", "3", "0")
+
+
+def test_every_node_is_extended_from_the_table():
+    assert {f"{node}.{key}" for node, keys in KEYS.items() for key in keys} <= set(NAMES)
+    assert all(entry.about for keys in KEYS.values() for entry in keys.values())
+    assert hostkeys.host_rules("ZIP").keys() <= set(NAMES)

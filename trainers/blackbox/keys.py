@@ -1,0 +1,263 @@
+"""What a key of the configuration may hold: a type with a range, or a list of names.
+
+`config.py` and `hostkeys.py` are tables of these rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from reprlib import Repr
+from typing import Any, NamedTuple
+
+MOST, LARGE = 10**12, 1e9  # of whole numbers, and of numbers, without a bound of their own
+SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
+# what is wrong for most keys: examples for those who try a key out
+ODD = (None, "", "zebra", True, -7, 7, 0.5, math.nan, math.inf, (), ["zebra"], [None], (0.5, "x"))
+brief = Repr()
+brief.maxstring = brief.maxother = 80
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key may hold.
+
+    Attributes:
+        expects: the same as words, which complete "… is expected".
+        fits: whether a value is valid.
+        good: values that are, those at the limits among them.
+        bad: values that are not.
+        names: valid names, where there is a list; the nearest is offered.
+        most: the bound that `expects` leaves out.
+    """
+
+    expects: str
+    fits: Callable[[Any], bool]
+    good: tuple[Any, ...]
+    bad: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+    most: float | None = None
+
+    def sentence(self, name: str, value: Any) -> str:
+        """Why the key `name` cannot hold this value."""
+        expects = self.expects
+        if self.most is not None and is_number(value) and value > self.most:
+            expects += f" and at most {self.most:,.0f}"
+        given = value if isinstance(value, (list, tuple)) else (value,)
+        close = [
+            near
+            for item in given
+            if isinstance(item, str) and item not in self.names
+            for near in get_close_matches(item, self.names, n=1, cutoff=0.4)
+        ]
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"{name} is {shown(value)}; {expects} is expected.{hint}"
+
+
+class Key(NamedTuple):
+    """An entry of a table."""
+
+    default: Any
+    rule: Rule
+    about: str
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut short where it is long."""
+    if value is None:
+        return "blank"
+    try:
+        return brief.repr(value)
+    except ValueError:  # Python writes out no number of thousands of digits
+        return "a number of thousands of digits"
+
+
+def is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; no bool."""
+    return is_whole(value) or (type(value) is float and math.isfinite(value))
+
+
+def make(
+    expects: str,
+    fits: Callable[[Any], bool],
+    good: Sequence[Any],
+    bad: Sequence[Any] = (),
+    names: tuple[str, ...] = (),
+    most: float | None = None,
+) -> Rule:
+    """A rule; whatever else of `ODD` does not fit joins its bad examples."""
+    also = tuple(value for value in ODD if not fits(value))
+    return Rule(expects, fits, tuple(good), (*bad, *also), names, most)
+
+
+def whole(low: int, high: int = MOST) -> Rule:
+    """Whole numbers from `low` to `high`."""
+    expects = (
+        f"a whole number of {low:,} or more"
+        if high == MOST
+        else f"a whole number from {low:,} to {high:,}"
+    )
+    return make(
+        expects,
+        lambda value: is_whole(value) and low <= value <= high,
+        (low, low + 1, high),
+        (low - 1, high + 1, low + 0.5, str(low)),
+        most=MOST if high == MOST else None,
+    )
+
+
+def number(
+    low: float | None = None,
+    high: float = LARGE,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Rule:
+    """Finite numbers from `low` to `high`, or strictly `above` and `below`."""
+    first = f"above {above:g}" if low is None else f"of {low:g} or more"
+    bounded = below < math.inf or high < LARGE
+    last = f" and below {below:g}" if below < math.inf else f" and at most {high:g}"
+    least, most = above if low is None else low, min(high, below)
+
+    def fits(value: Any) -> bool:
+        return is_number(value) and least <= value <= most and above < value < below
+
+    limits = (least, most, least + min(1.0, (most - least) / 2))
+    return make(
+        f"a number {first}{last if bounded else ''}",
+        fits,
+        [value for value in limits if fits(value)],
+        [*(value for value in limits if not fits(value)), least - 1.0, most + 1.0, 1e300, "1.0"],
+        most=None if bounded else LARGE,
+    )
+
+
+def one(*names: str) -> Rule:
+    """One of some names."""
+    expects = f"one of {', '.join(names)}" if len(names) > 1 else f"{names[0]}, and nothing else,"
+    return make(
+        expects,
+        lambda value: isinstance(value, str) and value in names,
+        names,
+        (names[0].upper() + "_",),
+        names,
+    )
+
+
+def only(value: Any, why: str) -> Rule:
+    """One value, since no other has an effect here."""
+    words = "nothing" if value == "" else str(value)
+    return make(
+        f"{words} ({why})",
+        lambda given: type(given) is type(value) and given == value,
+        (value,),
+        (not value if isinstance(value, bool) else f"{value}x" if value == "" else 2,),
+    )
+
+
+def flag() -> Rule:
+    return make("True or False", lambda value: type(value) is bool, (True, False), (0, 1, "True"))
+
+
+def is_text(value: Any) -> bool:
+    """Text that a log and a file's name can hold."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def text(least: int = 0) -> Rule:
+    """Text of so many characters or more."""
+    return make(
+        "text that UTF-8 can hold" if least == 0 else "text that is not empty",
+        lambda value: is_text(value) and len(value.strip()) >= least,
+        ("x", "ä b", *([""] if least == 0 else [])),
+        ("\0", "\udcff", *([""] if least else [])),
+    )
+
+
+def template() -> Rule:
+    """A text with one slot for a class's name, or none of one's own."""
+
+    def fits(value: Any) -> bool:
+        rest = value.replace("{}", "", 1) if isinstance(value, str) else ""
+        return value == "" or (is_text(value) and value != rest and not set(rest) & set("{}"))
+
+    return make(
+        "text with exactly one slot {} for the class name (or nothing: the data set's own)",
+        fits,
+        ("", "a photo of a {}.", "{}"),
+        ("a photo of it", "{} {}", "{} {", "{0}", "}{"),
+    )
+
+
+def several(
+    item: Rule,
+    words: str,
+    counts: range,
+    good: Sequence[Any],
+    bad: Sequence[Any] = (),
+    fits: Callable[[Sequence[Any]], bool] = lambda items: True,
+) -> Rule:
+    """A list or a tuple of so many valid items, which together fit too."""
+    return make(
+        words,
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and len(value) in counts
+            and all(map(item.fits, value))
+            and fits(value)
+        ),
+        good,
+        bad,
+        item.names,
+    )
+
+
+def distinct(*names: str) -> Rule:
+    """Some of these names, each of them once."""
+    return several(
+        one(*names),
+        f"a tuple of names out of {', '.join(names)}, each named once,",
+        range(len(names) + 1),
+        [(), (names[0],), list(names)],
+        [names[0], (names[0], names[0]), (names[0].upper() + "_",)],
+        lambda items: len(set(items)) == len(items),
+    )
+
+
+CMA_OURS = ("popsize", "seed", "randn")  # options that the trainers set
+
+
+def cma_options() -> Rule:
+    """Pairs of pycma's options, as one list."""
+
+    def fits(value: Any) -> bool:
+        if value == []:
+            return True
+        from cma import CMAOptions  # half a second
+
+        known = set(CMAOptions.defaults()) - set(CMA_OURS)
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) % 2 == 0
+            and all(isinstance(key, str) and key in known for key in value[::2])
+        )
+
+    return make(
+        "a list of pairs [key, value, ...] of pycma's options (cma.CMAOptions() lists them; "
+        f"{', '.join(CMA_OURS)} have keys of their own here)",
+        fits,
+        ([], ["CMA_active", True], ("tolx", 1e-9, "CMA_mirrors", 0)),
+        (["CMA_active"], ["CMA_actve", 1], ["popsize", 4], [1, 2], "CMA_active"),
+    )

@@ -1,0 +1,141 @@
+"""Values from YAML files and from the command line, put into a configuration."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from ast import literal_eval
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from .config import leaves, rules
+from .keys import is_whole, shown
+from .run.errors import BlackBoxError
+from .run.reading import read_yaml
+
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+ITEMS = 1000  # of a list
+CURE = "A configuration is a YAML file such as those in configs/."
+
+
+def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
+    """Put the values of YAML files into a configuration, one after the other; "" is no file.
+
+    Raises:
+        BlackBoxError: a file that cannot be read or is no YAML, or what `put` refuses.
+    """
+    for path in filter(None, paths):
+        put_section(cfg, cfg, read_yaml(path, CURE + beside(path)), f"in {path}")
+
+
+def beside(path: str) -> str:
+    """The file that was meant, perhaps, where there is none of this name."""
+    if os.path.lexists(path):
+        return ""
+    there = [str(near) for near in Path(path).parent.glob("*.yaml")]
+    return did_you_mean(get_close_matches(path, there, n=1))
+
+
+def did_you_mean(names: list[str]) -> str:
+    return f" Did you mean {' or '.join(names)}?" if names else ""
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Put `KEY VALUE` pairs of a command line into a configuration.
+
+    Raises:
+        BlackBoxError: a key without a value, or what `put` refuses.
+    """
+    for option in options[::2]:
+        if option.startswith("--"):
+            raise BlackBoxError(
+                f"The flag {option} stands after a KEY VALUE option; flags go before."
+            )
+    if len(options) % 2:
+        raise BlackBoxError(
+            f"The options have a key without a value: {shown(options[-1])} is the last of "
+            f"{len(options)} words; KEY VALUE pairs are expected."
+        )
+    for name, value in zip(options[::2], options[1::2]):
+        *sections, key = name.split(".")
+        node = cfg
+        for part in sections:
+            node = node.get(part)
+            if not isinstance(node, CfgNode):
+                raise unknown(cfg, name, "in the options")
+        put(cfg, node, key, name, value, "in the options")
+
+
+def put_section(
+    cfg: CfgNode, node: CfgNode, given: dict[Any, Any], where: str, prefix: str = ""
+) -> None:
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if isinstance(node.get(key), CfgNode) and isinstance(value, dict):
+            put_section(cfg, node[key], value, where, f"{name}.")
+        else:
+            put(cfg, node, key, name, value, where)
+
+
+def put(cfg: CfgNode, node: CfgNode, key: Any, name: str, value: Any, where: str) -> None:
+    """Set `node[key]`, whose full name is `name`; text that is a Python literal is read as one.
+
+    Raises:
+        BlackBoxError: no such key, a section, no value, or a value of another type.
+    """
+    if key not in node:
+        raise unknown(cfg, name, where)
+    default, given, value = node[key], value, decoded(value)
+    if isinstance(default, str) and isinstance(given, str) and isinstance(value, (dict, set)):
+        value = given  # braces are the slot of a template
+    if isinstance(default, CfgNode):
+        raise BlackBoxError(
+            f"{name} is a section of keys, not a key; {shown(value)} is given {where}."
+        )
+    rule = rules(cfg.TRAINER.NAME).get(name)
+    if type(default) is float and is_whole(value) and abs(value) < 2**53:
+        value = float(value)
+    elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)) and plain(value):
+        value = type(default)(value)
+    elif not (type(value) is type(default) or default is None or (rule and rule.fits(value))):
+        kind = KINDS.get(type(default), "a list or a tuple of plain values")
+        words = f"{name} is {shown(value)}; {kind} is expected."
+        raise BlackBoxError(f"{rule.sentence(name, value) if rule else words} It is {where}.")
+    node[key] = value
+
+
+def decoded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of text that is nearly Python
+            return literal_eval(value)
+    except Exception:  # ValueError or SyntaxError; and others where text is deep or long
+        return value
+
+
+def plain(items: Sequence[Any], depth: int = 2) -> bool:
+    """Whether a list has few items, which are plain values or, down to a depth, such lists."""
+    return (
+        depth > 0
+        and len(items) <= ITEMS
+        and all(
+            plain(item, depth - 1)
+            if isinstance(item, (list, tuple))
+            else isinstance(item, (bool, int, float, str, type(None)))
+            for item in items
+        )
+    )
+
+
+def unknown(cfg: CfgNode, name: str, where: str) -> BlackBoxError:
+    close = get_close_matches(name.upper()[:100], list(leaves(cfg)), n=2, cutoff=0.75)
+    return BlackBoxError(
+        f"There is no key {shown(name)} ({where}).{did_you_mean(close)} Keys are those of Dassl "
+        f"and of trainers/blackbox/config.py."
+    )
