@@ -3,26 +3,51 @@
 data-set YAML < trainer YAML < flags < trailing KEY VALUE options
 """
 
+from __future__ import annotations
+
 import argparse
+import os
 import platform
+import signal
 import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 
-import dassl_blackbox  # noqa: F401  registers the trainers and data sets, and finds a Dassl
+import dassl_blackbox  # isort: skip  registers the trainers and data sets, and finds a Dassl
 import dassl
 import torch
-import yaml
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.datasets.base import DatasetError
-from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished
-from dassl_blackbox.trainers.blackbox.config import extend_cfg
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, one_of
+from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_run
+from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
+from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
+from dassl_blackbox.trainers.blackbox.run.errors import (
+    BlackBoxError,
+    Interrupted,
+    first_line,
+    one_of,
+)
 from dassl_blackbox.trainers.blackbox.run.files import write_atomically
-from dassl_blackbox.trainers.blackbox.run.settings import as_text, differences, larger, settings
+from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
+from dassl_blackbox.trainers.blackbox.run.settings import (
+    as_text,
+    differences,
+    larger,
+    read_settings,
+    settings,
+)
+from dassl_blackbox.trainers.blackbox.unread import unread
+from yacs.config import CfgNode
+
+NO_QUERIES = "No queries are counted here"
 
 
 def header(args, cfg):
@@ -84,105 +109,191 @@ def setup_cfg(args):
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    try:
-        for path in (args.dataset_config_file, args.config_file):
-            if path:
-                cfg.merge_from_file(path)
-        reset_cfg(cfg, args)
-        cfg.merge_from_list(args.opts)
-    except OSError as e:
-        raise BlackBoxError(
-            f"The configuration file {e.filename} cannot be read ({e.strerror})."
-        ) from e
-    except yaml.YAMLError as e:
-        raise BlackBoxError(
-            f"The configuration file {path} is not YAML ({' '.join(str(e).split())})."
-        ) from e
-    except (KeyError, ValueError, AssertionError) as e:
-        raise BlackBoxError(
-            f"The configuration does not resolve: {e.args[0] if e.args else e}. Keys are those of Dassl and of "
-            f"trainers/blackbox/config.py; options come as KEY VALUE pairs."
-        ) from e
+    merge_files(cfg, (args.dataset_config_file, args.config_file))
+    reset_cfg(cfg, args)
+    merge_options(cfg, args.opts)
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_cfg(cfg)
     cfg.freeze()
     return cfg
 
 
-def run(args, log):
+def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
+    """Train or evaluate; `held` gives the output folder back when all has been said."""
     cfg = setup_cfg(args)
-    config_file = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if (
-        args.skip_done
-        and args.eval_only
-        and is_evaluated(cfg.OUTPUT_DIR, header(args, cfg), args.model_dir)
-    ):
-        print(f"{cfg.OUTPUT_DIR} holds this evaluation: skipped")
+    if args.no_train and not args.eval_only:
+        cfg = without_folder(cfg)
+        print(header(args, cfg))
+        trainer = build(cfg)
+        counted = hasattr(trainer, "describe_cost")
+        print(f"This run would cost {trainer.describe_cost()}" if counted else NO_QUERIES)
         return
-    if args.skip_done and not args.eval_only and is_finished(cfg.OUTPUT_DIR):
-        if not config_file.is_file():
-            raise BlackBoxError(
-                f"{cfg.OUTPUT_DIR} holds a finished run without its config.yaml, so that nobody knows whose it is. Choose another --output-dir, or move it away."
-            )
-        differ = differences(
-            settings(config_file.read_text(encoding="utf-8")), settings(cfg.dump())
+    lock = FolderLock(cfg.OUTPUT_DIR)  # before anything in the folder is read
+    held.callback(lock.release)
+    log.folder = lock.folder
+    if args.skip_done and is_done(args, cfg):
+        return
+    print(header(args, cfg))
+    ignored = unread(cfg)
+    if ignored:
+        print(f"Note: {cfg.TRAINER.NAME} does not read {', '.join(ignored)}")
+    trainer = build(cfg)
+    if hasattr(trainer, "lock"):  # which has taken it over
+        held.callback(trainer.lock.release)
+    evaluate(trainer, args, cfg, log) if args.eval_only else train(trainer, cfg, log)
+
+
+def without_folder(cfg: CfgNode) -> CfgNode:
+    """The configuration of a run that leaves nothing behind and disturbs no other."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = ""
+    cfg.freeze()
+    return cfg
+
+
+def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
+    """Whether the output folder holds what was asked for.
+
+    Raises:
+        BlackBoxError: it holds a finished run of other settings, budgets that grew aside.
+    """
+    folder, config = cfg.OUTPUT_DIR, Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if args.eval_only:
+        if is_evaluated(folder, header(args, cfg), args.model_dir):
+            print(f"{folder} holds this evaluation: skipped")
+            return True
+        return False
+    if not is_finished(folder):
+        return False
+    if not config.is_file():
+        raise BlackBoxError(
+            f"{folder} holds a finished run without its config.yaml, which would tell its settings. "
+            f"Choose another --output-dir, or move it away."
         )
-        if not differ:
-            print(f"{cfg.OUTPUT_DIR} holds a finished run of this configuration: skipped")
-            return
-        if not all(larger(name, *values) for name, values in differ.items()):
-            raise BlackBoxError(
-                f"{cfg.OUTPUT_DIR} holds a finished run of another configuration ({as_text(differ)}). Choose another --output-dir, or move that run away."
-            )
-        print(
-            f"{cfg.OUTPUT_DIR} holds a finished run of a smaller budget ({as_text(differ)}): it goes on"
+    differ = differences(read_settings(config), settings(cfg.dump()))
+    if not differ:
+        print(f"{folder} holds a finished run of this configuration: skipped{marks(folder)}")
+        return True
+    if not all(larger(name, *values) for name, values in differ.items()):
+        raise BlackBoxError(
+            f"{folder} holds a finished run of another configuration ({as_text(differ)}). Choose "
+            f"another --output-dir, or move that run away."
         )
+    print(f"{folder} holds a finished run of a smaller budget ({as_text(differ)}): it goes on")
+    return False
+
+
+def marks(folder: str) -> str:
+    """What is to be said of a finished run, in brackets."""
+    run = read_run(folder)
+    if run is None or not run.lost_much:
+        return ""
+    return " (it lost more than a tenth of its training queries)"
+
+
+def build(cfg: CfgNode) -> TrainerBase:
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
-    print(header(args, cfg))
     print_environment()
+    return build_trainer(cfg)
 
-    trainer = build_trainer(cfg)
-    if args.no_train and not args.eval_only:
-        print(
-            f"This run would cost {trainer.describe_cost()}"
-            if hasattr(trainer, "describe_cost")
-            else "No queries are counted here"
-        )
-        return
-    if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
-        log.open(cfg.OUTPUT_DIR)
-        if not config_file.exists():  # that of a training run stays
-            write_atomically(config_file, cfg.dump().encode())
-        trainer.test()
-        if hasattr(trainer, "oracle"):
-            print(trainer.oracle.summary())
-        return
+
+def evaluate(trainer: TrainerBase, args: argparse.Namespace, cfg: CfgNode, log: RunLog) -> None:
+    trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    log.open(cfg.OUTPUT_DIR)
+    config = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not config.exists():  # that of a training run stays
+        write_atomically(config, cfg.dump().encode())
+    trainer.test()
+    if hasattr(trainer, "oracle"):
+        print(trainer.oracle.summary())
+
+
+def train(trainer: TrainerBase, cfg: CfgNode, log: RunLog) -> None:
     if hasattr(trainer, "check_training"):
         trainer.check_training()
     log.open(cfg.OUTPUT_DIR)
-    write_atomically(config_file, cfg.dump().encode())
+    write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
     trainer.train()
 
 
-def main(args):
-    """Returns the exit status. An error that the user can mend is one sentence on stderr, and in the log if there is one."""
-    with RunLog() as log:
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0, 1 with a sentence on stderr, 128 + signal, or 70 for a fault of ours.
+
+    A sentence is in the log too, where there is one. With DASSL_BLACKBOX_TRACEBACK set, a fault is
+    raised instead of being written down.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
+    with RunLog() as log, signals_raise(), ExitStack() as held:
         try:
-            run(args, log)
+            run(args, log, held)
         except (BlackBoxError, DatasetError) as e:
-            # an error that crossed from a loader's worker process carries that process's traceback before the sentence
-            sentence = str(e).strip().splitlines()[-1]
-            if "Original Traceback" in str(e):
-                sentence = sentence.split(f"{type(e).__name__}: ", 1)[-1]
-            log.note(f"error: {sentence}")
-            print(f"error: {sentence}", file=sys.stderr)
-            return 1
+            return report(log, sentence_of(e), 1)
+        except Interrupted as e:
+            return int(e.code)
+        except Exception as e:
+            if os.environ.get("DASSL_BLACKBOX_TRACEBACK"):
+                raise
+            return report(log, fault(e, log), 70)
     return 0
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within this context SIGTERM and SIGINT raise `Interrupted`, so that the folder is given back."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def report(log: RunLog, sentence: str, status: int) -> int:
+    log.note(f"error: {sentence}")
+    with suppress(OSError):
+        print(f"error: {sentence}", file=sys.stderr)
+    return status
+
+
+def sentence_of(error: Exception) -> str:
+    """The text of an error that the user can mend.
+
+    One that crossed from a loader's worker process has that process's traceback before it.
+    """
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        return text.splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join(text.splitlines())
+
+
+def fault(error: Exception, log: RunLog) -> str:
+    """What is said of an error that nobody foresaw; the traceback goes into the log alone."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    with suppress(BlackBoxError):
+        log.open(log.folder)
+    log.note(traceback.format_exc())
+    where = (
+        f"the traceback is in {log.path}" if log.path else "DASSL_BLACKBOX_TRACEBACK=1 shows more"
+    )
+    return (
+        f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: "
+        f"{first_line(error)}. This is a fault of the program, or of something it uses; {where}."
+    )
 
 
 def parse_args(arguments=None):

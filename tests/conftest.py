@@ -4,11 +4,13 @@ import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # of this process and of those it starts: runs are compared bit for bit
-)
+# of this process and of those it starts: runs are compared bit for bit, and a fault is raised
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DASSL_BLACKBOX_TRACEBACK"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: E402, F401  first: it puts compat/dassl on the path where no Dassl is installed
@@ -27,10 +29,22 @@ ALLOWED_SKIPS = (
 skips = pytest.StashKey()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the long tests as well")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 def pytest_configure(config):
     config.stash[skips] = Skips()
     config.pluginmanager.register(config.stash[skips])
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
+    config.addinivalue_line("markers", "long: runs with --long alone")
 
 
 def pytest_report_header():

@@ -1,4 +1,7 @@
-"""A life of `train.py` in a process of its own, which can end by SIGKILL at a given moment and counts for itself what the model is asked."""
+"""A life of `train.py` in a process of its own, which a signal can end at a given moment.
+
+It counts for itself what the model is asked.
+"""
 
 import multiprocessing
 import os
@@ -9,6 +12,7 @@ import dassl_blackbox  # noqa: F401
 import torch
 import train
 from dassl_blackbox.trainers.blackbox.run import checkpoints, files
+from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
 from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
 
 torch.set_num_threads(1)
@@ -18,8 +22,10 @@ def live(until, count_file, output_file, arguments):
     """Run `train.py` and exit with its status.
 
     Args:
-        until: `checkpoint:k`, right after the k-th checkpoint is written; `half:k`, when half of it is written; `query:k`, when the model has
-            been asked for the k-th time; or `never`.
+        until: `checkpoint:k`, right after the k-th checkpoint is written; `half:k`, when half of it
+            is written; `query:k`, when the model has been asked for the k-th time; `step:k`, right
+            after the k-th step; or `never`. By SIGKILL, unless another signal is named behind:
+            `query:3:SIGTERM`.
         count_file: gets a letter a query.
         output_file: gets stdout and stderr.
     """
@@ -29,14 +35,15 @@ def live(until, count_file, output_file, arguments):
     with open(output_file, "ab") as f:
         os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    moment, _, number = until.partition(":")
-    left = {moment: int(number or 0)}
+    given = until.split(":")
+    moment, number, name = [*given, *("never", "0", "SIGKILL")[len(given) :]]
+    left = {moment: int(number)}
 
     def reach(what):
         if what in left:
             left[what] -= 1
             if left[what] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), getattr(signal, name))
 
     def query(self, images, contexts, image_tokens=None):
         with open(count_file, "a") as f:
@@ -49,16 +56,19 @@ def live(until, count_file, output_file, arguments):
         reach("checkpoint")
         return path
 
-    def save_state(path, state):
-        def content(f):
-            f.write(b"half a checkpoint")
-            f.flush()
-            reach("half")
-            f.seek(0)
-            torch.save(state, f)
+    def dump(state, f):
+        f.write(b"half a checkpoint")
+        f.flush()
+        reach("half")
+        f.seek(0)
+        original_dump(state, f)
 
-        files.write_atomically(path, content)
+    def report(self, summary):
+        original_report(self, summary)
+        reach("step")
 
-    original_query, original_save = LocalOracle.query, checkpoints.save
-    LocalOracle.query, checkpoints.save, checkpoints.save_state = query, save, save_state
+    original_query, original_save, original_dump = LocalOracle.query, checkpoints.save, files.dump
+    original_report = ResumableTrainer.report
+    LocalOracle.query, checkpoints.save, files.dump = query, save, dump
+    ResumableTrainer.report = report
     sys.exit(train.main(train.parse_args(arguments)))

@@ -223,9 +223,9 @@ BAD = {
         ["MODEL.BACKBONE.NAME", "ViT-B/61"],
         "Unknown backbone 'ViT-B/61'.*did you mean ViT-B/16",
     ),
-    "precision": ([], ["ORACLE.PREC", "fp61"], "Unknown precision.*'fp61': did you mean fp16"),
-    "rule": ([], ["TRAINER.ZIP.RULE", "spsaclip"], "Unknown update rule.*did you mean spsa-clip"),
-    "grant": ([], ["ORACLE.GRANTS", "['logit']"], "Unknown grant.*did you mean logits"),
+    "precision": ([], ["ORACLE.PREC", "fp61"], "ORACLE.PREC is 'fp61'.*Did you mean fp16"),
+    "rule": ([], ["TRAINER.ZIP.RULE", "spsaclip"], "RULE is 'spsaclip'.*Did you mean spsa-clip"),
+    "grant": ([], ["ORACLE.GRANTS", "['logit']"], "GRANTS is .*'logit'.*Did you mean logits"),
     "denied": (
         [],
         ["ORACLE.GRANTS", "['features']"],
@@ -233,14 +233,13 @@ BAD = {
     ),
     "key": ([], ["TRAINER.ZIP.RANKS", "3"], "RANKS"),
     "key without value": ([], ["TRAINER.ZIP.RANK"], "KEY VALUE"),
-    "type": ([], ["TRAINER.ZIP.RANK", "many"], "does not resolve"),
+    "type": ([], ["TRAINER.ZIP.RANK", "many"], "RANK is 'many'; a whole number .* is expected"),
     "configuration file": (
         ["--config-file", "no/such.yaml"],
         [],
-        "configuration file no/such.yaml cannot be read",
+        "no/such.yaml cannot be read",
     ),
-    "no tokens": ([], ["TRAINER.ZIP.N_CTX", "0"], "A context of 0 tokens.*1 to 74"),
-    "negative tokens": ([], ["TRAINER.ZIP.N_CTX", "-1"], "A context of -1 tokens.*1 to 74"),
+    "no tokens": ([], ["TRAINER.ZIP.N_CTX", "0"], "N_CTX is 0; a whole number from 1"),
     "too many tokens": ([], ["TRAINER.ZIP.N_CTX", "75"], "A context of 75 tokens.*1 to 74"),
     "too many words": ([], ["TRAINER.ZIP.CTX_INIT", "x " * 80], "A context of 80 tokens"),
     "too small ID": ([], ["TRAINER.ZIP.ID", "7"], "ID // n = 0"),
@@ -262,7 +261,8 @@ BAD = {
         r"INPUT.SIZE is \(64, 64\), but tiny expects \(32, 32\)",
     ),
     "input mean": ([], ["INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]"], "INPUT.PIXEL_MEAN"),
-    "transforms": (["--transforms", "random_flip"], [], "'normalize'"),
+    "transforms": ([], ["INPUT.TRANSFORMS", "['random_flip']"], "'normalize'"),
+    "options behind a flag that takes them": (["--transforms", "normalize"], [], "'USE_CUDA'"),
     "missing model": (
         ["--eval-only", "--model-dir", "no/such/run"],
         [],
@@ -369,7 +369,7 @@ def broken(vary_root, tmp_path):
 def test_an_image_that_cannot_be_decoded_is_named(broken, tmp_path, capsys):
     text = sentence(capsys, "ZeroshotOracle", broken[1], tmp_path / "out")
     assert text.startswith(f"error: The image {broken[0]} cannot be decoded (")
-    assert text in (tmp_path / "out" / "log.txt").read_text()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_that_a_worker_cannot_decode_is_named(broken, tmp_path):
@@ -383,15 +383,15 @@ def test_an_image_that_a_worker_cannot_decode_is_named(broken, tmp_path):
     )
 
 
-def test_logits_that_are_not_finite_name_the_query(data_root, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["ZIP", "WhiteBox"])
+def test_weights_that_are_not_finite_are_refused(name, data_root, tmp_path, capsys):
     state = tiny_state_dict()
     state["logit_scale"] = torch.tensor(float("nan"))
-    save_state(tmp_path / "nan.pt", state)
-    text = sentence(
-        capsys, "ZIP", data_root, tmp_path / "out", "MODEL.BACKBONE.NAME", tmp_path / "nan.pt"
-    )
-    assert "logits of training query 10 are not finite" in text
-    assert bill(tmp_path / "out")["training"]["queries"] == 10
+    torch.save(state, tmp_path / "nan.pt")
+    options = "MODEL.BACKBONE.NAME", tmp_path / "nan.pt"
+    text = sentence(capsys, name, data_root, tmp_path / "out", *options)
+    assert "nan.pt are infinite or no numbers in 'logit_scale'" in text
+    assert not (tmp_path / "out").exists()
 
 
 # Checkpoints that do not fit
@@ -421,7 +421,7 @@ UNFIT = {
     "of another prompt size": (None, ["TRAINER.ZIP.N_CTX", "4"], "prompt of another size"),
     "of another rank": (None, ["TRAINER.ZIP.RANK", "3"], "prompt of another size"),
     "truncated": (truncated, [], "model.pth.tar-500 is not a checkpoint that can be read"),
-    "of CoOp": (of_coop, [], "was not written by a black-box trainer"),
+    "of CoOp": (of_coop, [], "was not written by this version of a black-box trainer"),
 }
 
 
@@ -481,7 +481,7 @@ def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
 def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
     state = tiny_state_dict()
     state["positional_embedding"] *= 1.01
-    save_state(tmp_path / "other.pt", state)
+    torch.save(state, tmp_path / "other.pt")
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
     text = sentence(
         capsys,
@@ -497,7 +497,7 @@ def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
 
 
 def test_a_checkpoint_does_not_depend_on_where_its_backbone_lies(runs, data_root, tmp_path):
-    save_state(tmp_path / "same.pt", tiny_state_dict())
+    torch.save(tiny_state_dict(), tmp_path / "same.pt")
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
     assert (
         run(
@@ -607,22 +607,24 @@ def test_the_table_of_results(runs, monkeypatch, capsys):
     assert set(table) == {"ZIP", "WhiteBox", "ZeroshotOracle"}
     values = [float(printed(runs / "ZIP" / seed).rstrip("%")) for seed in ("seed1", "seed2")]
     error = statistics.stdev(values) / 2**0.5
-    assert table["ZIP"][:6] == [
+    assert table["ZIP"][:7] == [
         "ZIP",
         "2",
         f"{statistics.mean(values):.1f} ± {error:.1f}",
         "40",
+        "0",
         "320",
         "2",
     ]
-    assert table["WhiteBox"][2:6] == [
+    assert table["WhiteBox"][2:7] == [
         printed(runs / "WhiteBox" / "seed1").rstrip("%"),
         "–",
         "–",
         "–",
+        "–",
     ]
-    assert table["ZeroshotOracle"][3:6] == ["0", "0", "2"]
-    assert all(re.fullmatch(r"\d+", cells[6]) for cells in table.values())
+    assert table["ZeroshotOracle"][3:7] == ["0", "0", "0", "2"]
+    assert all(re.fullmatch(r"\d+", cells[7]) for cells in table.values())
 
 
 def test_the_table_of_nothing(tmp_path, monkeypatch, capsys):

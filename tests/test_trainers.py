@@ -213,7 +213,7 @@ def test_epochs_that_end_before_the_budget_say_what_is_left(
     trainer = build(name, data_root, tmp_path, *options, "OPTIM.MAX_EPOCH", 2)
     trainer.train()
     spent = bill(tmp_path)["training"]["queries"]
-    assert 0 < spent == trainer.steps_in_budget() * trainer.step_cost()[0] < options[1]
+    assert 0 < spent == trainer.steps_total() * trainer.step_cost()[0] < options[1]
     assert (
         f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries left"
         in capsys.readouterr().out
@@ -317,11 +317,11 @@ PLAIN = {"CraFT": ("TRAINER.CRAFT.HEAD", False), "BPTVLM": ("TRAINER.BPTVLM.N_IM
 
 @pytest.mark.parametrize("name", [name for name in OURS if words_key(name)])
 def test_at_step_0_from_the_templates_words_it_is_zero_shot(name, data_root, tmp_path):
-    zeroshot = build("ZeroshotOracle", data_root, tmp_path)
+    zeroshot = build("ZeroshotOracle", data_root, tmp_path / "zero-shot")
     trainer = build(
         name,
         data_root,
-        tmp_path,
+        tmp_path / "run",
         words_key(name),
         TEMPLATES["Digits"].split(" {}")[0],
         *PLAIN.get(name, ()),

@@ -233,7 +233,7 @@ def test_500_steps_of_10_queries_in_5000(data_root, tmp_path):
         "ZIP", data_root, tmp_path, "DATASET.NUM_SHOTS", 16, "DATALOADER.TRAIN_X.BATCH_SIZE", 128
     )
     assert trainer.cfg.ORACLE.MAX_QUERIES == 5000
-    assert trainer.step_cost() == (10, 1280) and trainer.steps_in_budget() == 500
+    assert trainer.step_cost() == (10, 1280) and trainer.steps_total() == 500
     assert (
         trainer.describe_cost()
         == "500 steps of 10 queries: 5,000 training queries, 640,000 image queries"

@@ -23,6 +23,7 @@ class BPTVLM(BlackBoxTrainer):
     whole_set = True
 
     def check_cfg(self, cfg):
+        super().check_cfg(cfg)
         one_of("loss (TRAINER.BPTVLM.LOSS)", cfg.TRAINER.BPTVLM.LOSS, ("ce", "focal"))
         if cfg.TRAINER.BPTVLM.N_IMAGE:
             self.needs = ("logits", "image_tokens")

@@ -22,6 +22,7 @@ class CBBT(BlackBoxTrainer):
     """
 
     def check_cfg(self, cfg):
+        super().check_cfg(cfg)
         if cfg.TRAINER.CBBT.ADAPTER:
             self.needs = ("logits", "features")
 

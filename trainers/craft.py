@@ -73,17 +73,16 @@ class CraFT(BlackBoxTrainer):
                 self.head(logits), logits
             ).mean(1)
 
-    def progress(self):
-        """How much of the run is over, 0 to 1: of the query budget where there is one, else of the epochs."""
-        limit = self.oracle.limits["queries"]
-        return self.spent() / limit if limit else self.epoch / self.max_epoch
-
     def head_loss(self, raw, labels):
-        """Cross-entropy of the refined logits `[B, C]`, + LAMBDA · KL(raw ‖ refined) in the first part of the run."""
+        """Cross-entropy of the refined logits `[B, C]`, + LAMBDA · KL(raw ‖ refined) at first.
+
+        The first `1 / KL_PART` of the steps that the budget pays for: queries that a killed run lost
+        do not count, so that a resumed run has the terms of an undisturbed one.
+        """
         craft = self.cfg.TRAINER.CRAFT
         refined = self.head(raw)
         loss = F.cross_entropy(refined, labels)
-        if self.progress() <= 1 / craft.KL_PART:
+        if self.steps_done * craft.KL_PART < self.steps_total():
             loss = loss + craft.LAMBDA * divergence(raw, refined).mean()
         return loss
 

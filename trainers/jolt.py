@@ -29,6 +29,7 @@ class JOLT(BlackBoxTrainer):
     """
 
     def check_cfg(self, cfg):
+        super().check_cfg(cfg)
         jolt = cfg.TRAINER.JOLT
         if jolt.MEMORY and jolt.HEAD:
             raise BlackBoxError(

@@ -1,96 +1,149 @@
-"""Checkpoints of a black-box run: atomic, complete, refused where they do not fit.
+"""Checkpoints of a run: atomic, complete, refused where they are damaged or do not fit.
 
-Layout and names are Dassl's: `<output>/<model name>/model.pth.tar-<epoch>`, `model-best.pth.tar`, and the pointer file `checkpoint` that
-names the newest. `model-resume.pth.tar` is overwritten during training.
+Layout and names are Dassl's: `<output>/<model name>/model.pth.tar-<epoch>`, `model-best.pth.tar`,
+and the pointer file `checkpoint` that names the newest. `model-resume.pth.tar` is overwritten
+during training and removed when a model of an epoch follows it.
 """
 
-import hashlib
-import json
-from pathlib import Path
+from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.loaders import training_images
 from .errors import BlackBoxError
-from .files import load_state, save_state, write_atomically
+from .files import load_state, read_text, save_state, write_atomically
 from .rng import rng_state
 from .settings import BUDGETS, NOT_TRAINING, as_text, differences, settings
 
 BEST, RESUME, POINTER = "model-best.pth.tar", "model-resume.pth.tar", "checkpoint"
+NONE_YET = "(none yet)"  # what the pointer file says before the first checkpoint is whole
+FORMAT = 2  # 0.1.0 wrote no number and no digest
+PARTS = {"state_dict", "epoch", "optimizer", "scheduler", "blackbox"}
 
 
-def save(state, folder, name, newest=True):
-    """Write a checkpoint; the pointer file follows only when the file is whole, and never points to the best model."""
-    path = Path(folder) / name
+def save(state: dict[str, Any], folder: str | Path, name: str, newest: bool = True) -> Path:
+    """Write a checkpoint; the pointer file follows only when that is whole, and never names the best."""
+    folder = Path(folder)
+    path = folder / name
+    if not (folder / POINTER).exists():
+        # models without a pointer are a damaged folder: a kill during the first save must not be one
+        write_atomically(folder / POINTER, f"{NONE_YET}\n".encode())
     save_state(path, state)
     if newest:
-        write_atomically(Path(folder) / POINTER, f"{name}\n".encode())
+        write_atomically(folder / POINTER, f"{name}\n".encode())
+        if name != RESUME:
+            (folder / RESUME).unlink(missing_ok=True)
     return path
 
 
-def newest(folder):
-    """Path of the checkpoint that the pointer file names; None where there is none yet."""
+def newest(folder: str | Path) -> Path | None:
+    """Path of the checkpoint that the pointer file names; None where there is none yet.
+
+    Raises:
+        BlackBoxError: a pointer file that names no model in the folder, or models without one.
+    """
     pointer = Path(folder) / POINTER
-    return (
-        Path(folder) / pointer.read_text(encoding="utf-8").split("\n")[0]
-        if pointer.is_file()
-        else None
+    models = sorted(path.name for path in Path(folder).glob("model*.pth.tar*"))
+    cure = (
+        f"Write the name of the newest model into it ({', '.join(models) or 'there is none'}), or "
+        f"choose another --output-dir."
     )
+    if not pointer.exists():
+        if models:
+            raise BlackBoxError(f"{folder} holds models, but {pointer} is missing. {cure}")
+        return None
+    name = read_text(pointer, cure).split("\n")[0].strip()
+    if name == NONE_YET:
+        return None
+    if name not in models:
+        raise BlackBoxError(f"{pointer} names {name[:80]!r}, which is no model here. {cure}")
+    return Path(folder) / name
 
 
-def choose(folder, epoch=None, best=False):
+def choose(folder: str | Path, epoch: int | None = None, best: bool = False) -> Path:
     """Path of the checkpoint to evaluate: of an epoch, or the best on `val`, or the last."""
     folder = Path(folder)
     if epoch is not None:
         return folder / f"model.pth.tar-{epoch}"
     if best and (folder / BEST).is_file():
         return folder / BEST
-    return newest(folder) or folder / POINTER
+    return newest(folder) or folder / "model.pth.tar"
 
 
-def load(path, trainer):
+def load(path: Path, trainer: Any) -> dict[str, Any]:
     """Read a checkpoint and check that it belongs to this method, backbone and prompt size.
 
     Raises:
         BlackBoxError: it does not fit; the text tells the two values.
     """
-    state = load_state(path)
-    if "blackbox" not in state:
+    state, trainer_name = load_state(path), trainer.cfg.TRAINER.NAME
+    if not PARTS <= state.keys() or not isinstance(state["blackbox"], dict):
         raise BlackBoxError(
-            f"{path} was not written by a black-box trainer (a checkpoint of CoOp's, perhaps). Give the folder of a "
-            f"{trainer.cfg.TRAINER.NAME} run."
+            f"{path} was not written by this version of a black-box trainer, nor by its WhiteBox (a "
+            f"checkpoint of CoOp's, perhaps). Give the folder of a {trainer_name} run."
         )
     made, here = state["blackbox"]["identity"], identity(trainer)
     if made["method"] != here["method"]:
         raise BlackBoxError(
-            f"{path} is a checkpoint of {made['method']}, this run is {here['method']}. Give the same --trainer as in training."
+            f"{path} is a checkpoint of {made['method']}, this run is {here['method']}. Give the same "
+            f"--trainer as in training."
         )
-    if made["weights"] != here["weights"]:
-        raise BlackBoxError(
-            f"{path} was made with the backbone {made['backbone']}, this run uses {here['backbone']}, and their weights differ. Give the "
-            f"same MODEL.BACKBONE.NAME as in training."
-        )
+    check_model(path, state, made, here)
     if made.get("classes", here["classes"]) != here["classes"]:
         raise BlackBoxError(
-            f"{path} has a head for the classes {few(made['classes'])}; here they are {few(here['classes'])}. A head on logits is tied to the classes that it "
-            f"was trained on and cannot move to others: evaluate on the same ones, or train the prompt alone, which moves."
+            f"{path} has a head for the classes {few(made['classes'])}; here they are "
+            f"{few(here['classes'])}. A head on logits is tied to the classes that it was trained on "
+            f"and cannot move to others: evaluate on the same ones, or train the prompt alone, which "
+            f"moves."
         )
-    shapes = {k: tuple(v.shape) for k, v in trainer.learner.state_dict().items()}
-    saved = {k: tuple(v.shape) for k, v in state["state_dict"].items()}
-    for k in {**shapes, **saved}:
-        if shapes.get(k) != saved.get(k):
-            part, cure = "a prompt of another size", "N_CTX, CTX_INIT and dimensions as in training"
-            if k.startswith("head."):
-                part, cure = (
-                    "a head of another shape, or of an earlier version",
-                    "settings of the head as in training, or train anew",
-                )
-            raise BlackBoxError(
-                f"{path} has {part}: '{k}' is {saved.get(k, 'absent')} there and {shapes.get(k, 'absent')} here. Give the same {cure}."
-            )
+    check_shapes(path, state["state_dict"], trainer.learner.state_dict())
     return state
 
 
-def identity(trainer):
-    """What must agree between a checkpoint and the run that loads it; class names, in their order, only where a head is tied to them."""
-    description, tied = trainer.oracle.description, getattr(trainer.head, "class_bound", False)
+def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> None:
+    """Raise unless a checkpoint was made with this model, as far as the checkpoint can tell."""
+    key = "weights"
+    if "format" not in state["blackbox"]:
+        key = "backbone"
+        print(
+            f"Note: {path} was written by version 0.1.0, without a digest and with the model's name "
+            f"as its only certain mark: neither damage nor other weights of that name would show"
+        )
+    elif "digest" not in state:
+        raise BlackBoxError(
+            f"{path} is damaged: its digest is missing. Put a sound copy in its place."
+        )
+    if made[key] != here[key]:
+        raise BlackBoxError(
+            f"{path} was made with the backbone {made['backbone']}, this run uses {here['backbone']}, "
+            f"and their weights or architectures differ. Give the same MODEL.BACKBONE.NAME as in "
+            f"training."
+        )
+
+
+def check_shapes(path: Path, saved: dict, here: dict) -> None:
+    there, ours = ({k: tuple(v.shape) for k, v in side.items()} for side in (saved, here))
+    for k in {**ours, **there}:
+        if ours.get(k) != there.get(k):
+            part, cure = "a prompt of another size", "N_CTX, CTX_INIT and dimensions as in training"
+            if k.startswith("head."):
+                part = "a head of another shape, or of an earlier version"
+                cure = "settings of the head as in training, or train anew"
+            raise BlackBoxError(
+                f"{path} has {part}: '{k}' is {there.get(k, 'absent')} there and "
+                f"{ours.get(k, 'absent')} here. Give the same {cure}."
+            )
+
+
+def identity(trainer: Any) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that loads it.
+
+    Class names, in their order, only where a head is tied to them.
+    """
+    description, tied = trainer.description, getattr(trainer.head, "class_bound", False)
     return {
         "method": trainer.cfg.TRAINER.NAME,
         "backbone": description.name,
@@ -99,99 +152,80 @@ def identity(trainer):
     }
 
 
-def few(names):
-    return (
-        "of no head"
-        if names is None
-        else f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
-    )
-
-
-def run_settings(trainer):
-    """What must agree for a run to go on: its resolved settings, and which pictures it is trained on, wherever they lie."""
-    pictures = json.dumps(
-        [
-            [*Path(item.impath).parts[-2:], item.label, item.classname]
-            for item in trainer.dm.dataset.train_x
-        ]
-    )
-    return {
-        **settings(trainer.cfg.dump()),
-        "training images": hashlib.sha256(pictures.encode()).hexdigest(),
-    }
+def few(names: list[str] | None) -> str:
+    if names is None:
+        return "of no head"
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
 
 
 class Checkpointed:
-    """The part of `BlackBoxTrainer` that saves, resumes and loads; `save_model`, `resume_model_if_exist` and `load_model` are Dassl's."""
+    """The part of a trainer that saves, resumes and loads.
 
-    def folder(self, directory):
+    `save_model`, `resume_model_if_exist` and `load_model` are called by Dassl.
+    """
+
+    def folder(self, directory: str) -> str:
         return f"{directory}/{self.model_name}"
 
-    def write_checkpoint(self, name, is_newest=True, val_result=None):
+    def run_settings(self) -> dict[str, str]:
+        """What must agree for a run to go on: its resolved settings, and its training images."""
+        if self.images_digest is None:
+            self.images_digest = training_images(self.dm.dataset.train_x)
+        return {**settings(self.cfg.dump()), "training images": self.images_digest}
+
+    def write_checkpoint(self, name: str, is_newest: bool = True, val_result: Any = None) -> Path:
         """Everything that evaluation and resumption need; tensors and plain values only."""
         inside = self.epoch_rng is not None  # in the middle of an epoch, or after its last batch
-        epoch = self.epoch if inside else self.epoch + 1
         if is_newest:
-            self.saved_at = self.spent()
-        return save(
-            {
-                "state_dict": self.learner.state_dict(),
-                "epoch": epoch,
-                "optimizer": self.optim.state_dict(),
-                "scheduler": self.sched.state_dict() if self.sched else None,
-                "val_result": val_result,
-                "blackbox": {
-                    "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
-                    "identity": identity(self),
-                    "settings": run_settings(self),
-                    "batches_done": self.batches_done,
-                    "rng": self.epoch_rng if inside else rng_state(),
-                    "best_result": float(self.best_result),
-                    "counts": self.oracle.counts,
-                },
+            self.saved_at = self.steps_done, self.clock()
+        state = {
+            "state_dict": self.learner.state_dict(),
+            "epoch": self.epoch if inside else self.epoch + 1,
+            "optimizer": self.optim.state_dict(),
+            "scheduler": self.sched.state_dict() if self.sched else None,
+            "val_result": val_result,
+            "blackbox": {
+                "format": FORMAT,
+                "head_optimizer": self.head_optim.state_dict() if self.head_optim else None,
+                "identity": identity(self),
+                "settings": self.run_settings(),
+                "batches_done": self.batches_done,
+                "steps_done": self.steps_done,
+                "rng": self.epoch_rng if inside else rng_state(),
+                "best_result": float(self.best_result),
+                "counts": self.counts(),
             },
-            self.folder(self.output_dir),
-            name,
-            is_newest,
-        )
+        }
+        return save(state, self.folder(self.output_dir), name, is_newest)
 
-    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Dassl's entry point. The file is named after `epoch`; the true epoch and the counts are inside."""
-        path = self.write_checkpoint(
-            model_name or f"model.pth.tar-{epoch + 1}", val_result=val_result
-        )
-        print(f"Checkpoint saved to {path} ({self.spent():,} queries)")
+    def save_model(
+        self,
+        epoch: int,
+        directory: str,
+        is_best: bool = False,
+        val_result: Any = None,
+        model_name: str = "",
+    ) -> None:
+        """The file is named after `epoch`; the true epoch and the counts are inside."""
+        name = model_name or f"model.pth.tar-{epoch + 1}"
+        path = self.write_checkpoint(name, val_result=val_result)
+        print(f"Checkpoint saved to {path} ({self.position()})")
 
-    def resume_model_if_exist(self, directory):
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Returns the epoch to start at."""
         # a run that was resumed from elsewhere goes on from its own folder once it has saved there
         path = newest(self.folder(self.output_dir)) or newest(self.folder(directory))
         if path is None:
             if self.cfg.RESUME:
                 raise BlackBoxError(
-                    f"No checkpoint to resume from in {self.folder(directory)}. --resume takes the output folder of an earlier run; without it, a "
-                    f"run goes on from its own output folder."
-                )
-            if self.spent():
-                print(
-                    f"A run that left no checkpoint spent {self.spent():,} queries here; they stay on the bill"
+                    f"No checkpoint to resume from in {self.folder(directory)}. --resume takes the "
+                    f"output folder of an earlier run; without it, a run goes on from its own output "
+                    f"folder."
                 )
             return 0
         state = load(path, self)
         extra = state["blackbox"]
-        if "ORACLE" in extra["settings"]:  # a section was one text
-            raise BlackBoxError(
-                f"{path} was written by an earlier version, and its settings cannot be compared. Choose another --output-dir."
-            )
-        differ = {
-            name: pair
-            for name, pair in differences(extra["settings"], run_settings(self)).items()
-            if not name.startswith(BUDGETS + NOT_TRAINING)
-        }
-        if differ:
-            raise BlackBoxError(
-                f"{path} was made with other settings ({as_text(differ)}), and a run goes on only as it began. Choose another --output-dir, "
-                f"or give the same configuration; budgets may grow."
-            )
+        self.check_settings(path, extra)
         self.learner.load_state_dict(state["state_dict"])
         self.optim.load_state_dict(state["optimizer"])
         for part, saved in (
@@ -200,25 +234,45 @@ class Checkpointed:
         ):
             if part is not None:
                 part.load_state_dict(saved)
-        self.oracle.at_least(extra["counts"])
-        self.oracle.take_over(
-            f"{directory}/queries.json"
-        )  # what was spent after the checkpoint, too
-        self.best_result = extra["best_result"]
+        self.take_over(extra["counts"], directory)
+        self.best_result, self.steps_done = extra["best_result"], extra["steps_done"]
         self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
         print(
-            f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.spent():,} queries on the bill"
+            f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.position()}"
         )
         return state["epoch"]
 
-    def load_model(self, directory, epoch=None):
-        """Load a run's model for evaluation: of `epoch`, or the best on `val` with `best_val`, or the last."""
+    def check_settings(self, path: Path, extra: dict[str, Any]) -> None:
+        """Raise unless a checkpoint was made with these settings, budgets aside."""
+        if "format" not in extra:
+            raise BlackBoxError(
+                f"{path} was written by version 0.1.0, which drew other crops and knew its pictures by "
+                f"name alone: it can be evaluated, but a run cannot go on from it. Choose another "
+                f"--output-dir."
+            )
+        # a schedule was laid over the epochs, and would not be the same over more of them
+        budgets = BUDGETS if self.sched is None else BUDGETS[:2]
+        differ = {
+            name: pair
+            for name, pair in differences(extra["settings"], self.run_settings()).items()
+            if not name.startswith(budgets + NOT_TRAINING)
+        }
+        if differ:
+            raise BlackBoxError(
+                f"{path} was made with other settings ({as_text(differ)}), and a run goes on only as "
+                f"it began. Choose another --output-dir, or give the same configuration; budgets may "
+                f"grow."
+            )
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load a run's model for evaluation: of `epoch`, or with `best_val` the best, or the last."""
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        path = choose(self.folder(directory), epoch, best=self.cfg.TEST.FINAL_MODEL == "best_val")
+        best = self.cfg.TEST.FINAL_MODEL == "best_val"
+        path = choose(self.folder(directory), epoch, best)
         state = load(path, self)
         self.learner.load_state_dict(state["state_dict"])
-        print(
-            f"Load {path} (epoch {state['epoch']}, {state['blackbox']['counts']['training']['queries']:,} queries)"
-        )
+        counts = state["blackbox"]["counts"]
+        queries = f", {counts['training']['queries']:,} queries" if counts else ""
+        print(f"Load {path} (epoch {state['epoch']}{queries})")

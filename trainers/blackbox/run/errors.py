@@ -1,6 +1,10 @@
 """Errors that a user can mend. Their text is one sentence or a few: what was wrong, what was expected, what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from difflib import get_close_matches
+from signal import Signals
 
 
 class BlackBoxError(ValueError):
@@ -11,7 +15,22 @@ class BudgetSpent(BlackBoxError):
     """The next request does not fit into the query budget. Raised before the call is made; it ends training, it is not a failure."""
 
 
-def nearest(name, valid):
+class Interrupted(SystemExit):
+    """A signal ended the run after what it had done was saved. Exits with 128 + signal, as shells do."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.name = Signals(signum).name
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
     """The valid names, the nearest ones first, as a phrase for an error."""
     lowered = {v.lower(): v for v in valid}
     close = [lowered[c] for c in get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.4)]
@@ -19,7 +38,7 @@ def nearest(name, valid):
     return f"{hint}Valid names: {', '.join(sorted(valid))}."
 
 
-def one_of(what, name, valid):
+def one_of(what: str, name: object, valid: Iterable[str]) -> None:
     """Raise a BlackBoxError unless `name` is among the valid names."""
     if name not in valid:
         raise BlackBoxError(f"Unknown {what} '{name}': {nearest(name, valid)}")
