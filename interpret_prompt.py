@@ -61,7 +61,8 @@ def learned_context(trainer: TrainerBase) -> torch.Tensor:
         if hasattr(getattr(trainer, "model", None), "ctx"):
             context = trainer.model.ctx
         elif hasattr(trainer, "learner"):
-            context = trainer.learner().contexts[0]
+            prompt = trainer.learner()
+            context = prompt.contexts[0] if prompt.tokens else ()
         else:
             raise BlackBoxError(f"{type(trainer).__name__} is no trainer of a prompt known here.")
     if not len(context):
@@ -99,8 +100,8 @@ def nearest_words(
     distances = torch.cdist(context, embed(" ".join(words)).to(context.device))
     values, indices = distances.topk(topk, largest=False)
     return [
-        [(words[i], value) for i, value in zip(row, near)]
-        for row, near in zip(indices.tolist(), values.tolist())
+        [(words[i], value) for i, value in zip(row, near, strict=True)]
+        for row, near in zip(indices.tolist(), values.tolist(), strict=True)
     ]
 
 

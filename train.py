@@ -1,4 +1,5 @@
-"""Trains or evaluates one run. The flags are CoOp's, and Dassl's configuration is resolved in CoOp's order:
+"""Trains or evaluates one run. The flags are CoOp's, and Dassl's configuration is resolved in
+CoOp's order:
 
 data-set YAML < trainer YAML < flags < trailing KEY VALUE options
 """
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-import dassl_blackbox  # isort: skip  registers the trainers and data sets, and finds a Dassl
+import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a Dassl
 import dassl
 import torch
 from dassl.config import get_cfg_default
@@ -53,7 +54,8 @@ NO_QUERIES = "No queries are counted here"
 def header(args, cfg):
     """The lines that a log begins with."""
     arguments = "\n".join(f"{key}: {value}" for key, value in sorted(vars(args).items()))
-    return f"***************\n{LIFE}\n***************\n{arguments}\n************\n** Config **\n************\n{cfg}"
+    stars = "*" * 15
+    return f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{cfg}"
 
 
 def print_environment():
@@ -105,7 +107,8 @@ def setup_cfg(args):
     """The resolved, frozen configuration.
 
     Raises:
-        BlackBoxError: a file that is missing, a key that does not exist, a value of the wrong type, an unknown trainer or data set.
+        BlackBoxError: a file is missing, a key or a trainer or a data set is unknown, a value is
+            of the wrong type.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -169,8 +172,8 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
         return False
     if not config.is_file():
         raise BlackBoxError(
-            f"{folder} holds a finished run without its config.yaml, which would tell its settings. "
-            f"Choose another --output-dir, or move it away."
+            f"{folder} holds a finished run without its config.yaml, which would tell its "
+            "settings. Choose another --output-dir, or move it away."
         )
     differ = differences(read_settings(config), settings(cfg.dump()))
     if not differ:
@@ -223,7 +226,8 @@ def train(trainer: TrainerBase, cfg: CfgNode, log: RunLog) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Returns the exit status: 0, 1 with a sentence on stderr, 128 + signal, or 70 for a fault of ours.
+    """Returns the exit status: 0, 1 with a sentence on stderr, 128 + signal, or 70 for a fault of
+    ours.
 
     A sentence is in the log too, where there is one. With DASSL_BLACKBOX_TRACEBACK set, a fault is
     raised instead of being written down.
@@ -247,7 +251,7 @@ def main(args: argparse.Namespace) -> int:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within this context SIGTERM and SIGINT raise `Interrupted`, so that the folder is given back."""
+    """Within this context SIGTERM and SIGINT raise `Interrupted`: the folder's lock is released."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -329,7 +333,10 @@ def parse_args(arguments=None):
     parser.add_argument(
         "--skip-done",
         action="store_true",
-        help="do nothing where the output directory holds a finished run of this configuration; go on where its budget was smaller",
+        help=(
+            "do nothing where the output directory holds a finished run of this configuration; go "
+            "on where its budget was smaller"
+        ),
     )
     parser.add_argument(
         "opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end"

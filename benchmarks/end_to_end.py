@@ -1,10 +1,13 @@
-"""Whole training runs, ours beside the published way of asking, on generated JPEGs and random weights: seconds, their ratio, and where ours spends them.
+"""Whole training runs, ours beside the published way of asking, on generated JPEGs and random
+weights: seconds, their ratio, and where ours spends them.
 
-    python benchmarks/end_to_end.py                                   # ViT-B/16, 100 classes, 16 shots; on a GPU 500 steps of ZIP, on a CPU one
+    # ViT-B/16, 100 classes, 16 shots; on a GPU 500 steps of ZIP, on a CPU one
+    python benchmarks/end_to_end.py
     python benchmarks/end_to_end.py --classes 10 --steps 2 --methods ZIP CraFT
 
-Both ways draw the same images and candidates. The published one encodes all 77 positions of every class, and the images as its authors' code does
-(ZIP and BPT-VLM: again for every candidate); and it decodes every JPEG anew. Training alone is timed, without loading the model and without testing.
+Both ways draw the same images and candidates. The published one encodes all 77 positions of every
+class, and the images as its authors' code does (ZIP and BPT-VLM: again for every candidate); and it
+decodes every JPEG anew. Training alone is timed, without loading the model and without testing.
 """
 
 import argparse
@@ -13,25 +16,26 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dassl_blackbox  # noqa: E402, F401
-import numpy as np  # noqa: E402
-import open_clip  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import train  # noqa: E402
-from dassl.engine import build_trainer  # noqa: E402
-from dassl.utils import set_random_seed  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle import Images, Oracle  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI  # noqa: E402
-from names import class_names  # noqa: E402
-from oracle import machine, publish  # noqa: E402
-from PIL import Image  # noqa: E402
-from published import STEPS, image_features, logits, text_features  # noqa: E402
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+import train
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
+from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
+from dassl_blackbox.trainers.blackbox.oracle import Images, Oracle
+from names import class_names
+from oracle import machine, publish
+from PIL import Image
+from published import STEPS, image_features, logits, text_features
 
 HOME = Path(__file__).resolve().parent.parent
-# by label: trainer, options, and steps of a run by kind of device. CraFT's head reads the same images in both ways, so its prompt alone is compared.
+# by label: trainer, options, and steps of a run by kind of device. CraFT's head reads the same
+# images in both ways, so its prompt alone is compared.
 RUNS = {
     "ZIP": ("ZIP", [], {"cuda": 500, "cpu": 1}),
     "CBBT": ("CBBT", [], {"cuda": 0, "cpu": 1}),  # 0: one epoch
@@ -60,8 +64,8 @@ class PublishedOracle(Oracle):
         return name
 
     @torch.no_grad()
-    def query(self, images, contexts, image_tokens=None):
-        pixels = self.pixels[images]
+    def query(self, images, prompt):
+        pixels, contexts, image_tokens = self.pixels[images], prompt.contexts, prompt.image_tokens
         if image_tokens is not None:
             self.inner.pixels[images] = pixels
             image = (
@@ -85,8 +89,8 @@ class PublishedOracle(Oracle):
     def image_features(self, images):
         return image_features(self.inner, self.pixels[images])
 
-    def text_features(self, contexts):
-        return text_features(self.inner, contexts)
+    def text_features(self, prompt):
+        return text_features(self.inner, prompt.contexts)
 
 
 class Stopwatch:
@@ -184,7 +188,7 @@ def run(cfg, steps, method, published):
 
 
 def warm_up(args, root, weights):
-    """A step of ours that nobody times: imports and libraries that are loaded at their first use."""
+    """One untimed step: imports, and libraries that are loaded at their first use."""
     cfg = configuration(args, "ZIP", root, weights, False).clone()
     cfg.merge_from_list(
         ["DATALOADER.TRAIN_X.BATCH_SIZE", 2, "OUTPUT_DIR", str(root / "output" / "warm-up")]
@@ -248,7 +252,8 @@ def main():
     publish(
         ("method", "steps", "published s", "ours s", "ratio", "ours inside the oracle"),
         rows,
-        f"{args.model}, {args.classes} classes, {args.shots} shots, {args.precision}; {machine(torch.device(args.device))}.",
+        f"{args.model}, {args.classes} classes, {args.shots} shots, {args.precision}; "
+        f"{machine(torch.device(args.device))}.",
         args.out,
     )
 

@@ -1,28 +1,32 @@
-"""What JOLT itself costs beside the model that it asks: seconds of one step outside the oracle and inside, on random weights.
+"""What JOLT itself costs beside the model that it asks: seconds of one step outside the oracle and
+inside, on random weights.
 
-    python benchmarks/jolt.py                                   # around ViT-B/16, m = 64, B = 128, C = 100, d = 4 x 512: one thing varied at a time
+    # around ViT-B/16, m = 64, B = 128, C = 100, d = 4 x 512: one thing varied at a time
+    python benchmarks/jolt.py
     python benchmarks/jolt.py --model ViT-B/32 --classes 10 100
 
-Outside: both rounds of the optimiser (directions, slopes, Gauss-Newton matrix, proposals) and the head's steps, on logits that were answered before. Inside: the queries of the step, the images
-being new. The better of two steps after one to warm up.
+Outside: both rounds of the optimiser (directions, slopes, Gauss-Newton matrix, proposals) and the
+head's steps, on logits that were answered before. Inside: the queries of the step, the images being
+new. The better of two steps after one to warm up.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dassl_blackbox  # noqa: E402, F401
-import torch  # noqa: E402
-from dassl_blackbox.trainers.blackbox.crossfit import CrossFitted, HeadLearner  # noqa: E402
-from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.store import FeatureStore  # noqa: E402
-from names import class_names  # noqa: E402
-from oracle import machine, publish, random_model, timed  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
+import torch
+from dassl_blackbox.trainers.blackbox.crossfit import CrossFitted, HeadLearner
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
+from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
+from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
+from names import class_names
+from oracle import machine, publish, random_model, timed
+from tqdm import tqdm
 
 CENTRE = {"directions": 64, "batch": 128, "classes": 100, "contexts": 4}
 
@@ -41,8 +45,8 @@ def inside(oracle, optimizer, B, n):
     def step():
         oracle.last_contexts, oracle.store = None, FeatureStore()
         images = oracle.upload(pixels)
-        oracle.query(images, contexts[:first])
-        oracle.query(images, contexts[first:])
+        oracle.query(images, Prompt(contexts[:first]))
+        oracle.query(images, Prompt(contexts[first:]))
 
     return timed(step, oracle.device)
 
@@ -57,7 +61,7 @@ def outside(optimizer, head, B, C, device):
         torch.randn(P, B, C, generator=generator).to(device)
         for P in (optimizer.population - optimizer.m, optimizer.m)
     ]
-    learner = HeadLearner(head)
+    learner = HeadLearner(head, folds)
     while learner.memory is None or len(learner.memory[1]) < learner.capacity:
         learner.remember(answers[0][0], labels, folds)
 

@@ -1,11 +1,16 @@
-"""Our oracle beside each method's published way of asking, on random weights: what a step costs, as ratios of one run.
+"""Our oracle beside each method's published way of asking, on random weights: what a step costs, as
+ratios of one run.
 
-    python benchmarks/oracle.py                                  # around ViT-B/16, 100 classes, n = 8, P = 10, B = 32: one thing varied at a time
-    python benchmarks/oracle.py --models ViT-B/32 --classes 10 100 --contexts 1 16 --candidates 40 --whole-grid
+    # around ViT-B/16, 100 classes, n = 8, P = 10, B = 32: one thing varied at a time
+    python benchmarks/oracle.py
+    python benchmarks/oracle.py --models ViT-B/32 --classes 10 100 --contexts 1 16 \
+        --candidates 40 --whole-grid
     python benchmarks/oracle.py --precision fp16 --out benchmarks/oracle_fp16.md
 
-Times are the better of two calls after one to warm up, or the first alone where it takes five seconds; a published way whose three calls would take longer than `--seconds` is timed on its
-first candidates and extended to all of them (≈): every further candidate costs the same. Multiply-adds are counted by torch. "Peak" is this machine's best matrix product in the same precision.
+Times are the better of two calls after one to warm up, or the first alone where it takes five
+seconds; a published way whose three calls would take longer than `--seconds` is timed on its first
+candidates and extended to all of them (≈): every further candidate costs the same. Multiply-adds
+are counted by torch. "Peak" is this machine's best matrix product in the same precision.
 """
 
 import argparse
@@ -14,24 +19,26 @@ import platform
 import sys
 import time
 import weakref
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dassl_blackbox  # noqa: E402, F401
-import open_clip  # noqa: E402
-import torch  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.models import OPENAI, LoadedModel, describe  # noqa: E402
-from dassl_blackbox.trainers.blackbox.oracle.store import FeatureStore  # noqa: E402
-from names import class_names  # noqa: E402
-from published import STEPS, image_features  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
+import open_clip
+import torch
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI, LoadedModel, describe
+from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
+from names import class_names
+from published import STEPS, image_features
+from tabulate import tabulate
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 HEADERS = (
     "model",
@@ -71,7 +78,7 @@ def random_model(name, precision, device):
 
 
 def timed(call, device):
-    """Seconds of the better of two calls, after one to warm up; of the first alone where it takes long."""
+    """Seconds: the better of two calls after one to warm up, or the first alone if it is long."""
     taken = []
     while len(taken) < 3 and (not taken or taken[0] < LONG):
         start = time.perf_counter()
@@ -83,7 +90,7 @@ def timed(call, device):
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made within it held at one time: memory beyond the model and the input."""
+    """Bytes at the peak, of tensors made within it: memory beyond the model and the input."""
 
     def __init__(self, known):
         super().__init__()
@@ -137,12 +144,14 @@ def matrix_peak(device, dtype):
     best = 0.0
     for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        best = max(best, size**3 / timed(lambda: a @ b, device))
+        best = max(best, size**3 / timed(partial(torch.matmul, a, b), device))
     return best
 
 
 def from_first(P, one, p, several):
-    """The cost of P candidates, from those of one and of the first p: every further candidate costs the same, the images of the first perhaps more."""
+    """The cost of P candidates, from those of one and of the first p: every further candidate costs
+    the same, the images of the first perhaps more.
+    """
     return several if p == P else one + (several - one) * (P - 1) / (p - 1)
 
 
@@ -160,9 +169,9 @@ def cell(oracle, way, P, n, B, seconds, peak):
     def ours():
         oracle.last_contexts = None
         if way == "CraFT":  # the images are known from before
-            return oracle.query(uploaded, contexts)
+            return oracle.query(uploaded, Prompt(contexts))
         oracle.store = FeatureStore()
-        return oracle.query(oracle.upload(pixels), contexts)
+        return oracle.query(oracle.upload(pixels), Prompt(contexts))
 
     def published(p=P):
         return STEPS[way](oracle, given, contexts[:p])
@@ -231,8 +240,11 @@ def machine(device):
 
 
 def publish(headers, rows, conditions, out):
-    """Print a Markdown table and what it was measured under; into the file `out` too, if there is one, headed by the command."""
-    text = f"{tabulate(rows, headers=headers, tablefmt='github', disable_numparse=True)}\n\n{conditions}\n"
+    """Print a Markdown table and what it was measured under; into the file `out` too, if there is
+    one, headed by the command.
+    """
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    text = f"{table}\n\n{conditions}\n"
     print(text)
     if out:
         command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
@@ -286,7 +298,8 @@ def main():
     publish(
         HEADERS,
         rows,
-        f"{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} GFLOP/s.",
+        f"{args.precision}; {machine(device)}; matrix products reach {2 * peak / 1e9:,.0f} "
+        "GFLOP/s.",
         args.out,
     )
 

@@ -1,6 +1,8 @@
-"""How the published codes ask the model, each in its own way, written anew: 77 positions for every class, padding included.
+"""How the published codes ask the model, each in its own way, written anew: 77 positions for every
+class, padding included.
 
-Each takes a `LocalOracle` (for its model and class names), pixels `[B, 3, H, W]` and contexts `[P, n, D]`, and returns logits `[P, B, C]`.
+Each takes a `LocalOracle` (for its model and class names), pixels `[B, 3, H, W]` and contexts
+`[P, n, D]`, and returns logits `[P, B, C]`.
 """
 
 import torch

@@ -1,21 +1,25 @@
 """dassl-blackbox: Dassl trainers that adapt a vision-language model which can only be queried.
 
-Importing the package registers its trainers and data sets with Dassl; `extend_cfg(cfg)` adds their defaults to a Dassl configuration.
+Importing the package registers its trainers and data sets with Dassl; `extend_cfg(cfg)` adds their
+defaults to a Dassl configuration.
 """
 
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+__version__ = "0.2.0"
+
 HERE = Path(__file__).resolve().parent
 if not (HERE / "trainers").is_dir():
-    # In a checkout the subpackages `trainers`, `datasets` and `compat` lie beside this folder, not in it.
+    # In a checkout the subpackages (trainers, datasets, configs) lie beside this folder, not in it.
     __path__.append(str(HERE.parent))
 
 if find_spec("dassl") is None:
-    # No Dassl installed: our own small implementation of the part of its interface that is used here.
+    # No Dassl installed: our own implementation of the part of its interface that is used here.
     compat = HERE / "compat" if (HERE / "compat").is_dir() else HERE.parent / "compat"
     sys.path.append(str(compat))
 
-from . import datasets, trainers  # noqa: E402, F401
-from .trainers.blackbox.config import extend_cfg  # noqa: E402, F401
+# below, since they import dassl
+from . import datasets, trainers  # type: ignore[attr-defined]  # noqa: E402
+from .trainers.blackbox.config import extend_cfg  # noqa: E402

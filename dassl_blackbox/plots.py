@@ -72,11 +72,15 @@ def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
     """One figure: `draw(axes)`, then titles and legend; a PNG where the name has no ending.
 
     Raises:
-        BlackBoxError: matplotlib does not know the ending, or the file cannot be written.
+        BlackBoxError: matplotlib is missing or does not know the ending, or the file cannot be
+            written.
     """
-    from matplotlib import rc_context, rcParams
-    from matplotlib.figure import Figure
-    from matplotlib.rcsetup import cycler
+    try:
+        from matplotlib import rc_context, rcParams
+        from matplotlib.figure import Figure
+        from matplotlib.rcsetup import cycler
+    except ImportError as e:
+        raise BlackBoxError(f"Plots need matplotlib ({e}). Install it, and try again.") from e
 
     picture, kind = io.BytesIO(), Path(path).suffix[1:].lower() or "png"
     try:
@@ -110,7 +114,7 @@ def queries(folders: Mapping[str, Iterable[str | Path]], path: str | Path, title
 
     def draw(axes: Axes) -> None:
         for label, points in curves.items():
-            axes.plot(*zip(*points), label=label, marker=".")
+            axes.plot(*zip(*points, strict=True), label=label, marker=".")
 
     if curves:
         save(path, draw, xlabel=QUERIES, ylabel="validation accuracy, %", title=title)

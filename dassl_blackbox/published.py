@@ -1,6 +1,7 @@
 """Published figures to stand beside: ViT-B/16, 16 shots, 5,000 queries, per cent, by registry name.
 
-Zero-shot is as others published it; the methods' rows are read off the radar chart in ZIP's repository (about ± 0.5). Their mean is over these 13 data sets.
+Zero-shot is as others published it; the methods' rows are read off the radar chart in ZIP's
+repository (about ± 0.5). Their mean is over these 13 data sets.
 """
 
 DATASETS = (

@@ -164,7 +164,7 @@ def across(found: list[Group], published: bool = False) -> tuple[tuple[str, ...]
         )
     if published:
         for method, figures in FIGURES.items():
-            figure_of = dict(zip(DATASETS, figures))
+            figure_of = dict(zip(DATASETS, figures, strict=True))
             values = [figure_of.get(name) for name in names]
             known = [value for value in values if value is not None]
             mean = f"{fmean(known):.1f}" if len(known) == len(values) else "–"

@@ -46,14 +46,16 @@ class RunLog:
         path = Path(output) / "log.txt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
+            self.file = open(  # noqa: SIM115  closed when the run ends
+                path, "a", encoding="utf-8", errors="backslashreplace"
+            )
             self.file.write("".join(self.held))
             self.file.flush()
         except OSError as e:
             self.file = None
             raise BlackBoxError(
-                f"The log {path} cannot be written ({e.strerror or e}). Make room, or choose another "
-                f"--output-dir."
+                f"The log {path} cannot be written ({e.strerror or e}). Make room, or choose "
+                "another --output-dir."
             ) from e
         self.path = path
         self.held.clear()

@@ -80,7 +80,7 @@ def main() -> int:
             f"error: {shown(args.root)} is not a folder. Pass --root with the folder that holds "
             f"the data sets."
         )
-    lines, broken = zip(*(check(row, args.root) for row in ROWS if row.folder))
+    lines, broken = zip(*(check(row, args.root) for row in ROWS if row.folder), strict=True)
     text = tabulate(lines, headers=HEADERS, disable_numparse=True)
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -48,7 +48,7 @@ def differences(row: Row, split: Split) -> str:
     words = ("classes", "train images", "val images", "test images")
     return "; ".join(
         f"{found:,} {word} where {wanted:,} are published"
-        for found, wanted, word in zip(sizes_of(split), row.sizes, words)
+        for found, wanted, word in zip(sizes_of(split), row.sizes, words, strict=False)
         if found is not None and wanted is not None and found != wanted
     )
 

@@ -1,4 +1,7 @@
-"""Digits: the 1,797 handwritten digits of the UCI repository that scikit-learn carries, real scans of 8 x 8 pixels."""
+"""Digits: real scans of 8 x 8 pixels.
+
+The 1,797 handwritten digits of the UCI repository that scikit-learn carries.
+"""
 
 import numpy as np
 from PIL import Image

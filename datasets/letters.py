@@ -1,4 +1,7 @@
-"""Letters: a to z in both cases, in faces that the embedded model was not trained on, slanted, turned, coloured and noisy."""
+"""Letters: a to z in both cases, slanted, turned, coloured and noisy.
+
+In faces that the embedded model was not trained on.
+"""
 
 import math
 import random
@@ -20,16 +23,12 @@ def any_colour(rng):
 def letter(char, rng):
     """One picture of 32 x 32, drawn at twice that size."""
     mask = Image.fromarray(
-        render.character(char, rng.choice(render.UNSEEN_FONTS), 64, rng.uniform(30, 52))
+        render.character(char, rng.choice(render.FONTS), 64, rng.uniform(30, 52))
     )
     slant, turn = rng.uniform(-0.45, 0.45), rng.uniform(-0.4, 0.4)
     c, s, dx, dy = math.cos(turn), math.sin(turn), rng.uniform(-7, 7), rng.uniform(-7, 7)
-    a, b, d, e = (
-        c,
-        s + slant * c,
-        -s,
-        c - slant * s,
-    )  # output pixel -> input pixel, about the centre
+    # output pixel -> input pixel, about the centre
+    a, b, d, e = c, s + slant * c, -s, c - slant * s
     affine = (a, b, 32 - a * (32 + dx) - b * (32 + dy), d, e, 32 - d * (32 + dx) - e * (32 + dy))
     mask = mask.transform((64, 64), Image.AFFINE, affine, Image.BICUBIC).resize((32, 32), Image.BOX)
     ink = any_colour(rng)

@@ -1,7 +1,10 @@
-"""Masks of characters, shapes and patterns, drawn with Pillow: the raw material of Letters, Shapes and of the embedded model's pretraining.
+"""Masks of characters, shapes and patterns, drawn with Pillow.
 
-A mask is uint8 `[S, S]`, 255 where there is ink. Colour, background and noise are the caller's. Every random choice comes from the
-`random.Random` that is passed in, so that a seed decides everything.
+For Letters, Shapes and the embedded model's pretraining.
+
+A mask is uint8 `[S, S]`, 255 where there is ink. Colour, background and noise are the caller's.
+Every random choice comes from the `random.Random` that is passed in, so that a seed decides
+everything.
 """
 
 import math
@@ -38,21 +41,8 @@ SHAPES = (
 )
 PATTERNS = ("stripes", "dots", "checkerboard", "grid")
 
-# Letters draws only with the second set, pretraining only with the first: no face is in both.
-TRAINING_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "cmr10",
-    "cmb10",
-    "cmtt10",
-)
-UNSEEN_FONTS = (
+# Letters alone draws with these; the embedded model was trained on other typefaces.
+FONTS = (
     "DejaVuSerif",
     "DejaVuSerif-Bold",
     "DejaVuSerif-Italic",
@@ -71,7 +61,10 @@ def font_file(name):
 
 
 def character(char, font, size, height):
-    """Mask `[size, size]` of one character, its ink `height` pixels high (or wide, whichever is longer) and centred."""
+    """Mask `[size, size]` of one character in the middle.
+
+    Its ink is `height` pixels high or wide, whichever is longer.
+    """
     big = size * SUPERSAMPLE
     face = ImageFont.truetype(font_file(font), big)
     canvas = Image.new("L", (3 * big, 3 * big))
@@ -147,7 +140,10 @@ def outline(kind, turn):
 
 
 def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
-    """Mask `[size, size]` of a filled shape of the given radius in pixels, slightly stretched, tilted and off the centre."""
+    """Mask `[size, size]` of a filled shape of the given radius in pixels.
+
+    Slightly stretched, tilted and off the centre.
+    """
     big = size * SUPERSAMPLE
     canvas = Image.new("L", (big, big))
     draw = ImageDraw.Draw(canvas)
@@ -186,9 +182,10 @@ def pattern(kind, size, period, rng):
 
 
 def scene(mask, ink, grounds, texture, noise, rng):
-    """RGB image of the ink (three numbers, 0..255) through a mask `[S, S]`, over two grounds that fade into each other.
+    """RGB image of the ink (three numbers, 0..255) through a mask `[S, S]`, over two grounds.
 
-    `texture` and `noise` are the deviations of smooth blotches on the ground and of grain on every pixel.
+    The grounds fade into each other. `texture` and `noise` are the deviations of smooth blotches on
+    the ground and of grain on every pixel.
     """
     size = len(mask)
     grain = np.random.default_rng(rng.getrandbits(64))
@@ -209,9 +206,12 @@ def scene(mask, ink, grounds, texture, noise, rng):
 
 
 def grounds(ink, distance, draw):
-    """Two colours from `draw()` that, like the one halfway between them, lie at least `distance` away from the ink."""
+    """Two colours from `draw()` that lie at least `distance` away from the ink.
+
+    So does the colour halfway between them.
+    """
     while True:
         one, other = draw(), draw()
-        middle = [(a + b) / 2 for a, b in zip(one, other)]
+        middle = [(a + b) / 2 for a, b in zip(one, other, strict=True)]
         if min(math.dist(ink, colour) for colour in (one, middle, other)) >= distance:
             return one, other

@@ -1,4 +1,7 @@
-"""Shapes: two dozen phrases such as "red circle", smaller, more turned and on busier grounds than what the embedded model learnt from."""
+"""Shapes: two dozen phrases such as "red circle".
+
+Smaller, more turned and on busier grounds than what the embedded model was trained on.
+"""
 
 import random
 
@@ -44,10 +47,8 @@ def drawing(name, rng):
     if kind in render.PATTERNS:
         large = Image.fromarray(render.pattern(kind, 64, rng.uniform(5, 11), rng))
         mask = large.rotate(rng.uniform(0, 180), Image.BICUBIC).crop((16, 16, 48, 48))
-        distance, tint = (
-            110,
-            20,
-        )  # which of two colours is the pattern's must be plain: the ground is nearly grey
+        # which of two colours is the pattern's must be plain: the ground is nearly grey
+        distance, tint = 110, 20
     else:
         mask = render.shape(kind, 32, rng.uniform(5, 9), rng, stretch=0.25, tilt=0.8)
         distance, tint = 120, 90

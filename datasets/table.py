@@ -1,4 +1,7 @@
-"""All data sets, one row each: CoOp's folders, split files and class names; those of the later papers; our own; the user's."""
+"""All data sets, one row each: CoOp's, those of the later papers, our own, the user's.
+
+A row has the folder, the split file and the class names that its users have on the disk.
+"""
 
 from . import digits, letters, shapes
 from .base import Row

@@ -21,6 +21,7 @@ from dassl_blackbox import plots
 from dassl_blackbox.console import note, tool
 from dassl_blackbox.results import HEADERS, LOST, Group, row
 from dassl_blackbox.runs import read_run
+from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, nearest
 from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.templates import template_of
@@ -43,7 +44,7 @@ METHODS = {
             "TRAINER.CBBT.ADAPTER",
             "True",
             "ORACLE.GRANTS",
-            "('logits', 'features')",
+            "('contexts', 'logits', 'features')",
             "TRAINER.CBBT.ADAPTER_EPOCH",
             "1",
         ],
@@ -58,6 +59,18 @@ METHODS = {
     "white-box": ("WhiteBox", False, []),
     "white-box, from words": ("WhiteBox", False, ["TRAINER.WHITEBOX.CTX_INIT", "{words}"]),
 }
+# a trainer that is not in the table stands for itself
+METHODS |= {
+    name: (name, True, [])
+    for name in ours()
+    if name not in {trainer for trainer, _, _ in METHODS.values()}
+}
+
+
+def configs_of(trainer: str) -> Path:
+    """The folder of a trainer's YAMLs; of ZIP's, where it has none of its own yet."""
+    folder = HOME / "configs/trainers" / trainer
+    return folder if folder.is_dir() else HOME / "configs/trainers/ZIP"
 
 
 def among(folder: Path, name: str, what: str) -> None:
@@ -95,9 +108,9 @@ def command(args: argparse.Namespace, label: str, seed: int) -> list[str]:
     """The `python train.py …` of one run."""
     trainer, budgeted, options = METHODS[label]
     words = words_of(args.dataset)
-    config = HOME / f"configs/trainers/{trainer}/{args.cfg}_{args.dataset}.yaml"
+    config = configs_of(trainer) / f"{args.cfg}_{args.dataset}.yaml"
     if not config.is_file():
-        config = HOME / f"configs/trainers/{trainer}/{args.cfg}.yaml"
+        config = configs_of(trainer) / f"{args.cfg}.yaml"
     budget = (
         ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", args.queries // 20]
         if budgeted
@@ -182,7 +195,7 @@ def run_all(args: argparse.Namespace) -> None:
         SystemExit: what failed, a line each, when all have had their turn.
     """
     for label in args.methods:
-        among(HOME / "configs/trainers" / METHODS[label][0], args.cfg, f"--cfg of {label}")
+        among(configs_of(METHODS[label][0]), args.cfg, f"--cfg of {label}")
     runs = [(label, seed) for label in args.methods for seed in args.seeds]
     share = max(1, (os.cpu_count() or 1) // args.jobs)
     environment = {"OMP_NUM_THREADS": str(share), **os.environ}

@@ -1,5 +1,10 @@
 #!/bin/bash
-# Sets up, then runs the tests; arguments go to pytest. DATA names the folder of real data sets, where there are any.
+# Sets up, then checks the form of the code (ruff) and its types (mypy), then runs the tests.
+# Arguments go to pytest. DATA names the folder of real data sets, where there are any.
 set -euo pipefail
+EXTRAS=test
 source "$(dirname "$0")/setup.sh"
+ruff check
+ruff format --check
+mypy
 exec python -m pytest -q -n auto --maxprocesses 8 --dist loadfile tests "$@"

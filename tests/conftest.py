@@ -13,10 +13,10 @@ os.environ["DASSL_BLACKBOX_TRACEBACK"] = "1"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dassl_blackbox  # noqa: E402, F401  first: it puts compat/dassl on the path where no Dassl is installed
-import dassl  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl, or puts compat/ on the path
+import dassl
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
@@ -58,7 +58,9 @@ def pytest_runtest_setup(item):
 
 
 class Skips:
-    """A plugin that keeps (test, reason) of what was skipped, in this process or in those that it hands tests to."""
+    """A plugin that keeps (test, reason) of what was skipped, in this process or in those that it
+    hands tests to.
+    """
 
     def __init__(self):
         self.found = []
@@ -90,7 +92,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.line(f"{test}: {reason}")
     for test, reason in unlisted(config):
         terminalreporter.line(
-            f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: {reason}",
+            f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: "
+            f"{reason}",
             red=True,
         )
 
@@ -129,7 +132,9 @@ def vary_root(data_root, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def budget(data_root, tmp_path_factory):
-    """`budget(trainer, steps, rest)`: options for so many steps of a trainer and some queries that are too few for one more."""
+    """`budget(trainer, steps, rest)`: options for so many steps of a trainer and some queries that
+    are too few for one more.
+    """
     from support import build
 
     costs = {}

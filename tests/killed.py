@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 
-import dassl_blackbox  # noqa: F401
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 import train
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.run import checkpoints, files
 from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
-from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
 
 torch.set_num_threads(1)
 
@@ -45,11 +45,11 @@ def live(until, count_file, output_file, arguments):
             if left[what] == 0:
                 os.kill(os.getpid(), getattr(signal, name))
 
-    def query(self, images, contexts, image_tokens=None):
+    def query(self, images, prompt):
         with open(count_file, "a") as f:
-            f.write("q" * len(contexts))
+            f.write("q" * len(prompt))
         reach("query")
-        return original_query(self, images, contexts, image_tokens)
+        return original_query(self, images, prompt)
 
     def save(*args):
         path = original_save(*args)

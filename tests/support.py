@@ -1,4 +1,6 @@
-"""What several test files share: the lists that contract tests run over, small real runs, an oracle that counts on its own."""
+"""What several test files share: the lists that contract tests run over, small real runs, an oracle
+that counts on its own.
+"""
 
 import json
 import os
@@ -23,21 +25,20 @@ from dassl_blackbox.trainers.blackbox.registry import MARK
 
 REPO = Path(__file__).resolve().parent.parent
 
-# A trainer comes under contract by being registered, an optimiser by being exported; what it needs beside a start stands here.
+# A trainer comes under contract by being registered, an optimiser by being exported; what it needs
+# beside a start stands here.
 OURS = {
     name: TRAINER_REGISTRY.get(name)
     for name in TRAINER_REGISTRY.registered_names()
     if getattr(TRAINER_REGISTRY.get(name), MARK, False)
 }
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
-TRAINED = [
-    name for name in BLACK_BOX if OURS[name].build_recipe is not BlackBoxTrainer.build_recipe
-]
+TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
 SETTINGS = {"SPSA": [{"rule": rule} for rule in RULES], "CMAES": [{"sigma": 0.5, "population": 8}]}
 OPTIMIZERS = {
     f"{name}{settings or ''}": partial(part, **settings)
     for name, part in vars(optimizers).items()
-    if isinstance(part, type)
+    if isinstance(part, type) and part.searches
     for settings in SETTINGS.get(name, [{}])
 }
 
@@ -84,7 +85,9 @@ def seeded(seed=0):
 
 
 def quadratic(d, seed=0):
-    """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: f(x) = x'Ax/2 + b'x, A positive definite."""
+    """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: f(x) = x'Ax/2 + b'x, A positive
+    definite.
+    """
     M, b = (
         torch.randn(d, d, dtype=d64, generator=seeded(seed)),
         torch.randn(d, dtype=d64, generator=seeded(seed + 1)),
@@ -176,7 +179,9 @@ def last_checkpoint(folder, name="prompt_learner"):
 
 
 def random_sources(checkpoint):
-    """The random states in a checkpoint without CUDA's, which depend on the machine and are drawn from by nothing here."""
+    """The random states in a checkpoint without CUDA's, which depend on the machine and are drawn
+    from by nothing here.
+    """
     return {name: state for name, state in checkpoint["blackbox"]["rng"].items() if name != "cuda"}
 
 
@@ -203,7 +208,10 @@ def difference(a, b):
 
 
 class Random(Oracle):
-    """Answers at random, or with one value; C = 3 classes. Fails at the calls whose numbers are given."""
+    """Answers at random, or with one value; C = 3 classes.
+
+    Fails at the calls whose numbers are given.
+    """
 
     grants, client = frozenset(GRANTS), "a test"
 
@@ -225,18 +233,20 @@ class Random(Oracle):
     def upload(self, images):
         return Images(len(images))
 
-    def query(self, images, contexts, image_tokens=None):
-        return self.answer(len(contexts), len(images), 3)
+    def query(self, images, prompt):
+        return self.answer(len(prompt), len(images), 3)
 
     def image_features(self, images):
         return self.answer(len(images), 4)
 
-    def text_features(self, contexts):
-        return self.answer(len(contexts), 3, 4)
+    def text_features(self, prompt):
+        return self.answer(len(prompt), 3, 4)
 
 
 class Spy(Wrapper):
-    """Stands inside the meter and counts for itself, one by one and before the call; keeps whether what crossed the wall had a graph."""
+    """Stands inside the meter and counts for itself, one by one and before the call; keeps whether
+    what crossed the wall had a graph.
+    """
 
     def __init__(self, inner, before=lambda: None):
         super().__init__(inner)
@@ -264,20 +274,23 @@ class Spy(Wrapper):
     def upload(self, images):
         return super().upload(self.crossed(images))
 
-    def query(self, images, contexts, image_tokens=None):
-        self.count(len(contexts), len(images))
-        return self.crossed(
-            super().query(images, self.crossed(contexts), self.crossed(image_tokens))
-        )
+    def query(self, images, prompt):
+        self.count(len(prompt), len(images))
+        return self.crossed(super().query(images, self.let_in(prompt)))
+
+    def let_in(self, prompt):
+        for part in (prompt.contexts, prompt.image_tokens, prompt.pictures):
+            self.crossed(part)
+        return prompt
 
     def image_features(self, images):
         self.count(1, len(images))
         return self.crossed(super().image_features(images))
 
-    def text_features(self, contexts):
-        self.queries += len(contexts)
+    def text_features(self, prompt):
+        self.queries += len(prompt)
         self.before()
-        return self.crossed(super().text_features(self.crossed(contexts)))
+        return self.crossed(super().text_features(self.let_in(prompt)))
 
 
 def spied(trainer):

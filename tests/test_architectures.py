@@ -6,9 +6,10 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.oracle.describe import check_tokenizer
-from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.oracle.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip.describe import check_tokenizer
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import difference, seeded
 
@@ -148,11 +149,13 @@ def reference(model, images, texts):
 
 def ask(name, precision="fp32"):
     """(oracle, images, logits)."""
-    oracle = LocalOracle(load_model(name, precision), ("logits", "features", "image_tokens"))
+    oracle = LocalOracle(
+        load_model(name, precision), ("contexts", "logits", "features", "image_tokens")
+    )
     oracle.set_classes(NAMES)
     images = torch.randn(3, 3, *oracle.description.image_size, generator=seeded())
     words = oracle.embed("a photo of a")[None]
-    return oracle, images, oracle.query(oracle.upload(images), words)[0]
+    return oracle, images, oracle.query(oracle.upload(images), Prompt(words))[0]
 
 
 def sentences():
@@ -166,14 +169,23 @@ def test_logits_are_open_clips(kind, built):
     expected = reference(model, images, sentences())
     assert expected.std(1).min() > 1e-3 * expected.abs().max()  # the names matter
     assert difference(logits, expected) < 1e-5
-    assert oracle.text_features(oracle.embed("a")[None]).shape[-1] == oracle.description.embed_dim
+    assert (
+        oracle.text_features(Prompt(oracle.embed("a")[None])).shape[-1]
+        == oracle.description.embed_dim
+    )
     assert oracle.image_features(oracle.upload(images)).shape == (3, oracle.description.embed_dim)
     if oracle.description.image_width is None:
         with pytest.raises(BlackBoxError, match="admits no image tokens"):
-            oracle.query(oracle.upload(images), oracle.embed("a")[None], torch.zeros(1, 1, 8))
+            oracle.query(
+                oracle.upload(images), Prompt(oracle.embed("a")[None], torch.zeros(1, 1, 8))
+            )
     else:
         tokens = torch.randn(1, 2, oracle.description.image_width)
-        assert oracle.query(oracle.upload(images), oracle.embed("a")[None], tokens).isfinite().all()
+        assert (
+            oracle.query(oracle.upload(images), Prompt(oracle.embed("a")[None], tokens))
+            .isfinite()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("kind", ["timm-vit", "convnext", "sigmoid", "coca", "layer-scale"])
@@ -270,7 +282,7 @@ def test_every_architecture_is_described_or_refused(folder):
     ],
 )
 def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, interpolation, mode):
-    from dassl_blackbox.trainers.blackbox.oracle.sources import common_preprocessing
+    from dassl_blackbox.trainers.blackbox.openclip.sources import common_preprocessing
 
     found = common_preprocessing(arch)
     assert bool(found) == (mean is not None)
@@ -294,7 +306,7 @@ def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, int
     ],
 )
 def test_odd_preprocessing_is_understood_or_refused(told, expected, built, monkeypatch, capsys):
-    from dassl_blackbox.trainers.blackbox.oracle import sources
+    from dassl_blackbox.trainers.blackbox.openclip import sources
 
     monkeypatch.setattr(sources, "common_preprocessing", lambda arch: told)
     name, _ = built("oblong")

@@ -1,4 +1,4 @@
-"""The command line: what a user types, what is printed, what is left behind; bad input is one sentence."""
+"""The command line: what is typed, printed and left behind; bad input is one sentence."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import parse_test_res
 import pytest
 import torch
 from dassl_blackbox import results
+from dassl_blackbox.trainers.blackbox.openclip.models import tiny_state_dict
 from dassl_blackbox.trainers.blackbox.run.files import save_state
-from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
 from support import (
     TRAINED,
     accuracy,
@@ -27,7 +27,9 @@ from support import (
 
 @pytest.fixture(scope="module")
 def runs(data_root, tmp_path_factory):
-    """A folder of finished runs: ZIP with two seeds (the first in a process of its own), zero-shot, the white-box ceiling."""
+    """A folder of finished runs: ZIP with two seeds (the first in a process of its own), zero-shot,
+    the white-box ceiling.
+    """
     root = tmp_path_factory.mktemp("output")
     options = "ORACLE.MAX_QUERIES", 47, "OPTIM.MAX_EPOCH", 2
     first = process("train.py", *arguments("ZIP", data_root, root / "ZIP" / "seed1", *options[:2]))
@@ -229,7 +231,7 @@ BAD = {
     "denied": (
         [],
         ["ORACLE.GRANTS", "['features']"],
-        "ZIP asked for 'logits', which this oracle does not grant",
+        "ZIP asked for 'contexts', which this oracle does not grant",
     ),
     "key": ([], ["TRAINER.ZIP.RANKS", "3"], "RANKS"),
     "key without value": ([], ["TRAINER.ZIP.RANK"], "KEY VALUE"),
@@ -472,8 +474,8 @@ def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1", "--load-epoch", 77
     text = sentence(capsys, "ZIP", data_root, tmp_path / "out", flags=flags)
     assert (
-        f"No checkpoint at {runs}/ZIP/seed1/prompt_learner/model.pth.tar-77. In that folder: model.pth.tar-500."
-        in text
+        f"No checkpoint at {runs}/ZIP/seed1/prompt_learner/model.pth.tar-77. In that folder: "
+        "model.pth.tar-500." in text
     )
     assert not (tmp_path / "out").exists()
 

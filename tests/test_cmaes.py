@@ -1,5 +1,8 @@
 """CMA-ES as the published figures had it, and pycma's exceptions as sentences."""
 
+from copy import deepcopy
+
+import numpy as np
 import pytest
 import torch
 from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
@@ -34,3 +37,19 @@ def test_options_that_do_not_fit_are_a_sentence(options):
         for _ in range(3):
             optimizer.tell((optimizer.ask() - 1).square().sum(1))
     assert "\n" not in str(caught.value) and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal", "vd", "vkd"])
+def test_a_state_goes_on_in_another_process_as_it_would_have_here(covariance):
+    """NumPy's global source, which another process has in another state, is not drawn from."""
+    one = CMAES(torch.zeros(6), 0.5, 8, covariance=covariance, seed=3)
+    one.tell(one.ask().square().sum(1))
+    np.random.seed(1)
+    other = CMAES(torch.zeros(6), 0.5, 8, covariance=covariance, seed=4)
+    other.load_state_dict(deepcopy(one.state_dict()))
+    for _ in range(3):
+        np.random.seed(None)
+        a, b = one.ask(), other.ask()
+        assert torch.equal(a, b)
+        one.tell(a.square().sum(1))
+        other.tell(b.square().sum(1))

@@ -8,10 +8,10 @@ import yaml
 from dassl_blackbox.trainers.blackbox import hostkeys
 from dassl_blackbox.trainers.blackbox.config import KEYS, check_cfg, leaves, rules
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
+from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
 from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS
-from dassl_blackbox.trainers.blackbox.oracle.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.prompts.space import SPACES
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.settings import larger, read_settings, settings

@@ -35,7 +35,7 @@ def learner(folds=4, shown=0, **settings):
     """Of a head that always begins with the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        made = HeadLearner(CrossFitted(3, 64, folds), **settings)
+        made = HeadLearner(CrossFitted(3, 64, folds), FOLDS % folds, **settings)
     if shown:
         made.remember(ROWS[:shown], CLASSES[:shown], FOLDS[:shown] % folds)
     return made
@@ -113,7 +113,7 @@ def test_a_head_that_knows_its_images_by_heart_is_not_trusted():
     for folds, least, most in ((1, 1.0, 1.0), (4, 0.0, 0.1)):
         one = learner(folds, steps=300, lr=0.01, dropout=0.0)
         one.remember(ROWS + 2 * F.one_hot(CLASSES, 3), labels, FOLDS % folds)
-        assert one.learn() < 0.4 and least <= one.head.trust <= most
+        assert one.learn()["head"] < 0.4 and least <= one.head.trust <= most
 
 
 def test_the_head_remembers_the_latest():
@@ -126,20 +126,20 @@ def test_the_head_remembers_the_latest():
 def test_an_mlp_that_may_learn_from_nothing_stays_finite():
     odd = learner(shown=4)
     odd.memory = (*odd.memory[:2], torch.full((4,), 3))  # the fourth may learn from none
-    assert odd.learn() > 0 and all(
+    assert odd.learn()["head"] > 0 and all(
         parameter.isfinite().all() for parameter in odd.head.parameters()
     )
 
 
 def test_the_head_learns_what_its_state_decides():
     one, other = learner(shown=20), learner()
-    first = one.learn()
+    first = one.learn()["head"]
     other.draw = -1
     other.head.load_state_dict(one.head.state_dict())
     other.load_state_dict(deepcopy(one.state_dict()))
     assert one.head.trust == other.head.trust != 1
     state = torch.get_rng_state()
-    losses = [[each.learn() for _ in range(3)] for each in (one, other)]
+    losses = [[each.learn()["head"] for _ in range(3)] for each in (one, other)]
     assert losses[0] == losses[1] and losses[0][-1] < first
     assert len({one.loss().item() for _ in range(3)}) == 3  # another dropout each time
     assert torch.equal(torch.get_rng_state(), state)
@@ -159,15 +159,15 @@ def test_the_head_costs_no_query_and_learns_the_raw_answers_about_the_winner(dat
         for head in ("True", "False")
     )
     assert both.step_cost() == alone.step_cost() == (12, 96)
-    answer, raw = both.answer, []
-    both.answer = lambda *args: raw.append(answer(*args)) or raw[-1]
+    ask, raw = both.ask, []
+    both.ask = lambda *args: raw.append(ask(*args)) or raw[-1]
     batch, winners = next(iter(both.train_loader_x)), []
     for _ in range(6):
         both.forward_backward(batch)
         winners.append(both.optim.best)
         logits, labels, folds = both.head_optim.memory
-        assert torch.equal(logits[-8:], raw[-2][both.optim.best]) and torch.equal(
-            folds[-8:], both.folds[batch["index"]]
+        assert torch.equal(logits[-8:], raw[-2].logits[both.optim.best]) and torch.equal(
+            folds[-8:], both.head_optim.folds[batch["index"]]
         )
     assert any(winners) and len(labels) == 20
     alone.train()
@@ -183,16 +183,16 @@ def test_the_optimiser_is_told_logits_refined_by_what_did_not_see_the_image(data
     for part in trainer.head.mlps:
         torch.nn.init.normal_(part[-1].weight)
     batch = next(iter(trainer.train_loader_x))
-    answer, tell, raw = trainer.answer, trainer.optim.tell, []
-    trainer.answer = lambda *args: raw.append(answer(*args)) or raw[-1]
+    ask, tell, raw = trainer.ask, trainer.optim.tell, []
+    trainer.ask = lambda *args: raw.append(ask(*args)) or raw[-1]
     trainer.optim.tell = lambda logits, labels: told.append(logits) or tell(logits, labels)
     trainer.head.trust.fill_(0.5)
-    parts, folds = deepcopy(trainer.head.mlps), trainer.folds[batch["index"]]
+    parts, folds = deepcopy(trainer.head.mlps), trainer.head_optim.folds[batch["index"]]
     trainer.forward_backward(batch)
     assert len(raw) == 2 and len(folds.unique()) > 1
-    for logits, refined in zip(raw, told):
+    for answer, refined in zip(raw, told):
         for image, fold in enumerate(folds):
-            one = logits[:, image]
+            one = answer.logits[:, image]
             torch.testing.assert_close(
                 refined[:, image], one + 0.5 * parts[fold](one - one.mean(-1, keepdim=True))
             )
@@ -204,7 +204,10 @@ def test_a_head_does_not_move_to_as_many_other_classes(name, data_root, tmp_path
     build(name, data_root, tmp_path / "base", subsample, "base", "OPTIM.MAX_EPOCH", 1).train()
     with pytest.raises(
         BlackBoxError,
-        match="head for the classes zero, one, two, .* .5.; here they are five, six, seven, .* .5.. .* cannot move",
+        match=(
+            "head for the classes zero, one, two, .* .5.; here they are five, six, seven, .* .5.. "
+            ".* cannot move"
+        ),
     ):
         build(name, data_root, tmp_path / "new", subsample, "new").load_model(
             str(tmp_path / "base")
@@ -215,7 +218,10 @@ def test_a_head_of_other_folds_is_refused_by_name(data_root, tmp_path):
     trained("JOLT", data_root, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
     with pytest.raises(
         BlackBoxError,
-        match="has a head of another shape, .*'head.mlps.2.0.weight' is .256, 10. there and absent here",
+        match=(
+            "has a head of another shape, .*'head.mlps.2.0.weight' is .256, 10. there and absent "
+            "here"
+        ),
     ):
         build("JOLT", data_root, tmp_path / "other", "TRAINER.JOLT.HEAD_FOLDS", 2).load_model(
             str(tmp_path / "run")

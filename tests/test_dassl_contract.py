@@ -1,4 +1,6 @@
-"""What this project relies on in Dassl 0.6.3, asked of whichever `dassl` is importable: the real one or `compat/dassl`."""
+"""What this project relies on in Dassl 0.6.3, asked of whichever `dassl` is importable: the real
+one or `compat/dassl`.
+"""
 
 import ast
 import inspect
@@ -17,9 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.nn import Linear, Sequential
-
 from dassl import utils
 from dassl.config import clean_cfg, get_cfg_default
 from dassl.data import DataManager, DatasetWrapper
@@ -31,34 +30,50 @@ from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, TrainerX,
 from dassl.evaluation import EVALUATOR_REGISTRY, EvaluatorBase, build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
+from PIL import Image
+from torch.nn import Linear, Sequential
 
 COMPAT = getattr(dassl, "__compat__", False)
 
 DEFAULTS = """
 : VERSION=1; OUTPUT_DIR='./output'; RESUME=''; SEED=-1; USE_CUDA=True; VERBOSE=True
-INPUT: SIZE=(224, 224); INTERPOLATION='bilinear'; TRANSFORMS=(); NO_TRANSFORM=False; CROP_PADDING=4; RRCROP_SCALE=(0.08, 1.0)
-INPUT: PIXEL_MEAN=[0.485, 0.456, 0.406]; PIXEL_STD=[0.229, 0.224, 0.225]; CUTOUT_N=1; CUTOUT_LEN=16; GN_MEAN=0.0; GN_STD=0.15
-INPUT: RANDAUGMENT_N=2; RANDAUGMENT_M=10; COLORJITTER_B=0.4; COLORJITTER_C=0.4; COLORJITTER_S=0.4; COLORJITTER_H=0.1; RGS_P=0.2
+INPUT: SIZE=(224, 224); INTERPOLATION='bilinear'; TRANSFORMS=(); NO_TRANSFORM=False; CROP_PADDING=4
+INPUT: RRCROP_SCALE=(0.08, 1.0)
+INPUT: PIXEL_MEAN=[0.485, 0.456, 0.406]; PIXEL_STD=[0.229, 0.224, 0.225]; CUTOUT_N=1; CUTOUT_LEN=16
+INPUT: GN_MEAN=0.0; GN_STD=0.15
+INPUT: RANDAUGMENT_N=2; RANDAUGMENT_M=10; COLORJITTER_B=0.4; COLORJITTER_C=0.4; COLORJITTER_S=0.4
+INPUT: COLORJITTER_H=0.1; RGS_P=0.2
 INPUT: GB_P=0.5; GB_K=21
-DATASET: ROOT=''; NAME=''; SOURCE_DOMAINS=(); TARGET_DOMAINS=(); NUM_LABELED=-1; NUM_SHOTS=-1; VAL_PERCENT=0.1; STL10_FOLD=-1
+DATASET: ROOT=''; NAME=''; SOURCE_DOMAINS=(); TARGET_DOMAINS=(); NUM_LABELED=-1; NUM_SHOTS=-1
+DATASET: VAL_PERCENT=0.1; STL10_FOLD=-1
 DATASET: CIFAR_C_TYPE=''; CIFAR_C_LEVEL=1; ALL_AS_UNLABELED=False
-DATALOADER: NUM_WORKERS=4; K_TRANSFORMS=1; RETURN_IMG0=False; TEST.SAMPLER='SequentialSampler'; TEST.BATCH_SIZE=32
+DATALOADER: NUM_WORKERS=4; K_TRANSFORMS=1; RETURN_IMG0=False; TEST.SAMPLER='SequentialSampler'
+DATALOADER: TEST.BATCH_SIZE=32
 DATALOADER.TRAIN_X: SAMPLER='RandomSampler'; BATCH_SIZE=32; N_DOMAIN=0; N_INS=16
 DATALOADER.TRAIN_U: SAME_AS_X=True; SAMPLER='RandomSampler'; BATCH_SIZE=32; N_DOMAIN=0; N_INS=16
 MODEL: INIT_WEIGHTS=''; BACKBONE.NAME=''; BACKBONE.PRETRAINED=True
 MODEL.HEAD: NAME=''; HIDDEN_LAYERS=(); ACTIVATION='relu'; BN=True; DROPOUT=0.0
-OPTIM: NAME='adam'; LR=0.0003; WEIGHT_DECAY=0.0005; MOMENTUM=0.9; SGD_DAMPNING=0; SGD_NESTEROV=False; RMSPROP_ALPHA=0.99
-OPTIM: ADAM_BETA1=0.9; ADAM_BETA2=0.999; STAGED_LR=False; NEW_LAYERS=(); BASE_LR_MULT=0.1; LR_SCHEDULER='single_step'
-OPTIM: STEPSIZE=(-1,); GAMMA=0.1; MAX_EPOCH=10; WARMUP_EPOCH=-1; WARMUP_TYPE='linear'; WARMUP_CONS_LR=1e-05
+OPTIM: NAME='adam'; LR=0.0003; WEIGHT_DECAY=0.0005; MOMENTUM=0.9; SGD_DAMPNING=0; SGD_NESTEROV=False
+OPTIM: RMSPROP_ALPHA=0.99
+OPTIM: ADAM_BETA1=0.9; ADAM_BETA2=0.999; STAGED_LR=False; NEW_LAYERS=(); BASE_LR_MULT=0.1
+OPTIM: LR_SCHEDULER='single_step'
+OPTIM: STEPSIZE=(-1,); GAMMA=0.1; MAX_EPOCH=10; WARMUP_EPOCH=-1; WARMUP_TYPE='linear'
+OPTIM: WARMUP_CONS_LR=1e-05
 OPTIM: WARMUP_MIN_LR=1e-05; WARMUP_RECOUNT=True
 TRAIN: CHECKPOINT_FREQ=0; PRINT_FREQ=10; COUNT_ITER='train_x'
-TEST: EVALUATOR='Classification'; PER_CLASS_RESULT=False; COMPUTE_CMAT=False; NO_TEST=False; SPLIT='test'; FINAL_MODEL='last_step'
+TEST: EVALUATOR='Classification'; PER_CLASS_RESULT=False; COMPUTE_CMAT=False; NO_TEST=False
+TEST: SPLIT='test'; FINAL_MODEL='last_step'
 TRAINER: NAME=''; MCD.N_STEP_F=4; MME.LMDA=0.1; M3SDA.LMDA=0.5; M3SDA.N_STEP_F=4; ENTMIN.LMDA=0.001
-TRAINER: SE.EMA_ALPHA=0.999; SE.CONF_THRE=0.95; SE.RAMPUP=300; DOMAINMIX.TYPE='crossdomain'; DOMAINMIX.ALPHA=1.0
-TRAINER: DOMAINMIX.BETA=1.0; MEANTEACHER.WEIGHT_U=1.0; MEANTEACHER.EMA_ALPHA=0.999; MEANTEACHER.RAMPUP=5
-TRAINER.CDAC: CLASS_LR_MULTI=10; RAMPUP_COEF=30; RAMPUP_ITRS=1000; TOPK_MATCH=5; P_THRESH=0.95; STRONG_TRANSFORMS=()
-TRAINER: DAEL.WEIGHT_U=0.5; DAEL.CONF_THRE=0.95; DAEL.STRONG_TRANSFORMS=(); DAELDG.WEIGHT_U=0.5; DAELDG.CONF_THRE=0.95
-TRAINER: DAELDG.STRONG_TRANSFORMS=(); FIXMATCH.WEIGHT_U=1.0; FIXMATCH.CONF_THRE=0.95; FIXMATCH.STRONG_TRANSFORMS=()
+TRAINER: SE.EMA_ALPHA=0.999; SE.CONF_THRE=0.95; SE.RAMPUP=300; DOMAINMIX.TYPE='crossdomain'
+TRAINER: DOMAINMIX.ALPHA=1.0
+TRAINER: DOMAINMIX.BETA=1.0; MEANTEACHER.WEIGHT_U=1.0; MEANTEACHER.EMA_ALPHA=0.999
+TRAINER: MEANTEACHER.RAMPUP=5
+TRAINER.CDAC: CLASS_LR_MULTI=10; RAMPUP_COEF=30; RAMPUP_ITRS=1000; TOPK_MATCH=5; P_THRESH=0.95
+TRAINER.CDAC: STRONG_TRANSFORMS=()
+TRAINER: DAEL.WEIGHT_U=0.5; DAEL.CONF_THRE=0.95; DAEL.STRONG_TRANSFORMS=(); DAELDG.WEIGHT_U=0.5
+TRAINER: DAELDG.CONF_THRE=0.95
+TRAINER: DAELDG.STRONG_TRANSFORMS=(); FIXMATCH.WEIGHT_U=1.0; FIXMATCH.CONF_THRE=0.95
+TRAINER: FIXMATCH.STRONG_TRANSFORMS=()
 TRAINER: CROSSGRAD.EPS_F=1.0; CROSSGRAD.EPS_D=1.0; CROSSGRAD.ALPHA_F=0.5; CROSSGRAD.ALPHA_D=0.5
 TRAINER.DDAIG: G_ARCH=''; LMDA=0.3; CLAMP=False; CLAMP_MIN=-1.0; CLAMP_MAX=1.0; WARMUP=0; ALPHA=0.5
 TRAINER.MIXMATCH: WEIGHT_U=100.0; TEMP=2.0; MIXUP_BETA=0.75; RAMPUP=20000
@@ -67,7 +82,7 @@ TRAINER.MIXMATCH: WEIGHT_U=100.0; TEMP=2.0; MIXUP_BETA=0.75; RAMPUP=20000
 
 @DATASET_REGISTRY.register(force=True)
 class ContractToy(DatasetBase):
-    """`<split>_<label>_<number>.png` under DATASET.ROOT; dark images are label 0, bright ones label 1."""
+    """`<split>_<label>_<number>.png` under DATASET.ROOT; label 0 is dark, label 1 bright."""
 
     def __init__(self, cfg):
         names = {0: "dark", 1: "bright"}
@@ -168,7 +183,8 @@ def saved(path):
 
 def test_which_dassl():
     print(
-        f"\ncontract tests ran against {'compat/dassl' if COMPAT else 'the REAL Dassl'} {dassl.__version__}: {dassl.__file__}"
+        f"\ncontract tests ran against {'compat/dassl' if COMPAT else 'the REAL Dassl'} "
+        f"{dassl.__version__}: {dassl.__file__}"
     )
     assert dassl.__version__ == "0.6.3"
 
@@ -373,9 +389,12 @@ def test_fewshot_draw(root, repeat, capsys):
         (val, (1, 0)),
     ):  # labels in the order of their first appearance
         pools = [[item for item in source if item.label == label] for label in order]
-        draw = lambda pool: (
-            rng.sample(pool, 3) if len(pool) >= 3 else rng.choices(pool, k=3) if repeat else pool
-        )
+
+        def draw(pool):
+            if len(pool) >= 3:
+                return rng.sample(pool, 3)
+            return rng.choices(pool, k=3) if repeat else pool
+
         expected.append([item for pool in pools for item in draw(pool)])
     assert drawn == expected and capsys.readouterr().out == "Creating a 3-shot dataset\n"
     assert list(data.split_dataset_by_label(val)) == [1, 0]
@@ -577,9 +596,14 @@ def test_evaluator(cfg, tmp_path, capsys):
     )
     assert capsys.readouterr().out == (
         "Loading evaluator: Classification\n"
-        "=> result\n* total: 6\n* correct: 4\n* accuracy: 66.7%\n* error: 33.3%\n* macro_f1: 71.1%\n=> per-class result\n"
-        "* class: 0 (a)\ttotal: 3\tcorrect: 2\tacc: 66.7%\n* class: 1 (b)\ttotal: 2\tcorrect: 1\tacc: 50.0%\n"
-        f"* class: 2 (c)\ttotal: 1\tcorrect: 1\tacc: 100.0%\n* average: 72.2%\nConfusion matrix is saved to {tmp_path}/cmat.pt\n"
+        "=> result\n* total: 6\n* correct: 4\n"
+        "* accuracy: 66.7%\n* error: 33.3%\n* macro_f1: 71.1%\n"
+        "=> per-class result\n"
+        "* class: 0 (a)\ttotal: 3\tcorrect: 2\tacc: 66.7%\n"
+        "* class: 1 (b)\ttotal: 2\tcorrect: 1\tacc: 50.0%\n"
+        "* class: 2 (c)\ttotal: 1\tcorrect: 1\tacc: 100.0%\n"
+        "* average: 72.2%\n"
+        f"Confusion matrix is saved to {tmp_path}/cmat.pt\n"
     )
     assert torch.load(tmp_path / "cmat.pt", weights_only=False)[0].tolist() == pytest.approx(
         [2 / 3, 0, 0, 1 / 3]
@@ -696,7 +720,8 @@ def test_learning_rates(tmp_path, kind, warmup, recount):
             if COMPAT or "positional argument" not in str(error):
                 raise
             pytest.skip(
-                f"the real Dassl's warm-up passes `verbose`, which torch >= 2.7 does not take: {error}"
+                "the real Dassl's warm-up passes `verbose`, which torch >= 2.7 does not take: "
+                f"{error}"
             )
 
     def expected(t):
@@ -751,18 +776,22 @@ def matches(lines, patterns):
 
 
 def batches(epoch, max_epoch, numbers, lr, next_lr="never shown"):
-    """Patterns of an epoch's lines; the fifth and last batch already shows the next epoch's rate, as in CoOp."""
+    """Patterns of an epoch's lines; the fifth and last batch already shows the next epoch's rate,
+    as in CoOp.
+    """
     value = r"\d+\.\d{4} \(\d+\.\d{4}\)"
     return [
-        rf"epoch \[{epoch}/{max_epoch}\] batch \[{i}/5\] time 2\.000 \(2\.000\) data 1\.000 \(1\.000\) loss {value} acc {value} "
-        rf"lr {re.escape(next_lr if i == 5 else lr)} eta 0:00:{2 * (5 * (max_epoch - epoch + 1) - i):02d}"
+        rf"epoch \[{epoch}/{max_epoch}\] batch \[{i}/5\] "
+        rf"time 2\.000 \(2\.000\) data 1\.000 \(1\.000\) loss {value} acc {value} "
+        rf"lr {re.escape(next_lr if i == 5 else lr)} "
+        rf"eta 0:00:{2 * (5 * (max_epoch - epoch + 1) - i):02d}"
         for i in numbers
     ]
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every look at the clock takes the trainer a second: 1 for a batch of data, 2 for the whole step."""
+    """Every reading of the clock takes a second: 1 for a batch of data, 2 for the whole step."""
     monkeypatch.setattr("dassl.engine.trainer.time", SimpleNamespace(time=count().__next__))
 
 

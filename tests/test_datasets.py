@@ -4,6 +4,7 @@ import math
 import os
 import random
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def content(items):
 
 @pytest.fixture
 def caltech(tmp_path):
-    """A small data set in Caltech101's place: five classes of unequal sizes, their labels first seen in the order 3, 0, 4, 1, 2."""
+    """A small data set in Caltech101's place: five classes of unequal sizes, their labels first
+    seen in the order 3, 0, 4, 1, 2.
+    """
     folder = tmp_path / "caltech-101"
     images = folder / "101_ObjectCategories"
     images.mkdir(parents=True)
@@ -100,7 +103,8 @@ def test_16_shots_of_caltech101_are_coops(seed):
     data = os.environ.get("DATA", "")
     if not os.path.isdir(os.path.join(data, "caltech-101", "101_ObjectCategories")):
         pytest.skip(
-            "Caltech101 is not there: the environment variable DATA names no folder that holds caltech-101"
+            "Caltech101 is not there: the environment variable DATA names no folder that holds "
+            "caltech-101"
         )
     dataset = load("Caltech101", data, shots=16, seed=seed)
     images = os.path.join(dataset.dataset_dir, "101_ObjectCategories")
@@ -254,7 +258,7 @@ def test_digits_are_split_as_the_embedded_model_was_trained():
     from sklearn.datasets import load_digits
 
     split = digits.split_indices(load_digits().target)
-    assert sorted(sum(split.values(), [])) == list(range(1797))
+    assert sorted(chain.from_iterable(split.values())) == list(range(1797))
     assert (
         hashlib.sha256(json.dumps(split).encode()).hexdigest()
         == "7669113d81eacb30daf0ab02285036d32a650e792f47842cb965448dc33d65f1"
@@ -357,9 +361,9 @@ def message(*args, **kwargs):
 
 
 def test_no_root():
-    assert (
-        message("Caltech101", "")
-        == "DATASET.ROOT is empty: pass --root with the folder that holds caltech-101 (Caltech101; see DATASETS.md)."
+    assert message("Caltech101", "") == (
+        "DATASET.ROOT is empty: pass --root with the folder that holds caltech-101 (Caltech101; "
+        "see DATASETS.md)."
     )
 
 
@@ -440,6 +444,9 @@ def test_pictures_of_another_version(tiny):
     newer = generated.generated("Tiny", None, version=2)
     with pytest.raises(
         DatasetError,
-        match="holds version 1 of the generated data set Tiny, but this is version 2: move that folder away",
+        match=(
+            "holds version 1 of the generated data set Tiny, but this is version 2: move that "
+            "folder away"
+        ),
     ):
         newer.read(newer, str(folder))

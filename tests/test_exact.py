@@ -1,13 +1,16 @@
-"""The fast paths are exact: whatever the model, the names and the precision, they answer what the plain model answers."""
+"""The fast paths are exact: whatever the model, the names and the precision, they answer what the
+plain model answers.
+"""
 
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.oracle import blocks, patches
-from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.oracle.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip import blocks, patches
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from support import difference
 from test_oracle import SMALL, make, pixels
 
@@ -98,7 +101,8 @@ def test_logits_are_the_plain_ones(oracles, kind, n, count):
     images, contexts = pixels(oracle, B=2, seed=count), contexts_for(oracle, 2, n, count)
     assert (
         difference(
-            oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)
+            oracle.query(oracle.upload(images), Prompt(contexts)),
+            plain_logits(oracle, images, contexts),
         )
         < 1e-5
     )
@@ -116,7 +120,7 @@ def test_which_towers_take_the_short_ways(oracles):
 def test_image_tokens_by_parts_equal_the_hooked_tower(oracles, kind, at_once, monkeypatch):
     monkeypatch.setattr(blocks, "CPU_POSITIONS", at_once)
     model = make(kind)
-    fast, slow = (LocalOracle(model, ("logits", "image_tokens")) for _ in range(2))
+    fast, slow = (LocalOracle(model, ("contexts", "logits", "image_tokens")) for _ in range(2))
     slow.short = False
     images = pixels(fast, B=5)
     tokens = (
@@ -126,26 +130,29 @@ def test_image_tokens_by_parts_equal_the_hooked_tower(oracles, kind, at_once, mo
     contexts = contexts_for(fast, 3, 2, 1)
     for oracle in (fast, slow):
         oracle.set_classes(["one", "two", "a longer name"])
-    answers = [oracle.query(oracle.upload(images), contexts, tokens) for oracle in (fast, slow)]
+    answers = [
+        oracle.query(oracle.upload(images), Prompt(contexts, tokens)) for oracle in (fast, slow)
+    ]
     assert difference(*answers) < 1e-5 and difference(answers[0][:1], answers[0][1:2]) > 1e-3
 
 
 def test_a_vit_of_one_layer():
     model = make("vit")
     del model.model.visual.transformer.resblocks[1:], model.model.transformer.resblocks[1:]
-    oracle = LocalOracle(model, ("logits", "image_tokens"))
+    oracle = LocalOracle(model, ("contexts", "logits", "image_tokens"))
     assert oracle.short and oracle.text.short
     oracle.set_classes(["one", "two"])
     images, contexts = pixels(oracle), contexts_for(oracle, 2, 3, 1)
     assert (
         difference(
-            oracle.query(oracle.upload(images), contexts), plain_logits(oracle, images, contexts)
+            oracle.query(oracle.upload(images), Prompt(contexts)),
+            plain_logits(oracle, images, contexts),
         )
         < 1e-5
     )
     tokens = torch.randn(2, 4, oracle.description.image_width)
-    fast, oracle.short = oracle.query(oracle.upload(images), contexts, tokens), False
-    assert difference(fast, oracle.query(oracle.upload(images), contexts, tokens)) < 1e-5
+    fast, oracle.short = oracle.query(oracle.upload(images), Prompt(contexts, tokens)), False
+    assert difference(fast, oracle.query(oracle.upload(images), Prompt(contexts, tokens))) < 1e-5
 
 
 @pytest.mark.parametrize("change", ["average pool", "both outputs", "no ln_pre"])
@@ -165,7 +172,7 @@ def test_a_vit_that_is_read_otherwise(change):
         images, contexts = pixels(oracle), contexts_for(oracle, 2, 3, 1)
         assert (
             difference(
-                oracle.query(oracle.upload(images), contexts),
+                oracle.query(oracle.upload(images), Prompt(contexts)),
                 plain_logits(oracle, images, contexts),
             )
             < 1e-5
@@ -175,7 +182,9 @@ def test_a_vit_that_is_read_otherwise(change):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
 def test_predictions_in_half_precision(digits, precision, device):
-    """Equal save where the two best classes of the plain path are closer than that path's own rounding."""
+    """Equal save where the two best classes of the plain path are closer than that path's own
+    rounding.
+    """
     exact, half = (LocalOracle(load_model("tiny", kind, device)) for kind in ("fp32", precision))
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     for oracle in (exact, half):
@@ -184,7 +193,10 @@ def test_predictions_in_half_precision(digits, precision, device):
         digits.to(device),
         contexts_for(exact, 3, 4, 0).to(device) + exact.embed("a photo of a"),
     )
-    fast, plain = half.query(half.upload(images), contexts), plain_logits(half, images, contexts)
+    fast, plain = (
+        half.query(half.upload(images), Prompt(contexts)),
+        plain_logits(half, images, contexts),
+    )
     rounding = (plain - plain_logits(exact, images, contexts)).abs().amax(-1)
     best = plain.topk(2, dim=-1).values
     differ = fast.argmax(-1) != plain.argmax(-1)

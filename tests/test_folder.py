@@ -1,6 +1,5 @@
 """A run's folder: one holder, signals, what was lost, damage, a full disk."""
 
-import json
 import os
 import random
 import re
@@ -13,7 +12,6 @@ import sys
 import time
 
 import pytest
-import torch
 from dassl_blackbox.runlog import RunLog
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
@@ -289,8 +287,8 @@ def test_a_log_ends_quietly_where_it_cannot_be_written(tmp_path, capsys):
         log.open(tmp_path)
         print("the first line")
         log.file.close()
-        log.file = open("/dev/full", "w")
-        log.console = open("/dev/full", "w", buffering=1)
+        log.file = open("/dev/full", "w")  # noqa: SIM115  closed by the log
+        log.console = open("/dev/full", "w", buffering=1)  # noqa: SIM115  stands in for stdout
         print("and the second")
         log.note("and the third")
     print("seen")

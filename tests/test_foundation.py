@@ -1,20 +1,21 @@
-"""What all trainers stand on: registration, defaults, schedules, files that are whole or not there."""
+"""What all trainers share: registration, defaults, schedules, files that are whole or absent."""
 
 import math
 import resource
+import subprocess
+import sys
 
 import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl_blackbox.trainers.blackbox.run import checkpoints, files
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.registry import register_trainer
+from dassl_blackbox.trainers.blackbox.run import checkpoints, files
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.schedules import build_schedule
-from support import OURS, defaults
-
+from support import OURS, REPO, defaults
 
 # Registration and defaults
 
@@ -150,3 +151,16 @@ def test_the_pointer_file_names_the_newest_and_not_the_best(tmp_path):
         checkpoints.newest(tmp_path) == checkpoints.choose(tmp_path) == tmp_path / "model.pth.tar-1"
     )
     assert checkpoints.choose(tmp_path, best=True) == tmp_path / "model-best.pth.tar"
+
+
+def test_the_package_is_imported_without_open_clip():
+    """Everything but the local model runs where open_clip is not installed."""
+    code = (
+        "import sys; sys.modules['open_clip'] = None; import dassl_blackbox;"
+        "from dassl_blackbox.trainers.blackbox import engine, oracle, prompts, optimizers;"
+        "from dassl_blackbox import plots, results"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

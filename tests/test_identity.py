@@ -6,9 +6,9 @@ import os
 import open_clip
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.oracle import identity, models
-from dassl_blackbox.trainers.blackbox.oracle.identity import fingerprint
-from dassl_blackbox.trainers.blackbox.oracle.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip import identity, models
+from dassl_blackbox.trainers.blackbox.openclip.identity import fingerprint
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from open_clip.model import CLIP, CustomTextCLIP
 from test_weights import archive, openai_state
 from torch import nn

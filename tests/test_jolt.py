@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import train
-from dassl_blackbox.trainers import jolt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.optimizers import RememberedJacobian, SubspaceGaussNewton
-from dassl_blackbox.trainers.blackbox.optimizers.gaussnewton import softmax_model
+from dassl_blackbox.trainers.blackbox.losses import softmax_model
+from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import REPO, bill, build, d64, seeded, trained
 from torch.autograd.functional import hessian, jacobian
 
@@ -87,7 +86,9 @@ def test_a_proposal_must_be_better_on_the_next_images():
 
 @pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-2])
 def test_the_finite_difference_follows_curvature_and_noise(noise):
-    """f = sin along every direction: the error of a slope is about eps / 2 + noise / eps, least at sqrt(2 noise)."""
+    """f = sin along every direction: the error of a slope is about eps / 2 + noise / eps, least at
+    sqrt(2 noise).
+    """
     generator = seeded(6)
 
     def logits(theta):
@@ -100,7 +101,9 @@ def test_the_finite_difference_follows_curvature_and_noise(noise):
 
 
 def test_answers_that_are_rounded_do_not_agree_on_nothing():
-    """Rounded to 0.5, logits do not move under the smallest steps; slopes of zero agree perfectly, and mean nothing."""
+    """Rounded to 0.5, logits do not move under the smallest steps; slopes of zero agree perfectly,
+    and mean nothing.
+    """
     optimizer = walk(
         SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8),
         2,
@@ -137,12 +140,14 @@ def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
     )
     batch = next(iter(trainer.train_loader_x))
     trainer.forward_backward(batch)
-    images, labels = trainer.examples(batch)
+    images, labels = trainer.batch_of(batch).images, batch["label"]
     optimizer = trainer.optim
-    optimizer.tell(trainer.answer(images, trainer.space(optimizer.ask())), labels)
+    optimizer.tell(trainer.ask(images, trainer.space(optimizer.ask())).logits, labels)
     optimizer.ask()
     Z, steps = optimizer.asked
-    _, slopes = optimizer.slopes(trainer.answer(images, trainer.space(optimizer.theta + steps * Z)))
+    _, slopes = optimizer.slopes(
+        trainer.ask(images, trainer.space(optimizer.theta + steps * Z)).logits
+    )
     local = trainer.oracle.inner
     image = local.features_of(images)
 
@@ -165,135 +170,13 @@ def test_half_precision_takes_larger_differences(data_root, tmp_path):
     assert 0 < steps[0] < steps[1]
 
 
-# Memory
-
-
-@pytest.mark.parametrize("m", [8, 10])
-def test_after_d_directions_the_whole_jacobian_is_remembered(m):
-    optimizer = RememberedJacobian(torch.zeros(d, dtype=d64), directions=m)
-    optimizer.eps = 0.1  # as if it were measured
-    while optimizer.J is None or len(optimizer.basis):
-        optimizer.proposals = optimizer.theta.expand(3, -1)  # so that it stays where it is
-        walk(optimizer, 2)
-    torch.testing.assert_close(optimizer.J, A.permute(2, 0, 1))
-    assert optimizer.theta.abs().max() == 0
-
-
-def test_moves_correct_what_is_remembered():
-    def curved(theta):
-        return torch.sinh(linear(theta))
-
-    optimizer = walk(RememberedJacobian(torch.zeros(d, dtype=d64), directions=8), 4, curved)
-    here, there = optimizer.theta, optimizer.proposals[2]
-    optimizer.ask()
-    optimizer.proposals[:2], optimizer.asked[1:3] = here, here  # the third is the only one to go to
-    before = optimizer.J.clone()
-    optimizer.tell(curved(optimizer.asked), LABELS)
-    assert optimizer.best == 3 and not torch.equal(optimizer.J, before)
-    seen = (curved(there[None]) - curved(here[None]))[0]
-    torch.testing.assert_close(torch.tensordot(there - here, optimizer.J, 1), seen)
-
-
-def test_memory_needs_fewer_steps_than_forgetting():
-    losses = []
-    for kind in (SubspaceGaussNewton, RememberedJacobian):
-        theta = walk(kind(torch.zeros(d, dtype=d64), directions=8, decay=1e-3), 2 * 5).theta
-        losses.append(F.cross_entropy(linear(theta[None])[0], LABELS))
-    assert losses[1] < 0.7 * losses[0]
-
-
-def test_features_and_their_map_are_as_good_as_logits():
-    """Logits of other images at every step, all linear in one feature matrix."""
-    features, generator = torch.randn(C, 6, d, dtype=d64, generator=seeded(10)), seeded(11)
-    told, walked = (
-        [],
-        [SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8) for _ in range(2)],
-    )
-    for optimizer in walked:
-        optimizer.eps = 0.1  # as if it were measured
-    for _ in range(6):
-        images = torch.randn(B, 6, dtype=d64, generator=generator)
-        for _ in range(2):
-            for optimizer, maps in zip(walked, (False, True)):
-                texts = torch.einsum("cfd,pd->pcf", features, optimizer.ask())
-                if maps:
-                    optimizer.to_logits = lambda text: images @ text.mT
-                optimizer.tell(texts if maps else images @ texts.mT, LABELS)
-        told.append(walked[0].theta)
-    assert any(theta.any() for theta in told)
-    torch.testing.assert_close(walked[1].theta, walked[0].theta)
-
-
-def test_the_remembered_jacobian_of_the_embedded_models_features(data_root, tmp_path):
-    """From mini-batches: features belong to no image."""
-    trainer = build(
-        "JOLT",
-        data_root,
-        tmp_path,
-        "ORACLE.GRANTS",
-        "('logits', 'features')",
-        "TRAINER.JOLT.FEATURES",
-        "True",
-        "TRAINER.JOLT.MEMORY",
-        "True",
-        "TRAINER.JOLT.HEAD",
-        "False",
-        "TRAINER.JOLT.DIRECTIONS",
-        "64",
-        "ORACLE.MAX_QUERIES",
-        690,
-        "TEST.NO_TEST",
-        "True",
-    )
-    start = trainer.optim.theta.clone()
-    assert not trainer.whole_set and trainer.step_cost() == (69, 8)
-    propose = trainer.optim.propose
-
-    def stay(*args):
-        propose(*args)
-        trainer.optim.proposals = start.expand(3, -1)
-
-    trainer.optim.propose = stay
-    trainer.train()  # one step for the size of the differences, and nine, where eight walk through the basis
-    local = trainer.oracle.inner
-    exact = jacobian(
-        lambda theta: local.text(trainer.space(theta[None]).contexts)[0], start
-    ).permute(2, 0, 1)
-    assert torch.equal(trainer.optim.theta, start) and trainer.optim.explored == 1.0
-    assert (trainer.optim.J - exact).norm() < 0.05 * exact.norm()
-    assert bill(tmp_path)["training"] == {"queries": 690, "image_queries": 80}
-
-
-def test_memory_reads_the_whole_training_set(data_root, tmp_path, monkeypatch):
-    options = "TRAINER.JOLT.MEMORY", "True", "TRAINER.JOLT.DIRECTIONS", "8", "TRAINER.JOLT.HEAD"
-    with pytest.raises(BlackBoxError, match="set TRAINER.JOLT.HEAD False"):
-        build("JOLT", data_root, tmp_path / "head", *options, "True")
-    with monkeypatch.context() as limit:
-        limit.setattr(jolt, "MEMORY_LIMIT", 2**19)  # 512 x 30 x 10 numbers are more
-        with pytest.raises(
-            BlackBoxError,
-            match="MEMORY would remember .* of slopes .512 numbers, 30 images, 10 classes",
-        ):
-            build("JOLT", data_root, tmp_path / "large", *options, "False")
-    lives = [
-        (tmp_path / name, budget)
-        for name, budget in (("two lives", 36), ("two lives", 72), ("one life", 72))
-    ]
-    for out, budget in lives:
-        trainer = build("JOLT", data_root, out, *options, "False", "ORACLE.MAX_QUERIES", budget)
-        trainer.train()
-        assert bill(out)["training"] == {"queries": budget, "image_queries": 30 * budget}
-        lives = [*lives, trainer.learner.theta]
-    assert torch.equal(lives[-1], lives[-2]) and not torch.equal(lives[-1], lives[-3])
-
-
 # Features
 
 
 def test_features_give_the_same_run_for_fewer_image_queries(data_root, tmp_path):
     with pytest.raises(AccessDenied, match="JOLT asked for 'features'"):
         build("JOLT", data_root, tmp_path, "TRAINER.JOLT.FEATURES", "True")
-    grant = "ORACLE.GRANTS", "('logits', 'features')", "TRAINER.JOLT.FEATURES"
+    grant = "ORACLE.GRANTS", "('contexts', 'logits', 'features')", "TRAINER.JOLT.FEATURES"
     plain, features = (
         trained("JOLT", data_root, tmp_path / value, *grant, value, "OPTIM.MAX_EPOCH", 2)
         for value in ("False", "True")

@@ -66,7 +66,7 @@ def test_it_loads_with_its_classes_in_order(forest, name):
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_label_means_the_same_pictures_in_every_part(forest, name):
-    root, names, _ = forest[1][name]
+    root, _, _ = forest[1][name]
     dataset = load(name, root)
     for item in [*dataset.train_x, *(dataset.val or []), *dataset.test]:
         with Image.open(item.impath) as image:
@@ -95,7 +95,7 @@ def test_base_and_new_are_halves_of_all(forest, name):
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_few_shot_run_through_the_command_line(forest, name, tmp_path):
-    root, names, sizes = forest[1][name]
+    root, _, sizes = forest[1][name]
     flags = (
         "--dataset-config-file",
         REPO / "configs" / "datasets" / f"{trees.ROW[name].config}.yaml",

@@ -8,12 +8,13 @@ import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.oracle import Images, Meter
 from dassl_blackbox.trainers.blackbox.oracle.meter import query_cost
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, BudgetSpent
 from support import Random, Spy
 
 
 def ask(oracle, candidates=1, images=1):
-    return oracle.query(Images(images), torch.zeros(candidates, 2, 4))
+    return oracle.query(Images(images), Prompt(torch.zeros(candidates, 2, 4)))
 
 
 def metered(tmp_path, inner=None, **limits):
@@ -57,7 +58,7 @@ def test_the_bill_equals_the_count_inside_after_every_call(tmp_path):
         lambda: ask(meter, 1, 128),
         lambda: ask(meter, 10, 500),
         lambda: meter.image_features(Images(130)),
-        lambda: meter.text_features(torch.zeros(5, 2, 4)),
+        lambda: meter.text_features(Prompt(torch.zeros(5, 2, 4))),
     ]
     failed = 0
     for number in range(18):
@@ -138,8 +139,8 @@ def test_features_are_charged_and_refused_like_queries(tmp_path):
     meter.image_features(Images(300))
     assert on_disk(path) == (3, 300)
     with pytest.raises(BudgetSpent):
-        meter.text_features(torch.zeros(3, 2, 4))
-    meter.text_features(torch.zeros(2, 2, 4))
+        meter.text_features(Prompt(torch.zeros(3, 2, 4)))
+    meter.text_features(Prompt(torch.zeros(2, 2, 4)))
     assert on_disk(path) == (5, 300) == (meter.inner.queries, meter.inner.image_queries)
 
 
@@ -261,7 +262,7 @@ def test_a_bill_that_is_no_file_is_a_sentence(tmp_path, make):
 
 
 def test_what_a_newer_version_wrote_is_kept(tmp_path):
-    """Sections and keys that are not known, whatever they hold, in the bill and in another run's."""
+    """Unknown sections and keys, whatever they hold, in the bill and in that of another run."""
     path, newer = tmp_path / "queries.json", {"wished": [1, 2.5, {"deep": None}], "été": "ü"}
     bill = json.loads(whole(7, **newer))
     bill["training"]["tokens"] = 11
@@ -317,7 +318,7 @@ def test_a_run_that_lost_its_folder_is_charged_nothing(tmp_path):
     for call in (
         lambda: ask(meter, 3, 2),
         lambda: meter.image_features(Images(2)),
-        lambda: meter.text_features(torch.zeros(2, 2, 4)),
+        lambda: meter.text_features(Prompt(torch.zeros(2, 2, 4))),
         lambda: meter.set_lost(3, 6),
     ):
         with pytest.raises(BlackBoxError, match="another run's"):
@@ -415,12 +416,8 @@ def test_answers_that_are_not_finite_name_the_query(tmp_path, value):
 
 def test_the_answer_is_the_inner_oracles(tmp_path):
     class Fixed(Random):
-        def query(self, images, contexts, image_tokens=None):
-            return (
-                contexts.sum()
-                + (0 if image_tokens is None else image_tokens.sum())
-                + torch.arange(3.0)
-            )
+        def query(self, images, prompt):
+            return prompt.contexts.sum() + prompt.image_tokens.sum() + torch.arange(3.0)
 
     inner = Fixed()
     inner.description = object()
@@ -431,5 +428,6 @@ def test_the_answer_is_the_inner_oracles(tmp_path):
         and meter.client == inner.client
     )
     assert torch.equal(
-        meter.query(Images(1), torch.ones(1, 2, 4), torch.ones(1, 5, 6)), 38 + torch.arange(3.0)
+        meter.query(Images(1), Prompt(torch.ones(1, 2, 4), torch.ones(1, 5, 6))),
+        38 + torch.arange(3.0),
     )

@@ -1,11 +1,12 @@
-"""CBBT, CraFT and BPT-VLM equal their definitions, cost what they should on a data set whose last batch is partial, and take any prompt space."""
+"""CBBT, CraFT and BPT-VLM equal their definitions, cost what they should on a data set whose last
+batch is partial, and take any prompt space.
+"""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import FeatureAdapter, PredictionRefinement
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
@@ -15,15 +16,18 @@ from dassl_blackbox.trainers.blackbox.prompts import (
     TokenSpace,
     TwoProjections,
 )
+from dassl_blackbox.trainers.blackbox.recipe import Progress
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.craft import divergence
 from support import bill, build, quadratic
-
 
 # CBBT
 
 
 def test_random_directions_estimate():
-    """On f = x'Ax/2 + b'x a difference is exactly eps u'g + eps^2 u'Au/2; E[u u'] = I/d for unit u, and odd moments vanish."""
+    """On f = x'Ax/2 + b'x a difference is exactly eps u'g + eps^2 u'Au/2; E[u u'] = I/d for unit u,
+    and odd moments vanish.
+    """
     d, q = 6, 200_000
     f, gradient_at = quadratic(d)
     theta = torch.linspace(-1, 1, d, dtype=torch.float64)
@@ -82,7 +86,7 @@ def test_adapter_is_off_until_it_is_active():
 def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
     grants = (
         "ORACLE.GRANTS",
-        "('logits', 'features')",
+        "('contexts', 'logits', 'features')",
         "TRAINER.CBBT.ADAPTER",
         "True",
         "TRAINER.CBBT.ADAPTER_EPOCH",
@@ -109,13 +113,15 @@ def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
 
 @pytest.mark.parametrize("name, switch", [("CBBT", "ADAPTER"), ("JOLT", "FEATURES")])
 def test_features_of_more_images_than_a_query_takes(name, switch, data_root, tmp_path):
-    """160 images are two queries where their features come back, and the texts' features are one a candidate all the same."""
+    """160 images are two queries where their features come back, and the texts' features are one a
+    candidate all the same.
+    """
     trainer = build(
         name,
         data_root,
         tmp_path,
         "ORACLE.GRANTS",
-        "('logits', 'features')",
+        "('contexts', 'logits', 'features')",
         f"TRAINER.{name}.{switch}",
         "True",
         "DATASET.NUM_SHOTS",
@@ -151,9 +157,13 @@ def test_divergence_by_hand():
 
 
 def test_craft_losses_by_hand(data_root, tmp_path):
-    """Two classes; the head is made to add (0, ln 3), so that raw (0, 0) becomes probabilities (1/4, 3/4)."""
+    """Two classes; the head is made to add (0, ln 3), so that raw (0, 0) becomes probabilities
+    (1/4, 3/4).
+    """
     trainer = build("CraFT", data_root, tmp_path, "TRAINER.CRAFT.LAMBDA", "0.1")
-    trainer.head = head = PredictionRefinement(2, 4)
+    teacher = trainer.recipe.teacher
+    teacher.head = head = PredictionRefinement(2, 4)
+    trainer.recipe.fitness.keywords["head"] = head
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():
@@ -161,15 +171,13 @@ def test_craft_losses_by_hand(data_root, tmp_path):
     raw, labels = torch.zeros(1, 2, 2), torch.tensor([0, 1])
     # fitness: CE(raw) = ln 2; KL(refined ‖ raw) = ln(1/2)/4 + 3 ln(3/2)/4
     kl = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
-    assert trainer.fitness(raw, labels).item() == pytest.approx(math.log(2) + 0.1 * kl)
-    # head: CE(refined) = (ln 4 + ln(4/3)) / 2; KL(raw ‖ refined) = ln(2)/2 + ln(2/3)/2, on in the first part of the budget alone
+    assert trainer.recipe.fitness(raw, labels).item() == pytest.approx(math.log(2) + 0.1 * kl)
+    # head: CE(refined) = (ln 4 + ln(4/3)) / 2; KL(raw ‖ refined) = ln(2)/2 + ln(2/3)/2, on in the
+    # first part of the budget alone
     ce, kl = 0.5 * math.log(4) + 0.5 * math.log(4 / 3), 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    assert trainer.head_loss(raw[0], labels).item() == pytest.approx(ce + 0.1 * kl)
-    # queries that trained nothing do not end it; steps do
-    trainer.oracle.counts["training"]["queries"] = trainer.oracle.limits["queries"] // 2
-    assert trainer.head_loss(raw[0], labels).item() == pytest.approx(ce + 0.1 * kl)
-    trainer.steps_done = -(-trainer.steps_total() // 4)
-    assert trainer.head_loss(raw[0], labels).item() == pytest.approx(ce)
+    for steps_done, expected in ((0, ce + 0.1 * kl), (49, ce + 0.1 * kl), (50, ce)):
+        teacher.begin(Progress(0, steps_done, 200))
+        assert teacher.loss(raw[0], labels).item() == pytest.approx(expected)
 
 
 # BPT-VLM
@@ -189,17 +197,23 @@ def test_two_projections_have_the_published_moments(data_root, tmp_path):
     )
     assert space.A_image.std().item() == pytest.approx(std, rel=0.02)
     z = torch.randn(3, 900, generator=generator)
-    contexts, tokens = space(z)
-    torch.testing.assert_close(contexts[1], (space.A_text @ z[1, :500]).view(8, -1))
-    torch.testing.assert_close(tokens[2], (space.A_image @ z[2, 500:]).view(5, -1))
+    prompt = space(z)
+    torch.testing.assert_close(prompt.contexts[1], (space.A_text @ z[1, :500]).view(8, -1))
+    torch.testing.assert_close(prompt.image_tokens[2], (space.A_image @ z[2, 500:]).view(5, -1))
     assert space(space.origin[None]).image_tokens.abs().max() == 0
 
 
 def test_no_image_tokens_need_no_grant(data_root, tmp_path):
     with pytest.raises(AccessDenied, match="BPTVLM asked for 'image_tokens'"):
-        build("BPTVLM", data_root, tmp_path, "ORACLE.GRANTS", "('logits',)")
+        build("BPTVLM", data_root, tmp_path, "ORACLE.GRANTS", "('contexts', 'logits')")
     trainer = build(
-        "BPTVLM", data_root, tmp_path, "ORACLE.GRANTS", "('logits',)", "TRAINER.BPTVLM.N_IMAGE", "0"
+        "BPTVLM",
+        data_root,
+        tmp_path,
+        "ORACLE.GRANTS",
+        "('contexts', 'logits')",
+        "TRAINER.BPTVLM.N_IMAGE",
+        "0",
     )
     assert trainer.learner().image_tokens is None
 
@@ -208,7 +222,7 @@ def test_focal_loss_by_hand(data_root, tmp_path):
     trainer = build("BPTVLM", data_root, tmp_path, "TRAINER.BPTVLM.LOSS", "focal")
     logits = torch.log(torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]))
     expected = (0.75**2 * math.log(4) + 0.5**2 * math.log(2)) / 2
-    assert trainer.fitness(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
+    assert trainer.recipe.fitness(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
 
 
 def test_best_so_far_is_what_is_used(data_root, tmp_path):
@@ -269,11 +283,9 @@ def test_covariance_models_and_bounds(covariance):
     "name, per_step, images",
     [
         ("CBBT", 257, 257 * 128),  # one mini-batch of 128
-        (
-            "CraFT",
-            40 * 2 + 2,
-            40 * 160 + 160,
-        ),  # 160 images are two batches, the second of 32; the head's batch of 256 takes them at once: 2 queries
+        # 160 images are two batches, the second of 32; the head's batch of 256 takes them at once:
+        # 2 queries
+        ("CraFT", 40 * 2 + 2, 40 * 160 + 160),
         ("BPTVLM", 30 * 2, 30 * 160),
     ],
 )
@@ -324,7 +336,7 @@ def test_every_space_with_every_method(name, space, kind, data_root, tmp_path):
     )
     assert type(trainer.space) is kind
     trainer.forward_backward(
-        trainer.upload_set() if trainer.whole_set else next(iter(trainer.train_loader_x))
+        trainer.upload_set() if trainer.recipe.whole_set else next(iter(trainer.train_loader_x))
     )
 
 
@@ -342,7 +354,7 @@ def test_every_space_with_every_method(name, space, kind, data_root, tmp_path):
                 "TRAINER.CBBT.ADAPTER",
                 "True",
                 "ORACLE.GRANTS",
-                "('logits', 'features')",
+                "('contexts', 'logits', 'features')",
                 "TRAINER.CBBT.ADAPTER_WIDTH",
                 "0.0",
             ),

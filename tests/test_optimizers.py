@@ -10,7 +10,9 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 
 
 def answer(optimizer, candidates):
-    """What `tell` wants to know of the bowl: its values, or logits of one image and two classes whose loss grows with them."""
+    """What `tell` wants to know of the bowl: its values, or logits of one image and two classes
+    whose loss grows with them.
+    """
     height = BOWL(candidates)
     if optimizer.told == "losses":
         return (height,)

@@ -1,4 +1,4 @@
-"""The wall: what comes out of it equals open_clip's own answer, and nothing comes out that was not granted."""
+"""The oracle: its answers equal open_clip's own, and nothing is returned that is not granted."""
 
 import runpy
 import weakref
@@ -7,16 +7,18 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter, blocks
-from dassl_blackbox.trainers.blackbox.oracle.describe import check_model
-from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.oracle.models import LoadedModel, describe, load_model
+from dassl_blackbox.trainers.blackbox.openclip import blocks
+from dassl_blackbox.trainers.blackbox.openclip.describe import check_model
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel, describe, load_model
+from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from support import REPO, Random, difference
 
 NAMES = ["zero", "a rather long_name", "two", "Three", "four"]
-EVERYTHING = ("logits", "features", "image_tokens")
+EVERYTHING = ("contexts", "logits", "features", "image_tokens")
 VIT = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 2}
 SMALL = {
@@ -31,7 +33,7 @@ SMALL = {
 
 
 def make(kind):
-    """The tiny model, one with random weights, or an architecture of open_clip with random weights."""
+    """The tiny model, or a model or an architecture of open_clip with random weights."""
     if kind == "tiny":
         return load_model("tiny")
     torch.manual_seed(0)
@@ -123,10 +125,10 @@ def test_logits_are_open_clips(loaded, kind):
     assert words.shape == (4, oracle.description.width)
     expected = reference(loaded(kind), images, sentences("a photo of a {}."))
     assert expected.std(1).min() > 1e-3 * expected.abs().max()  # the names matter
-    logits = oracle.query(oracle.upload(images), words[None])
+    logits = oracle.query(oracle.upload(images), Prompt(words[None]))
     assert logits.shape == (1, 3, 5) and logits.dtype == torch.float32
     assert difference(logits[0], expected) < 1e-5
-    other = oracle.query(oracle.upload(images), 1.5 * words[None])[0]
+    other = oracle.query(oracle.upload(images), Prompt(1.5 * words[None]))[0]
     assert difference(other, expected) > 1e-3  # and so does the context
 
 
@@ -138,7 +140,9 @@ def test_logits_are_open_clips(loaded, kind):
 def test_without_context_the_text_is_the_template(loaded, kind, template):
     oracle = oracle_over(loaded(kind), template=template)
     images = pixels(oracle)
-    logits = oracle.query(oracle.upload(images), torch.zeros(1, 0, oracle.description.width))
+    logits = oracle.query(
+        oracle.upload(images), Prompt(torch.zeros(1, 0, oracle.description.width))
+    )
     assert difference(logits[0], reference(loaded(kind), images, sentences(template))) < 1e-5
 
 
@@ -160,9 +164,12 @@ def test_the_short_text_path_equals_the_plain_one(loaded, kind, n, chunk, monkey
 def test_a_batch_of_candidates_equals_them_one_by_one(loaded, kind):
     oracle = oracle_over(loaded(kind))
     images, contexts = oracle.upload(pixels(oracle, 4)), contexts_of(oracle, P=5)
-    together = oracle.query(images, contexts)
+    together = oracle.query(images, Prompt(contexts))
     assert together.shape == (5, 4, 5)
-    assert difference(together, torch.cat([oracle.query(images, c[None]) for c in contexts])) < 1e-5
+    assert (
+        difference(together, torch.cat([oracle.query(images, Prompt(c[None])) for c in contexts]))
+        < 1e-5
+    )
     assert difference(together[:1], together[1:2]) > 1e-3
 
 
@@ -170,31 +177,34 @@ def test_a_large_upload_equals_its_parts(loaded):
     oracle = oracle_over(loaded("vit"))
     images, contexts = pixels(oracle, 150), contexts_of(oracle)
     parts = torch.cat(
-        [oracle.query(oracle.upload(part), contexts) for part in images.split(50)], dim=1
+        [oracle.query(oracle.upload(part), Prompt(contexts)) for part in images.split(50)], dim=1
     )
-    assert difference(oracle.query(oracle.upload(images), contexts), parts) < 1e-5
+    assert difference(oracle.query(oracle.upload(images), Prompt(contexts)), parts) < 1e-5
 
 
 def test_classes_of_the_same_name_and_a_single_class(loaded):
     oracle = oracle_over(loaded("tiny"), names=["one", "two", "one"])
     images = oracle.upload(pixels(oracle))
-    logits = oracle.query(images, contexts_of(oracle))
+    logits = oracle.query(images, Prompt(contexts_of(oracle)))
     assert torch.allclose(logits[..., 0], logits[..., 2], rtol=1e-5) and not torch.allclose(
         logits[..., 0], logits[..., 1], rtol=1e-3
     )
     oracle.set_classes(["two"])
-    assert difference(oracle.query(images, contexts_of(oracle)), logits[..., 1:2]) < 1e-5
+    assert difference(oracle.query(images, Prompt(contexts_of(oracle))), logits[..., 1:2]) < 1e-5
 
 
 def test_features_are_those_of_the_logits(loaded):
     oracle = oracle_over(loaded("tiny"))
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
-    image, text = oracle.image_features(images), oracle.text_features(contexts)
+    image, text = oracle.image_features(images), oracle.text_features(Prompt(contexts))
     assert torch.allclose(image.norm(dim=-1), torch.ones(3)) and torch.allclose(
         text.norm(dim=-1), torch.ones(2, 5)
     )
     scale = loaded("tiny").model.logit_scale.exp()
-    assert difference(scale * image @ text.transpose(1, 2), oracle.query(images, contexts)) < 1e-5
+    assert (
+        difference(scale * image @ text.transpose(1, 2), oracle.query(images, Prompt(contexts)))
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["tiny", "vit", "resnet"])
@@ -220,7 +230,9 @@ def test_the_description_is_the_models(loaded, kind):
 
 
 def forward_with_tokens(visual, images, tokens):
-    """A ViT by hand; the tokens `[n_V, W]` follow the patches, after the position embedding and before ln_pre."""
+    """A ViT by hand; the tokens `[n_V, W]` follow the patches, after the position embedding and
+    before ln_pre.
+    """
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     x = (
         torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
@@ -237,7 +249,7 @@ def test_image_tokens_equal_a_forward_by_hand(loaded, kind):
     tokens = torch.randn(
         2, 3, oracle.description.image_width, generator=torch.Generator().manual_seed(2)
     )
-    logits = oracle.query(oracle.upload(images), contexts, tokens)
+    logits = oracle.query(oracle.upload(images), Prompt(contexts, tokens))
     with torch.no_grad():
         image = F.normalize(
             torch.stack([forward_with_tokens(visual, images, t) for t in tokens]), dim=-1
@@ -245,11 +257,11 @@ def test_image_tokens_equal_a_forward_by_hand(loaded, kind):
     expected = (
         loaded(kind).model.logit_scale.exp()
         * image
-        @ oracle.text_features(contexts).transpose(1, 2)
+        @ oracle.text_features(Prompt(contexts)).transpose(1, 2)
     )
     assert difference(logits, expected) < 1e-5
     assert (
-        difference(oracle.query(oracle.upload(images), contexts), expected) > 1e-3
+        difference(oracle.query(oracle.upload(images), Prompt(contexts)), expected) > 1e-3
     )  # and no hook stays behind
 
 
@@ -258,14 +270,19 @@ def test_no_image_tokens_are_the_same_as_none(loaded):
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
     nothing = torch.zeros(2, 0, oracle.description.image_width)
     assert (
-        difference(oracle.query(images, contexts, nothing), oracle.query(images, contexts)) < 1e-5
+        difference(
+            oracle.query(images, Prompt(contexts, nothing)), oracle.query(images, Prompt(contexts))
+        )
+        < 1e-5
     )
 
 
 def test_a_resnet_admits_no_image_tokens(loaded):
     oracle = oracle_over(loaded("resnet"))
     with pytest.raises(BlackBoxError, match="resnet has an image tower that is convolutional"):
-        oracle.query(oracle.upload(pixels(oracle)), contexts_of(oracle), torch.zeros(2, 1, 64))
+        oracle.query(
+            oracle.upload(pixels(oracle)), Prompt(contexts_of(oracle), torch.zeros(2, 1, 64))
+        )
 
 
 # Precision
@@ -278,8 +295,8 @@ def test_a_resnet_admits_no_image_tokens(loaded):
 def test_precisions_agree(loaded, digits, precision, tolerance, device):
     exact, oracle = oracle_over(loaded("tiny")), oracle_over(load_model("tiny", precision, device))
     words = exact.embed("a photo of the digit")[None]
-    expected = exact.query(exact.upload(digits), words)[0]
-    logits = oracle.query(oracle.upload(digits), words)[0].cpu()
+    expected = exact.query(exact.upload(digits), Prompt(words))[0]
+    logits = oracle.query(oracle.upload(digits), Prompt(words))[0].cpu()
     assert logits.dtype == torch.float32 and torch.isfinite(logits).all()
     assert difference(logits, expected) < tolerance
     first, second = expected.topk(2).values.T
@@ -299,11 +316,11 @@ def test_nothing_that_comes_out_has_a_graph(loaded, metered):
     tokens = torch.zeros(2, 1, oracle.description.image_width, requires_grad=True)
     answers = [
         oracle.embed("a photo"),
-        oracle.query(images, contexts),
-        oracle.query(images, contexts, tokens),
+        oracle.query(images, Prompt(contexts)),
+        oracle.query(images, Prompt(contexts, tokens)),
         oracle.image_features(images),
-        oracle.text_features(contexts),
-        oracle.query(images, contexts),
+        oracle.text_features(Prompt(contexts)),
+        oracle.query(images, Prompt(contexts)),
     ]
     for answer in answers:
         assert not answer.requires_grad and answer.grad_fn is None and not answer.is_inference()
@@ -312,28 +329,28 @@ def test_nothing_that_comes_out_has_a_graph(loaded, metered):
 def test_an_answer_that_is_changed_does_not_change_the_next(loaded):
     oracle = oracle_over(loaded("tiny"))
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
-    before = oracle.query(images, contexts).clone()
+    before = oracle.query(images, Prompt(contexts)).clone()
     for answer in (
         oracle.image_features(images),
-        oracle.text_features(contexts),
-        oracle.query(images, contexts),
+        oracle.text_features(Prompt(contexts)),
+        oracle.query(images, Prompt(contexts)),
         oracle.embed("a photo"),
     ):
         answer.zero_()
-    assert torch.equal(oracle.query(images, contexts), before)
+    assert torch.equal(oracle.query(images, Prompt(contexts)), before)
 
 
-@pytest.mark.parametrize("grants", [("logits",), EVERYTHING])
+@pytest.mark.parametrize("grants", [("contexts", "logits"), EVERYTHING])
 def test_an_upload_is_encoded_once_and_freed_with_its_name(loaded, grants):
     oracle, visual = oracle_over(load_model("tiny"), grants), None
     visual, images = counter(oracle.model.visual.ln_post), pixels(oracle)
     kept, name = weakref.ref(images), oracle.upload(images)
     del images
     for seed in range(3):
-        oracle.query(name, contexts_of(oracle, seed=seed))
+        oracle.query(name, Prompt(contexts_of(oracle, seed=seed)))
     assert len(visual) == 1
-    oracle.query(oracle.upload(pixels(oracle, seed=5)), contexts_of(oracle))
-    oracle.query(name, contexts_of(oracle))
+    oracle.query(oracle.upload(pixels(oracle, seed=5)), Prompt(contexts_of(oracle)))
+    oracle.query(name, Prompt(contexts_of(oracle)))
     assert len(visual) == 2
     assert len(oracle.encoded) == 1  # the other one's name is gone already
     del name
@@ -343,27 +360,29 @@ def test_an_upload_is_encoded_once_and_freed_with_its_name(loaded, grants):
 def test_text_is_encoded_once_for_the_same_contexts(loaded):
     oracle = oracle_over(load_model("tiny"))
     calls, contexts = counter(oracle.model.ln_final), contexts_of(oracle)
-    first = oracle.query(oracle.upload(pixels(oracle)), contexts)
-    oracle.query(oracle.upload(pixels(oracle, seed=3)), contexts.clone())
+    first = oracle.query(oracle.upload(pixels(oracle)), Prompt(contexts))
+    oracle.query(oracle.upload(pixels(oracle, seed=3)), Prompt(contexts.clone()))
     assert len(calls) == 1
     contexts.mul_(2)  # in place: other contexts behind the same tensor
     assert (
-        difference(oracle.query(oracle.upload(pixels(oracle)), contexts), first) > 1e-3
+        difference(oracle.query(oracle.upload(pixels(oracle)), Prompt(contexts)), first) > 1e-3
         and len(calls) == 2
     )
     oracle.set_classes(["seven"])
     assert (
-        oracle.query(oracle.upload(pixels(oracle)), contexts).shape == (2, 3, 1) and len(calls) == 3
+        oracle.query(oracle.upload(pixels(oracle)), Prompt(contexts)).shape == (2, 3, 1)
+        and len(calls) == 3
     )
 
 
 DENIED = {
-    "logits": lambda oracle, images: oracle.query(images, contexts_of(oracle)),
+    "contexts": lambda oracle, images: oracle.query(images, Prompt(contexts_of(oracle))),
+    "logits": lambda oracle, images: oracle.query(images, Prompt(contexts_of(oracle))),
     "image_tokens": lambda oracle, images: oracle.query(
-        images, contexts_of(oracle), torch.zeros(2, 1, 192)
+        images, Prompt(contexts_of(oracle), torch.zeros(2, 1, 192))
     ),
     "features": lambda oracle, images: oracle.image_features(images),
-    "features ": lambda oracle, images: oracle.text_features(contexts_of(oracle)),
+    "features ": lambda oracle, images: oracle.text_features(Prompt(contexts_of(oracle))),
 }
 
 
@@ -397,13 +416,13 @@ def test_texts_that_do_not_fit(loaded):
         oracle.set_classes(["one", " ".join("x" * 80)])
     oracle.set_classes(["one", " ".join("x" * 70)])
     images = oracle.upload(pixels(oracle))
-    assert oracle.query(images, contexts_of(oracle, n=4)).shape == (
+    assert oracle.query(images, Prompt(contexts_of(oracle, n=4))).shape == (
         2,
         3,
         2,
     )  # 4 + 71 + SOS + EOT = 77
     with pytest.raises(BlackBoxError, match="with 5 context tokens, SOS and EOT that is 78"):
-        oracle.query(images, contexts_of(oracle, n=5))
+        oracle.query(images, Prompt(contexts_of(oracle, n=5)))
 
 
 SLOTS = ["{} {", "} {}", "{} {0}", "{} {name!r:>{w}}", "{{}} {}", "{}%s\\\\1"]
@@ -416,7 +435,9 @@ def test_braces_in_templates_and_names_are_text(loaded, kind, template):
     oracle = oracle_over(loaded(kind), names=names, template=template)
     images = pixels(oracle)
     texts = [template.replace("{}", name) for name in names]
-    logits = oracle.query(oracle.upload(images), torch.zeros(1, 0, oracle.description.width))
+    logits = oracle.query(
+        oracle.upload(images), Prompt(torch.zeros(1, 0, oracle.description.width))
+    )
     assert difference(logits[0], reference(loaded(kind), images, texts)) < 1e-5
 
 
@@ -442,11 +463,13 @@ def test_braces_in_templates_and_names_are_text(loaded, kind, template):
 def test_class_texts_that_say_nothing_are_a_sentence(loaded, names, template, words):
     oracle = oracle_over(loaded("tiny"))
     images, contexts = oracle.upload(pixels(oracle)), contexts_of(oracle)
-    before = oracle.query(images, contexts)
+    before = oracle.query(images, Prompt(contexts))
     with pytest.raises(BlackBoxError, match=words) as caught:
         oracle.set_classes(names, template)
     str(caught.value).encode("ascii")  # whatever the terminal shows, it shows this
-    assert torch.equal(oracle.query(images, contexts), before)  # the classes are the former ones
+    assert torch.equal(
+        oracle.query(images, Prompt(contexts)), before
+    )  # the classes are the former ones
 
 
 def test_words_that_cannot_be_read(loaded):
@@ -457,7 +480,7 @@ def test_words_that_cannot_be_read(loaded):
 def test_an_oracle_without_classes(loaded):
     oracle = LocalOracle(loaded("tiny"))
     with pytest.raises(BlackBoxError, match="set_classes first"):
-        oracle.query(oracle.upload(pixels(oracle)), contexts_of(oracle))
+        oracle.query(oracle.upload(pixels(oracle)), Prompt(contexts_of(oracle)))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 31, 32), (2, 3, 64, 64), (3, 32, 32), (2, 1, 32, 32)])
@@ -472,13 +495,13 @@ def test_uploads_of_another_shape(loaded, shape):
 
 def test_the_exported_tiny_model_loads_in_openais_format(loaded, tmp_path):
     path = tmp_path / "tiny_clip.pt"
-    runpy.run_path(str(REPO / "scripts" / "freeze_tiny.py"))["export"](path)
+    runpy.run_path(str(REPO / "tools" / "freeze_tiny.py"))["export"](path)
     exported, tiny = oracle_over(load_model(str(path))), oracle_over(loaded("tiny"))
     images, contexts = pixels(tiny), contexts_of(tiny)
     assert (
         difference(
-            exported.query(exported.upload(images), contexts),
-            tiny.query(tiny.upload(images), contexts),
+            exported.query(exported.upload(images), Prompt(contexts)),
+            tiny.query(tiny.upload(images), Prompt(contexts)),
         )
         < 1e-5
     )
@@ -533,3 +556,30 @@ def test_a_text_tower_of_hugging_face(loaded):
     model.text = torch.nn.Linear(1, 1)  # a tower that has neither token_embedding nor BPE tokens
     with pytest.raises(BlackBoxError, match="not one of open_clip's own"):
         check_model("foreign", model, loaded("tiny").tokenizer, torch.float32)
+
+
+# Prompts
+
+
+def test_without_a_context_the_class_texts_are_asked_about_alone(loaded):
+    oracle = oracle_over(loaded("tiny"), ("logits",))
+    images = oracle.upload(pixels(oracle))
+    empty = torch.zeros(1, 0, oracle.description.width)
+    assert torch.equal(oracle.query(images, Prompt()), oracle.query(images, Prompt(empty)))
+
+
+def test_changed_pictures_are_scored_in_place_of_the_images_and_not_kept(loaded):
+    oracle = Meter(oracle_over(loaded("tiny")))
+    images, contexts = pixels(oracle), contexts_of(oracle)
+    changed = torch.stack([images, images.flip(-1)])
+    answer = oracle.query(oracle.upload(images), Prompt(contexts, pictures=changed))
+    assert len(oracle.inner.store) == 0
+    assert oracle.counts["training"] == {"queries": 2, "image_queries": 2 * len(images)}
+    for candidate, context, picture in zip(answer, contexts, changed, strict=True):
+        expected = oracle.query(oracle.upload(picture.clone()), Prompt(context[None]))[0]
+        assert difference(candidate, expected) < 1e-5
+
+
+def test_the_parts_of_a_prompt_are_of_one_number_of_candidates():
+    with pytest.raises(ValueError, match=r"\[2, 3\] candidates"):
+        Prompt(torch.zeros(2, 1, 4), torch.zeros(3, 1, 4))

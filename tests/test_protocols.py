@@ -1,4 +1,6 @@
-"""The four protocols through the shell scripts, and the tables, plots and words that are read from what they leave."""
+"""The four protocols through the shell scripts, and the tables, plots and words that are read from
+what they leave.
+"""
 
 import csv
 import io
@@ -8,7 +10,6 @@ import statistics
 import subprocess
 import sys
 
-import interpret_prompt
 import pytest
 import torch
 import trees
@@ -19,6 +20,8 @@ from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from PIL import Image
 from support import REPO, SMALL, accuracy, bill, process, run
 from test_layouts import everything
+
+import interpret_prompt
 
 OPTIONS = (*SMALL, "ORACLE.MAX_QUERIES", "20")
 
@@ -150,7 +153,8 @@ def test_a_dry_run_prints_what_would_run(root, tmp_path):
         lines[1]
         .rstrip()
         .endswith(
-            f"--output-dir {tmp_path}/caltech101/ZIP/vit_b16_4shots/seed5 DATASET.NUM_SHOTS 4 TRAINER.ZIP.CTX_INIT a\\ photo\\ of\\ a"
+            f"--output-dir {tmp_path}/caltech101/ZIP/vit_b16_4shots/seed5 DATASET.NUM_SHOTS 4 "
+            "TRAINER.ZIP.CTX_INIT a\\ photo\\ of\\ a"
         )
     )
     done = script("xd_test.sh", "CraFT", "rn50", 16, root=root, output=tmp_path, DRY_RUN="1")
@@ -195,7 +199,9 @@ def test_a_head_cannot_move_to_other_classes(root, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def tree(root, tmp_path_factory):
-    """Two methods on two data sets in CoOp's layout, one of them with two seeds and two numbers of shots; base and new classes of one."""
+    """Two methods on two data sets in CoOp's layout, one of them with two seeds and two numbers of
+    shots; base and new classes of one.
+    """
     out = tmp_path_factory.mktemp("tree")
     for config in ("caltech101", "eurosat"):
         flags = "--dataset-config-file", REPO / "configs" / "datasets" / f"{config}.yaml"

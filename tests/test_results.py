@@ -9,7 +9,6 @@ import subprocess
 import sys
 from importlib import import_module
 
-import interpret_prompt
 import parse_test_res
 import pytest
 from dassl_blackbox import plots, results
@@ -17,6 +16,8 @@ from dassl_blackbox.console import tool
 from dassl_blackbox.runs import LIFE, is_evaluated, is_finished, read_run
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import REPO, run
+
+import interpret_prompt
 
 sys.path.insert(0, str(REPO / "scripts"))
 compare = import_module("compare")
@@ -261,8 +262,15 @@ def test_output_that_is_closed_early(sound):
     for seed in range(3, 400):
         shutil.copytree(sound / "ZIP_16shots" / "seed1", sound / "ZIP_16shots" / f"seed{seed}")
     done = subprocess.run(
-        ["bash", "-c", '"$1" parse_test_res.py "$2" | head -n 1; echo ${PIPESTATUS[0]}', "bash"]
-        + [sys.executable, str(sound / "ZIP_16shots")],
+        [
+            *(
+                "bash",
+                "-c",
+                '"$1" parse_test_res.py "$2" | head -n 1; echo ${PIPESTATUS[0]}',
+                "bash",
+            ),
+            *(sys.executable, str(sound / "ZIP_16shots")),
+        ],
         cwd=REPO,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,

@@ -6,21 +6,22 @@ import tracemalloc
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.oracle import store as storing
-from dassl_blackbox.trainers.blackbox.oracle.models import load_model
-from dassl_blackbox.trainers.blackbox.oracle.store import KEY_BYTES, FeatureStore
+from dassl_blackbox.trainers.blackbox.openclip import store as storing
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip.store import KEY_BYTES, FeatureStore
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from test_oracle import contexts_of, counter, oracle_over, pixels
 
 
 def test_images_are_known_again_by_their_content():
-    oracle = oracle_over(load_model("tiny"), ("logits",))
+    oracle = oracle_over(load_model("tiny"), ("contexts", "logits"))
     encoded = counter(oracle.model.visual.ln_post)
     images = pixels(oracle, B=20)
-    first = oracle.query(oracle.upload(images), contexts_of(oracle))
-    again = oracle.query(oracle.upload(images.flip(0).clone()), contexts_of(oracle))
+    first = oracle.query(oracle.upload(images), Prompt(contexts_of(oracle)))
+    again = oracle.query(oracle.upload(images.flip(0).clone()), Prompt(contexts_of(oracle)))
     assert len(encoded) == 1 and torch.equal(again.flip(1), first)
     images[:10, 0, 0, 0] += 1e-3  # one pixel of every second one
-    mixed = oracle.query(oracle.upload(images), contexts_of(oracle))
+    mixed = oracle.query(oracle.upload(images), Prompt(contexts_of(oracle)))
     assert (
         len(encoded) == 2
         and torch.equal(mixed[:, 10:], first[:, 10:])

@@ -1,4 +1,6 @@
-"""ORACLE.TOP_K: what a service lets out that returns its largest log-probabilities alone, and what JOLT makes of it."""
+"""ORACLE.TOP_K: what a service lets out that returns its largest log-probabilities alone, and what
+JOLT makes of it.
+"""
 
 import math
 
@@ -60,7 +62,7 @@ def test_top_k_lets_no_features_out(data_root, tmp_path):
             "ORACLE.TOP_K",
             "3",
             "ORACLE.GRANTS",
-            "('logits', 'features')",
+            "('contexts', 'logits', 'features')",
             "TRAINER.JOLT.FEATURES",
             "True",
         )
@@ -73,11 +75,11 @@ def test_slopes_of_all_but_one_class_are_as_good(data_root, tmp_path):
         trainer = build(
             "JOLT", data_root, tmp_path, "ORACLE.TOP_K", k, "TRAINER.JOLT.HEAD", "False"
         )
-        images, labels = trainer.examples(next(iter(trainer.train_loader_x)))
+        batch = trainer.batch_of(next(iter(trainer.train_loader_x)))
         for _ in range(2):
-            asked = trainer.answer(images, trainer.space(trainer.optim.ask()))
+            asked = trainer.ask(batch.images, trainer.space(trainer.optim.ask())).logits
             if trainer.optim.first_round:
-                trainer.optim.tell(asked, labels)
+                trainer.optim.tell(asked, batch.labels)
         found = trainer.optim.slopes(asked)[1]
         slopes.append(found - found.mean(-1, keepdim=True))
     assert (slopes[1] - slopes[0]).norm() < 0.05 * slopes[0].norm()

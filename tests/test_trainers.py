@@ -1,4 +1,6 @@
-"""The contract of every black-box trainer, by being registered; the white-box ceiling; registration, defaults, schedules, files."""
+"""The contract of every black-box trainer, by being registered; the white-box ceiling;
+registration, defaults, schedules, files.
+"""
 
 import re
 
@@ -6,11 +8,11 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl_blackbox.trainers.blackbox import engine
-from dassl_blackbox.trainers.blackbox.run import checkpoints
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
-from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.losses import mean_cross_entropies
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.run import checkpoints
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from support import (
     BLACK_BOX,
@@ -43,13 +45,21 @@ def words_key(name):
     )
 
 
+def parts(prompt):
+    """Copies of what a prompt changes, None where it changes nothing."""
+    found = prompt.contexts, prompt.image_tokens, prompt.pictures
+    return [part if part is None else part.clone() for part in found]
+
+
 @pytest.fixture(scope="module", params=TRAINED)
 def run(request, data_root, budget, tmp_path_factory):
-    """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, prompt before training, sizes that were asked)."""
+    """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, prompt
+    before training, sizes that were asked).
+    """
     name, out, asked = request.param, tmp_path_factory.mktemp(request.param), []
     trainer, spy = spied(build(name, data_root, out, *budget(name, 5, rest=1)))
     before, ask = (
-        [part if part is None else part.clone() for part in trainer.learner()],
+        parts(trainer.learner()),
         trainer.optim.ask,
     )
 
@@ -67,7 +77,7 @@ def run(request, data_root, budget, tmp_path_factory):
 
 
 def test_asked_is_metered_is_answered(run):
-    name, trainer, spy, out, _, asked = run
+    _, trainer, spy, out, _, asked = run
     counts = bill(out)
     queries, images = trainer.step_cost()
     assert len(asked) == 5 * trainer.optim.rounds and sum(asked) == 5 * trainer.optim.population
@@ -90,7 +100,7 @@ def test_evaluation_runs_after_a_spent_budget(run):
 
 
 def test_the_run_costs_what_no_train_announces(run, data_root, budget, tmp_path):
-    name, trainer, _, out, _, _ = run
+    name, _, _, out, _, _ = run
     line = build(name, data_root, tmp_path, *budget(name, 5, rest=1)).describe_cost()
     queries, images = (
         int(n.replace(",", ""))
@@ -107,7 +117,7 @@ def test_nothing_that_crossed_the_wall_had_a_graph(run):
 
 def test_the_prompt_moved(run):
     _, trainer, _, _, before, _ = run
-    after = trainer.learner()
+    after = parts(trainer.learner())
     assert any(not torch.equal(a, b) for a, b in zip(before, after) if a is not None)
     assert torch.equal(trainer.learner.theta, trainer.optim.solution)
 
@@ -177,7 +187,7 @@ def test_fitness_is_the_mean_cross_entropy_of_each_candidate():
         torch.tensor([0, 1, 2, 2, 1, 0]),
     )
     expected = torch.stack([-part.log_softmax(-1)[range(6), labels].mean() for part in logits])
-    assert torch.allclose(BlackBoxTrainer.fitness(None, logits, labels), expected)
+    assert torch.allclose(mean_cross_entropies(logits, labels), expected)
 
 
 # Budget, epochs, continuing
@@ -215,8 +225,8 @@ def test_epochs_that_end_before_the_budget_say_what_is_left(
     spent = bill(tmp_path)["training"]["queries"]
     assert 0 < spent == trainer.steps_total() * trainer.step_cost()[0] < options[1]
     assert (
-        f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries left"
-        in capsys.readouterr().out
+        f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries "
+        "left" in capsys.readouterr().out
     )
     state = last_checkpoint(tmp_path)
     assert (state["epoch"], state["blackbox"]["batches_done"]) == (2, 0)
@@ -345,7 +355,7 @@ def test_zero_shot_spends_no_training_query(data_root, tmp_path):
 
 @trained
 def test_what_a_method_needs_must_be_granted(name, data_root, tmp_path):
-    needs = build(name, data_root, tmp_path / "out").needs
+    needs = build(name, data_root, tmp_path / "out").recipe.needs
     for missing in needs:
         with pytest.raises(
             AccessDenied, match=f"^{name} asked for '{missing}', which this oracle does not grant"

@@ -11,9 +11,9 @@ import numpy
 import open_clip
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.oracle import tiny
-from dassl_blackbox.trainers.blackbox.oracle.models import load_model
-from dassl_blackbox.trainers.blackbox.oracle.weights import read_weights, reason
+from dassl_blackbox.trainers.blackbox.openclip import tiny
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip.weights import read_weights, reason
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from open_clip.model import CLIP
 from PIL import Image

@@ -118,7 +118,7 @@ def make(name, root):
     else:
         folders = sorted(name.replace(" ", "_") for name in NAMES)
         for part in COUNTS if name == "ImageFolder" else ("train", "test"):
-            for label, class_folder in enumerate(folders):
+            for class_folder in folders:
                 for i in range(COUNTS[part]):
                     save(
                         folder / part / class_folder / f"{i}.png", class_folder.replace("_", " "), i

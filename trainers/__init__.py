@@ -1,3 +1,8 @@
 """The trainers, one recipe a file; importing them registers them with Dassl."""
 
-from . import bptvlm, cbbt, craft, jolt, whitebox, zeroshot, zip  # noqa: F401
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    if not _module.ispkg:
+        import_module(f"{__name__}.{_module.name}")

@@ -1,5 +1,9 @@
 """CBBT: collaborative black-box tuning (EMNLP Findings 2023)."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -7,78 +11,93 @@ from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import FeatureAdapter
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, initial_context
+from .blackbox.recipe import Answer, Batch, Progress, Recipe, Teacher
 from .blackbox.registry import register_trainer
-from .blackbox.run.rng import child_seed
+from .blackbox.run.rng import child_seed, seeded
 from .blackbox.schedules import build_schedule
+
+
+class AdapterTeacher(Teacher):
+    """A step of Adam on the adapter after every step of the prompt, from some epoch on.
+
+    It learns from the texts' features of the prompt before the step: to read those of the new one
+    would cost a query.
+
+    Args:
+        adapter: of image features, on its device.
+        scale: temperature of the logits.
+        first: epoch that it joins in.
+        lr, weight_decay: of Adam.
+    """
+
+    def __init__(
+        self, adapter: FeatureAdapter, scale: float, first: int, lr: float, weight_decay: float
+    ) -> None:
+        self.adapter, self.scale, self.first = adapter, scale, first
+        self.adam = torch.optim.Adam(adapter.parameters(), lr=lr, weight_decay=weight_decay)
+
+    def begin(self, progress: Progress) -> None:
+        if progress.epoch >= self.first:
+            self.adapter.active.fill_(True)
+
+    def adapted(self, answer: Answer) -> torch.Tensor:
+        """Logits `[P, B, C]` of the adapted image features."""
+        assert answer.text is not None  # the recipe reads features
+        return self.scale * self.adapter(answer.image) @ answer.text.mT
+
+    def through(self, answer: Answer, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            return self.adapted(answer)
+
+    def see(self, answer: Answer, number: int, batch: Batch) -> None:
+        if self.adapter.active:
+            self.adam.zero_grad()
+            assert answer.text is not None
+            logits = self.scale * self.adapter(answer.image) @ answer.text[number].T
+            F.cross_entropy(logits, batch.labels).backward()
+            self.adam.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state)
 
 
 @register_trainer
 class CBBT(BlackBoxTrainer):
-    """The tokens themselves; random directions, Adam, cosine schedule; told the loss of every mini-batch. Optionally an adapter on image features.
+    """The tokens themselves; random directions, Adam, cosine schedule; an adapter if asked for.
 
-    Access: logits for the prompt alone, `Q + 1` queries a step (257). With `ADAPTER`, features: the text features of all candidates and the image features of
-    the batch come back (`Q + 2` queries), the candidates' losses are those of the adapted features, and from `ADAPTER_EPOCH` on the adapter takes
-    a step of ordinary back-propagation after the prompt's. No gradient crosses the model.
+    Told the loss of every mini-batch. Access: contexts and logits for the prompt alone, `Q + 1`
+    queries a step (257). With `ADAPTER`, features: the texts' features of all candidates and the
+    images' of the batch come back (`Q + 2` queries), the candidates' losses are those of the
+    adapted features, and from `ADAPTER_EPOCH` on the adapter takes a step of ordinary
+    back-propagation after the prompt's. No gradient crosses the model.
     """
 
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        if cfg.TRAINER.CBBT.ADAPTER:
-            self.needs = ("logits", "features")
-
-    def build_recipe(self, generator):
-        cbbt, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM
-        start = initial_context(self.oracle, cbbt.CTX_INIT, cbbt.N_CTX, generator)
-        space = build_space(cbbt.SPACE, start, self.cfg, generator)
+    def build_recipe(self, generator: torch.Generator) -> Recipe:
+        node, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM
+        start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
+        space = build_space(node.SPACE, start, self.cfg, generator)
         optimizer = RandomDirections(
             space.origin.to(self.device),
-            q=cbbt.Q,
-            clip=cbbt.CLIP,
+            q=node.Q,
+            clip=node.CLIP,
             lr=optim.LR,
             weight_decay=optim.WEIGHT_DECAY,
             seed=child_seed(generator),
         )
-        return space, optimizer
-
-    def build_head(self):
-        cbbt, optim, dim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM, self.oracle.description.embed_dim
-        if not cbbt.ADAPTER:
-            return None, None
-        adapter = FeatureAdapter(dim, int(dim * cbbt.ADAPTER_WIDTH), cbbt.ADAPTER_RATIO).to(
-            self.device
+        schedule = build_schedule(optimizer.adam, optim)
+        if not node.ADAPTER:
+            return Recipe(space, optimizer, schedule=schedule)
+        dim = self.description.embed_dim
+        with seeded(generator):
+            adapter = FeatureAdapter(dim, int(dim * node.ADAPTER_WIDTH), node.ADAPTER_RATIO)
+        teacher = AdapterTeacher(
+            adapter.to(self.device),
+            self.description.logit_scale,
+            node.ADAPTER_EPOCH,
+            optim.LR,
+            optim.WEIGHT_DECAY,
         )
-        return adapter, torch.optim.Adam(
-            adapter.parameters(), lr=optim.LR, weight_decay=optim.WEIGHT_DECAY
-        )
-
-    def build_sched(self):
-        return build_schedule(self.optim.adam, self.cfg.OPTIM)
-
-    def step_cost(self):
-        return self.feature_cost() if self.head else super().step_cost()
-
-    def forward_backward(self, batch):
-        if self.head is None:
-            return super().forward_backward(batch)
-        images, labels = self.examples(batch)
-        image = self.oracle.image_features(images)
-        text = self.oracle.text_features(self.space(self.optim.ask()).contexts)
-        scale = self.oracle.description.logit_scale
-        if self.epoch >= self.cfg.TRAINER.CBBT.ADAPTER_EPOCH:
-            self.head.active.fill_(True)
-        with torch.no_grad():
-            logits = scale * self.head(image) @ text.transpose(1, 2)
-        summary = self.tell(logits, labels)
-        if self.head.active:
-            self.head_optim.zero_grad()
-            # text[0] is the prompt before this step: reading it anew would cost a query
-            F.cross_entropy(scale * self.head(image) @ text[0].T, labels).backward()
-            self.head_optim.step()
-        return summary
-
-    def model_inference(self, images):
-        if self.head is None:
-            return super().model_inference(images)
-        image = self.oracle.image_features(self.oracle.upload(images))
-        text = self.oracle.text_features(self.learner().contexts)[0]
-        return self.oracle.description.logit_scale * self.head(image) @ text.T
+        return Recipe(space, optimizer, adapter, teacher, schedule, features=True)

@@ -1,99 +1,111 @@
 """CraFT: collaborative fine-tuning (ICML 2024)."""
 
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from .blackbox.data.loaders import augmented_loader
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import PredictionRefinement
+from .blackbox.losses import divergence, mean_cross_entropies
 from .blackbox.optimizers import CMAES
-from .blackbox.oracle.meter import query_cost
 from .blackbox.prompts import build_space, initial_context
+from .blackbox.recipe import Progress, Recipe, Teacher
 from .blackbox.registry import register_trainer
-from .blackbox.run.rng import child_seed
+from .blackbox.run.rng import child_seed, seeded
 
 
-def divergence(p, q):
-    """KL(softmax(p) ‖ softmax(q)) over the last dimension of logits."""
-    return F.kl_div(
-        F.log_softmax(q, -1), F.log_softmax(p, -1), reduction="none", log_target=True
-    ).sum(-1)
+def fitness(
+    logits: torch.Tensor, labels: torch.Tensor, head: PredictionRefinement, weight: float
+) -> torch.Tensor:
+    """Cross-entropy of the raw logits + weight · KL(refined ‖ raw), means: `[P]` (section 3.4)."""
+    losses = mean_cross_entropies(logits, labels)
+    with torch.no_grad():
+        return losses + weight * divergence(head(logits), logits).mean(1)
+
+
+class RefinementTeacher(Teacher):
+    """A pass of Adam over the augmented training set after every generation.
+
+    Args:
+        head: on its device.
+        loader: of the augmented training set, the last batch kept.
+        lr: of Adam.
+        weight: of the KL term.
+        part: the term is on for the first 1 / part of the steps that the budget pays for. Queries
+            that a killed run lost do not count, so a resumed run has the terms of an undisturbed
+            one.
+    """
+
+    def __init__(
+        self, head: PredictionRefinement, loader: DataLoader, lr: float, weight: float, part: int
+    ) -> None:
+        self.head, self.loader, self.weight, self.part = head, loader, weight, part
+        self.adam = torch.optim.Adam(head.parameters(), lr=lr)
+        self.with_kl, self.last = True, float("nan")
+
+    def begin(self, progress: Progress) -> None:
+        self.with_kl = progress.steps_done * self.part < progress.steps_total
+
+    def loss(self, raw: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the refined logits `[B, C]`, + weight · KL(raw ‖ refined) at first."""
+        refined = self.head(raw)
+        loss = F.cross_entropy(refined, labels)
+        if self.with_kl:
+            loss = loss + self.weight * divergence(raw, refined).mean()
+        return loss
+
+    def read(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        loss = self.loss(logits, labels)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        self.last = loss.item()
+
+    def learn(self) -> dict[str, float]:
+        return {"head": self.last}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state)
 
 
 @register_trainer
 class CraFT(BlackBoxTrainer):
-    """CMA-ES over a randomly projected context, and a residual MLP on the logits; told the losses of the whole training set.
+    """CMA-ES over a randomly projected context, and a residual MLP on the logits.
 
-    Access: logits. One generation, then one pass of the head over the augmented training set, by turns; the head's own reads are on the bill like
-    everything else (the published count leaves them out). The prompt in use is the distribution's mean; the authors' code averages
-    a freshly drawn population instead.
+    Told the losses of the whole training set. Access: contexts, logits. One generation, then one
+    pass of the head over the augmented training set, by turns; the head's own reads are on the bill
+    like everything else (the published count leaves them out). The prompt in use is the
+    distribution's mean; the authors' code averages a freshly drawn population instead.
     """
 
-    whole_set = True
-
-    def build_recipe(self, generator):
-        craft = self.cfg.TRAINER.CRAFT
-        start = initial_context(self.oracle, craft.CTX_INIT, craft.N_CTX, generator)
-        space = build_space(craft.SPACE, start, self.cfg, generator)
+    def build_recipe(self, generator: torch.Generator) -> Recipe:
+        node = self.cfg.TRAINER.CRAFT
+        start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
+        space = build_space(node.SPACE, start, self.cfg, generator)
         optimizer = CMAES(
             space.origin.to(self.device),
-            craft.SIGMA,
-            craft.POPULATION,
-            bound=craft.BOUND,
-            covariance=craft.COVARIANCE,
+            node.SIGMA,
+            node.POPULATION,
+            bound=node.BOUND,
+            covariance=node.COVARIANCE,
             result="mean",
-            options=craft.CMA_OPTIONS,
+            options=node.CMA_OPTIONS,
             seed=child_seed(generator),
         )
-        return space, optimizer
-
-    def build_head(self):
-        craft = self.cfg.TRAINER.CRAFT
-        if not craft.HEAD:
-            return None, None
-        head = PredictionRefinement(self.num_classes, craft.HEAD_WIDTH).to(self.device)
-        self.head_loader = augmented_loader(self, craft.HEAD_BATCH)
-        return head, torch.optim.Adam(head.parameters(), lr=craft.HEAD_LR)
-
-    def step_cost(self):
-        queries, images = super().step_cost()
-        if self.head is not None:
-            total, batch = len(self.dm.dataset.train_x), self.cfg.TRAINER.CRAFT.HEAD_BATCH
-            reads = [query_cost(1, min(batch, total - i)) for i in range(0, total, batch)]
-            queries, images = queries + sum(q for q, _ in reads), images + sum(b for _, b in reads)
-        return queries, images
-
-    def fitness(self, logits, labels):
-        """Cross-entropy of the raw logits + LAMBDA · KL(refined ‖ raw), means over the set: `[P]` (section 3.4)."""
-        losses = super().fitness(logits, labels)
-        if self.head is None:
-            return losses
-        with torch.no_grad():
-            return losses + self.cfg.TRAINER.CRAFT.LAMBDA * divergence(
-                self.head(logits), logits
-            ).mean(1)
-
-    def head_loss(self, raw, labels):
-        """Cross-entropy of the refined logits `[B, C]`, + LAMBDA · KL(raw ‖ refined) at first.
-
-        The first `1 / KL_PART` of the steps that the budget pays for: queries that a killed run lost
-        do not count, so that a resumed run has the terms of an undisturbed one.
-        """
-        craft = self.cfg.TRAINER.CRAFT
-        refined = self.head(raw)
-        loss = F.cross_entropy(refined, labels)
-        if self.steps_done * craft.KL_PART < self.steps_total():
-            loss = loss + craft.LAMBDA * divergence(raw, refined).mean()
-        return loss
-
-    def forward_backward(self, batch):
-        summary = super().forward_backward(batch)
-        if self.head is not None:
-            for images, labels in map(self.parse_batch_train, self.head_loader):
-                raw = self.oracle.query(self.oracle.upload(images), *self.learner())[0]
-                loss = self.head_loss(raw, labels)
-                self.head_optim.zero_grad()
-                loss.backward()
-                self.head_optim.step()
-            summary["head"] = loss.item()
-        return summary
+        if not node.HEAD:
+            return Recipe(space, optimizer, whole_set=True)
+        with seeded(generator):
+            head = PredictionRefinement(self.num_classes, node.HEAD_WIDTH).to(self.device)
+        loader = augmented_loader(self, node.HEAD_BATCH)
+        teacher = RefinementTeacher(head, loader, node.HEAD_LR, node.LAMBDA, node.KL_PART)
+        worth = partial(fitness, head=head, weight=node.LAMBDA)
+        return Recipe(space, optimizer, head, teacher, fitness=worth, whole_set=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,16 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
 from torch import nn
 
-from .blackbox.oracle.models import LoadedModel, load_model
-from .blackbox.oracle.text import TextPath
+from .blackbox.oracle import Description
 from .blackbox.prompts import initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import seeded_generator
 from .blackbox.run.trainer import ResumableTrainer
 from .blackbox.schedules import build_schedule
+
+if TYPE_CHECKING:
+    from .blackbox.openclip.models import LoadedModel
+    from .blackbox.openclip.text import TextPath
 
 
 class WhiteBoxPrompt(nn.Module):
@@ -46,15 +49,16 @@ class WhiteBox(ResumableTrainer):
     """
 
     def open_model(self) -> None:
+        # open_clip is loaded where a model is, not with the trainers
+        from .blackbox.openclip.models import load_model
+        from .blackbox.openclip.text import TextPath
+
         self.loaded = load_model(self.cfg.MODEL.BACKBONE.NAME, "fp32", self.device)
         self.text = TextPath(self.loaded)
 
     @property
-    def description(self) -> Any:
+    def description(self) -> Description:
         return self.loaded.description
-
-    def name_classes(self) -> None:
-        self.text.set_classes(self.dm.dataset.classnames)
 
     @torch.no_grad()
     def embed(self, words: str) -> torch.Tensor:
@@ -62,6 +66,7 @@ class WhiteBox(ResumableTrainer):
 
     def build_model(self) -> None:
         print("White-box: gradients cross the model, nothing here is a black-box result")
+        self.text.set_classes(self.dm.dataset.classnames)
         generator = seeded_generator(self.cfg.SEED)
         words = self.cfg.TRAINER.WHITEBOX
         start = initial_context(self, words.CTX_INIT, words.N_CTX, generator)

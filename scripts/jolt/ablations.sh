@@ -20,6 +20,3 @@ for SPACE in lowrank projection; do one "$SPACE" "$J.SPACE" "$SPACE"; done
 one random "$J.CTX_INIT" ""
 for B in 32 64; do one "batch$B" DATALOADER.TRAIN_X.BATCH_SIZE "$B"; done
 for QUERIES in 500 1000 2000; do one "budget$QUERIES" ORACLE.MAX_QUERIES "$QUERIES"; done
-# last, since they refuse what is too large for them
-one memory "$J.HEAD" False "$J.MEMORY" True "$J.DIRECTIONS" 16
-one features_memory "$J.HEAD" False "$J.FEATURES" True "$J.MEMORY" True ORACLE.GRANTS "('logits', 'features')"

@@ -23,6 +23,7 @@ from .keys import (
     text,
     whole,
 )
+from .registry import ours
 from .run.errors import BlackBoxError
 
 # rules that several methods share
@@ -56,8 +57,8 @@ KEYS: dict[str, dict[str, Key]] = {
     "ORACLE": {
         "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast"),
         "GRANTS": Key(
-            ("logits",),
-            distinct("logits", "features", "image_tokens"),
+            ("contexts", "logits"),
+            distinct("contexts", "image_tokens", "logits", "features"),
             "what the model's owner lets out or in",
         ),
         "TOP_K": Key(0, whole(0), "0: logits; k: only an image's k largest log-probabilities"),
@@ -137,8 +138,6 @@ KEYS: dict[str, dict[str, Key]] = {
         # a proposal each: a step costs 1 + their number + m queries
         "DAMPINGS": Key((0.1, 1.0, 10.0), dampings, "factors of the damping"),
         "DAMPING": Key(1.0, positive, "damping to begin with, in units of the mean curvature"),
-        # on the whole un-augmented training set or of granted FEATURES: small problems, no head
-        "MEMORY": Key(False, flag(), "remember the Jacobian"),
         # from which logits are made here: a candidate costs one query and no image query
         "FEATURES": Key(False, flag(), "ask for features (grant features)"),
         "DECAY": Key(0.01, number(0), "weight of half the squared distance from the start"),
@@ -162,11 +161,21 @@ KEYS: dict[str, dict[str, Key]] = {
 }
 
 
+def tables() -> dict[str, dict[str, Key]]:
+    """`KEYS`, and what a trainer brings in its own file as `keys`, by its name in capitals."""
+    brought = {
+        f"TRAINER.{name.upper()}": trainer.keys
+        for name, trainer in ours().items()
+        if hasattr(trainer, "keys")
+    }
+    return {**KEYS, **brought}
+
+
 def extend_cfg(cfg: CfgNode) -> None:
     """Add our nodes to a Dassl configuration, in place. Calling it twice changes nothing."""
     if "ORACLE" in cfg:
         return
-    for name, keys in KEYS.items():
+    for name, keys in tables().items():
         node = cfg
         for part in name.split("."):
             if part not in node or part not in ("DATASET", "INPUT", "TRAINER"):
@@ -192,10 +201,12 @@ def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 def rules(trainer: str) -> dict[str, Rule]:
     """What our keys and Dassl's may hold where this trainer of ours runs, by their full names."""
-    ours = {
-        f"{node}.{key}": entry.rule for node, keys in KEYS.items() for key, entry in keys.items()
+    known = {
+        f"{node}.{key}": entry.rule
+        for node, keys in tables().items()
+        for key, entry in keys.items()
     }
-    return {**host_rules(trainer), **ours}
+    return {**host_rules(trainer), **known}
 
 
 def check_cfg(cfg: CfgNode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from torch import nn
 
 from .data.loaders import ordered_loader
-from .losses import cross_entropies
-from .oracle import Description, Images, Meter, build_oracle
+from .oracle import Description, Images, Meter, Prompt, build_oracle
 from .oracle.meter import UNITS, query_cost
-from .prompts import Prompt
+from .prompts import Space
+from .recipe import Answer, Batch, Progress, Recipe, Teacher
 from .run.errors import BlackBoxError, BudgetSpent
 from .run.files import append
-from .run.rng import child_seed, seeded_generator
+from .run.rng import seeded_generator
 from .run.trainer import ResumableTrainer
 
 LOST_UNMARKED = 0.1  # share of the training queries that may be lost without a line about it
@@ -27,47 +28,38 @@ class PromptLearner(nn.Module):
     `forward()` gives the prompt, P = 1.
     """
 
-    def __init__(self, space: nn.Module, theta: torch.Tensor, head: nn.Module | None = None):
+    theta: torch.Tensor
+
+    def __init__(self, space: Space, theta: torch.Tensor, head: nn.Module | None = None):
         super().__init__()
         self.space, self.head = space, head
         self.register_buffer("theta", theta.clone())
 
-    def forward(self) -> Prompt:
-        return self.space(self.theta[None])
+    def forward(self, pixels: torch.Tensor | None = None) -> Prompt:
+        return self.space(self.theta[None], pixels)
 
 
 class BlackBoxTrainer(ResumableTrainer):
-    """A recipe fills in `needs` and `build_recipe`; the rest is the same for every method.
+    """A method gives its `build_recipe`; grants, costs, steps and evaluation follow from that.
 
-    An epoch is one pass over Dassl's train loader, or, with `whole_set`, one step on the whole
-    un-augmented training set. Training ends with the budget (`ORACLE.MAX_QUERIES`,
+    An epoch is one pass over Dassl's train loader, or, with `Recipe.whole_set`, one step on the
+    whole un-augmented training set. Training ends with the budget (`ORACLE.MAX_QUERIES`,
     `ORACLE.MAX_IMAGE_QUERIES`) or with `OPTIM.MAX_EPOCH`, whichever comes first.
     """
 
-    needs: tuple[str, ...] = ("logits",)  # grants that the method cannot do without
-    whole_set = False  # whether `tell` waits for the whole training set
     unit = "query"
+    learner: PromptLearner
 
-    def build_recipe(self, generator: torch.Generator) -> tuple[nn.Module, Any]:
-        """Returns (prompt space, optimiser); its `solution` is the vector to start from."""
+    def build_recipe(self, generator: torch.Generator) -> Recipe:
+        """The parts of the method, their random numbers drawn from `generator`."""
         raise NotImplementedError
-
-    def build_head(self) -> tuple[nn.Module | None, Any]:
-        """Returns (head, its optimiser), for methods that train one."""
-        return None, None
-
-    def build_sched(self) -> Any:
-        """Returns the schedule of the optimiser's learning rate, one step an epoch, if any."""
-        return None
 
     # ------------------------------------------------------------------ building
 
     def open_model(self) -> None:
         cfg = self.cfg
-        oracle = build_oracle(cfg, self.device, client=cfg.TRAINER.NAME)
-        oracle.require(*self.needs)
         self.oracle = Meter(
-            oracle,
+            build_oracle(cfg, self.device, client=cfg.TRAINER.NAME),
             cfg.ORACLE.MAX_QUERIES,
             cfg.ORACLE.MAX_IMAGE_QUERIES,
             record=f"{cfg.OUTPUT_DIR}/queries.json" if self.lock else None,
@@ -78,50 +70,58 @@ class BlackBoxTrainer(ResumableTrainer):
     def description(self) -> Description:
         return self.oracle.description
 
-    def name_classes(self) -> None:
-        self.oracle.set_classes(self.dm.dataset.classnames)
-
     def build_model(self) -> None:
-        generator = seeded_generator(self.cfg.SEED)
-        space, self.optim = self.build_recipe(generator)
-        self.space = space.to(self.device)
-        # a head's first weights come from the run's seed, and leave the loaders' draws alone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(child_seed(generator))
-            self.head, self.head_optim = self.build_head()
-        self.learner = PromptLearner(self.space, self.optim.solution, self.head).to(self.device)
-        self.sched = self.build_sched()
+        self.recipe = recipe = self.build_recipe(seeded_generator(self.cfg.SEED))
+        self.oracle.require(*recipe.needs)
+        self.oracle.set_classes(self.dm.dataset.classnames, recipe.template)
+        self.space, self.optim = recipe.space.to(self.device), recipe.optimizer
+        self.head, self.head_optim, self.sched = recipe.head, recipe.teacher, recipe.schedule
+        theta = self.optim.solution.to(self.device)
+        self.learner = PromptLearner(self.space, theta, self.head).to(self.device)
         self.register_model(self.model_name, self.learner, self.optim, self.sched)
-        context = self.learner().contexts.shape[1:]
-        self.oracle.check(context[0])  # one that does not fit is an error now, not in evaluation
-        print(
-            f"{self.cfg.TRAINER.NAME}: {len(self.learner.theta):,} tuned numbers, "
-            f"context {tuple(context)}"
-        )
+        if "contexts" in self.space.grants:
+            # one that does not fit is an error now, not in evaluation
+            self.oracle.check(self.learner().tokens)
+        if recipe.trains:
+            print(f"{self.cfg.TRAINER.NAME}: {len(theta):,} tuned numbers")
 
     # ------------------------------------------------------------------ budget and bill
 
     def step_cost(self) -> tuple[int, int]:
-        """(queries, image queries) of one step."""
-        return query_cost(self.optim.population, self.step_images())
+        """(queries, image queries) of one step, the head's own reads among them."""
+        images = self.step_images()
+        queries, image_queries = query_cost(self.optim.population, images)
+        if self.recipe.features:  # the texts' of every candidate, and the images' once
+            queries, image_queries = query_cost(1, images)
+            queries += self.optim.population
+        for count in self.head_batches():
+            more = query_cost(1, count)
+            queries, image_queries = queries + more[0], image_queries + more[1]
+        return queries, image_queries
+
+    def head_batches(self) -> list[int]:
+        """Sizes of the batches that are read for the head alone after a step."""
+        if self.head_optim is None or not self.head_optim.loader:
+            return []
+        total, size = len(self.dm.dataset.train_x), self.head_optim.loader.batch_size
+        return [min(size, total - i) for i in range(0, total, size)]
 
     def step_images(self) -> int:
         images = len(self.dm.dataset.train_x)
-        return images if self.whole_set else min(self.train_loader_x.batch_size, images)
-
-    def feature_cost(self) -> tuple[int, int]:
-        """`step_cost` where the texts' features of every candidate come back, the images' once."""
-        queries, images = query_cost(1, self.step_images())
-        return self.optim.population + queries, images
+        return images if self.recipe.whole_set else min(self.train_loader_x.batch_size, images)
 
     def steps_total(self) -> int:
         """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
-        steps = [self.max_epoch * (1 if self.whole_set else len(self.train_loader_x))]
+        if not self.recipe.trains:
+            return 0
+        steps = [self.max_epoch * (1 if self.recipe.whole_set else len(self.train_loader_x))]
         limits = zip(self.oracle.limits.values(), self.step_cost(), strict=True)
         return min(steps + [limit // cost for limit, cost in limits if limit and cost])
 
     def describe_cost(self) -> str:
         """What the whole run would ask of the model, as a line; `--no-train` prints it."""
+        if not self.recipe.trains:
+            return "no training queries"
         steps, (queries, images) = self.steps_total(), self.step_cost()
         return (
             f"{steps:,} steps of {queries:,} queries: {steps * queries:,} training queries, "
@@ -144,19 +144,22 @@ class BlackBoxTrainer(ResumableTrainer):
         return self.oracle.counts
 
     def take_over(self, counts: dict | None, directory: str) -> None:
+        assert counts is not None  # a black-box run has a bill
         self.oracle.at_least(counts)
         self.oracle.take_over(f"{directory}/queries.json")  # what was spent after it, too
 
     def check_training(self) -> None:
-        """Raise unless the budget pays for one step and no image is trained on that is tested on."""
+        """Raise unless the budget pays for one step, and no training image is tested on."""
+        if not self.recipe.trains:
+            return
         super().check_training()
         limits = zip(UNITS, self.step_cost(), self.oracle.limits.values(), strict=True)
         for unit, cost, limit in limits:
             if limit and cost > limit:
                 raise BlackBoxError(
                     f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, "
-                    f"but the budget (ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it to "
-                    f"0 for no limit."
+                    f"but the budget (ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it "
+                    f"to 0 for no limit."
                 )
 
     def note_lost(self) -> None:
@@ -173,21 +176,26 @@ class BlackBoxTrainer(ResumableTrainer):
         self.oracle.set_lost(*lost)
         if lost[0]:
             print(
-                f"Lost: {lost[0]:,} of {self.spent():,} training queries, which were asked after the "
-                f"last checkpoint of a run that was ended in this folder; they stay on the bill"
+                f"Lost: {lost[0]:,} of {self.spent():,} training queries, which were asked after "
+                f"the last checkpoint of a run that was ended in this folder; they stay on the bill"
             )
         try:
             self.oracle.afford(*self.step_cost())
         except BudgetSpent as e:
             if not self.steps_done:
                 raise BlackBoxError(
-                    f"{e}, and no step was saved: there is nothing to evaluate. Raise the budget, or "
-                    f"choose another --output-dir."
+                    f"{e}, and no step was saved: there is nothing to evaluate. Raise the budget, "
+                    f"or choose another --output-dir."
                 ) from e
 
     # ------------------------------------------------------------------ training
 
     def train_to_the_end(self) -> None:
+        if not self.recipe.trains:
+            print("Nothing to train")
+            self.time_start = time.time()
+            self.after_train()
+            return
         try:
             super().train_to_the_end()
         except BudgetSpent as spent:
@@ -204,30 +212,34 @@ class BlackBoxTrainer(ResumableTrainer):
         super().before_train()
         self.note_lost()
         print(f"The whole run: {self.describe_cost()}")
-        if self.whole_set:
+        if self.recipe.whole_set:
             self.batches = [self.upload_set()]
         self.saved_at = self.steps_done, self.spent()
         self.open_bar(self.steps_total() * self.step_cost()[0])
 
-    def upload_set(self) -> tuple[Images, torch.Tensor]:
-        """The training images, in order and un-augmented, and their labels `[N]`; no query."""
+    def upload_set(self) -> Batch:
+        """The training images, in order and un-augmented; an upload is no query."""
         items = self.dm.dataset.train_x
         labels = torch.tensor([item.label for item in items], device=self.device)
         # one by one into their place: there may be gigabytes
         pixels = torch.empty(len(labels), 3, *self.description.image_size)
         for batch in ordered_loader(self.cfg, items, self.pictures):
             pixels[batch["index"]] = batch["img"]
-        return self.oracle.upload(pixels), labels
+        return self.uploaded(pixels, labels, torch.arange(len(labels), device=self.device))
+
+    def uploaded(self, pixels: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> Batch:
+        kept = pixels if self.space.changes_pictures else None
+        return Batch(self.oracle.upload(pixels), labels, index, kept)
 
     def before_step(self) -> None:
         self.oracle.afford(*self.step_cost())  # a step is made whole or not at all
 
     def due(self) -> bool:
         every = self.cfg.ORACLE.SAVE_EVERY
-        return super().due() or bool(every) and self.spent() - self.saved_at[1] >= every
+        return super().due() or (bool(every) and self.spent() - self.saved_at[1] >= every)
 
     def after_step(self) -> None:
-        """With `ORACLE.VAL_EVERY`, a line of `val_curve.csv` whenever so many queries more are spent.
+        """With `ORACLE.VAL_EVERY`, a line of `val_curve.csv` after so many queries more.
 
         It decides nothing.
         """
@@ -239,52 +251,56 @@ class BlackBoxTrainer(ResumableTrainer):
             line = f"{counts['queries']},{counts['image_queries']},{accuracy}\n"
             append(f"{self.output_dir}/val_curve.csv", line)
 
-    def examples(self, batch: Any) -> tuple[Images, torch.Tensor]:
-        """(`Images`, labels `[B]`) of what an epoch iterates over."""
-        if self.whole_set:
-            return batch
-        images, labels = self.parse_batch_train(batch)
-        return self.oracle.upload(images), labels
-
     def forward_backward(self, batch: Any) -> dict[str, float]:
         """One step; it draws nothing from the global random sources, save with `whole_set`.
 
         (A resumed epoch replays its loader alone.) Returns the means over the last round's
-        candidates of loss and accuracy.
+        candidates of loss and accuracy, and what the head's teacher tells.
         """
-        images, labels = self.examples(batch)
+        batch = self.batch_of(batch)
+        teacher = self.head_optim or Teacher()
+        teacher.begin(Progress(self.epoch, self.steps_done, self.steps_total()))
+        image = self.oracle.image_features(batch.images) if self.recipe.features else None
         for _ in range(self.optim.rounds):
-            candidates = self.optim.ask()
-            summary = self.tell(self.answer(images, self.space(candidates)), labels)
-        return summary
+            prompt = self.space(self.optim.ask(), batch.pixels)
+            answer = self.ask(batch.images, prompt, image)
+            summary = self.tell(teacher.through(answer, batch), batch.labels)
+            if self.optim.in_use is not None:
+                teacher.see(answer, self.optim.in_use, batch)
+        for pixels, labels in map(self.parse_batch_train, teacher.loader):
+            prompt = self.learner(pixels if self.space.changes_pictures else None)
+            teacher.read(self.ask(self.oracle.upload(pixels), prompt).logits[0], labels)
+        return {**summary, **teacher.learn()}
 
-    def answer(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        """The candidates' logits `[P, B, C]`."""
-        return self.oracle.query(images, *prompt)
+    def batch_of(self, batch: Any) -> Batch:
+        """A loader's batch, or the whole set, as a step wants it."""
+        if isinstance(batch, Batch):
+            return batch
+        pixels, labels = self.parse_batch_train(batch)
+        return self.uploaded(pixels, labels, batch["index"].to(self.device))
+
+    def ask(self, images: Images, prompt: Prompt, image: torch.Tensor | None = None) -> Answer:
+        """What the model says; with the images' features `[B, E]`, the texts' are asked for."""
+        if image is None:
+            return Answer(self.oracle.query(images, prompt))
+        text = self.oracle.text_features(prompt)
+        return Answer(self.description.logit_scale * image @ text.mT, image, text)
 
     def tell(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Tell the optimiser the candidates' logits `[P, B, C]`, or what they are worth.
+        """Tell the optimiser about its candidates' logits `[P, B, C]`; returns the step's summary.
 
-        Its solution is put to use. Returns the step's summary.
+        Its solution is put to use.
         """
-        losses = self.fitness(logits, labels)
-        self.inform(logits, losses, labels)
+        losses = self.recipe.fitness(logits, labels)
+        told = (logits, labels) if self.optim.told == "logits" else (losses,)
+        self.optim.tell(*told)
         self.learner.theta.copy_(self.optim.solution)
         right = (logits.argmax(-1) == labels).float().mean().item()
         return {"loss": losses.mean().item(), "acc": 100 * right}
 
-    def inform(self, logits: torch.Tensor, losses: torch.Tensor, labels: torch.Tensor) -> None:
-        """What the optimiser wants to be told."""
-        told = (logits, labels) if self.optim.told == "logits" else (losses,)
-        self.optim.tell(*told)
-
-    def fitness(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of every candidate: logits `[P, B, C]`, labels `[B]` -> `[P]`."""
-        return cross_entropies(logits, labels).mean(1)
-
     def after_train(self) -> None:
         left, lost = self.oracle.left(), self.oracle.lost["queries"]
-        if left is not None and left >= self.step_cost()[0]:
+        if self.recipe.trains and left is not None and left >= self.step_cost()[0]:
             print(
                 f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of "
                 f"{self.oracle.limits['queries']:,} queries left; raise it to spend them."
@@ -293,8 +309,8 @@ class BlackBoxTrainer(ResumableTrainer):
             print(
                 f"Note: {lost:,} of the {self.spent():,} training queries were lost, more than a "
                 f"tenth: {self.steps_done:,} steps were made, and the budget pays for "
-                f"{self.steps_total():,}. To compare this run with others, begin it anew in another "
-                f"folder."
+                f"{self.steps_total():,}. To compare this run with others, begin it anew in "
+                f"another folder."
             )
         super().after_train()
         print(self.oracle.summary())
@@ -304,6 +320,15 @@ class BlackBoxTrainer(ResumableTrainer):
     def evaluating(self) -> AbstractContextManager:
         return self.oracle.evaluation()
 
-    def model_inference(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.oracle.query(self.oracle.upload(images), *self.learner())[0]
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        if self.recipe.trains:
+            super().load_model(directory, epoch)
+
+    def model_inference(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = self.oracle.upload(pixels)
+        prompt = self.learner(pixels if self.space.changes_pictures else None)
+        if self.head is not None and self.recipe.head_reads == "features":
+            image = self.head(self.oracle.image_features(images))
+            return self.description.logit_scale * image @ self.oracle.text_features(prompt)[0].T
+        logits = self.oracle.query(images, prompt)[0]
         return logits if self.head is None else self.head(logits)

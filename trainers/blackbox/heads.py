@@ -1,5 +1,7 @@
 """Heads: trained here, by ordinary gradients, on what came back from the model."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,37 +9,46 @@ from torch import nn
 from .run.errors import BlackBoxError
 
 
-def mlp(outer, inner):
+def mlp(outer: int, inner: int) -> nn.Sequential:
     if inner < 1:
         raise BlackBoxError(f"A head of width {inner} was asked for; 1 or more is needed.")
     return nn.Sequential(nn.Linear(outer, inner), nn.ReLU(), nn.Linear(inner, outer))
 
 
 class PredictionRefinement(nn.Module):
-    """CraFT's head (ICML 2024, section 3.3): `refined = raw + MLP(raw)`, `C -> width -> C`, on logits `[..., C]`."""
+    """CraFT's head (ICML 2024, section 3.3), on logits `[..., C]`.
+
+    `refined = raw + MLP(raw)`, `C -> width -> C`.
+    """
 
     class_bound = True  # a class is a number of its own to it
 
-    def __init__(self, classes, width=256):
+    def __init__(self, classes: int, width: int = 256) -> None:
         super().__init__()
         self.mlp = mlp(classes, width)
 
-    def forward(self, logits):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
         return logits + self.mlp(logits)
 
 
 class FeatureAdapter(nn.Module):
-    """CBBT's adapter in CLIP-Adapter's form, on image features `[..., E]`: `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew.
+    """CBBT's adapter in CLIP-Adapter's form, on image features `[..., E]`.
+
+    `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew.
 
     Features pass unchanged until `active` is set; a checkpoint remembers it.
     """
 
-    def __init__(self, dim, width, ratio=0.2):
+    reads = "features"
+
+    active: torch.Tensor
+
+    def __init__(self, dim: int, width: int, ratio: float = 0.2) -> None:
         super().__init__()
         self.mlp, self.ratio = mlp(dim, width), ratio
         self.register_buffer("active", torch.tensor(False))
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.active:
             return features
         return F.normalize(self.ratio * self.mlp(features) + (1 - self.ratio) * features, dim=-1)

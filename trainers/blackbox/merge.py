@@ -60,7 +60,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
             f"The options have a key without a value: {shown(options[-1])} is the last of "
             f"{len(options)} words; KEY VALUE pairs are expected."
         )
-    for name, value in zip(options[::2], options[1::2]):
+    for name, value in zip(options[::2], options[1::2], strict=True):
         *sections, key = name.split(".")
         node = cfg
         for part in sections:

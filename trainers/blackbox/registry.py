@@ -1,19 +1,30 @@
 """Registration that survives being done twice, and refuses to replace somebody else's trainer."""
 
+from typing import TypeVar
+
 from dassl.engine import TRAINER_REGISTRY
 
 from .run.errors import BlackBoxError
 
 MARK = "dassl_blackbox_trainer"
+Trainer = TypeVar("Trainer", bound=type)
 
 
-def register_trainer(cls):
+def ours() -> dict[str, type]:
+    """The trainers of this project that are registered, by name."""
+    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    return {name: trainer for name, trainer in found.items() if getattr(trainer, MARK, False)}
+
+
+def register_trainer(cls: Trainer) -> Trainer:
     """Class decorator: register with Dassl under the class's name.
 
-    Registering our own again (the package is installed *and* copied into a fork) is silent, the first stays.
+    Registering our own again (the package is installed *and* copied into a fork) is silent, the
+    first stays.
 
     Raises:
-        BlackBoxError: a foreign trainer holds the name (the authors' forks have a ZIP, a CBBT and a BPTVLM of their own).
+        BlackBoxError: a foreign trainer holds the name (the authors' forks have a ZIP, a CBBT and
+            a BPTVLM of their own).
     """
     setattr(cls, MARK, True)
     name = cls.__name__
@@ -21,7 +32,8 @@ def register_trainer(cls):
         TRAINER_REGISTRY.register(cls)
     elif not getattr(TRAINER_REGISTRY.get(name), MARK, False):
         raise BlackBoxError(
-            f"A trainer named {name} is registered already, by {TRAINER_REGISTRY.get(name).__module__}, which is not ours. "
-            f"Rename one of them: give that class another name, or leave out its import in train.py."
+            f"A trainer named {name} is registered already, by "
+            f"{TRAINER_REGISTRY.get(name).__module__}, which is not ours. Rename one of them: give "
+            "that class another name, or leave out its import in train.py."
         )
     return cls

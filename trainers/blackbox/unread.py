@@ -5,7 +5,7 @@ from __future__ import annotations
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from .config import KEYS, extend_cfg, leaves
+from .config import extend_cfg, leaves, tables
 from .hostkeys import SCHEDULED
 
 ANSWERS = {"ORACLE.PREC", "ORACLE.GRANTS", "ORACLE.TOP_K"}  # keys that evaluation reads too
@@ -22,7 +22,7 @@ def unread(cfg: CfgNode) -> list[str]:
     default = get_cfg_default()
     extend_cfg(default)
     before, read = leaves(default), reads(cfg)
-    nodes = ("OPTIM.", "ORACLE.", *(f"{name}." for name in KEYS if name.startswith("TRAINER.")))
+    nodes = ("OPTIM.", "ORACLE.", *(f"{name}." for name in tables() if name.startswith("TRAINER.")))
     return sorted(
         name
         for name, value in leaves(cfg).items()

@@ -9,7 +9,7 @@ def get_cfg_default():
 
 
 def clean_cfg(cfg, trainer):
-    """Drop the settings of every other trainer from `cfg.TRAINER`, so that a printed config is short."""
+    """Drop every other trainer's settings from `cfg.TRAINER`: a printed config is short."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]

@@ -1,4 +1,7 @@
-"""Every default of Dassl 0.6.3, by value: a fork's YAML may set any of them, and yacs refuses keys it does not know."""
+"""Every default of Dassl 0.6.3, by value.
+
+A fork's YAML may set any of them, and yacs refuses keys that it does not know.
+"""
 
 DEFAULTS = {
     "VERSION": 1,

@@ -2,10 +2,9 @@ from operator import attrgetter
 
 import torch
 import torchvision.transforms as T
+from dassl.utils import read_image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
-
-from dassl.utils import read_image
 
 from .datasets import build_dataset
 from .samplers import build_sampler
@@ -23,7 +22,10 @@ def build_data_loader(
     is_train=True,
     dataset_wrapper=None,
 ):
-    """A loader over a list of Datum. In training the last, partial batch is dropped, unless it is the only one."""
+    """A loader over a list of Datum.
+
+    In training the last, partial batch is dropped, unless it is the only one.
+    """
     wrapper = dataset_wrapper or DatasetWrapper
     sampler = build_sampler(
         sampler_type,
@@ -46,7 +48,10 @@ def build_data_loader(
 
 
 class DataManager:
-    """The data set of a config, and the loaders over its parts; `train_loader_u` and `val_loader` may be None."""
+    """The data set of a config, and the loaders over its parts.
+
+    `train_loader_u` and `val_loader` may be None.
+    """
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         self.dataset = build_dataset(cfg)
@@ -117,8 +122,9 @@ def _transform(cfg, custom, is_train):
 class DatasetWrapper(Dataset):
     """Items as dictionaries `label, domain, impath, index, img`.
 
-    `transform` may be a list: the second one's result is `img2`, and so on. In training, K_TRANSFORMS > 1 makes each a list
-    of that many views. With RETURN_IMG0, `img0` is the image without augmentation.
+    `transform` may be a list: the second one's result is `img2`, and so on. In training,
+    K_TRANSFORMS > 1 makes each a list of that many views. With RETURN_IMG0, `img0` is the image
+    without augmentation.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):

@@ -8,7 +8,8 @@ from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 class RandomClassSampler(Sampler):
     """Batches of `batch_size // n_ins` random classes with `n_ins` images each.
 
-    An epoch ends when fewer classes than a batch needs have images left; a class with fewer than `n_ins` images repeats them.
+    An epoch ends when fewer classes than a batch needs have images left; a class with fewer than
+    `n_ins` images repeats them.
     """
 
     def __init__(self, data_source, batch_size, n_ins):
@@ -36,7 +37,7 @@ class RandomClassSampler(Sampler):
         return iter(epoch)
 
     def _groups(self, indices):
-        """`indices`, shuffled and cut into lists of `n_ins`; what is left over waits for another epoch."""
+        """`indices`, shuffled and cut into lists of `n_ins`; a remainder is left out."""
         if len(indices) < self.n_ins:
             indices = np.random.choice(indices, size=self.n_ins, replace=True)
         indices = list(indices)

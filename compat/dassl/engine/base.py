@@ -2,12 +2,11 @@ import os
 from collections import OrderedDict
 
 import torch
-
 from dassl.utils import load_checkpoint, resume_from_checkpoint, save_checkpoint, tolist_if_not
 
 
 class TrainerBase:
-    """Named models with their optimizers and schedules, the loop over epochs, and the hooks around it."""
+    """Named models with optimizers and schedules, the loop over epochs and its hooks."""
 
     def __init__(self):
         self._models = OrderedDict()
@@ -53,7 +52,7 @@ class TrainerBase:
             )
 
     def resume_model_if_exist(self, directory):
-        """Load the newest checkpoint of every model, if all are there; returns the epoch to start at."""
+        """Load every model's newest checkpoint, if all are there; return the epoch to start at."""
         folders = {name: os.path.join(directory, name) for name in self.get_model_names()}
         if not all(os.path.exists(folder) for folder in folders.values()):
             print("No checkpoint found, train from scratch")
@@ -69,7 +68,8 @@ class TrainerBase:
         """Load the weights of the best model, or of the one saved after `epoch`."""
         if not directory:
             print(
-                "Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)"
+                "Note that load_model() is skipped as no pretrained model is given (ignore this if "
+                "it's done on purpose)"
             )
             return
         model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
@@ -100,9 +100,8 @@ class TrainerBase:
 
     def init_writer(self, log_dir):
         if self._writer is None:
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )  # slow to import, and only training writes
+            # slow to import, and only training writes
+            from torch.utils.tensorboard import SummaryWriter
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
@@ -119,7 +118,7 @@ class TrainerBase:
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         self.before_train()  # may move start_epoch, by resuming
-        for self.epoch in range(self.start_epoch, self.max_epoch):
+        for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020  an attribute
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()

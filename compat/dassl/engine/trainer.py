@@ -4,17 +4,16 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
-
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, mkdir_if_missing
+from tqdm import tqdm
 
 from .base import TrainerBase
 
 
 class SimpleTrainer(TrainerBase):
-    """Data, checkpoints, evaluation and log of a run; a subclass builds the model and runs an epoch."""
+    """Data, checkpoints, evaluation and log; a subclass builds the model and runs an epoch."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -44,8 +43,8 @@ class SimpleTrainer(TrainerBase):
 
     def build_model(self):
         raise NotImplementedError(
-            f"{type(self).__name__} has no build_model(), and the default one builds a network of dassl.modeling, "
-            "which needs the real Dassl: write build_model(), or install it"
+            f"{type(self).__name__} has no build_model(), and the default one builds a network of "
+            "dassl.modeling, which needs the real Dassl: write build_model(), or install it"
         )
 
     def train(self):
@@ -85,7 +84,10 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate on `split`, by default TEST.SPLIT; without a validation set, on the test set. Returns the accuracy."""
+        """Evaluate on `split`, by default TEST.SPLIT; without a validation set, on the test set.
+
+        Returns the accuracy.
+        """
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
@@ -118,7 +120,7 @@ class TrainerX(SimpleTrainer):
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         self.num_batches = len(self.train_loader_x)
         end = time.time()
-        for self.batch_idx, batch in enumerate(self.train_loader_x):
+        for self.batch_idx, batch in enumerate(self.train_loader_x):  # noqa: B020  an attribute
             data_time.update(time.time() - end)
             loss_summary = self.forward_backward(batch)
             batch_time.update(time.time() - end)

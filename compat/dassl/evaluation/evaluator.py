@@ -9,7 +9,10 @@ from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
-    """`reset`, then `process` batch by batch, then `evaluate`, whose first value is what `trainer.test()` returns."""
+    """`reset`, then `process` batch by batch, then `evaluate`.
+
+    The first value of what that returns is what `trainer.test()` returns.
+    """
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -26,7 +29,10 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Accuracy, error and macro F1 in percent; on request the accuracy of each class and the confusion matrix."""
+    """Accuracy, error and macro F1 in percent.
+
+    On request the accuracy of each class and the confusion matrix.
+    """
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)

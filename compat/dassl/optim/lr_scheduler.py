@@ -4,10 +4,11 @@ AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
 
 
 class WarmupScheduler(LRScheduler):
-    """`warmup_epoch` epochs at other rates, one at the base rate, then `successor` goes on from there.
+    """`warmup_epoch` epochs at other rates, one at the base rate, then `successor` from there.
 
-    Constant: every warm-up epoch at `warmup_lr`. Linear: epoch 0 at `warmup_lr`, epoch t at base rate * t / `warmup_epoch`.
-    torch's SequentialLR of ConstantLR or LinearLR knows only factors of the base rate, and would differ in both.
+    Constant: every warm-up epoch at `warmup_lr`. Linear: epoch 0 at `warmup_lr`, epoch t at base
+    rate * t / `warmup_epoch`. torch's SequentialLR of ConstantLR or LinearLR knows only factors of
+    the base rate, and would differ in both.
     """
 
     def __init__(self, optimizer, successor, warmup_epoch, warmup_lr, linear):
@@ -32,7 +33,10 @@ class WarmupScheduler(LRScheduler):
             super().step(epoch)
 
     def state_dict(self):
-        """Plain values only, so that a checkpoint loads with `weights_only` and leaves `successor` on its own optimizer."""
+        """Plain values only: a checkpoint loads with `weights_only`.
+
+        `successor` stays on its own optimizer.
+        """
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict):

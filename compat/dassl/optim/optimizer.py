@@ -10,7 +10,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     """The optimizer that `optim_cfg.NAME` names.
 
     Args:
-        model: a module, or its parameters; `param_groups`, where given, wins over it and over STAGED_LR.
+        model: a module, or its parameters; `param_groups`, where given, wins over it and over
+            STAGED_LR.
         optim_cfg: `cfg.OPTIM`.
     """
     cfg = optim_cfg
@@ -19,7 +20,9 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if param_groups is not None:
         if cfg.STAGED_LR:
             warnings.warn(
-                "STAGED_LR is ignored because param_groups are given: put the learning rates into those"
+                "STAGED_LR is ignored because param_groups are given: put the learning rates into "
+                "those",
+                stacklevel=2,
             )
     elif cfg.STAGED_LR:
         param_groups = _staged(model, cfg)
@@ -50,7 +53,9 @@ def build_optimizer(model, optim_cfg, param_groups=None):
 
 
 def _staged(model, cfg):
-    """Two groups: every other child of `model` at LR * BASE_LR_MULT, then the children NEW_LAYERS at LR."""
+    """Two groups: every other child of `model` at LR * BASE_LR_MULT, then the children NEW_LAYERS
+    at LR.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"STAGED_LR needs an nn.Module, whose children it sorts, but got {type(model).__name__}"

@@ -7,8 +7,6 @@ from .tools import (
     collect_env_info,
     get_most_similar_str_to_a_from_b,
     listdir_nohidden,
-)
-from .tools import (
     mkdir_if_missing,
     read_image,
     read_json,
@@ -22,5 +20,6 @@ from .torchtools import (
     load_pretrained_weights,
     open_all_layers,
     open_specified_layers,
+    resume_from_checkpoint,
+    save_checkpoint,
 )
-from .torchtools import resume_from_checkpoint, save_checkpoint

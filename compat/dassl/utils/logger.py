@@ -6,14 +6,14 @@ from .tools import mkdir_if_missing
 
 
 class Logger:
-    """Stands in for stdout: what is printed goes to the console and to the file at `fpath`, which is started afresh."""
+    """Stands in for stdout: what is printed goes to the console and to a new file at `fpath`."""
 
     def __init__(self, fpath=None):
         self.console = sys.stdout
         self.file = None
         if fpath is not None:
             mkdir_if_missing(os.path.dirname(fpath))
-            self.file = open(fpath, "w")
+            self.file = open(fpath, "w")  # noqa: SIM115  closed by `close`
 
     def __enter__(self):
         return self
@@ -40,8 +40,10 @@ class Logger:
 
 
 def setup_logger(output=None):
-    """Send stdout also to `output` (a .txt or .log file) or to `output`/log.txt; an existing log is kept, and a date is added
-    to the name of the new one."""
+    """Send stdout also to `output` (a .txt or .log file) or to `output`/log.txt.
+
+    An existing log is kept, and a date is added to the name of the new one.
+    """
     if output is None:
         return
     fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")

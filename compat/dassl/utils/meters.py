@@ -8,7 +8,10 @@ def _plain(value):
 
 
 class AverageMeter:
-    """Last value (`val`) and running mean (`avg`) of one quantity; with `ema`, an exponential mean that starts at 0."""
+    """Last value (`val`) and running mean (`avg`) of one quantity.
+
+    With `ema`, an exponential mean that starts at 0.
+    """
 
     def __init__(self, ema=False):
         self.ema = ema
@@ -25,19 +28,23 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """A meter for each name that `update` has seen; as a string, `loss 0.5000 (0.7500) acc …`: last value (mean)."""
+    """A meter for each name that `update` has seen.
+
+    As a string, `loss 0.5000 (0.7500) acc …`: last value (mean).
+    """
 
     def __init__(self, delimiter=" "):
         self.meters = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, input_dict):
-        """Take `{name: number or one-element tensor}`; None is passed over (a step that measured nothing)."""
+        """Take `{name: number or one-element tensor}`; None (nothing was measured) is skipped."""
         if input_dict is None:
             return
         if not isinstance(input_dict, dict):
             raise TypeError(
-                f"MetricMeter.update expects a dictionary of numbers, but got {type(input_dict).__name__}"
+                "MetricMeter.update expects a dictionary of numbers, but got "
+                f"{type(input_dict).__name__}"
             )
         for name, value in input_dict.items():
             self.meters[name].update(value)

@@ -1,12 +1,18 @@
 class Registry:
-    """Names to classes or functions: `@REGISTRY.register()` above a definition, `REGISTRY.get(name)` to find it again."""
+    """Names to classes or functions.
+
+    `@REGISTRY.register()` above a definition, `REGISTRY.get(name)` to find it again.
+    """
 
     def __init__(self, name):
         self._name = name
         self._obj_map = {}
 
     def register(self, obj=None, force=False):
-        """Enter `obj` under its `__name__`; without `obj`, a decorator. A name already taken is a KeyError unless `force`."""
+        """Enter `obj` under its `__name__`; without `obj`, a decorator.
+
+        A name already taken is a KeyError unless `force`.
+        """
         if obj is None:
             return lambda decorated: self.register(decorated, force)
         if obj.__name__ in self._obj_map and not force:

@@ -21,7 +21,7 @@ def check_isfile(fpath):
     """Whether `fpath` is a file; warns when it is not."""
     found = os.path.isfile(fpath)
     if not found:
-        warnings.warn(f'No file found at "{fpath}"')
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
     return found
 
 
@@ -63,7 +63,7 @@ def collect_env_info():
 
 
 def get_most_similar_str_to_a_from_b(a, b):
-    """The string of list `b` most like `a`: the last one where several are; None where `b` is empty."""
+    """The string of list `b` most like `a`, the last of equals; None where `b` is empty."""
     return max(
         reversed(list(b)),
         key=lambda candidate: SequenceMatcher(None, a, candidate).ratio(),

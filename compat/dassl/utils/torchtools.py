@@ -16,9 +16,12 @@ def _without_module(state_dict):
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
-    """Write `state` (with keys `state_dict` and `epoch`) to `save_dir`/`model_name`, by default `model.pth.tar-<epoch>`.
+    """Write `state` to `save_dir`/`model_name`, by default `model.pth.tar-<epoch>`.
 
-    The file `checkpoint` beside it then holds the name of the newest one; `is_best` also copies it to `model-best.pth.tar`.
+    It has the keys `state_dict` and `epoch`.
+
+    The file `checkpoint` beside it then holds the name of the newest one; `is_best` also copies it
+    to `model-best.pth.tar`.
     """
     mkdir_if_missing(save_dir)
     if remove_module_from_keys:
@@ -51,7 +54,7 @@ def load_checkpoint(fpath):
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
-    """Load what the pointer file in `fdir` names into model, optimizer and scheduler; returns the epoch to start at."""
+    """Load what the pointer file in `fdir` names, and return the epoch to start at."""
     with open(os.path.join(fdir, "checkpoint")) as pointer:
         fpath = os.path.join(fdir, pointer.readline().strip())
 
@@ -68,7 +71,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 
 
 def load_pretrained_weights(model, weight_path):
-    """Load those entries of a checkpoint whose name and shape `model` has, and say which were left."""
+    """Load the entries of a checkpoint whose name and shape `model` has; say which were left."""
     checkpoint = load_checkpoint(weight_path)
     found = _without_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
@@ -78,7 +81,7 @@ def load_pretrained_weights(model, weight_path):
     model.load_state_dict({**own, **matched})
 
     if not matched:
-        warnings.warn(f"Cannot load {weight_path} (check the key names manually)")
+        warnings.warn(f"Cannot load {weight_path} (check the key names manually)", stacklevel=2)
         return
     print(f"Successfully loaded pretrained weights from {weight_path}")
     discarded = [key for key in found if key not in matched]
@@ -93,7 +96,10 @@ def open_all_layers(model):
 
 
 def open_specified_layers(model, open_layers):
-    """Train the children of `model` named by `open_layers` (one name or a list); freeze the others, in eval mode."""
+    """Train the children of `model` named by `open_layers`, one name or a list.
+
+    The others are frozen, in eval mode.
+    """
     if isinstance(model, nn.DataParallel):
         model = model.module
     open_layers = [open_layers] if isinstance(open_layers, str) else open_layers
@@ -105,7 +111,10 @@ def open_specified_layers(model, open_layers):
 
 
 def count_num_param(model=None, params=None):
-    """Number of values in the parameters of `model`, or in `params` (tensors, or dictionaries with one as `params`)."""
+    """Number of values in the parameters of `model`, or in `params`.
+
+    Those are tensors, or dictionaries with one as `params`.
+    """
     if model is None and params is None:
         raise ValueError("count_num_param expects a model or params, but got neither")
     params = model.parameters() if model is not None else params

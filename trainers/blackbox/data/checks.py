@@ -81,7 +81,8 @@ def check_pictures(dataset: Any, name: str) -> None:
 
 def look_through(paths: Sequence[str], decoding: bool = False) -> tuple[Counter[str], int]:
     """(how many pictures each rule touches, the pixels of all)."""
-    counts, pixels = Counter(), 0
+    counts: Counter[str] = Counter()
+    pixels = 0
     for path in paths:
         _, found, size = look(path, decoding)
         counts.update(found)
@@ -111,7 +112,7 @@ def training_images(items: Sequence[Any]) -> str:
     with ThreadPoolExecutor(THREADS) as pool:
         contents = list(pool.map(content, paths))
     every = hashlib.sha256()
-    for item, found in zip(items, contents):
+    for item, found in zip(items, contents, strict=True):
         line = [*Path(item.impath).parts[-2:], item.label, item.classname, found]
         every.update(json.dumps(line).encode())
     return every.hexdigest()

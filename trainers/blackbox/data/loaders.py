@@ -67,7 +67,7 @@ def match_input(cfg: Any, description: Any) -> Any:
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, str) or isinstance(b, str):
         return a == b
-    return len(a) == len(b) and all(abs(x - y) < 1e-4 for x, y in zip(a, b))
+    return len(a) == len(b) and all(abs(x - y) < 1e-4 for x, y in zip(a, b, strict=True))
 
 
 def build_data(trainer: Any) -> DataManager:
@@ -126,6 +126,14 @@ def crop_on_device(trainer: Any) -> None:
 class Pictured:
     """The part of a trainer that looks after its pictures, before Dassl's in the order of bases."""
 
+    # set by Dassl's trainer and by `build_data`
+    cfg: Any
+    dm: Any
+    epoch: int
+    pictures: Pictures
+    augmentation: Augmentation
+    cropper: Cropper | None
+
     def check_training(self) -> None:
         """Raise where training would look at test images, or at pictures that cannot be decoded."""
         cfg, dataset, name = self.cfg, self.dm.dataset, self.cfg.DATASET.NAME
@@ -154,11 +162,11 @@ class Pictured:
 
     def before_train(self) -> None:
         self.check_training()
-        super().before_train()
+        super().before_train()  # type: ignore[misc]  # Dassl's
 
     def before_epoch(self) -> None:
         self.augmentation.epoch = self.epoch
-        super().before_epoch()
+        super().before_epoch()  # type: ignore[misc]  # Dassl's
 
 
 def ordered_loader(cfg: Any, items: Sequence[Any], pictures: Pictures) -> DataLoader:

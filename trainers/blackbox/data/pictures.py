@@ -91,7 +91,7 @@ class Pictures:
             for start in range(0, len(paths), TOGETHER):
                 part = paths[start : start + TOGETHER]
                 looked = pool.map(look, part, [small or room] * len(part))
-                for path, (picture, found, _) in zip(part, looked):
+                for path, (picture, found, _) in zip(part, looked, strict=True):
                     counts.update(found)
                     if picture is None:
                         self.paths.discard(path)

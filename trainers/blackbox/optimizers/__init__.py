@@ -2,8 +2,8 @@
 
 from .cmaes import CMAES
 from .directions import RandomDirections
+from .fixed import Fixed
 from .gaussnewton import SubspaceGaussNewton
-from .memory import RememberedJacobian
 from .spsa import SPSA
 
-__all__ = ["CMAES", "RandomDirections", "RememberedJacobian", "SPSA", "SubspaceGaussNewton"]
+__all__ = ["CMAES", "SPSA", "Fixed", "RandomDirections", "SubspaceGaussNewton"]

@@ -8,13 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import cma
 import numpy as np
 import torch
-from cma import restricted_gaussian_sampler
 
 from ..run.errors import BlackBoxError, one_of
 from .contract import Optimizer
+
+with warnings.catch_warnings():
+    # pycma plots, we do not
+    warnings.filterwarnings("ignore", message="Could not import matplotlib")
+    import cma
+    from cma import restricted_gaussian_sampler
 
 # Restricted models of the covariance cost a tenth at a thousand dimensions, and less memory.
 COVARIANCES = {
@@ -37,7 +41,9 @@ def global_randn(*shape: int) -> np.ndarray:
 
 
 class CMAES(Optimizer):
-    """Asks for a generation, is told its losses. Its own stop criteria are ignored: the budget decides.
+    """Asks for a generation, is told its losses.
+
+    Its own stop criteria are ignored: the budget decides.
 
     Args:
         start: mean of the first generation `[d]`.
@@ -55,6 +61,8 @@ class CMAES(Optimizer):
         BlackBoxError: options that are unknown (with pycma's own message) or have a setting of
             their own, bounds that exclude the start, an impossible population.
     """
+
+    population: int
 
     def __init__(
         self,
@@ -90,8 +98,8 @@ class CMAES(Optimizer):
             start.device,
             start.dtype,
         )
-        self.numpy_state = np.random.RandomState(seed % 2**32).get_state()
-        settings = {
+        self.numpy_state: Any = np.random.RandomState(seed % 2**32).get_state()
+        settings: dict[str, Any] = {
             "popsize": population,
             "seed": np.nan,
             "randn": global_randn,
@@ -103,19 +111,19 @@ class CMAES(Optimizer):
             settings["bounds"] = [-bound, bound]
         if covariance == "diagonal":
             settings["CMA_diagonal"] = True
-        elif covariance != "full":
-            settings.update(
-                getattr(restricted_gaussian_sampler, COVARIANCES[covariance]).extend_cma_options()
-            )
+        elif sampler := COVARIANCES[covariance]:
+            settings.update(getattr(restricted_gaussian_sampler, sampler).extend_cma_options())
         if "popsize" in options[::2]:
             raise BlackBoxError("CMA_OPTIONS holds 'popsize', which POPULATION sets. Remove it.")
         with self.pycma("refuses its options (CMA_OPTIONS)"), warnings.catch_warnings():
             # pycma 4.5 says so of its own default
             warnings.filterwarnings("ignore", message=".*not a safe string")
-            settings.update(zip(options[::2], options[1::2]))
+            settings.update(zip(options[::2], options[1::2], strict=True))
             self.es = cma.CMAEvolutionStrategy(start.double().cpu().numpy(), sigma, settings)
+            if hasattr(self.es.sm, "randn"):  # the restricted models keep a source of their own
+                self.es.sm.randn = global_randn
         self.best, self.best_loss = start.clone(), float("inf")
-        self.asked = None
+        self.asked: Any = None  # the generation, a list of vectors, until its losses are told
         self.param_groups = [{"params": [], "lr": float(sigma)}]
 
     @contextmanager

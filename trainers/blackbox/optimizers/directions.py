@@ -1,4 +1,11 @@
-"""One-sided finite differences along random directions, and Adam on what they give: CBBT's optimiser (EMNLP Findings 2023, section 3.2)."""
+"""CBBT's optimiser (EMNLP Findings 2023, section 3.2).
+
+One-sided finite differences along random directions, and Adam on what they give.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -7,10 +14,11 @@ from .contract import Optimizer
 
 
 class RandomDirections(Optimizer):
-    """`g = (1 / eps) (1 / q) sum_j u_j (l(theta + eps u_j) - l(theta)) / eps`, clipped by norm, then one step of Adam.
+    """Finite differences along random directions, clipped by norm, then one step of Adam.
 
-    The u_j are Gaussian, scaled to unit length. The factor `1 / eps` stands where a textbook has d; with `eps = max(1 / d, 0.001)` the two
-    are equal for d up to 1,000.
+    `g = (1 / eps) (1 / q) sum_j u_j (l(theta + eps u_j) - l(theta)) / eps`. The u_j are Gaussian,
+    scaled to unit length. The factor `1 / eps` stands where a textbook has d; with
+    `eps = max(1 / d, 0.001)` the two are equal for d up to 1,000.
 
     Args:
         start: theta `[d]`.
@@ -23,7 +31,17 @@ class RandomDirections(Optimizer):
         BlackBoxError: no direction.
     """
 
-    def __init__(self, start, q=256, clip=5.0, lr=0.002, weight_decay=5e-4, seed=0):
+    in_use = 0  # theta before the step: to ask about it after the step would cost a query
+
+    def __init__(
+        self,
+        start: torch.Tensor,
+        q: int = 256,
+        clip: float = 5.0,
+        lr: float = 0.002,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+    ) -> None:
         if q < 1:
             raise BlackBoxError(
                 f"TRAINER.CBBT.Q is {q}; at least one direction is needed for a gradient estimate."
@@ -33,33 +51,36 @@ class RandomDirections(Optimizer):
         self.eps = max(1 / len(start), 0.001)
         self.generator = torch.Generator().manual_seed(seed)
         self.adam = torch.optim.Adam([self.theta], lr=lr, weight_decay=weight_decay)
-        self.asked = None
+        self.asked: Any = None  # the u_j `[q, d]`, until their losses are told
 
     @property
-    def population(self):
+    def population(self) -> int:
         return self.q + 1
 
     @property
-    def solution(self):
+    def solution(self) -> torch.Tensor:
         return self.theta
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # Adam's: read only
         return self.adam.param_groups
 
-    def ask(self):
+    def ask(self) -> torch.Tensor:
         """Candidates `[q + 1, d]`: theta, then theta + eps u_j."""
         u = torch.randn(self.q, len(self.theta), generator=self.generator)
         self.asked = (u / u.norm(dim=1, keepdim=True)).to(self.theta)
         return torch.cat([self.theta[None], self.theta + self.eps * self.asked])
 
-    def estimate(self, losses):
-        """The gradient estimate `[d]` from the losses of the candidates that were asked for last, before clipping."""
+    def estimate(self, losses: torch.Tensor) -> torch.Tensor:
+        """The gradient estimate `[d]`, before clipping.
+
+        From the losses of the candidates that were asked for last.
+        """
         losses = losses.to(self.theta)
         slopes = (losses[1:] - losses[0]) / self.eps
         return slopes @ self.asked / (self.q * self.eps)
 
-    def tell(self, losses):
+    def tell(self, losses: torch.Tensor) -> None:
         """Take one step. Losses `[q + 1]`."""
         g = self.estimate(losses)
         norm = g.norm()
@@ -67,14 +88,14 @@ class RandomDirections(Optimizer):
         self.adam.step()
         self.asked = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {
             "theta": self.theta,
             "adam": self.adam.state_dict(),
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.theta.copy_(state["theta"])
         self.adam.load_state_dict(state["adam"])
         self.generator.set_state(state["generator"].cpu())

@@ -1,10 +1,17 @@
-"""Gauss-Newton steps from finite differences of all logits, in random subspaces: JOLT's optimiser."""
+"""JOLT's optimiser: Gauss-Newton steps from finite differences of all logits.
+
+They are made in random subspaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from ..losses import cross_entropies, softmax_model
 from ..run.errors import BlackBoxError
-from ..losses import cross_entropies
 from .contract import Optimizer
 
 LADDER = [4.0**-k for k in range(8)]  # finite-difference steps that the first step tries
@@ -13,37 +20,27 @@ BOUNDS = 1e-3, 1e3  # between which lambda stays
 UP = 10.0  # what lambda is multiplied by where no proposal was better
 
 
-def softmax_model(logits, slopes, labels):
-    """Gradient `[m]` and Gauss-Newton matrix `[m, m]` of the mean cross-entropy along m directions.
-
-    Exact derivatives (the matrix is the Hessian) where the logits are linear in the parameters:
-    `g_i = sum((p - Y) J_i) / B`, `H_ij = (1/B) sum_b [sum_c p J_i J_j - (sum_c p J_i)(sum_c p J_j)]`.
-
-    Args:
-        logits: `[B, C]`.
-        slopes: J, derivatives of the logits along the directions, `[m, B, C]`.
-        labels: `[B]`.
-    """
-    p = logits.softmax(-1)
-    residual = p - F.one_hot(labels, p.shape[1])
-    centred = ((slopes - (p * slopes).sum(-1, keepdim=True)) * p.sqrt()).flatten(1)
-    return slopes.flatten(1) @ residual.flatten() / len(p), centred @ centred.T / len(p)
-
-
 class SubspaceGaussNewton(Optimizer):
-    """Levenberg-Marquardt on the cross-entropy of a mini-batch, in a new random subspace at every step. It is told logits, not losses.
+    """Levenberg-Marquardt on the cross-entropy of a mini-batch, in a new random subspace each step.
 
-    A step has two rounds. First theta and the proposals that the step before made, one for each damping, are scored on the new mini-batch: theta moves to the
-    best, so that a proposal must be better *on images that it was not made from*. Then theta is shifted along m orthonormal directions Z (the last move is one
-    of them), and with the slopes `J = (f(theta + eps z) - f(theta)) / eps` of all logits the next proposals are
-    `theta - Z (H + (lambda mu + decay) I)^-1 (g + decay Z^T (theta - start))`. lambda follows the damping that won, and goes up where none did. mu, its unit, is the mean of H's
-    diagonal; but H vanishes where the model is sure of a wrong class, and steps would explode there, so mu is at least a hundredth of the mean diagonal of
-    `(1/2B) sum_b [sum_c J_i J_j - (sum_c J_i)(sum_c J_j) / C]`, which bounds H whatever the probabilities (Boehning, 1992).
+    It is told logits, not losses.
 
-    eps is measured once, by the first step's candidates: few directions, each with steps from 1 down to 4^-7. Between curvature, which spoils the slopes of large steps, and
-    rounding or a service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree best, in proportion to their size.
+    A step has two rounds. First theta and the proposals that the step before made, one for each
+    damping, are scored on the new mini-batch: theta moves to the best, so that a proposal must be
+    better *on images that it was not made from*. Then theta is shifted along m orthonormal
+    directions Z (the last move is one of them), and with the slopes
+    `J = (f(theta + eps z) - f(theta)) / eps` of all logits the next proposals are
+    `theta - Z (H + (lambda mu + decay) I)^-1 (g + decay Z^T (theta - start))`. lambda follows the
+    damping that won, and goes up where none did. mu, its unit, is the mean of H's diagonal; but H
+    vanishes where the model is sure of a wrong class, and steps would explode there, so mu is at
+    least a hundredth of the mean diagonal of
+    `(1/2B) sum_b [sum_c J_i J_j - (sum_c J_i)(sum_c J_j) / C]`, which bounds H whatever the
+    probabilities (Boehning, 1992).
 
-    Answers may be something else that logits are linear in, such as the texts' features: then `to_logits` is set to the map, which may differ from step to step.
+    eps is measured once, by the first step's candidates: few directions, each with steps from 1
+    down to 4^-7. Between curvature, which spoils the slopes of large steps, and rounding or a
+    service's noise, which spoil those of small ones, lie the two neighbours whose slopes agree
+    best, in proportion to their size.
 
     The last step's slopes are paid for and its proposals never scored: a run can go on from there.
 
@@ -65,50 +62,62 @@ class SubspaceGaussNewton(Optimizer):
     """
 
     rounds, told = 2, "logits"
-    explored = 1.0  # share of the directions in which slopes were seen
 
     def __init__(
-        self, start, directions=64, dampings=(0.1, 1.0, 10.0), damping=1.0, decay=0.01, seed=0
-    ):
+        self,
+        start: torch.Tensor,
+        directions: int = 64,
+        dampings: Sequence[float] = (0.1, 1.0, 10.0),
+        damping: float = 1.0,
+        decay: float = 0.01,
+        seed: int = 0,
+    ) -> None:
         if min(directions, len(start)) < len(LADDER):
             raise BlackBoxError(
-                f"TRAINER.JOLT.DIRECTIONS is {directions} in a space of {len(start)} dimensions; both must be {len(LADDER)} or more, to measure the step of finite "
-                f"differences."
+                f"TRAINER.JOLT.DIRECTIONS is {directions} in a space of {len(start)} dimensions; "
+                f"both must be {len(LADDER)} or more, to measure the step of finite differences."
             )
         if not dampings or min(dampings) <= 0 or damping <= 0 or decay < 0:
             raise BlackBoxError(
-                f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY of 0 or more; given are {list(dampings)}, {damping} and {decay}."
+                f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY "
+                f"of 0 or more; given are {list(dampings)}, {damping} and {decay}."
             )
         self.start, self.theta = start.clone(), start.clone()
-        self.m, self.factors, self.damping, self.decay = (
-            min(directions, len(start)),
-            tuple(dampings),
-            damping,
-            decay,
-        )
+        self.m, self.factors = min(directions, len(start)), tuple(dampings)
+        self.damping, self.decay = damping, decay
         self.proposals = self.theta.expand(len(dampings), -1).clone()
         self.move = torch.zeros_like(start)
         self.eps = 0.0  # not yet measured
         self.generator = torch.Generator().manual_seed(seed)
-        self.here = self.asked = None
+        self.here: Any = None
+        self.asked: Any = None  # candidates; in the second round, directions and steps
         self.best = 0
         self.param_groups = [{"params": [], "lr": damping}]
 
     @property
-    def population(self):
+    def population(self) -> int:
         return 1 + len(self.proposals) + self.m
 
     @property
-    def first_round(self):
+    def first_round(self) -> bool:
         """Whether theta and its proposals are asked for next."""
         return self.here is None
 
     @property
-    def solution(self):
+    def solution(self) -> torch.Tensor:
         return self.theta
 
-    def ask(self):
-        """First theta and its proposals, `[1 + dampings, d]`; when these are told, theta shifted along directions, `[m, d]`."""
+    @property
+    def in_use(self) -> int | None:
+        """The candidate that the first round went to, until the second is told."""
+        return None if self.first_round else self.best
+
+    def ask(self) -> torch.Tensor:
+        """The candidates of a round.
+
+        First theta and its proposals, `[1 + dampings, d]`; when these are told, theta shifted along
+        directions, `[m, d]`.
+        """
         if self.first_round:
             self.asked = torch.cat([self.theta[None], self.proposals])
             return self.asked
@@ -116,68 +125,67 @@ class SubspaceGaussNewton(Optimizer):
         directions = self.draw(self.m // len(steps))
         self.asked = directions, steps.to(self.theta)
         shifts = (self.asked[1][:, None, None] * directions).flatten(0, 1)
-        return (
-            self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]
-        )  # always m: what was drawn, some of it again
+        # always m: what was drawn, some of it again
+        return self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]
 
-    def draw(self, m):
+    def draw(self, m: int) -> torch.Tensor:
         """Orthonormal directions `[m, d]`, that of the last move among them."""
-        z = torch.randn(
-            m, len(self.theta), dtype=torch.float64, generator=self.generator
-        )  # on the CPU, so that a run looks the same ways on every device
+        # on the CPU, so that a run looks the same ways on every device
+        z = torch.randn(m, len(self.theta), dtype=torch.float64, generator=self.generator)
         if self.move.any():
             z[0] = self.move
         return torch.linalg.qr(z.T)[0].T.to(self.theta)
 
-    def to_logits(self, answers):
-        """Logits `[..., B, C]`; linear."""
-        return answers
+    def tell(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
+        """Answers about the candidates that were asked for last.
 
-    def tell(self, answers, labels):
-        """Answers about the candidates that were asked for last, logits `[P, B, C]` or what `to_logits` makes into such, and labels `[B]`."""
+        Logits `[P, B, C]` and labels `[B]`.
+        """
         if self.first_round:
             self.here = self.choose(answers, labels)
         else:
             self.propose(answers, labels)
             self.here = self.asked = None
 
-    def choose(self, answers, labels):
+    def choose(self, answers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Go to the best candidate; returns the answer about it."""
-        losses = cross_entropies(self.to_logits(answers), labels).mean(1)
-        self.best = best = int(
-            (losses + self.decay / 2 * (self.asked - self.start).square().sum(1)).argmin()
-        )
+        losses = cross_entropies(answers, labels).mean(1)
+        penalties = self.decay / 2 * (self.asked - self.start).square().sum(1)
+        self.best = best = int((losses + penalties).argmin())
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
         if self.eps:  # in the first step there are no proposals yet
             low, high = BOUNDS
-            self.damping = min(
-                max(self.damping * (self.factors[best - 1] if best else UP), low), high
-            )
+            factor = self.factors[best - 1] if best else UP
+            self.damping = min(max(self.damping * factor, low), high)
             self.param_groups[0]["lr"] = self.damping
         return answers[best]
 
-    def propose(self, answers, labels):
+    def propose(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
         """The next step's proposals, from the slopes of all logits along the directions."""
         Z, slopes = self.slopes(answers)
         self.proposals = self.theta - self.solve(slopes, Z @ (self.theta - self.start), labels) @ Z
 
-    def slopes(self, answers):
-        """Directions `[m, d]` and the slopes of the answers along them `[m, B, C]`; the first time, few directions and the step of the differences as well."""
+    def slopes(self, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Directions `[m, d]` and the slopes of the answers along them `[m, B, C]`.
+
+        The first time, few directions and the step of the differences as well.
+        """
         Z, steps = self.asked
         rungs = answers[: len(steps) * len(Z)].unflatten(0, (len(steps), -1))
         slopes = (rungs - self.here) / steps[:, None, None, None].to(answers)
         if len(steps) > 1:
             sizes = slopes.square().sum((1, 2, 3))
             apart = (slopes[1:] - slopes[:-1]).square().sum((1, 2, 3)) / (sizes[1:] + sizes[:-1])
-            r = int(
-                apart.nan_to_num(torch.inf).argmin()
-            )  # two steps that change nothing do not agree: they are below the rounding
+            # two steps that change nothing do not agree: they are below the rounding
+            r = int(apart.nan_to_num(torch.inf).argmin())
             self.eps = float((steps[r] * steps[r + 1]).sqrt())
             slopes = slopes[r : r + 2].mean(0, keepdim=True)
         return Z, slopes[0]
 
-    def solve(self, slopes, offset, labels):
+    def solve(
+        self, slopes: torch.Tensor, offset: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         """Damped Newton steps along m directions, `[dampings, m]`, to be subtracted.
 
         Args:
@@ -185,19 +193,16 @@ class SubspaceGaussNewton(Optimizer):
             offset: theta less the start, along the directions `[m]`.
             labels: `[B]`.
         """
-        slopes = self.to_logits(slopes)
-        g, H = softmax_model(self.to_logits(self.here), slopes, labels)
-        bound = (slopes - slopes.mean(-1, keepdim=True)).square().sum((1, 2)).mean() / (
-            2 * len(labels)
-        )
-        mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12) / self.explored
+        g, H = softmax_model(self.here, slopes, labels)
+        centred = slopes - slopes.mean(-1, keepdim=True)
+        bound = centred.square().sum((1, 2)).mean() / (2 * len(labels))
+        mu = torch.maximum(H.diagonal().mean(), FLOOR * bound).clamp_min(1e-12)
         g, H = (g + self.decay * offset.to(g)).double(), H.double()
         ridge = self.damping * torch.tensor(self.factors).to(H) * mu + self.decay
-        return torch.linalg.solve(
-            H + ridge[:, None, None] * torch.eye(len(H)).to(H), g.expand(len(ridge), -1)
-        ).to(self.theta)
+        damped = H + ridge[:, None, None] * torch.eye(len(H)).to(H)
+        return torch.linalg.solve(damped, g.expand(len(ridge), -1)).to(self.theta)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {
             "start": self.start,
             "theta": self.theta,
@@ -208,7 +213,7 @@ class SubspaceGaussNewton(Optimizer):
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("start", "theta", "proposals", "move"):
             setattr(self, name, state[name].to(self.theta))
         self.damping, self.eps = state["damping"], state["eps"]

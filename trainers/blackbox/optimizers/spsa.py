@@ -1,6 +1,12 @@
-"""Simultaneous perturbation stochastic approximation (Spall, 1992) with the update rules that ZIP compares."""
+"""Simultaneous perturbation stochastic approximation (Spall, 1992).
+
+With the update rules that ZIP compares.
+"""
+
+from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -11,15 +17,17 @@ RULES = ("spsa-clip", "spsa-gc", "spsa")
 
 
 class SPSA(Optimizer):
-    """Two-sided SPSA: `g = (l(theta + c_k z) - l(theta - c_k z)) / (2 c_k z)` elementwise, averaged over several draws of z.
+    """Two-sided SPSA, averaged over several draws of z.
 
-    The entries of z have magnitude `U[0.5, 1]` and a random sign ("segmented uniform"). Step and perturbation shrink as
+    `g = (l(theta + c_k z) - l(theta - c_k z)) / (2 c_k z)` elementwise. The entries of z have
+    magnitude `U[0.5, 1]` and a random sign ("segmented uniform"). Step and perturbation shrink as
     `a_k = a / (k + o)^alpha` and `c_k = c / k^gamma`, k from 1.
 
     Args:
         start: theta `[d]`.
-        rule: `spsa-clip` rescales g to norm sqrt(d) where it is longer (ZIP's intrinsic-dimensional clipping, ICLR 2025, section 4.2), then
-            `theta -= a_k g`; `spsa-gc` (BlackVIP, CVPR 2023) keeps `m <- beta m + g` and steps along `g + beta m`; `spsa` is plain.
+        rule: `spsa-clip` rescales g to norm sqrt(d) where it is longer (ZIP's intrinsic-dimensional
+            clipping, ICLR 2025, section 4.2), then `theta -= a_k g`; `spsa-gc` (BlackVIP, CVPR
+            2023) keeps `m <- beta m + g` and steps along `g + beta m`; `spsa` is plain.
         average: draws of z in a step, two candidates each.
         seed: of the perturbations.
 
@@ -29,17 +37,17 @@ class SPSA(Optimizer):
 
     def __init__(
         self,
-        start,
-        rule="spsa-clip",
-        average=5,
-        o=1.0,
-        c=0.01,
-        a=0.01,
-        alpha=0.4,
-        gamma=0.1,
-        beta=0.8,
-        seed=0,
-    ):
+        start: torch.Tensor,
+        rule: str = "spsa-clip",
+        average: int = 5,
+        o: float = 1.0,
+        c: float = 0.01,
+        a: float = 0.01,
+        alpha: float = 0.4,
+        gamma: float = 0.1,
+        beta: float = 0.8,
+        seed: int = 0,
+    ) -> None:
         one_of("update rule (TRAINER.ZIP.RULE)", rule, RULES)
         if average < 1:
             raise BlackBoxError(
@@ -49,41 +57,34 @@ class SPSA(Optimizer):
             raise BlackBoxError(
                 f"SPSA needs A > 0, C > 0 and O > -1; A is {a}, C is {c}, O is {o}."
             )
-        self.rule, self.average, self.o, self.c, self.a, self.alpha, self.gamma, self.beta = (
-            rule,
-            average,
-            o,
-            c,
-            a,
-            alpha,
-            gamma,
-            beta,
-        )
+        self.rule, self.average = rule, average
+        self.o, self.c, self.a = o, c, a
+        self.alpha, self.gamma, self.beta = alpha, gamma, beta
         self.theta = start.clone()
         self.momentum = torch.zeros_like(start)
         self.k = 1
         # on the CPU, so that a run perturbs alike on every device
         self.generator = torch.Generator().manual_seed(seed)
-        self.asked = None
+        self.asked: Any = None  # the draws of z `[average, d]`, until their losses are told
         self.param_groups = [{"params": [], "lr": self.step_size()}]
 
     @property
-    def population(self):
+    def population(self) -> int:
         return 2 * self.average
 
     @property
-    def solution(self):
+    def solution(self) -> torch.Tensor:
         return self.theta
 
-    def step_size(self):
+    def step_size(self) -> float:
         """a_k"""
         return self.a / (self.k + self.o) ** self.alpha
 
-    def perturbation_size(self):
+    def perturbation_size(self) -> float:
         """c_k"""
         return self.c / self.k**self.gamma
 
-    def ask(self):
+    def ask(self) -> torch.Tensor:
         """Candidates `[2 average, d]`: all `theta + c_k z`, then all `theta - c_k z`."""
         shape = (self.average, len(self.theta))
         magnitude = 0.5 + 0.5 * torch.rand(shape, generator=self.generator)
@@ -92,12 +93,15 @@ class SPSA(Optimizer):
         shift = self.perturbation_size() * self.asked
         return torch.cat([self.theta + shift, self.theta - shift])
 
-    def estimate(self, losses):
-        """The gradient estimate `[d]` from the losses of the candidates that were asked for last."""
+    def estimate(self, losses: torch.Tensor) -> torch.Tensor:
+        """The gradient estimate `[d]`.
+
+        From the losses of the candidates that were asked for last.
+        """
         plus, minus = losses.to(self.theta).split(self.average)
         return ((plus - minus)[:, None] / (2 * self.perturbation_size() * self.asked)).mean(0)
 
-    def tell(self, losses):
+    def tell(self, losses: torch.Tensor) -> None:
         """Take one step. Losses `[2 average]`."""
         g = self.estimate(losses)
         if self.rule == "spsa-clip":
@@ -113,7 +117,7 @@ class SPSA(Optimizer):
         self.asked = None
         self.param_groups[0]["lr"] = self.step_size()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {
             "theta": self.theta,
             "momentum": self.momentum,
@@ -121,7 +125,7 @@ class SPSA(Optimizer):
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.theta, self.momentum = state["theta"].to(self.theta), state["momentum"].to(self.theta)
         self.k = state["k"]
         self.generator.set_state(state["generator"].cpu())

@@ -1,4 +1,4 @@
-"""The wall: behind it open_clip, weights, towers, precision and speed; all else before it."""
+"""What crosses the wall between a method and a model, and the bill of it. No model is in here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
 from .meter import Meter
+from .prompt import Prompt
 from .topk import TopK
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Images",
     "Meter",
     "Oracle",
+    "Prompt",
     "TopK",
     "build_oracle",
 ]
@@ -32,8 +34,8 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
         device: where the model runs.
         client: name of the method that asks, for error messages.
     """
-    from .local import LocalOracle
-    from .models import load_model
+    from ..openclip.local import LocalOracle
+    from ..openclip.models import load_model
 
     model = load_model(cfg.MODEL.BACKBONE.NAME, cfg.ORACLE.PREC, device)
     oracle = LocalOracle(model, grants=cfg.ORACLE.GRANTS, client=client)

@@ -1,11 +1,18 @@
 """What may cross the wall, and in which shape."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ..run.errors import BlackBoxError, one_of
+import torch
 
-GRANTS = ("logits", "features", "image_tokens")
+from ..run.errors import BlackBoxError, one_of
+from .prompt import Prompt
+
+# let in: contexts, image_tokens; let out: logits, features. Words and pictures always go in.
+GRANTS = ("contexts", "image_tokens", "logits", "features")
 # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
 QUERY_IMAGES = 128
 
@@ -46,10 +53,10 @@ class Images:
     What was computed for it is kept by the oracle until the name is dropped.
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self.size = size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
 
@@ -57,10 +64,10 @@ class Oracle(ABC):
     """A frozen vision-language model that answers queries. No answer carries a graph."""
 
     description: Description
-    grants: frozenset
+    grants: Collection[str]
     client: str = "a method"
 
-    def require(self, *grants):
+    def require(self, *grants: str) -> None:
         """Raise AccessDenied unless all of the named grants are given."""
         for grant in grants:
             one_of("grant", grant, GRANTS)
@@ -72,81 +79,75 @@ class Oracle(ABC):
                 )
 
     @abstractmethod
-    def set_classes(self, names, template="{}."):
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         """Name the C classes.
 
         The text of a class is the template with its name in the slot; contexts go in front of it.
         """
 
-    def check(self, n):
+    def check(self, n: int) -> None:  # noqa: B027  # not every model has a limit
         """Raise BlackBoxError unless n context tokens fit in front of every class's text."""
 
     @abstractmethod
-    def embed(self, words):
+    def embed(self, words: str) -> torch.Tensor:
         """Token embeddings of the given words: `[n, D]`."""
 
     @abstractmethod
-    def upload(self, images):
+    def upload(self, images: torch.Tensor) -> Images:
         """Hand over normalised pixels `[B, 3, H, W]`; returns their name, an `Images`."""
 
     @abstractmethod
-    def query(self, images, contexts, image_tokens=None):
-        """Score P candidates on a batch.
-
-        Args:
-            images: an `Images` of B images.
-            contexts: `[P, n, D]`, n may be 0.
-            image_tokens: `[P, n_V, W]` appended to the image tower's tokens (grant `image_tokens`),
-                or None.
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        """Score P candidates on B images (grant `logits`, and those of the prompt).
 
         Returns:
             Logits `[P, B, C]`, float32, scaled by the model's own temperature.
         """
 
     @abstractmethod
-    def image_features(self, images):
+    def image_features(self, images: Images) -> torch.Tensor:
         """Normalised image features `[B, E]` (grant `features`)."""
 
     @abstractmethod
-    def text_features(self, contexts):
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
         """Normalised text features `[P, C, E]` of every candidate and class (grant `features`)."""
 
 
 class Wrapper(Oracle):
     """Passes everything on to another oracle, `inner`; what differs is overridden."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Oracle) -> None:
         self.inner = inner
 
     @property
-    def description(self):
+    def description(self) -> Description:  # type: ignore[override]  # read only
         return self.inner.description
 
     @property
-    def grants(self):
+    def grants(self) -> Collection[str]:  # type: ignore[override]  # read only
         return self.inner.grants
 
     @property
-    def client(self):
+    def client(self) -> str:  # type: ignore[override]  # read only
         return self.inner.client
 
-    def set_classes(self, names, template="{}."):
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.inner.set_classes(names, template)
 
-    def check(self, n):
+    def check(self, n: int) -> None:
         self.inner.check(n)
 
-    def embed(self, words):
+    def embed(self, words: str) -> torch.Tensor:
         return self.inner.embed(words)
 
-    def upload(self, images):
+    def upload(self, images: torch.Tensor) -> Images:
         return self.inner.upload(images)
 
-    def query(self, images, contexts, image_tokens=None):
-        return self.inner.query(images, contexts, image_tokens)
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        return self.inner.query(images, prompt)
 
-    def image_features(self, images):
+    def image_features(self, images: Images) -> torch.Tensor:
         return self.inner.image_features(images)
 
-    def text_features(self, contexts):
-        return self.inner.text_features(contexts)
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
+        return self.inner.text_features(prompt)

@@ -14,6 +14,7 @@ import torch
 from ..run.errors import BlackBoxError, BudgetSpent, first_line
 from ..run.files import read_text, write_atomically
 from .interface import QUERY_IMAGES, Images, Oracle, Wrapper
+from .prompt import Prompt
 
 PURPOSES = ("training", "evaluation")
 LOST = "lost"
@@ -76,7 +77,7 @@ class Meter(Wrapper):
         holds: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(inner)
-        self.limits = dict(zip(UNITS, (max_queries, max_image_queries)))
+        self.limits = dict(zip(UNITS, (max_queries, max_image_queries), strict=True))
         self.record, self.holds = record, holds
         self.purpose = "training"
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
@@ -124,7 +125,7 @@ class Meter(Wrapper):
         Raises:
             BlackBoxError: the bill cannot be written; nothing is raised then.
         """
-        lost = larger(self.lost, dict(zip(UNITS, (queries, image_queries))))
+        lost = larger(self.lost, dict(zip(UNITS, (queries, image_queries), strict=True)))
         self.write(self.counts, lost)
         self.lost = lost
 
@@ -154,7 +155,7 @@ class Meter(Wrapper):
 
     def afford(self, *cost: int) -> None:
         """Raise BudgetSpent unless the training budget allows (queries, image queries)."""
-        for unit, amount in zip(UNITS, cost):
+        for unit, amount in zip(UNITS, cost, strict=False):
             left = self.left(unit)
             if left is not None and amount > left:
                 raise BudgetSpent(
@@ -173,7 +174,8 @@ class Meter(Wrapper):
         if self.purpose == "training":
             self.afford(*cost)
         spent = {
-            unit: self.counts[self.purpose][unit] + amount for unit, amount in zip(UNITS, cost)
+            unit: self.counts[self.purpose][unit] + amount
+            for unit, amount in zip(UNITS, cost, strict=False)
         }
         counts = {**self.counts, self.purpose: spent}
         self.write(counts, self.lost)
@@ -188,12 +190,10 @@ class Meter(Wrapper):
             )
         return answer
 
-    def query(
-        self, images: Images, contexts: torch.Tensor, image_tokens: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        self.require("logits", *(["image_tokens"] if image_tokens is not None else []))
-        self.charge(*query_cost(len(contexts), len(images)))
-        return self.checked(self.inner.query(images, contexts, image_tokens), "logits")
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        self.require("logits", *prompt.grants)
+        self.charge(*query_cost(len(prompt), len(images)))
+        return self.checked(self.inner.query(images, prompt), "logits")
 
     def image_features(self, images: Images) -> torch.Tensor:
         """Counts as one candidate on these images."""
@@ -201,11 +201,11 @@ class Meter(Wrapper):
         self.charge(*query_cost(1, len(images)))
         return self.checked(self.inner.image_features(images), "image features")
 
-    def text_features(self, contexts: torch.Tensor) -> torch.Tensor:
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
         """Counts as a query a candidate, and no image query."""
-        self.require("features")
-        self.charge(len(contexts), 0)
-        return self.checked(self.inner.text_features(contexts), "text features")
+        self.require("features", *prompt.grants)
+        self.charge(len(prompt), 0)
+        return self.checked(self.inner.text_features(prompt), "text features")
 
     def summary(self) -> str:
         """The lines that close a log; `parse_test_res.py` reads them."""

@@ -2,10 +2,13 @@
 
 import math
 
-from ..run.errors import BlackBoxError
-from .interface import Wrapper
+import torch
 
-SURE = -36.0  # log of what double precision can tell from nothing, beside 1
+from ..run.errors import BlackBoxError
+from .interface import Images, Oracle, Wrapper
+from .prompt import Prompt
+
+NOTHING = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
 class TopK(Wrapper):
@@ -19,7 +22,7 @@ class TopK(Wrapper):
         BlackBoxError: k below 1. A k above the number of classes is all of them.
     """
 
-    def __init__(self, inner, k):
+    def __init__(self, inner: Oracle, k: int) -> None:
         if k < 1:
             raise BlackBoxError(
                 f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means "
@@ -29,18 +32,16 @@ class TopK(Wrapper):
         self.k = k
 
     @property
-    def grants(self):
-        return self.inner.grants - {"features"}
+    def grants(self) -> frozenset[str]:  # type: ignore[override]  # read only
+        return frozenset(self.inner.grants) - {"features"}
 
-    def query(self, images, contexts, image_tokens=None):
-        answer = super().query(images, contexts, image_tokens).double().log_softmax(-1)
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        answer = super().query(images, prompt).double().log_softmax(-1)
         unseen = answer.shape[-1] - self.k
         if unseen <= 0:
             return answer.float()
-        seen, classes = answer.topk(
-            self.k
-        )  # in double precision, since what they leave may be a millionth
-        left = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(SURE) - math.log(
-            unseen
-        )
+        # in double precision, since what they leave may be a millionth
+        seen, classes = answer.topk(self.k)
+        rest = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(NOTHING)
+        left = rest - math.log(unseen)
         return left.expand_as(answer).scatter(-1, classes, seen).float()

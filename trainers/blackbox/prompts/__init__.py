@@ -1,6 +1,8 @@
-"""Prompt spaces: flat vectors `[P, d]` to the contexts `[P, n, D]` (and image tokens) that an oracle is asked about."""
+"""Prompt spaces: vectors `[P, d]` to the `Prompt` that an oracle is asked about."""
 
-from .context import Prompt, initial_context
+from ..oracle.prompt import Prompt
+from .base import ClassTexts, Space
+from .context import initial_context
 from .fastfood import Fastfood, walsh_hadamard
 from .lowrank import LowRankSpace
 from .projection import RandomProjection, TwoProjections
@@ -8,10 +10,12 @@ from .space import build_space
 from .tokens import TokenSpace
 
 __all__ = [
+    "ClassTexts",
     "Fastfood",
     "LowRankSpace",
     "Prompt",
     "RandomProjection",
+    "Space",
     "TokenSpace",
     "TwoProjections",
     "build_space",

@@ -1,22 +1,18 @@
-"""Where a context starts, and what a prompt space returns."""
+"""Where a context starts."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from ..run.errors import BlackBoxError
 
 
-class Prompt(NamedTuple):
-    """What is asked of the oracle for P candidates."""
+def initial_context(oracle: Any, words: str, n: int, generator: torch.Generator) -> torch.Tensor:
+    """The context to start from, `[n, D]`.
 
-    contexts: torch.Tensor  # [P, n, D]
-    image_tokens: torch.Tensor | None = None  # [P, n_V, W]
-
-
-def initial_context(oracle, words, n, generator):
-    """The context to start from, `[n, D]`: the embedding of the words, which then set n, or else `N(0, 0.02^2)` as CoOp has it.
-
+    It is the embedding of the words, which then set n, or else `N(0, 0.02^2)` as CoOp has it.
     `oracle` is anything with `embed` and `description`.
 
     Raises:
@@ -31,8 +27,8 @@ def initial_context(oracle, words, n, generator):
     room = oracle.description.context_length - 3  # SOS, EOT and at least one token of a class name
     if not 1 <= len(context) <= room:
         raise BlackBoxError(
-            f"A context of {len(context) if words else n} tokens was asked for (N_CTX, or the words of CTX_INIT); "
-            f"{oracle.description.name} takes 1 to {room}."
+            f"A context of {len(context) if words else n} tokens was asked for (N_CTX, or the "
+            f"words of CTX_INIT); {oracle.description.name} takes 1 to {room}."
         )
     print(f'Initial context: "{words or " ".join(["X"] * len(context))}" ({len(context)} tokens)')
     return context

@@ -1,4 +1,9 @@
-"""Fastfood (Le et al., ICML 2013): a random projection that costs L log L and stores 3 L numbers instead of m D."""
+"""Fastfood (Le et al., ICML 2013), a random projection.
+
+It costs L log L and stores 3 L numbers instead of m D.
+"""
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -7,8 +12,10 @@ from torch import nn
 from ..run.errors import BlackBoxError
 
 
-def walsh_hadamard(x):
-    """Unnormalised Walsh-Hadamard transform of the last dimension, in natural order: `x @ H` with H of entries 1 and -1.
+def walsh_hadamard(x: torch.Tensor) -> torch.Tensor:
+    """Unnormalised Walsh-Hadamard transform of the last dimension, in natural order.
+
+    It is `x @ H` with H of entries 1 and -1.
 
     Raises:
         ValueError: the last dimension is not a power of two.
@@ -25,22 +32,28 @@ def walsh_hadamard(x):
 
 
 class Fastfood(nn.Module):
-    """n fixed projections from `R^m` to `R^D`, one a context token: `x -> H G Pi H B x`, cut to D and scaled to keep lengths.
+    """n fixed projections from `R^m` to `R^D`, one a context token.
 
-    B are random signs, Pi a permutation, G a Gaussian diagonal; L is the next power of two from D on. The input is padded with zeros
-    from m to L. The output is divided by `sqrt(L * sum(G^2)) * sqrt(D / L)`, as ZIP's projections are.
+    Each is `x -> H G Pi H B x`, cut to D and scaled to keep lengths. B are random signs, Pi a
+    permutation, G a Gaussian diagonal; L is the next power of two from D on. The input is padded
+    with zeros from m to L. The output is divided by `sqrt(L * sum(G^2)) * sqrt(D / L)`, as ZIP's
+    projections are.
 
     Raises:
         BlackBoxError: m is 0 or larger than L.
     """
 
-    def __init__(self, n, m, D, generator):
+    signs: torch.Tensor
+    permutation: torch.Tensor
+    gaussian: torch.Tensor
+
+    def __init__(self, n: int, m: int, D: int, generator: torch.Generator) -> None:
         super().__init__()
         L = 1 << max(0, D - 1).bit_length()
         if not 1 <= m <= L:
             raise BlackBoxError(
-                f"Each context token would get m = ID // n = {m} numbers, but Fastfood's length at width {D} is {L}: "
-                f"choose TRAINER.ZIP.ID between {n} and {n * L + n - 1}."
+                f"Each context token would get m = ID // n = {m} numbers, but Fastfood's length at "
+                f"width {D} is {L}: choose TRAINER.ZIP.ID between {n} and {n * L + n - 1}."
             )
         self.D, self.L = D, L
         self.register_buffer(
@@ -51,7 +64,7 @@ class Fastfood(nn.Module):
         )
         self.register_buffer("gaussian", torch.randn(n, L, generator=generator))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[P, n, m]` -> `[P, n, D]`; row i goes through projection i."""
         x = F.pad(x, (0, self.L - x.shape[-1]))
         x = walsh_hadamard(self.signs * x)

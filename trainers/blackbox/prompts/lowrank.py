@@ -1,17 +1,23 @@
-"""ZIP's re-parametrisation (ICLR 2025, section 4.1): low rank with a shared row, projected token by token."""
+"""ZIP's re-parametrisation (ICLR 2025, section 4.1).
+
+Low rank with a shared row, projected token by token.
+"""
+
+from __future__ import annotations
 
 import torch
-from torch import nn
 
+from ..oracle.prompt import Prompt
 from ..run.errors import BlackBoxError
-from .context import Prompt
+from .base import Space
 from .fastfood import Fastfood
 
 
-class LowRankSpace(nn.Module):
-    """`theta = (U, s, V, v)`, `W = U diag(s) V^T + 1 v^T` in `R^{n x m}`; row i of W, projected to `R^D`, is added to initial token i.
+class LowRankSpace(Space):
+    """`theta = (U, s, V, v)`, `W = U diag(s) V^T + 1 v^T` in `R^{n x m}`.
 
-    U starts at zero, s at one, V standard normal and the shared row v at zero, so that the start is exactly the initial context.
+    Row i of W, projected to `R^D`, is added to initial token i. U starts at zero, s at one, V
+    standard normal and the shared row v at zero, so that the start is exactly the initial context.
 
     Args:
         start: initial context `[n, D]`.
@@ -23,7 +29,11 @@ class LowRankSpace(nn.Module):
         d: length of theta, `n r + r + m r + m`.
     """
 
-    def __init__(self, start, intrinsic_dimension, rank, generator):
+    start: torch.Tensor
+
+    def __init__(
+        self, start: torch.Tensor, intrinsic_dimension: int, rank: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         n, D = start.shape
         if rank < 1:
@@ -45,7 +55,7 @@ class LowRankSpace(nn.Module):
             ),
         )
 
-    def forward(self, theta):
+    def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
         """`[P, d]` -> Prompt with contexts `[P, n, D]`."""
         U, s, V, v = theta.split(self.sizes, dim=-1)
         U, V = U.reshape(-1, self.n, self.r), V.reshape(-1, self.m, self.r)

@@ -1,18 +1,24 @@
 """Contexts (and image tokens) as fixed random projections of a short vector (CraFT, BPT-VLM)."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
-from torch import nn
 
+from ..oracle.prompt import Prompt
 from ..run.errors import BlackBoxError
-from .context import Prompt
+from .base import Space
 
-CONV_INPUT = 3072  # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
+# 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
+CONV_INPUT = 3072
 
 
-class RandomProjection(nn.Module):
-    """`context = start + A z`, A drawn once with entries `N(0, std^2)` (CraFT, ICML 2024, section 3.2).
+class RandomProjection(Space):
+    """`context = start + A z`, A drawn once with entries `N(0, std^2)`.
+
+    CraFT's (ICML 2024, section 3.2).
 
     Args:
         start: initial context `[n, D]`.
@@ -21,7 +27,10 @@ class RandomProjection(nn.Module):
         generator: source of A.
     """
 
-    def __init__(self, start, d, std, generator):
+    start: torch.Tensor
+    A: torch.Tensor
+
+    def __init__(self, start: torch.Tensor, d: int, std: float, generator: torch.Generator) -> None:
         super().__init__()
         if d < 1:
             raise BlackBoxError(
@@ -31,18 +40,22 @@ class RandomProjection(nn.Module):
         self.register_buffer("A", std * torch.randn(start.numel(), d, generator=generator))
         self.register_buffer("origin", torch.zeros(d))
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
         """`[P, d]` -> Prompt with contexts `[P, n, D]`."""
         return Prompt(self.start + (z @ self.A.T).view(-1, *self.start.shape))
 
 
-class TwoProjections(nn.Module):
-    """BPT-VLM's space (IJCAI 2023): `z = (z_L, z_V)`, text tokens `start + A_L z_L` and image tokens `A_V z_V`.
+class TwoProjections(Space):
+    """BPT-VLM's space (IJCAI 2023).
 
-    The published start is zero (no initial words): z = 0 gives tokens of zeros, which is not the model without tokens.
+    `z = (z_L, z_V)`, text tokens `start + A_L z_L` and image tokens `A_V z_V`.
 
-    `A_L ~ N(0, (s_tok / (sqrt(d_L) sigma))^2)`; `A_V ~ N(mu_conv 3072 / d_V, (s_conv sqrt(3072 / d_V) sigma)^2)`: the moments that the model's description gives,
-    so that tokens begin at the size of the model's own.
+    The published start is zero (no initial words): z = 0 gives tokens of zeros, which is not the
+    model without tokens.
+
+    `A_L ~ N(0, (s_tok / (sqrt(d_L) sigma))^2)`;
+    `A_V ~ N(mu_conv 3072 / d_V, (s_conv sqrt(3072 / d_V) sigma)^2)`: the moments that the model's
+    description gives, so that tokens begin at the size of the model's own.
 
     Args:
         description: of the oracle.
@@ -56,14 +69,30 @@ class TwoProjections(nn.Module):
         BlackBoxError: image tokens for a model that has none.
     """
 
-    def __init__(self, description, start, n_image, d_text, d_image, sigma, generator):
+    start: torch.Tensor
+    A_text: torch.Tensor
+    A_image: torch.Tensor
+
+    def __init__(
+        self,
+        description: Any,
+        start: torch.Tensor,
+        n_image: int,
+        d_text: int,
+        d_image: int,
+        sigma: float,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
         if n_image and description.image_width is None:
             raise BlackBoxError(
-                f"BPT-VLM puts tokens into the image encoder, and {description.name} has one that is convolutional or timm's. Choose a ViT, or set "
-                f"TRAINER.BPTVLM.N_IMAGE to 0 for text tokens alone."
+                f"BPT-VLM puts tokens into the image encoder, and {description.name} has one that "
+                f"is convolutional or timm's. Choose a ViT, or set TRAINER.BPTVLM.N_IMAGE to 0 for "
+                f"text tokens alone."
             )
         d_image = d_image if n_image else 0
+        if n_image:
+            self.grants = ("contexts", "image_tokens")
         self.image_shape, self.sizes = (n_image, description.image_width), (d_text, d_image)
         self.register_buffer("start", start)
         text_std = description.token_std / (math.sqrt(d_text) * sigma)
@@ -83,7 +112,7 @@ class TwoProjections(nn.Module):
             )
         self.register_buffer("origin", torch.zeros(d_text + d_image))
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
         """`[P, d_L + d_V]` -> Prompt with contexts `[P, n_L, D]` and image tokens `[P, n_V, W]`."""
         text, image = z.split(self.sizes, dim=-1)
         contexts = self.start + (text @ self.A_text.T).view(-1, *self.start.shape)

@@ -1,6 +1,13 @@
 """One switch for the prompt space of every method that tunes the context alone."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
 from ..run.errors import one_of
+from .base import Space
 from .lowrank import LowRankSpace
 from .projection import RandomProjection
 from .tokens import TokenSpace
@@ -8,10 +15,11 @@ from .tokens import TokenSpace
 SPACES = ("context", "lowrank", "projection")
 
 
-def build_space(name, start, cfg, generator):
+def build_space(name: str, start: torch.Tensor, cfg: Any, generator: torch.Generator) -> Space:
     """The space `TRAINER.<X>.SPACE`, around an initial context `[n, D]`.
 
-    `context`: the tokens themselves (CBBT); `lowrank`: ZIP's, with the `ID` and `RANK` of `TRAINER.ZIP`; `projection`: CraFT's, with the `DIM` and `STD` of `TRAINER.CRAFT`.
+    `context`: the tokens themselves (CBBT); `lowrank`: ZIP's, with the `ID` and `RANK` of
+    `TRAINER.ZIP`; `projection`: CraFT's, with the `DIM` and `STD` of `TRAINER.CRAFT`.
 
     Raises:
         BlackBoxError: another name, or a size that the space refuses.

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from ..data.loaders import training_images
+from ..data.reader import Augmentation
 from .errors import BlackBoxError
 from .files import load_state, read_text, save_state, write_atomically
 from .rng import rng_state
@@ -25,11 +26,11 @@ PARTS = {"state_dict", "epoch", "optimizer", "scheduler", "blackbox"}
 
 
 def save(state: dict[str, Any], folder: str | Path, name: str, newest: bool = True) -> Path:
-    """Write a checkpoint; the pointer file follows only when that is whole, and never names the best."""
+    """Write a checkpoint, then the pointer file, which never names the best one."""
     folder = Path(folder)
     path = folder / name
     if not (folder / POINTER).exists():
-        # models without a pointer are a damaged folder: a kill during the first save must not be one
+        # models without a pointer are a damaged folder, and a kill during the first save is none
         write_atomically(folder / POINTER, f"{NONE_YET}\n".encode())
     save_state(path, state)
     if newest:
@@ -82,22 +83,22 @@ def load(path: Path, trainer: Any) -> dict[str, Any]:
     state, trainer_name = load_state(path), trainer.cfg.TRAINER.NAME
     if not PARTS <= state.keys() or not isinstance(state["blackbox"], dict):
         raise BlackBoxError(
-            f"{path} was not written by this version of a black-box trainer, nor by its WhiteBox (a "
-            f"checkpoint of CoOp's, perhaps). Give the folder of a {trainer_name} run."
+            f"{path} was not written by this version of a black-box trainer, nor by its WhiteBox "
+            f"(a checkpoint of CoOp's, perhaps). Give the folder of a {trainer_name} run."
         )
     made, here = state["blackbox"]["identity"], identity(trainer)
     if made["method"] != here["method"]:
         raise BlackBoxError(
-            f"{path} is a checkpoint of {made['method']}, this run is {here['method']}. Give the same "
-            f"--trainer as in training."
+            f"{path} is a checkpoint of {made['method']}, this run is {here['method']}. Give the "
+            "same --trainer as in training."
         )
     check_model(path, state, made, here)
     if made.get("classes", here["classes"]) != here["classes"]:
         raise BlackBoxError(
             f"{path} has a head for the classes {few(made['classes'])}; here they are "
-            f"{few(here['classes'])}. A head on logits is tied to the classes that it was trained on "
-            f"and cannot move to others: evaluate on the same ones, or train the prompt alone, which "
-            f"moves."
+            f"{few(here['classes'])}. A head on logits is tied to the classes that it was trained "
+            "on and cannot move to others: evaluate on the same ones, or train the prompt alone, "
+            "which moves."
         )
     check_shapes(path, state["state_dict"], trainer.learner.state_dict())
     return state
@@ -109,8 +110,9 @@ def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> No
     if "format" not in state["blackbox"]:
         key = "backbone"
         print(
-            f"Note: {path} was written by version 0.1.0, without a digest and with the model's name "
-            f"as its only certain mark: neither damage nor other weights of that name would show"
+            f"Note: {path} was written by version 0.1.0, without a digest and with the model's "
+            "name as its only certain mark: neither damage nor other weights of that name would "
+            "show"
         )
     elif "digest" not in state:
         raise BlackBoxError(
@@ -118,9 +120,9 @@ def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> No
         )
     if made[key] != here[key]:
         raise BlackBoxError(
-            f"{path} was made with the backbone {made['backbone']}, this run uses {here['backbone']}, "
-            f"and their weights or architectures differ. Give the same MODEL.BACKBONE.NAME as in "
-            f"training."
+            f"{path} was made with the backbone {made['backbone']}, this run uses "
+            f"{here['backbone']}, and their weights or architectures differ. Give the same "
+            "MODEL.BACKBONE.NAME as in training."
         )
 
 
@@ -164,6 +166,40 @@ class Checkpointed:
     `save_model`, `resume_model_if_exist` and `load_model` are called by Dassl.
     """
 
+    model_name = "prompt_learner"
+    # set by Dassl's trainer, by `ResumableTrainer` and by its subclasses
+    cfg: Any
+    dm: Any
+    output_dir: str
+    epoch: int
+    best_result: float
+    learner: nn.Module
+    head: nn.Module | None
+    optim: Any
+    sched: Any
+    head_optim: Any
+    augmentation: Augmentation
+    images_digest: str | None
+    steps_done: int
+    batches_done: int
+    epoch_rng: dict[str, Any] | None
+    saved_at: tuple[int, int]
+
+    def clock(self) -> int:
+        """What the bar and the curves are drawn over, in `unit`."""
+        return self.steps_done
+
+    def position(self) -> str:
+        """The same as words."""
+        return f"{self.steps_done:,} steps"
+
+    def counts(self) -> dict | None:
+        """What a checkpoint keeps of the bill."""
+        return None
+
+    def take_over(self, counts: dict | None, directory: str) -> None:
+        """Raise the bill to that of a checkpoint and of the run in `directory`."""
+
     def folder(self, directory: str) -> str:
         return f"{directory}/{self.model_name}"
 
@@ -192,6 +228,7 @@ class Checkpointed:
                 "batches_done": self.batches_done,
                 "steps_done": self.steps_done,
                 "rng": self.epoch_rng if inside else rng_state(),
+                "augmentation_seed": self.augmentation.seed,
                 "best_result": float(self.best_result),
                 "counts": self.counts(),
             },
@@ -219,8 +256,8 @@ class Checkpointed:
             if self.cfg.RESUME:
                 raise BlackBoxError(
                     f"No checkpoint to resume from in {self.folder(directory)}. --resume takes the "
-                    f"output folder of an earlier run; without it, a run goes on from its own output "
-                    f"folder."
+                    "output folder of an earlier run; without it, a run goes on from its own "
+                    "output folder."
                 )
             return 0
         state = load(path, self)
@@ -237,8 +274,10 @@ class Checkpointed:
         self.take_over(extra["counts"], directory)
         self.best_result, self.steps_done = extra["best_result"], extra["steps_done"]
         self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
+        self.augmentation.seed = extra["augmentation_seed"]
         print(
-            f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, {self.position()}"
+            f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, "
+            f"{self.position()}"
         )
         return state["epoch"]
 
@@ -246,9 +285,9 @@ class Checkpointed:
         """Raise unless a checkpoint was made with these settings, budgets aside."""
         if "format" not in extra:
             raise BlackBoxError(
-                f"{path} was written by version 0.1.0, which drew other crops and knew its pictures by "
-                f"name alone: it can be evaluated, but a run cannot go on from it. Choose another "
-                f"--output-dir."
+                f"{path} was written by version 0.1.0, which drew other crops and knew its "
+                "pictures by name alone: it can be evaluated, but a run cannot go on from it. "
+                "Choose another --output-dir."
             )
         # a schedule was laid over the epochs, and would not be the same over more of them
         budgets = BUDGETS if self.sched is None else BUDGETS[:2]
@@ -259,13 +298,13 @@ class Checkpointed:
         }
         if differ:
             raise BlackBoxError(
-                f"{path} was made with other settings ({as_text(differ)}), and a run goes on only as "
-                f"it began. Choose another --output-dir, or give the same configuration; budgets may "
-                f"grow."
+                f"{path} was made with other settings ({as_text(differ)}), and a run goes on only "
+                "as it began. Choose another --output-dir, or give the same configuration; "
+                "budgets may grow."
             )
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a run's model for evaluation: of `epoch`, or with `best_val` the best, or the last."""
+        """Load a model for evaluation: that of `epoch`, with `best_val` the best, or the last."""
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return

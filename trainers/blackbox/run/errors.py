@@ -1,8 +1,11 @@
-"""Errors that a user can mend. Their text is one sentence or a few: what was wrong, what was expected, what to do."""
+"""Errors that a user can mend.
+
+Their text is one sentence or a few: what was wrong, what was expected, what to do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 from signal import Signals
 
@@ -12,11 +15,17 @@ class BlackBoxError(ValueError):
 
 
 class BudgetSpent(BlackBoxError):
-    """The next request does not fit into the query budget. Raised before the call is made; it ends training, it is not a failure."""
+    """The next request does not fit into the query budget.
+
+    Raised before the call is made; it ends training, it is not a failure.
+    """
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run after what it had done was saved. Exits with 128 + signal, as shells do."""
+    """A signal ended the run after what it had done was saved.
+
+    Exits with 128 + signal, as shells do.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -30,7 +39,7 @@ def first_line(error: BaseException) -> str:
     )
 
 
-def nearest(name: object, valid: Iterable[str]) -> str:
+def nearest(name: object, valid: Collection[str]) -> str:
     """The valid names, the nearest ones first, as a phrase for an error."""
     lowered = {v.lower(): v for v in valid}
     close = [lowered[c] for c in get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.4)]
@@ -38,7 +47,7 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     return f"{hint}Valid names: {', '.join(sorted(valid))}."
 
 
-def one_of(what: str, name: object, valid: Iterable[str]) -> None:
+def one_of(what: str, name: object, valid: Collection[str]) -> None:
     """Raise a BlackBoxError unless `name` is among the valid names."""
     if name not in valid:
         raise BlackBoxError(f"Unknown {what} '{name}': {nearest(name, valid)}")

@@ -41,8 +41,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], Any
         if not isinstance(e, (OSError, RuntimeError)):
             raise
         raise BlackBoxError(
-            f"Could not write {path} ({first_line(e)}). What was there before is whole; make room or "
-            f"choose another --output-dir, then run the same command again to resume."
+            f"Could not write {path} ({first_line(e)}). What was there before is whole; make room "
+            "or choose another --output-dir, then run the same command again to resume."
         ) from e
 
 

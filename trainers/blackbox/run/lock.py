@@ -36,7 +36,8 @@ class FolderLock:
     held: ClassVar[WeakValueDictionary[Path, FolderLock]] = WeakValueDictionary()
 
     def __init__(self, folder: str | Path) -> None:
-        self.file, self.made, self.folder = -1, [], Path(os.path.realpath(folder))
+        self.file, self.folder = -1, Path(os.path.realpath(folder))
+        self.made: list[Path] = []
         former = self.held.get(self.folder)
         if former is not None and former.file >= 0:
             self.file, self.made = former.file, former.made
@@ -50,7 +51,7 @@ class FolderLock:
         try:
             missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.made: list[Path] = missing
+            self.made = missing
             while self.file < 0:
                 self.file = self.try_open()
         except OSError as e:

@@ -1,27 +1,39 @@
 """The states of all random sources that Dassl's loaders draw from, as tensors."""
 
+from __future__ import annotations
+
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 
-def seeded_generator(seed):
+def seeded_generator(seed: int) -> torch.Generator:
     """A source of its own for a run's random matrices; as in Dassl, a negative seed randomises."""
     generator = torch.Generator()
-    generator.manual_seed(seed) if seed >= 0 else generator.seed()
+    if seed >= 0:
+        generator.manual_seed(seed)
+    else:
+        generator.seed()
     return generator
 
 
-def child_seed(generator):
-    """A seed for another source, drawn from this one, so that the two streams have nothing in common."""
+def child_seed(generator: torch.Generator) -> int:
+    """A seed for another source, drawn from this one: the two streams have nothing in common."""
     return int(torch.randint(2**31, (1,), generator=generator))
 
 
-def rng_state():
-    """Python's, NumPy's, torch's and CUDA's global states: tensors and plain values only, for a checkpoint."""
+def rng_state() -> dict[str, Any]:
+    """Python's, NumPy's, torch's and CUDA's global states, for a checkpoint.
+
+    Tensors and plain values only.
+    """
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()  # a tuple
+    name, keys, position, has_gauss, cached = legacy
     return {
         "python": {"version": version, "internal": torch.tensor(internal), "gauss": gauss},
         "numpy": {
@@ -36,8 +48,11 @@ def rng_state():
     }
 
 
-def set_rng_state(state):
-    """Put back what `rng_state` returned. CUDA's states are skipped where the number of devices differs."""
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned.
+
+    CUDA's states are skipped where the number of devices differs.
+    """
     p, n = state["python"], state["numpy"]
     random.setstate((p["version"], tuple(p["internal"].tolist()), p["gauss"]))
     np.random.set_state(
@@ -46,3 +61,11 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Within this context torch draws from a seed of `generator`'s, and no other draw is moved."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(child_seed(generator))
+        yield

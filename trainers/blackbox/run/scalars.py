@@ -13,13 +13,14 @@ class Scalars:
     def init_writer(self, log_dir: str) -> None:
         former = threading.excepthook
         threading.excepthook = quiet_in_tensorboard(former)  # its files are written by a thread
-        self.attempt(super().init_writer, log_dir)
+        self.attempt(super().init_writer, log_dir)  # type: ignore[misc]  # Dassl's
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        self.attempt(super().write_scalar, tag, scalar_value, global_step)
+        call = super().write_scalar  # type: ignore[misc]  # Dassl's
+        self.attempt(call, tag, scalar_value, global_step)
 
     def close_writer(self) -> None:
-        self.attempt(super().close_writer)
+        self.attempt(super().close_writer)  # type: ignore[misc]  # Dassl's
 
     def attempt(self, call: Callable[..., None], *args: Any) -> None:
         try:
@@ -29,7 +30,7 @@ class Scalars:
             print(f"Note: TensorBoard's curves end here ({e}); the run goes on")
 
 
-def quiet_in_tensorboard(former: Callable[[Any], None]) -> Callable[[Any], None]:
+def quiet_in_tensorboard(former: Callable[[Any], Any]) -> Callable[[Any], None]:
     """`threading.excepthook` without the traceback of a full disk in TensorBoard's thread."""
 
     def hook(args: Any) -> None:

@@ -14,7 +14,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Within this context the first of the signals is remembered; a second one does what it did before.
+    """Within this context the first of the signals is remembered; a second one does what it did
+    before.
 
     Attributes:
         signum: the signal that came, or 0.
@@ -46,7 +47,10 @@ class StopRequest:
         self.signum = signum
         self.restore()
         # not `print`: the signal may have come in the middle of one
-        text = f"\n{signal.Signals(signum).name}: the step is finished and saved; once more ends at once\n"
+        text = (
+            f"\n{signal.Signals(signum).name}: the step is finished and saved; once more ends at "
+            "once\n"
+        )
         os.write(2, text.encode())
 
     def leave(self, state: str) -> None:

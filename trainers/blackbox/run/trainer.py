@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from dassl.engine import TrainerX
 from dassl.utils import AverageMeter, MetricMeter, set_random_seed
+from torch import nn
 from tqdm import tqdm
 
 from ..config import check_cfg
@@ -28,9 +29,8 @@ PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
 class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
     """A Dassl trainer whose runs hold their folder, go on where they stopped, and stop when asked.
 
-    A subclass gives `open_model`, `name_classes`, `build_model`, `forward_backward`,
-    `model_inference`; it sets `learner` (what evaluation needs), `optim`, and perhaps `sched`,
-    `head` and `head_optim`.
+    A subclass gives `open_model`, `build_model`, `forward_backward` and `model_inference`; it sets
+    `learner` (what evaluation needs), `optim`, and perhaps `sched`, `head` and `head_optim`.
 
     Attributes:
         batches: what an epoch iterates over.
@@ -39,10 +39,11 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         epoch_rng: random states at this epoch's start; None between epochs.
     """
 
-    model_name = "prompt_learner"
     unit = "step"  # of `clock`
     training = False  # whether steps are being made
-    head = head_optim = sched = None
+    head: nn.Module | None = None
+    head_optim: Any = None
+    sched: Any = None
 
     # ------------------------------------------------------------------ building
 
@@ -51,7 +52,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
 
     def build_data_loader(self) -> None:
         cfg = self.cfg
-        self.lock = None
+        self.lock: FolderLock | None = None
         if cfg.OUTPUT_DIR:
             self.lock = FolderLock(cfg.OUTPUT_DIR)
             sweep(cfg.OUTPUT_DIR)
@@ -63,26 +64,10 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # whatever the model's construction drew
         build_data(self)
-        self.name_classes()
 
     def steps_total(self) -> int:
         """Steps that the whole run has, if none is lost."""
         return self.max_epoch * len(self.train_loader_x)
-
-    def clock(self) -> int:
-        """What the bar and the curves are drawn over, in `unit`."""
-        return self.steps_done
-
-    def position(self) -> str:
-        """The same as words."""
-        return f"{self.steps_done:,} steps"
-
-    def counts(self) -> dict | None:
-        """What a checkpoint keeps of the bill."""
-        return None
-
-    def take_over(self, counts: dict | None, directory: str) -> None:
-        """Raise the bill to that of a checkpoint and of the run in `directory`."""
 
     # ------------------------------------------------------------------ training
 
@@ -102,6 +87,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
             raise BlackBoxError(
                 "OUTPUT_DIR is empty: name the folder of the run with --output-dir."
             )
+        self.run_settings()  # with the pictures as they are now, not at the first checkpoint
         try:
             super().before_train()
         except OSError as e:
@@ -128,7 +114,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
             set_rng_state(self.epoch_rng)
         self.epoch_rng = rng_state()
         end = time.time()
-        for self.batch_idx, batch in enumerate(self.batches):
+        for self.batch_idx, batch in enumerate(self.batches):  # noqa: B020  an attribute
             if self.batch_idx >= skip:
                 self.before_step()
                 summary = self.forward_backward(batch)
@@ -201,7 +187,8 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         self.save_if_due()
 
     def after_train(self) -> None:
-        self.bar.close()
+        if hasattr(self, "bar"):
+            self.bar.close()
         self.training = False
         super().after_train()
 

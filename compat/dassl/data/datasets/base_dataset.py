@@ -8,7 +8,8 @@ from dassl.utils import check_isfile
 class Datum:
     """One image file with its label.
 
-    CoOp pickles lists of these (`split_fewshot/*.pkl`), so the module and the underscored names are those of the real Dassl.
+    CoOp pickles lists of these (`split_fewshot/*.pkl`), so the module and the underscored names are
+    those of the real Dassl.
     """
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
@@ -26,10 +27,13 @@ class Datum:
 
 
 class DatasetBase:
-    """Lists of Datum for training (labelled and unlabelled), validation and test; the classes are those of `train_x`."""
+    """Lists of Datum for training (labelled and unlabelled), validation and test.
+
+    The classes are those of `train_x`.
+    """
 
     dataset_dir = ""
-    domains = []
+    domains = []  # noqa: RUF012  a subclass has its own
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         self._train_x = train_x
@@ -59,10 +63,13 @@ class DatasetBase:
         return mapping, [mapping[label] for label in sorted(mapping)]
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
-        """Draw `num_shots` items of each label from each list, label by label in the order of first appearance.
+        """Draw `num_shots` items of each label from each list.
 
-        A label with fewer items gives all it has, or with `repeat` is drawn from with replacement. Returns the list, or a
-        list of lists where several came in. The draws come from Python's global generator: set_random_seed decides them.
+        Label by label in the order of first appearance.
+
+        A label with fewer items gives all it has, or with `repeat` is drawn from with replacement.
+        Returns the list, or a list of lists where several came in. The draws come from Python's
+        global generator: set_random_seed decides them.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources

@@ -11,15 +11,33 @@ INTERPOLATION_MODES = {
     "bicubic": InterpolationMode.BICUBIC,
     "nearest": InterpolationMode.NEAREST,
 }
-NEED_REAL_DASSL = "imagenet_policy cifar10_policy svhn_policy randaugment randaugment_fixmatch randaugment2".split()
-AVAI_CHOICES = (  # center_crop is no step of its own: testing always crops the centre
-    "random_flip random_resized_crop random_crop random_translation center_crop normalize instance_norm cutout "
-    "gaussian_noise colorjitter randomgrayscale gaussian_blur"
-).split() + NEED_REAL_DASSL
+NEED_REAL_DASSL = [
+    "imagenet_policy",
+    "cifar10_policy",
+    "svhn_policy",
+    "randaugment",
+    "randaugment_fixmatch",
+    "randaugment2",
+]
+AVAI_CHOICES = [
+    "random_flip",
+    "random_resized_crop",
+    "random_crop",
+    "random_translation",
+    "center_crop",  # no step of its own: testing always crops the centre
+    "normalize",
+    "instance_norm",
+    "cutout",
+    "gaussian_noise",
+    "colorjitter",
+    "randomgrayscale",
+    "gaussian_blur",
+    *NEED_REAL_DASSL,
+]
 
 
 class Random2DTranslation:
-    """With probability p, a random crop of the image enlarged by 1/8; else the image at its target size."""
+    """With probability p, a crop of the image enlarged by 1/8; else the image at target size."""
 
     def __init__(self, height, width, p=0.5, interpolation=InterpolationMode.BILINEAR):
         self.size = [height, width]
@@ -47,7 +65,10 @@ class InstanceNormalization:
 
 
 class Cutout:
-    """`n_holes` squares of an image `[C, H, W]` to 0 (https://arxiv.org/abs/1708.04552); a border may cut them short."""
+    """`n_holes` squares of an image `[C, H, W]` to 0; a border may cut them short.
+
+    https://arxiv.org/abs/1708.04552
+    """
 
     def __init__(self, n_holes=1, length=16):
         self.n_holes = n_holes
@@ -79,7 +100,8 @@ class GaussianNoise:
 def build_transform(cfg, is_train=True, choices=None):
     """The transform from a PIL image to a tensor `[3, H, W]`; None with NO_TRANSFORM.
 
-    `choices`, by default INPUT.TRANSFORMS, says which steps are in it; their order is fixed. Testing knows only normalisation.
+    `choices`, by default INPUT.TRANSFORMS, says which steps are in it; their order is fixed.
+    Testing knows only normalisation.
     """
     if cfg.INPUT.NO_TRANSFORM:
         print("Note: no transform is applied!")

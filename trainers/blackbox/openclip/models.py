@@ -9,10 +9,10 @@ import open_clip
 import torch
 from open_clip.model import get_cast_dtype
 
+from ..oracle.interface import Description
 from ..run.errors import BlackBoxError, one_of
 from .describe import check_model, describe, resized_otherwise
 from .identity import fingerprint, identify
-from .interface import Description
 from .sources import find
 from .tiny import ASSETS, tiny_config, tiny_state_dict
 from .weights import check_finite, reason

@@ -8,11 +8,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
+from ..oracle.prompt import Prompt
 from ..run.errors import BlackBoxError, one_of
 from . import patches
 from .blocks import positions_at_once
-from .interface import GRANTS, QUERY_IMAGES, Images, Oracle
 from .models import LoadedModel
 from .store import FeatureStore
 from .text import TextPath
@@ -27,14 +29,14 @@ class LocalOracle(Oracle):
 
     Args:
         loaded: a `LoadedModel`.
-        grants: what is let out (logits, features) and in (image_tokens).
+        grants: what is let in (contexts, image_tokens) and out (logits, features).
         client: name of the method that asks, for error messages.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        grants: Sequence[str] = ("logits",),
+        grants: Sequence[str] = ("contexts", "logits"),
         client: str = "a method",
     ) -> None:
         for grant in grants:
@@ -140,7 +142,7 @@ class LocalOracle(Oracle):
     def hooked(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
         """`[B, E]` by the model's own `encode_image`; a hook before `ln_pre` appends `[n_V, W]`."""
 
-        def append(module, inputs):
+        def append(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             x = inputs[0]
             return (torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1),)
 
@@ -156,7 +158,16 @@ class LocalOracle(Oracle):
         finally:
             handle.remove()
 
-    def text_of(self, contexts: torch.Tensor) -> torch.Tensor:
+    def features_of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+        """`[P, B, E]` of pixels `[P, B, 3, H, W]`, which are new each time: nothing is kept."""
+        parts = pictures.flatten(0, 1).split(QUERY_IMAGES)
+        encoded = [self.encode_pixels(part.to(self.device)) for part in parts]
+        return torch.cat(encoded).unflatten(0, pictures.shape[:2])
+
+    def text_of(self, prompt: Prompt) -> torch.Tensor:
+        contexts = prompt.contexts
+        if contexts is None:
+            contexts = torch.zeros(1, 0, self.description.width)
         contexts = contexts.to(self.device)
         if self.last is None or not torch.equal(self.last[0], contexts):
             with self.autocast():
@@ -164,15 +175,15 @@ class LocalOracle(Oracle):
         return self.last[1]
 
     @torch.no_grad()
-    def query(
-        self, images: Images, contexts: torch.Tensor, image_tokens: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        self.require("logits", *(["image_tokens"] if image_tokens is not None else []))
-        text = self.text_of(contexts)
-        if image_tokens is None:
-            image = self.features_of(images)
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        self.require("logits", *prompt.grants)
+        text = self.text_of(prompt)
+        if prompt.pictures is not None:
+            image = self.features_of_pictures(prompt.pictures)
+        elif prompt.image_tokens is not None:
+            image = self.features_with_tokens(images, prompt.image_tokens)
         else:
-            image = self.features_with_tokens(images, image_tokens)
+            image = self.features_of(images)
         logits = (self.scale * image) @ text.transpose(1, 2)
         return logits if self.bias is None else logits + self.bias
 
@@ -182,6 +193,6 @@ class LocalOracle(Oracle):
         return self.features_of(images).clone()
 
     @torch.no_grad()
-    def text_features(self, contexts: torch.Tensor) -> torch.Tensor:
-        self.require("features")
-        return self.text_of(contexts).clone()
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
+        self.require("features", *prompt.grants)
+        return self.text_of(prompt).clone()

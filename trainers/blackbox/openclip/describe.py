@@ -12,8 +12,8 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import LayerScale, TextTransformer, VisionTransformer
 from torch import nn
 
+from ..oracle.interface import Description
 from ..run.errors import BlackBoxError, first_line
-from .interface import Description
 
 POOLS = ("first", "last", "argmax", "eos")
 RESIZES = {"squash": "squashes images to a square", "longest": "pads images to a square"}
@@ -100,7 +100,7 @@ def is_plain(model: Any, pixel_type: torch.dtype) -> bool:
     """Whether both towers are open_clip's own, of the kinds that run in all precisions."""
     towers = (model.visual, text_tower(model))
     kinds = (VisionTransformer, ModifiedResNet), (open_clip.CLIP, TextTransformer)
-    own = all(type(tower) in kind for tower, kind in zip(towers, kinds))
+    own = all(type(tower) in kind for tower, kind in zip(towers, kinds, strict=True))
     half = pixel_type != torch.float32 and any(isinstance(m, LayerScale) for m in model.modules())
     more = any(getattr(tower, "output_tokens", False) for tower in towers)
     return own and not half and not more and getattr(model.visual, "pool_type", "") != "none"

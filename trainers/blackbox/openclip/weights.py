@@ -133,7 +133,7 @@ def check_finite(name: str, model: nn.Module) -> None:
     tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.numel()}
     # a sum is quicker than a test of every number, and finite only if they all are
     sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()])
-    suspects = [k for k, fine in zip(tensors, sums.isfinite().tolist()) if not fine]
+    suspects = [k for k, fine in zip(tensors, sums.isfinite().tolist(), strict=True) if not fine]
     bad = [k for k in suspects if not tensors[k].isfinite().all()]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""

@@ -1,14 +1,16 @@
 """Trains the embedded tiny CLIP from characters, shapes, patterns and (where at hand) photographs.
 
-    python scripts/pretrain_tiny.py --photos "$PHOTOS" --images 1200000 --stop 2000 --output stage1
-    python scripts/pretrain_tiny.py --photos "$PHOTOS" --images 153600 --init stage1/model.pt --lr 6e-4 --output stage2
+    python tools/pretrain_tiny.py --photos "$PHOTOS" --images 1200000 --stop 2000 --output stage1
+    python tools/pretrain_tiny.py --photos "$PHOTOS" --images 153600 --init stage1/model.pt \
+        --lr 6e-4 --output stage2
 
-`--photos` names a folder with `tiny-imagenet-pretrain-*.npz` (keys jpeg, offsets, labels, classnames); without it the model is trained on
-drawings alone. The loss is supervised-contrastive: every image against one caption of every class, template and synonym drawn anew
-at each step. Digits are rare among the characters, the first stage stops early, and the second lets the learning rate down: a stand-in that read
-Digits too well would leave nothing to tuning. Progress is judged on the *training* split of Digits and on photographs set aside; test splits
-are never read here.
-`scripts/freeze_tiny.py` turns the result into the files of `trainers/blackbox/assets/`.
+`--photos` names a folder with `tiny-imagenet-pretrain-*.npz` (keys jpeg, offsets, labels,
+classnames); without it the model is trained on drawings alone. The loss is supervised-contrastive:
+every image against one caption of every class, template and synonym drawn anew at each step. Digits
+are rare among the characters, the first stage stops early, and the second lets the learning rate
+down: a stand-in that read Digits too well would leave nothing to tuning. Progress is judged on the
+*training* split of Digits and on photographs set aside; test splits are never read here.
+`tools/freeze_tiny.py` turns the result into the files of `trainers/blackbox/assets/`.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import math
 import random
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dassl_blackbox.datasets import render  # noqa: E402
+from dassl_blackbox.datasets import render
 
 MODEL = {
     "embed_dim": 128,
@@ -35,6 +38,20 @@ MODEL = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
 }
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# None of the typefaces that Letters draws with (FONTS of datasets/render.py).
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "cmr10",
+    "cmb10",
+    "cmtt10",
+)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CHARACTER_TEMPLATES = (
     "a photo of the {k} {n}.",
@@ -65,7 +82,7 @@ S = 48  # side of the masks and of the stored photographs; the model sees 32 px 
 
 
 def build_classes(photo_names):
-    """All captioned classes, in order: dicts with kind, synonyms and, for drawings, what to draw."""
+    """All captioned classes, in order: dicts of kind, synonyms and, for drawings, what to draw."""
     classes = [
         {"kind": "digit", "names": [w, str(i)], "glyphs": str(i)} for i, w in enumerate(DIGITS)
     ]
@@ -95,7 +112,9 @@ def caption(cls, rng):
 
 
 def mask_bank(classes, rng):
-    """Masks `[M, S, S]` uint8 and, for every drawn class, the indices of its masks (shared between colours)."""
+    """Masks `[M, S, S]` uint8 and, for every drawn class, the indices of its masks (shared between
+    colours).
+    """
     masks, index, by_what = [], {}, {}
 
     def add(new):
@@ -108,31 +127,35 @@ def mask_bank(classes, rng):
                 [
                     render.character(g, f, S, h)
                     for g in cls["glyphs"]
-                    for f in render.TRAINING_FONTS
+                    for f in FONTS
                     for h in (24, 30, 36)
                 ]
             )
         elif "what" in cls:
             what = cls["what"]
             if what not in by_what:
-                draw = (
-                    (lambda: render.pattern(what, S, rng.uniform(5, 14), rng))
-                    if what in render.PATTERNS
-                    else (lambda: render.shape(what, S, rng.uniform(8, 18), rng))
+                by_what[what] = add(
+                    [
+                        render.pattern(what, S, rng.uniform(5, 14), rng)
+                        if what in render.PATTERNS
+                        else render.shape(what, S, rng.uniform(8, 18), rng)
+                        for _ in range(300)
+                    ]
                 )
-                by_what[what] = add([draw() for _ in range(300)])
             index[i] = by_what[what]
     return torch.from_numpy(np.stack(masks)), index
 
 
 def load_photos(folder):
-    """Photographs `[N, 3, S, S]` uint8, labels and class names; the last 2,000 are set aside by the caller."""
+    """Photographs `[N, 3, S, S]` uint8, labels and class names; the last 2,000 are set aside by the
+    caller.
+    """
     images, labels, names = [], [], []
     for path in sorted(Path(folder).glob("tiny-imagenet-pretrain-*.npz")):
         z = np.load(path)
         names = [str(n) for n in z["classnames"]]
         offsets, jpeg = z["offsets"], z["jpeg"]
-        for a, b in zip(offsets[:-1], offsets[1:]):
+        for a, b in pairwise(offsets):
             picture = (
                 Image.open(io.BytesIO(jpeg[a:b].tobytes()))
                 .convert("RGB")
@@ -144,7 +167,9 @@ def load_photos(folder):
 
 
 def warp(images, scale, turn, shear, bend, generator):
-    """Random zoom, rotation, shear, shift and smooth bending of `[B, C, S, S]` floats; returns `[B, C, 32, 32]`."""
+    """Random zoom, rotation, shear, shift and smooth bending of `[B, C, S, S]` floats; returns `[B,
+    C, 32, 32]`.
+    """
     n = len(images)
 
     def u(low, high):
@@ -173,7 +198,9 @@ def warp(images, scale, turn, shear, bend, generator):
 
 
 def paint(masks, colours, generator):
-    """Ink of the given colours (NaN: any) on a contrasting background, `[B, 1, 32, 32]` -> `[B, 3, 32, 32]` in 0..1."""
+    """Ink of the given colours (NaN: any) on a contrasting background, `[B, 1, 32, 32]` -> `[B, 3,
+    32, 32]` in 0..1.
+    """
     n = len(masks)
 
     def rand(*shape):
@@ -259,7 +286,9 @@ def photo_batch(images, generator, train=True):
 
 
 def text_features(model, tokens):
-    """Normalised features `[T, E]`; the causal tower need not see the padding, so tokens are cut at the longest caption."""
+    """Normalised features `[T, E]`; the causal tower need not see the padding, so tokens are cut at
+    the longest caption.
+    """
     length = int(tokens.argmax(1).max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
@@ -361,8 +390,9 @@ def main(args):
     last = min(steps, args.stop or steps)
     start = time.time()
     for step in range(last):
-        # Characters and shapes first and well, photographs with what is left. Digits are rare among the characters: strokes are learned from
-        # letters, and what Digits leaves to tuning is then the alignment, not the features.
+        # Characters and shapes first and well, photographs with what is left. Digits are rare among
+        # the characters: strokes are learned from letters, and what Digits leaves to tuning is then
+        # the alignment, not the features.
         n_photo = (
             int(args.batch * (0.15 if step < 0.4 * steps and not args.init else 0.35))
             if len(pool)
@@ -395,7 +425,8 @@ def main(args):
         if step % 100 == 0:
             rate = (step + 1) * args.batch / (time.time() - start)
             print(
-                f"step {step}/{steps} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f} {rate:.0f} images/s",
+                f"step {step}/{steps} loss {loss.item():.3f} scale "
+                f"{model.logit_scale.exp().item():.1f} {rate:.0f} images/s",
                 flush=True,
             )
         if (step + 1) % 500 == 0 or step + 1 == last:

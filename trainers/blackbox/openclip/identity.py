@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,5 @@ def remember(key: str, entry: dict[str, Any]) -> None:
     models = {name: value for name, value in remembered().items() if name != key}
     models = dict([*models.items(), (key, entry)][-KEPT:])
     content = json.dumps({"digest": digest(models), "models": models})
-    try:
+    with suppress(OSError, ValueError, RuntimeError):
         write_atomically(cache_file(), content.encode())
-    except (OSError, ValueError, RuntimeError):
-        pass

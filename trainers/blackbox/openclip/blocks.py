@@ -1,5 +1,10 @@
 """open_clip's transformer block taken apart, so that a path can leave out what nobody reads."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
@@ -11,7 +16,7 @@ CPU_POSITIONS = 2**12
 SHARE = 0.25  # of a device's free memory
 
 
-def positions_at_once(transformer):
+def positions_at_once(transformer: Any) -> int:
     """Token positions that may go through a tower at once, a power of two.
 
     They fit in a share of the device's free memory.
@@ -20,9 +25,8 @@ def positions_at_once(transformer):
     if weight.device.type != "cuda":
         return CPU_POSITIONS
     hidden, width = weight.shape
-    bytes_each = weight.element_size() * (
-        2 * hidden + 8 * width
-    )  # the MLP's hidden layer in and out; queries, keys, values and what is on its way
+    # the MLP's hidden layer in and out; queries, keys, values and what is on its way
+    bytes_each = weight.element_size() * (2 * hidden + 8 * width)
     free = (
         torch.cuda.mem_get_info(weight.device)[0]
         + torch.cuda.memory_reserved(weight.device)
@@ -31,7 +35,9 @@ def positions_at_once(transformer):
     return 2 ** max(10, int(free * SHARE / bytes_each).bit_length() - 1)
 
 
-def pieces(count, positions, at_once, device):
+def pieces(
+    count: int, positions: int, at_once: int, device: torch.device
+) -> tuple[torch.Tensor, ...]:
     """Numbers 0 to count - 1 in as few nearly equal parts as allow `at_once` positions each.
 
     A number has `positions`. Equal, because the last bits of a product of very few rows differ from
@@ -42,7 +48,7 @@ def pieces(count, positions, at_once, device):
     return torch.arange(count, device=device).chunk(-(-count // most))
 
 
-def plain(blocks):
+def plain(blocks: Iterable[Any]) -> bool:
     """Whether `project` and `finish` are these blocks' own arithmetic: judged by their parts."""
     return all(
         type(block) is ResidualAttentionBlock
@@ -53,7 +59,7 @@ def plain(blocks):
     )
 
 
-def project(block, x, asking=ALL):
+def project(block: Any, x: torch.Tensor, asking: slice = ALL) -> list[torch.Tensor]:
     """Queries of the positions that ask, keys and values of all.
 
     `[N, L, D]` -> `[N, heads, …, D / heads]` each.
@@ -61,7 +67,7 @@ def project(block, x, asking=ALL):
     weight, bias, D = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     x = block.ln_1(x)
     if asking == ALL:
-        parts = F.linear(x, weight, bias).chunk(3, dim=-1)
+        parts = [*F.linear(x, weight, bias).chunk(3, dim=-1)]
     else:
         parts = [
             F.linear(x[:, asking], weight[:D], bias[:D]),
@@ -70,13 +76,13 @@ def project(block, x, asking=ALL):
     return [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in parts]
 
 
-def finish(block, x, attended):
+def finish(block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """The rest of a block: `[N, L, D]` and its heads' answers `[N, heads, L, D / heads]`."""
     x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     return x + block.ls_2(feed_forward(block.mlp, block.ln_2(x)))
 
 
-def feed_forward(mlp, x):
+def feed_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     """The block's MLP; without gradients, QuickGELU works in place on the tower's widest array."""
     if torch.is_grad_enabled() or type(mlp.gelu) is not QuickGELU:
         return mlp(x)

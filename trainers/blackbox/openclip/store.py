@@ -67,7 +67,7 @@ class FeatureStore:
             whole = len(chosen) + len(company) == len(keys)
             encoded = encode(pixels if whole else pixels[chosen + company])
             encoded = encoded[chosen if whole else slice(len(chosen))]
-            rows.update(zip(unknown, encoded))
+            rows.update(zip(unknown, encoded, strict=True))
         features = torch.stack([rows[key] for key in keys])
         self.touch(keys)
         if unknown:

@@ -1,10 +1,15 @@
-"""Turns a checkpoint of `pretrain_tiny.py` into the files of `trainers/blackbox/assets/`, and exports the embedded model for other code.
+"""Turns a checkpoint of `pretrain_tiny.py` into the files of `trainers/blackbox/assets/`, and
+exports the embedded model for other code.
 
-    python scripts/freeze_tiny.py freeze tiny_run/model.pt     # writes tiny.safetensors, open_clip_config.json and RECIPE.json
-    python scripts/freeze_tiny.py export tiny_clip.pt          # the full state dict, in the layout of OpenAI's CLIP
+    python tools/freeze_tiny.py freeze stage2/model.pt
+    python tools/freeze_tiny.py export tiny_clip.pt
 
-Weights are stored as float16, and of the token embeddings only the rows that training touched: the loader fills in the others
-from a seed. The exported file loads unchanged into code that vendors OpenAI's CLIP.
+`freeze` writes tiny.safetensors, open_clip_config.json and RECIPE.json; `export` the full state
+dict, in the layout of OpenAI's CLIP.
+
+Weights are stored as float16, and of the token embeddings only the rows that training touched: the
+loader fills in the others from a seed. The exported file loads unchanged into code that vendors
+OpenAI's CLIP.
 """
 
 import argparse
@@ -22,11 +27,9 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 def freeze(source):
     """Write the three files; returns the SHA-256 of the weights."""
-    from safetensors.torch import save_file
-
     import pretrain_tiny as pretraining
-
-    from dassl_blackbox.trainers.blackbox.oracle.models import ASSETS
+    from dassl_blackbox.trainers.blackbox.openclip.models import ASSETS
+    from safetensors.torch import save_file
 
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     state, recipe = checkpoint["state_dict"], json.loads(checkpoint["recipe"])
@@ -42,16 +45,16 @@ def freeze(source):
         json.dumps(config, indent=2) + "\n", encoding="utf-8"
     )
     recipe["commands"] = [
-        line.strip()
+        " ".join(line.split())
         for line in pretraining.__doc__.splitlines()
-        if line.strip().startswith("python scripts/pretrain_tiny.py")
+        if line.strip().startswith("python tools/pretrain_tiny.py")
     ]
     recipe["zero_shot"]["digits, the data set's template"] = template_accuracy(
         pretraining.digits_training_split()
     )
     recipe["zero_shot_note"] = (
-        "per cent, by the script's judge: digits is the training split of Digits with 'a photo of the digit {}.', photos are photographs set "
-        "aside from pretraining"
+        "per cent, by the script's judge: digits is the training split of Digits with 'a photo of "
+        "the digit {}.', photos are photographs set aside from pretraining"
     )
     recipe["sha256"] = hashlib.sha256((ASSETS / "tiny.safetensors").read_bytes()).hexdigest()
     (ASSETS / "RECIPE.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
@@ -59,12 +62,13 @@ def freeze(source):
 
 
 def template_accuracy(digits):
-    """Zero-shot accuracy in per cent of the frozen model on images `[N, 3, 32, 32]` and labels, with Digits' own template."""
-    from dassl_blackbox.trainers.blackbox.oracle.local import LocalOracle
-    from dassl_blackbox.trainers.blackbox.oracle.models import load_model
-    from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
-
+    """Zero-shot accuracy in per cent of the frozen model on images `[N, 3, 32, 32]` and labels,
+    with Digits' own template.
+    """
     import pretrain_tiny as pretraining
+    from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+    from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+    from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 
     images, labels = digits
     oracle = LocalOracle(load_model("tiny"))
@@ -74,8 +78,8 @@ def template_accuracy(digits):
 
 
 def export(target):
+    from dassl_blackbox.trainers.blackbox.openclip.models import tiny_state_dict
     from dassl_blackbox.trainers.blackbox.run.files import write_atomically
-    from dassl_blackbox.trainers.blackbox.oracle.models import tiny_state_dict
 
     write_atomically(target, lambda f: torch.save(tiny_state_dict(), f))  # plain, for any reader
 

@@ -111,7 +111,7 @@ class TextPath:
         ids = torch.zeros(len(self.texts), length or int(end.max()) + 1, dtype=torch.long)
         ids[:, 0] = self.tokenizer.sot_token_id
         ids[:, 1 : n + 1] = self.placeholder
-        for row, text in zip(ids, self.texts):
+        for row, text in zip(ids, self.texts, strict=True):
             row[n + 1 : n + 1 + len(text)] = torch.tensor(text)
             row[n + 1 + len(text)] = self.tokenizer.eot_token_id
         return ids.to(self.device), end.to(self.device)
@@ -145,7 +145,12 @@ class TextPath:
             max(1, positions_at_once(self.tower.transformer) // self.length)
         ):
 
-            def fill(module, inputs, output, part=contexts[rows // C]):
+            def fill(
+                module: nn.Module,
+                inputs: Any,
+                output: torch.Tensor,
+                part: torch.Tensor = contexts[rows // C],
+            ) -> torch.Tensor:
                 return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1 :]], dim=1)
 
             handle = self.tower.token_embedding.register_forward_hook(fill)

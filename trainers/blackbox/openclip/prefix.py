@@ -6,30 +6,34 @@ candidate and layer; each class runs its own few tokens against them. Classes of
 together, so that nothing is padded, and in the last layer only EOT, which is read, asks.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from .blocks import ALL, finish, pieces, plain, project
 
 EOT, NONE = slice(-1, None), slice(0, 0)
+Kept = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a pair a layer
 
 
-def fits(tower):
+def fits(tower: Any) -> bool:
     """Whether a tower is causal, read out at EOT and made of open_clip's plain blocks.
 
     It is judged by its parts and not by its name.
     """
-    mask, pool = (
-        getattr(tower, "attn_mask", None),
-        getattr(tower, "pool_type", getattr(tower, "text_pool_type", None)),
-    )
+    mask = getattr(tower, "attn_mask", None)
+    pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
     if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
         return False
     causal = torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
     return causal and plain(tower.transformer.resblocks)
 
 
-def encode_prefix(blocks, x):
+def encode_prefix(blocks: Sequence[Any], x: torch.Tensor) -> Kept:
     """Keys and values of the shared prefix `[P, n + 1, D]`: one pair a layer."""
     kept = []
     for block in blocks:
@@ -41,20 +45,25 @@ def encode_prefix(blocks, x):
     return kept
 
 
-def encode_suffix(blocks, x, kept, candidate):
+def encode_suffix(
+    blocks: Sequence[Any], x: torch.Tensor, kept: Kept, candidate: torch.Tensor
+) -> torch.Tensor:
     """EOT `[N, D]` of sequences `[N, S, D]` that go on from the prefixes of candidates `[N]`."""
     S, length = x.shape[1], kept[0][0].shape[2]
     seen = torch.ones(S, length + S, dtype=torch.bool, device=x.device).tril(length)
-    for block, (k0, v0) in zip(blocks, kept):
+    for block, (k0, v0) in zip(blocks, kept, strict=True):
         last = block is blocks[-1]
         q, k, v = project(block, x, EOT if last else ALL)
         k, v = torch.cat([k0[candidate], k], dim=2), torch.cat([v0[candidate], v], dim=2)
         if last:
             return finish(block, x[:, EOT], F.scaled_dot_product_attention(q, k, v))[:, 0]
         x = finish(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
+    raise AssertionError("a tower without blocks")
 
 
-def encode(tower, contexts, ids, end, budget):
+def encode(
+    tower: Any, contexts: torch.Tensor, ids: torch.Tensor, end: torch.Tensor, budget: int
+) -> torch.Tensor:
     """EOT states `[P, C, D]` after the last block, before `ln_final`.
 
     Args:
@@ -66,31 +75,23 @@ def encode(tower, contexts, ids, end, budget):
     """
     n, blocks = contexts.shape[1], list(tower.transformer.resblocks)
     dtype = tower.transformer.get_cast_dtype()
-    words = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[: ids.shape[1]].to(
-        dtype
-    )
+    places = tower.positional_embedding[: ids.shape[1]].to(dtype)
+    words = tower.token_embedding(ids).to(dtype) + places
     front = contexts.to(dtype) + tower.positional_embedding[1 : n + 1].to(dtype)
     buckets = [(end == length).nonzero()[:, 0] for length in end.unique().tolist()]
     together = max(1, budget // int((end - n).sum() + n + 1))
     states = []
     for part in front.split(together):
-        kept = encode_prefix(
-            blocks, torch.cat([words[:1, :1].expand(len(part), -1, -1), part], dim=1)
-        )
+        sos = words[:1, :1].expand(len(part), -1, -1)
+        kept = encode_prefix(blocks, torch.cat([sos, part], dim=1))
         found = []
         for classes in buckets:
             suffix = words[classes, n + 1 : int(end[classes[0]]) + 1]
-            found.append(
-                torch.cat(
-                    [
-                        encode_suffix(
-                            blocks, suffix[rows % len(classes)], kept, rows // len(classes)
-                        )
-                        for rows in pieces(
-                            len(part) * len(classes), n + 1 + suffix.shape[1], budget, ids.device
-                        )
-                    ]
-                ).unflatten(0, (len(part), -1))
-            )
+            C, length = len(classes), n + 1 + suffix.shape[1]
+            ends = [
+                encode_suffix(blocks, suffix[rows % C], kept, rows // C)
+                for rows in pieces(len(part) * C, length, budget, ids.device)
+            ]
+            found.append(torch.cat(ends).unflatten(0, (len(part), -1)))
         states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
     return torch.cat(states)

@@ -6,6 +6,10 @@ meet: patches are embedded, normalised and projected once an image, tokens once 
 last layer only the class token asks.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
@@ -15,7 +19,7 @@ from .blocks import ALL, finish, pieces, plain, project
 CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
 
 
-def fits(visual):
+def fits(visual: Any) -> bool:
     """Whether a tower is open_clip's plain ViT, read out at its class token.
 
     It is judged by its parts and not by its name.
@@ -31,12 +35,12 @@ def fits(visual):
     )
 
 
-def embed(visual, pixels):
+def embed(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Class token and patches before the first layer: `[B, 3, H, W]` -> `[B, 1 + G, W]`."""
     return visual._embeds(pixels)
 
 
-def encode(visual, patches, tokens, budget):
+def encode(visual: Any, patches: torch.Tensor, tokens: torch.Tensor, budget: int) -> torch.Tensor:
     """Image features `[P, B, E]`, not normalised.
 
     Args:
@@ -48,21 +52,22 @@ def encode(visual, patches, tokens, budget):
     B, blocks = len(patches), list(visual.transformer.resblocks)
     tokens = visual.ln_pre(tokens.to(patches.dtype))
     one_layer = len(blocks) == 1
-    own, added = (
-        project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL),
-        project(blocks[0], tokens, NONE if one_layer else ALL),
-    )
-    features = []
+    own = project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL)
+    added = project(blocks[0], tokens, NONE if one_layer else ALL)
+    found = []
     for rows in pieces(len(tokens) * B, patches.shape[1] + tokens.shape[1], budget, patches.device):
         candidate, image = rows // B, rows % B
         x = torch.cat([patches[image], tokens[candidate]], dim=1)
-        parts = [torch.cat([a[image], b[candidate]], dim=2) for a, b in zip(own, added)]
+        parts = [
+            torch.cat([a[image], b[candidate]], dim=2) for a, b in zip(own, added, strict=True)
+        ]
         for block in blocks:
             if block is not blocks[0]:
                 parts = project(block, x, CLASS_TOKEN if block is blocks[-1] else ALL)
             if block is blocks[-1]:
                 x = x[:, CLASS_TOKEN]
-            x = finish(block, x, F.scaled_dot_product_attention(*parts))
-        features.append(visual.ln_post(x[:, 0]))
-    features = torch.cat(features).unflatten(0, (-1, B))
+            q, k, v = parts
+            x = finish(block, x, F.scaled_dot_product_attention(q, k, v))
+        found.append(visual.ln_post(x[:, 0]))
+    features = torch.cat(found).unflatten(0, (-1, B))
     return features if visual.proj is None else features @ visual.proj

@@ -1,12 +1,15 @@
 """Unseen photographs of 20 classes that the embedded model knows, as folders:
 
-    python scripts/unpack_photos.py tiny-imagenet-heldout.npz data/photos
+    python tools/unpack_photos.py tiny-imagenet-heldout.npz data/photos
 
-Writes `train`, `val` and `test` (16 / 4 / 30 a class) for the data set ImageFolder, whose root is that folder. Beside them, in ImageNet's layout, the same classes for
-the protocol of domain generalisation: `imagenet` (train 16, val the first 15 test photographs), `imagenetv2` (the other 15), `imagenet-sketch` (contours
-of the first 15) and `imagenet-rendition` (the first 15 posterised, their colours turned).
+Writes `train`, `val` and `test` (16 / 4 / 30 a class) for the data set ImageFolder, whose root is
+that folder. Beside them, in ImageNet's layout, the same classes for the protocol of domain
+generalisation: `imagenet` (train 16, val the first 15 test photographs), `imagenetv2` (the other
+15), `imagenet-sketch` (contours of the first 15) and `imagenet-rendition` (the first 15 posterised,
+their colours turned).
 
-The archive holds `jpeg` (bytes, one after the other), `offsets` [N + 1], `labels` [N], `classnames` and `novel` (classes that the model never saw).
+The archive holds `jpeg` (bytes, one after the other), `offsets` [N + 1], `labels` [N], `classnames`
+and `novel` (classes that the model never saw).
 """
 
 import argparse
@@ -29,7 +32,9 @@ def rendition(image):
 
 
 def photographs(archive):
-    """{class name: its unseen photographs} of classes that the model knows: every ninth of the 180, by label."""
+    """{class name: its unseen photographs} of classes that the model knows: every ninth of the 180,
+    by label.
+    """
     known = [
         label
         for label in range(len(archive["classnames"]))

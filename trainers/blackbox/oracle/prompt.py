@@ -1,0 +1,50 @@
+"""What is asked of a model for P candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What P candidates change about the question; a part that is None changes nothing.
+
+    Without any part it is the class texts alone, and P is 1.
+
+    Attributes:
+        contexts: token embeddings in front of every class's text `[P, n, D]`, n may be 0
+            (grant `contexts` unless it is).
+        image_tokens: appended to the image tower's tokens `[P, n_V, W]` (grant `image_tokens`).
+        pictures: normalised pixels in place of the images' own `[P, B, 3, H, W]`.
+
+    Raises:
+        ValueError: parts of different P.
+    """
+
+    contexts: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    pictures: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.lengths()) > 1:
+            raise ValueError(f"The parts of a prompt are of {sorted(self.lengths())} candidates.")
+
+    def lengths(self) -> set[int]:
+        parts = (getattr(self, field.name) for field in fields(self))
+        return {len(part) for part in parts if part is not None}
+
+    def __len__(self) -> int:
+        return next(iter(self.lengths()), 1)
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens n."""
+        return 0 if self.contexts is None else self.contexts.shape[1]
+
+    @property
+    def grants(self) -> tuple[str, ...]:
+        """What must be let in for it."""
+        needed = {"contexts": self.tokens > 0, "image_tokens": self.image_tokens is not None}
+        return tuple(name for name, is_needed in needed.items() if is_needed)
