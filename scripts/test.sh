@@ -7,4 +7,4 @@ source "$(dirname "$0")/setup.sh"
 ruff check
 ruff format --check
 mypy
-exec python -m pytest -q -n auto --maxprocesses 8 --dist loadfile tests "$@"
+exec python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder tests "$@"
