@@ -102,7 +102,8 @@ def options(draw):
     return name, pairs
 
 
-def test_command_lines(request, data_root, tmp_path, capsys):
+def test_command_lines(request, data_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a folder can be drawn, and generated sets are written there
     folder = iter(range(10**9))
 
     @cases(120, request)
