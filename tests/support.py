@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import train
 from dassl.config import get_cfg_default
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import optimizers
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
@@ -21,17 +21,13 @@ from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
 from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
-from dassl_blackbox.trainers.blackbox.registry import MARK
+from dassl_blackbox.trainers.blackbox.registry import ours
 
 REPO = Path(__file__).resolve().parent.parent
 
 # A trainer comes under contract by being registered, an optimiser by being exported; what it needs
 # beside a start stands here.
-OURS = {
-    name: TRAINER_REGISTRY.get(name)
-    for name in TRAINER_REGISTRY.registered_names()
-    if getattr(TRAINER_REGISTRY.get(name), MARK, False)
-}
+OURS = ours()
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
 TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
 SETTINGS = {"SPSA": [{"rule": rule} for rule in RULES], "CMAES": [{"sigma": 0.5, "population": 8}]}

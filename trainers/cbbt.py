@@ -40,10 +40,10 @@ class AdapterTeacher(Teacher):
         if progress.epoch >= self.first:
             self.adapter.active.fill_(True)
 
-    def adapted(self, answer: Answer) -> torch.Tensor:
-        """Logits `[P, B, C]` of the adapted image features."""
+    def adapted(self, answer: Answer, number: int | slice = slice(None)) -> torch.Tensor:
+        """Logits of the adapted image features: of all candidates `[P, B, C]`, or one `[B, C]`."""
         assert answer.text is not None  # the recipe reads features
-        return self.scale * self.adapter(answer.image) @ answer.text.mT
+        return self.scale * self.adapter(answer.image) @ answer.text[number].mT
 
     def through(self, answer: Answer, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
@@ -52,9 +52,7 @@ class AdapterTeacher(Teacher):
     def see(self, answer: Answer, number: int, batch: Batch) -> None:
         if self.adapter.active:
             self.adam.zero_grad()
-            assert answer.text is not None
-            logits = self.scale * self.adapter(answer.image) @ answer.text[number].T
-            F.cross_entropy(logits, batch.labels).backward()
+            F.cross_entropy(self.adapted(answer, number), batch.labels).backward()
             self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -186,15 +186,13 @@ def extend_cfg(cfg: CfgNode) -> None:
                 node[key] = deepcopy(entry.default)
 
 
-def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """{"ORACLE.PREC": "fp32", …}"""
+def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries, such as a configuration, as {"ORACLE.PREC": "fp32", …}."""
     return {
         name: leaf
         for key, value in node.items()
         for name, leaf in (
-            leaves(value, f"{prefix}{key}.")
-            if isinstance(value, CfgNode)
-            else {prefix + key: value}
+            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         ).items()
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from dassl.config import get_cfg_default
 
-from ..config import extend_cfg
+from ..config import extend_cfg, leaves
 from .errors import BlackBoxError
 from .reading import read_yaml
 
@@ -33,23 +33,10 @@ NOT_TRAINING = (
 SHOWN = 3
 
 
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested dictionary as {"ORACLE.PREC": "fp32", …}."""
-    return {
-        name: text
-        for key, value in node.items()
-        for name, text in (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {prefix + key: str(value)}
-        ).items()
-    }
-
-
 def counting(content: dict[str, Any]) -> dict[str, str]:
     return {
-        name: value
-        for name, value in flat(content).items()
+        name: str(value)
+        for name, value in leaves(content).items()
         if name.split(".")[0] in SECTIONS and name not in HARMLESS
     }
 
