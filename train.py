@@ -27,7 +27,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.datasets.base import DatasetError
-from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_run
+from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
 from dassl_blackbox.trainers.blackbox.run.errors import (
@@ -38,6 +38,7 @@ from dassl_blackbox.trainers.blackbox.run.errors import (
 )
 from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
+from dassl_blackbox.trainers.blackbox.run.metrics import forget
 from dassl_blackbox.trainers.blackbox.run.settings import (
     as_text,
     differences,
@@ -190,7 +191,7 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
 
 def marks(folder: str) -> str:
     """What is to be said of a finished run, in brackets."""
-    run = read_run(folder)
+    run = read_result(folder)
     if run is None or not run.lost_much:
         return ""
     return " (it lost more than a tenth of its training queries)"
@@ -221,6 +222,7 @@ def train(trainer: TrainerBase, cfg: CfgNode, log: RunLog) -> None:
     if hasattr(trainer, "check_training"):
         trainer.check_training()
     log.open(cfg.OUTPUT_DIR)
+    forget(cfg.OUTPUT_DIR)  # before the configuration that the former result is not of
     write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
     trainer.train()
 

@@ -179,12 +179,12 @@ def run(cfg, steps, method, published):
         )
     if steps:  # a budget in steps
         trainer.max_epoch = steps
-        trainer.oracle.limits["queries"] = steps * trainer.step_cost()[0]
+        trainer.oracle.limits["queries"] = steps * trainer.plan.step(0).queries
     watch = Stopwatch(trainer.oracle.inner, "query", trainer.device)
     start = time.perf_counter()
     trainer.train()
     taken = time.perf_counter() - start
-    return taken, watch.seconds, trainer.spent() // trainer.step_cost()[0]
+    return taken, watch.seconds, trainer.spent() // trainer.plan.step(0).queries
 
 
 def warm_up(args, root, weights):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
-from dassl_blackbox.trainers.blackbox.crossfit import CrossFitted, HeadLearner
+from dassl_blackbox.trainers.blackbox.heads.crossfit import CrossFitted, HeadLearner
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
 from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from .console import note, tool
 from .results import Group, groups
+from .trainers.blackbox.run import metrics
 from .trainers.blackbox.run.errors import BlackBoxError
 from .trainers.blackbox.run.files import read_text
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ZERO_SHOT, QUERIES = "ZeroshotOracle", "training queries (one candidate on at most 128 images)"
+DECADES = 100  # a ratio of queries above which their axis is logarithmic
 
 
 def read_curve(path: Path) -> dict[int, float]:
@@ -68,12 +71,12 @@ def curve(folders: Iterable[str | Path]) -> list[tuple[int, float]]:
     ]
 
 
-def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
-    """One figure: `draw(axes)`, then titles and legend; a PNG where the name has no ending.
+def rendered(draw: Callable[[Axes], None], kind: str, labels: Mapping[str, str]) -> bytes:
+    """One figure in a format of matplotlib's: `draw(axes)`, then labels, and a legend at the right.
 
     Raises:
-        BlackBoxError: matplotlib is missing or does not know the ending, or the file cannot be
-            written.
+        BlackBoxError: matplotlib is missing.
+        ValueError: it does not know the format.
     """
     try:
         from matplotlib import rc_context, rcParams
@@ -82,19 +85,29 @@ def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
     except ImportError as e:
         raise BlackBoxError(f"Plots need matplotlib ({e}). Install it, and try again.") from e
 
-    picture, kind = io.BytesIO(), Path(path).suffix[1:].lower() or "png"
+    picture = io.BytesIO()
+    with rc_context({"text.parse_math": False}):  # a folder may have dollars in its name
+        figure = Figure(figsize=(9, 5))
+        axes = figure.subplots()
+        colours = rcParams["axes.prop_cycle"]  # ten solid lines, then the same dashed, then dotted
+        axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * colours)
+        draw(axes)
+        axes.set(**labels)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.tight_layout()
+        figure.savefig(picture, dpi=120, format=kind)
+    return picture.getvalue()
+
+
+def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
+    """Write a figure; its format is the ending of the name, or PNG.
+
+    Raises:
+        BlackBoxError: matplotlib is missing or does not know the ending, or the file cannot be
+            written.
+    """
     try:
-        with rc_context({"text.parse_math": False}):  # a folder may have dollars in its name
-            figure = Figure(figsize=(9, 5))
-            axes = figure.subplots()
-            colours = rcParams["axes.prop_cycle"]  # ten, then the same dashed
-            axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * colours)
-            draw(axes)
-            axes.set(**labels)
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-            figure.tight_layout()
-            figure.savefig(picture, dpi=120, format=kind)
-        Path(path).write_bytes(picture.getvalue())
+        Path(path).write_bytes(rendered(draw, Path(path).suffix[1:].lower() or "png", labels))
     except ValueError as e:  # of a format
         raise BlackBoxError(f"{path} cannot be drawn ({e}). Choose another ending.") from e
     except OSError as e:
@@ -105,16 +118,21 @@ def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
 
 
 def queries(folders: Mapping[str, Iterable[str | Path]], path: str | Path, title: str) -> int:
-    """Curves of `{label: folders of its seeds}`, of those that have one; returns how many."""
-    curves = {
-        label: points
-        for label, points in ((label, curve(seeds)) for label, seeds in folders.items())
-        if points
-    }
+    """Curves of `{label: folders of its seeds}`, of those that have one; returns how many.
+
+    Where their queries span more than two decades, the axis is logarithmic, from 1.
+    """
+    curves = {label: points for label, seeds in folders.items() if (points := curve(seeds))}
+    asked = [queries for points in curves.values() for queries, _ in points]
 
     def draw(axes: Axes) -> None:
         for label, points in curves.items():
             axes.plot(*zip(*points, strict=True), label=label, marker=".")
+        if max(asked) > DECADES * min(asked):
+            axes.set_xscale("log")
+            axes.set_xlim(left=1)
+            # those of matplotlib are formulas, which are not parsed here
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
     if curves:
         save(path, draw, xlabel=QUERIES, ylabel="validation accuracy, %", title=title)
@@ -127,46 +145,46 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
     Returns the number of lines. Where there are several data sets, a line is the mean of those that
     have all its numbers of shots. Zero-shot is a level.
     """
-    lines: dict[str, dict[int, dict[str, Group]]] = {}
-    levels = [group for group in found if group.known.trainer == ZERO_SHOT]
-    for group in [group for group in found if group not in levels]:
+    lines: dict[str, dict[int, dict[str, Group]]] = defaultdict(lambda: defaultdict(dict))
+    levels = [group.mean() for group in found if group.known.trainer == ZERO_SHOT]
+    for group in found:
         count = group.known.shots
+        if group.known.trainer == ZERO_SHOT:
+            continue
         if count is None:
             note(f"{group.path} does not tell its number of shots, and is left out.")
-        else:
-            label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
-            lines.setdefault(label, {}).setdefault(count, {})[group.dataset] = group
+            continue
+        label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
+        lines[label][count][group.dataset] = group
 
     def draw(axes: Axes) -> None:
         for label, points in lines.items():
-            shared = set.intersection(*map(set, points.values()))
-            x = sorted(points) if shared else []
-            errors = [
-                next(iter(points[k].values())).mean_and_error()[1] or 0 if len(shared) == 1 else 0
-                for k in x
-            ]  # of one data set's seeds
-            axes.errorbar(
-                x,
-                [fmean(points[k][name].mean() for name in shared) for k in x],
-                errors,
-                label=label,
-                marker="o",
-                capsize=3,
-            )
+            x, means, errors = line_of(points)
+            axes.errorbar(x, means, errors, label=label, marker="o", capsize=3)
         if levels:
-            axes.axhline(
-                fmean(group.mean() for group in levels),
-                color="black",
-                linestyle=":",
-                label="zero-shot",
-            )
+            axes.axhline(fmean(levels), color="black", linestyle=":", label="zero-shot")
         axes.set_xscale("log", base=2)
-        ticks = sorted({x for points in lines.values() for x in points})
+        ticks = sorted({count for points in lines.values() for count in points})
         axes.set_xticks(ticks, list(map(str, ticks)))
 
     if lines:
         save(path, draw, xlabel="shots a class", ylabel="test accuracy, %", title=title)
     return len(lines)
+
+
+def line_of(
+    points: Mapping[int, Mapping[str, Group]],
+) -> tuple[list[int], list[float], list[float]]:
+    """Shots, mean accuracies and errors of one line, from `{shots: {data set: its seeds}}`.
+
+    The errors are those of one data set's seeds, and 0 for a mean over several data sets.
+    """
+    shared = sorted(set.intersection(*map(set, points.values())))
+    x = sorted(points) if shared else []
+    means = [fmean(points[count][name].mean() for name in shared) for count in x]
+    if len(shared) > 1:
+        return x, means, [0.0] * len(x)
+    return x, means, [points[count][shared[0]].mean_and_error()[1] or 0.0 for count in x]
 
 
 def gain(found: list[Group], path: str | Path, title: str) -> int:
@@ -205,14 +223,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=["shots", "queries", "gain"])
-    parser.add_argument("directory", help="folder that holds <run>/seed<k>/log.txt at any depth")
+    parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     parser.add_argument("--out", required=True, help="the file to write; its ending is the format")
     parser.add_argument("--title", default="")
     args = parser.parse_args()
     found = groups(args.directory)
     if not found:
         raise SystemExit(
-            f"error: no finished run (a log.txt with an accuracy) below {args.directory}"
+            f"error: no finished run (a {metrics.NAME}, or a log.txt with an accuracy) below "
+            f"{args.directory}"
         )
     if Path(args.out).is_dir():
         raise SystemExit(f"error: {args.out} is a folder. Give --out the name of a file.")

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from tabulate import tabulate, tabulate_formats
 
 from .console import note, tool
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
-from .runs import Run, read_result
+from .runs import ACCESS, Run, read_result
+from .trainers.blackbox.run import metrics
 from .trainers.blackbox.run.errors import BlackBoxError, first_line
 
 HEADERS: tuple[str, ...] = (
@@ -34,10 +34,9 @@ HEADERS: tuple[str, ...] = (
     "of these lost",
     "image queries",
     "evaluation queries",
+    "queries a test batch",
     "seconds",
 )
-
-
 LOST = (
     "! : more than a tenth of a run's training queries were lost when its process was ended, and "
     "trained nothing"
@@ -46,10 +45,8 @@ LOST = (
 
 def mean_and_error(values: list[float]) -> tuple[float, float | None]:
     """Mean and standard error (ddof 1); the error is None for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return fmean(values), error
 
 
 @dataclass
@@ -77,6 +74,17 @@ class Group:
         )
 
     @property
+    def access(self) -> str:
+        """The most demanding of what the method needs, "?" where that is not known."""
+        return self.known.access
+
+    @property
+    def demand(self) -> int:
+        """The place of `access` in the order of tables: words first, what is not known last."""
+        order = list(ACCESS.values())
+        return order.index(self.access) if self.access in order else len(order)
+
+    @property
     def lost_much(self) -> bool:
         return any(run.lost_much for run in self.runs)
 
@@ -99,32 +107,41 @@ def groups(root: str | Path) -> list[Group]:
     What is left out is noted on stderr.
     """
     found: dict[Path, list[Run]] = {}
-    for folder, folders, files in sorted(os.walk(root, onerror=lambda e: note(first_line(e)))):
-        if "log.txt" not in (*folders, *files):
+    for name, folders, files in sorted(os.walk(root, onerror=lambda e: note(first_line(e)))):
+        traces = {"log.txt", metrics.NAME} & {*folders, *files}
+        if not traces:
             continue
-        log = Path(folder) / "log.txt"
+        folder = Path(name)
         try:
-            run = read_result(log.parent)
+            run = read_result(folder)
         except BlackBoxError as e:
             note(str(e))
             continue
         if run is None or "accuracy" not in run.metrics:
-            note(f"{log} has no result: the run is not finished, and is left out.")
-        else:
-            group = (
-                log.parent.parent
-                if re.fullmatch(r"seed\d+", log.parent.name) and log.parent != Path(root)
-                else log.parent
-            )
-            found.setdefault(group.relative_to(root), []).append(run)
+            note(f"{folder / min(traces)} has no result: the run is not finished, and is left out.")
+            continue
+        seed = re.fullmatch(r"seed\d+", folder.name) and folder != Path(root)
+        group = folder.parent if seed else folder
+        found.setdefault(group.relative_to(root), []).append(run)
     return [Group(path, runs) for path, runs in found.items()]
+
+
+def uncounted(runs: list[Run]) -> str:
+    """What stands in place of counts that a run does not have; empty where all have them."""
+    return max((run.uncounted for run in runs if run.counts is None), default="")
 
 
 def mean_count(runs: list[Run], section: str, unit: str) -> str:
     counts = [run.counts[section][unit] for run in runs if run.counts is not None]
-    if len(counts) < len(runs):
-        return max(run.uncounted for run in runs if run.counts is None)
-    return f"{fmean(counts):,.0f}"
+    return uncounted(runs) or f"{fmean(counts):,.0f}"
+
+
+def test_queries(runs: list[Run]) -> str:
+    """Queries that a batch of test images cost, on average."""
+    known = [run.test_queries for run in runs if run.test_queries is not None]
+    if len(known) < len(runs):
+        return uncounted(runs) or "?"
+    return f"{fmean(known):.2f}".rstrip("0").rstrip(".")
 
 
 def row(group: Group) -> list:
@@ -140,7 +157,8 @@ def row(group: Group) -> list:
         mean_count(runs, "lost", "queries"),
         mean_count(runs, "training", "image_queries"),
         mean_count(runs, "evaluation", "queries"),
-        f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
+        test_queries(runs),
+        f"{fmean(seconds):.0f}" if seconds else "–",
     ]
 
 
@@ -154,28 +172,29 @@ def across(found: list[Group], published: bool = False) -> tuple[tuple[str, ...]
     rows = []
     for label in dict.fromkeys(group.label for group in found):
         cells = {group.dataset: group for group in found if group.label == label}
-        mean = (
-            f"{fmean(group.mean() for group in cells.values()):.1f}"
-            if len(cells) == len(names)
-            else "–"
-        )
-        rows.append(
-            [label, *(cells[name].cell() if name in cells else "–" for name in names), mean]
-        )
+        means = [cells[name].mean() if name in cells else None for name in names]
+        shown = [cells[name].cell() if name in cells else "–" for name in names]
+        rows.append([label, *shown, mean_of_all(means)])
     if published:
-        for method, figures in FIGURES.items():
-            figure_of = dict(zip(DATASETS, figures, strict=True))
-            values = [figure_of.get(name) for name in names]
-            known = [value for value in values if value is not None]
-            mean = f"{fmean(known):.1f}" if len(known) == len(values) else "–"
-            rows.append(
-                [
-                    f"{method} (published, ViT-B/16)",
-                    *("–" if cell is None else f"{cell:.1f}" for cell in values),
-                    mean,
-                ]
-            )
+        rows += published_rows(names)
     return ("method", *names, "mean"), rows
+
+
+def published_rows(names: list[str]) -> list:
+    """Rows of published figures on these data sets."""
+    rows = []
+    for method, figures in FIGURES.items():
+        figure_of = dict(zip(DATASETS, figures, strict=True))
+        values = [figure_of.get(name) for name in names]
+        shown = ["–" if value is None else f"{value:.1f}" for value in values]
+        rows.append([f"{method} (published, ViT-B/16)", *shown, mean_of_all(values)])
+    return rows
+
+
+def mean_of_all(values: list[float | None]) -> str:
+    """The mean, where none is missing."""
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):.1f}" if len(known) == len(values) else "–"
 
 
 def base2new(found: list[Group]) -> tuple[tuple[str, ...], list]:
@@ -223,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", help="folder that holds <run>/seed<k>/log.txt at any depth")
+    parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--across", action="store_true", help="data sets across, methods down")
     shape.add_argument("--base2new", action="store_true", help="base, new, and their harmonic mean")
@@ -245,7 +264,8 @@ def main() -> None:
     found = groups(args.directory)
     if not found:
         raise SystemExit(
-            f"error: no finished run (a log.txt with an accuracy) below {args.directory}"
+            f"error: no finished run (a {metrics.NAME}, or a log.txt with an accuracy) below "
+            f"{args.directory}"
         )
     if args.across:
         headers, rows = across(found, args.published)
@@ -264,7 +284,7 @@ def main() -> None:
     if args.format != "csv":
         print(
             "± is the standard error over seeds; a query is one candidate scored on one batch of at"
-            " most 128 images; – : none is counted, or no run"
+            " most 128 images; – : none is counted, or no run; ? : not known"
         )
     if any(group.lost_much for group in found):
         say(LOST)

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from .runs import LIFE, is_evaluated, is_finished, read_run
+from .runs import is_finished, read_result
+from .textlog import LIFE, is_evaluated
 from .trainers.blackbox.run.errors import BlackBoxError
 
-__all__ = ["LIFE", "RunLog", "is_evaluated", "is_finished", "read_run"]
+__all__ = ["LIFE", "RunLog", "is_evaluated", "is_finished", "read_result"]
 
 
 class RunLog:

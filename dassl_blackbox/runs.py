@@ -1,28 +1,45 @@
-"""What can be read from the folder of a run afterwards."""
+"""What can be read from the folder of a run afterwards.
+
+`metrics.json` has all of it. Where there is none (runs of version 0.1.0, and CoOp's own) the text
+log, the bill and the configuration stand in.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .console import note
-from .trainers.blackbox.oracle.meter import LOST, PURPOSES, UNITS, counts_in
+from .textlog import (
+    END_OF_TRAINING,
+    RESULT,
+    ends_with_evaluation,
+    read_log,
+    read_metrics,
+    seconds_in,
+    trainer_in,
+)
+from .trainers.blackbox.oracle.meter import LOST, PURPOSES, UNITS, Counts, counts_in
+from .trainers.blackbox.run import metrics as stored
 from .trainers.blackbox.run.errors import BlackBoxError, first_line
 from .trainers.blackbox.run.files import read_text
 from .trainers.blackbox.run.reading import read_yaml
 
-END_OF_TRAINING, RESULT = "Finish training", "=> result"
-LIFE = "** Arguments **"  # every process that writes into a log begins with it
-EVALUATION = "\neval_only: True\n"
-ELAPSED = r"^Elapsed: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)$"
-ELSEWHERE = "Choose another --output-dir, or move that run away."
 LEFT_OUT, UNCOUNTED = "The run is left out.", "Its queries are shown as '?'."
+# from the least that must cross the wall to the most: what is needed beside words and pictures
+ACCESS = {
+    "logits": "words",
+    "contexts": "contexts",
+    "image_tokens": "image tokens",
+    "features": "features",
+    "weights": "weights",
+}
+METRICS = "accuracy", "error_rate", "macro_f1"
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 @dataclass
@@ -30,116 +47,137 @@ class Run:
     """What a finished run left.
 
     Attributes:
-        metrics: accuracies and the like, per cent.
+        metrics: accuracies and the like, per cent; from a log, as they are printed there.
         counts: `training`, `evaluation` and `lost`, as in `queries.json`; None: there are none.
-        seconds: of training and evaluation.
-        dataset: registry name; this and the rest are of the configuration beside the log.
+        seconds: of training and evaluation; None: not known.
+        dataset: registry name.
         uncounted: what stands in a table where there are no counts.
+        access: the most demanding of what the method needs, of `ACCESS`.
+        test_queries: of the test, a batch of at most 128 images; None: not known.
     """
 
     folder: Path
     trainer: str
     metrics: dict[str, float]
-    counts: dict[str, dict[str, int]] | None
+    counts: dict[str, Counts] | None
     seconds: float | None
     dataset: str = "?"
     shots: int | None = None
     backbone: str = "?"
     classes: str = "all"  # or base, or new
     uncounted: str = "–"
+    access: str = "?"
+    test_queries: float | None = None
 
     @property
     def lost_much(self) -> bool:
         """Whether more than a tenth of the training queries trained nothing."""
         if self.counts is None:
             return False
-        return 10 * self.counts["lost"]["queries"] > self.counts["training"]["queries"]
+        return 10 * self.counts[LOST]["queries"] > self.counts["training"]["queries"]
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Whether the folder holds a run that ended with a result."""
-    return bool(read_metrics(folder))
+    """Whether the folder holds a run that ended with a result.
+
+    Raises:
+        BlackBoxError: there is no result in `metrics.json`, and the log is damaged.
+    """
+    return stored.END_OF_TRAINING in read_stored(folder) or bool(read_metrics(folder))
 
 
-def is_evaluated(folder: str | Path, header: str, model_dir: str) -> bool:
-    """Whether the log ends with the result of this evaluation, and the model is not newer."""
-    models = Path(model_dir).glob("*/*") if model_dir else ()
-    text = read_log(folder)
-    if not text or any(changed(path) > changed(Path(folder) / "log.txt") for path in models):
-        return False
-    last = text.rpartition(LIFE)[2]
-    return last.startswith(header.partition(LIFE)[2]) and bool(read_metrics(folder, RESULT))
+def read_result(folder: str | Path) -> Run | None:
+    """A finished training run, or else a finished evaluation; None where the folder holds neither.
+
+    What an unfinished run saw on val is no result. What is damaged is noted on stderr.
+
+    Raises:
+        BlackBoxError: there is no result in `metrics.json`, and the log is damaged.
+    """
+    runs = read_stored(folder)
+    trained = runs.get(stored.END_OF_TRAINING) or read_run(folder)
+    if trained or stored.EVALUATION in runs:
+        return trained or runs[stored.EVALUATION]
+    evaluated = ends_with_evaluation(read_log(folder, LEFT_OUT))
+    return read_run(folder, RESULT) if evaluated else None
 
 
-def changed(path: Path) -> float:
-    """When a file was changed, in seconds; a link without an end is newer than anything."""
+def read_stored(folder: str | Path) -> dict[str, Run]:
+    """The results in a folder's `metrics.json`, by section; where it is damaged, that is noted."""
+    path = Path(folder) / stored.NAME
+    if not os.path.lexists(path):
+        return {}
     try:
-        return path.stat().st_mtime
-    except OSError:
-        return inf
+        sections, runs = stored.read(path), {}
+        for name in (stored.END_OF_TRAINING, stored.EVALUATION):
+            if name in sections:
+                try:
+                    runs[name] = run_of(Path(folder), sections[name])
+                except BlackBoxError as e:
+                    raise BlackBoxError(
+                        f"{path} is damaged: in '{name}', {e}. The log is read in its place."
+                    ) from e
+    except BlackBoxError as e:
+        note(str(e))
+        return {}
+    return runs
 
 
-def read_log(folder: str | Path, cure: str = ELSEWHERE) -> str:
-    """The text of a folder's log; empty where it has none.
-
-    Raises:
-        BlackBoxError: it cannot be read; ends with `cure`.
-    """
-    log = Path(folder) / "log.txt"
-    return read_text(log, cure) if os.path.lexists(log) else ""
-
-
-def read_metrics(
-    folder: str | Path, end_signal: str = END_OF_TRAINING, cure: str = ELSEWHERE
-) -> dict[str, float]:
-    """The last `* name: x%` of each name after the line `end_signal`, as CoOp's parser reads them.
-
-    Only the last life of a run counts: one that was continued and crashed has no result, whatever
-    its first life ended with.
+def run_of(folder: Path, section: dict[str, Any]) -> Run:
+    """The run that a section of `metrics.json` tells of.
 
     Raises:
-        BlackBoxError: the log cannot be read, or has a value that is no percentage.
+        BlackBoxError: a number in it cannot be; the text is a clause.
     """
-    metrics, ready = {}, False
-    lives = read_log(folder, cure).split(LIFE)
-    if end_signal == END_OF_TRAINING:  # an evaluation afterwards leaves its result standing
-        lives = [life for life in lives if EVALUATION not in life] or [""]
-    for line in lives[-1].splitlines():
-        line = line.strip()
-        ready = ready or line == end_signal
-        match = re.match(r"\* ([\w ]+): ([\d.eE+-]+)%", line)
-        if ready and match:
-            try:
-                metrics[match.group(1)] = float(match.group(2))
-            except ValueError:
-                metrics[match.group(1)] = inf
+    metrics = {name: section[name] for name in METRICS if name in section}
     for name, value in metrics.items():
-        if not 0 <= value <= 100:
-            raise BlackBoxError(
-                f"{Path(folder) / 'log.txt'} is damaged: its last {name} is no percentage. {cure}"
-            )
-    return metrics
+        if type(value) not in (int, float) or not 0 <= value <= 100:
+            raise BlackBoxError(f"{name} is no percentage")
+    if "accuracy" not in metrics:
+        raise BlackBoxError("there is no accuracy")
+    counts, test_queries = None, None
+    if section.get("queries") is not None:
+        counts = counts_of(section["queries"])
+        asked, once = counts_in(section["queries"], stored.TEST), found(section, int, 0, "batches")
+        test_queries = asked["queries"] / once if once > 0 else None
+    needs, shots = found(section, list, ["?"], "access"), found(section, int, 0, "shots")
+    return Run(
+        folder,
+        found(section, str, "?", "trainer"),
+        metrics,
+        counts,
+        found(section, float, None, "seconds"),
+        found(section, str, "?", "dataset"),
+        shots if shots > 0 else None,
+        found(section, str, "?", "backbone"),
+        found(section, str, "all", "classes"),
+        access=access_of(needs),
+        test_queries=test_queries,
+    )
 
 
-def read_bill(path: Path) -> dict[str, dict[str, int]]:
-    """The counts in a `queries.json`: `training`, `evaluation` and `lost`, which may be left out.
+def access_of(needs: list[str]) -> str:
+    """The most demanding of what a method needs; "?" where one of them is not known here."""
+    order = list(ACCESS)
+    if not all(need in order for need in needs):
+        return "?"
+    return ACCESS[max(needs, key=order.index, default="logits")]
+
+
+def counts_of(bill: Any) -> dict[str, Counts]:
+    """The counts in a bill: `training`, `evaluation` and `lost`, which may be left out.
 
     Raises:
-        BlackBoxError: it cannot be read, or is no bill.
+        BlackBoxError: it is no bill; the text is a clause.
     """
-    text = read_text(path, UNCOUNTED)
-    try:
-        bill = json.loads(text)
-        counts = {purpose: counts_in(bill, purpose) for purpose in PURPOSES}
-        counts[LOST] = counts_in(bill, LOST) if LOST in bill else dict.fromkeys(UNITS, 0)
-        if any(counts[LOST][unit] > counts["training"][unit] for unit in UNITS):
-            raise BlackBoxError("more queries are lost than were asked")
-    except (ValueError, RecursionError) as e:
-        raise BlackBoxError(f"{path} is no bill ({first_line(e)}). {UNCOUNTED}") from e
+    counts = {purpose: counts_in(bill, purpose) for purpose in PURPOSES}
+    counts[LOST] = counts_in(bill, LOST) if LOST in bill else dict.fromkeys(UNITS, 0)
+    if any(counts[LOST][unit] > counts["training"][unit] for unit in UNITS):
+        raise BlackBoxError("more queries are lost than were asked")
     return counts
 
 
-def found(content: dict, kind: type[T], default: T, *keys: str) -> T:
+def found(content: dict, kind: type[T], default: D, *keys: str) -> T | D:
     """The value below these keys of nested dictionaries, or the default for one of another kind."""
     value: object = content
     for key in keys:
@@ -147,10 +185,13 @@ def found(content: dict, kind: type[T], default: T, *keys: str) -> T:
     return value if type(value) is kind else default
 
 
-def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | None:
-    """A finished run, or None where the folder holds none.
+# What stands in where there is no `metrics.json`
 
-    What is damaged beside its log is noted on stderr, and not used.
+
+def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | None:
+    """A finished run as its text log tells it, or None where the folder holds none.
+
+    What is damaged beside the log is noted on stderr, and not used.
 
     Raises:
         BlackBoxError: the log is damaged.
@@ -172,20 +213,14 @@ def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | Non
             config = read_yaml(folder / "config.yaml", "Its data set and method are not known.")
     except BlackBoxError as e:
         note(str(e))
-    # with VERBOSE False a log does not name it, and CoOp's logs stand beside no configuration
-    named = re.findall(r"^Loading trainer: (\w+)", text, re.M)
-    # every life of a resumed run reports its own time
-    elapsed = [
-        86400 * int(days or 0) + 3600 * int(hours) + 60 * int(minutes) + int(seconds)
-        for days, hours, minutes, seconds in re.findall(ELAPSED, text, re.M)
-    ]
     shots = found(config, int, 0, "DATASET", "NUM_SHOTS")
     return Run(
         folder,
-        found(config, str, "", "TRAINER", "NAME") or (named[-1] if named else "?"),
+        # CoOp's logs stand beside no configuration
+        found(config, str, "", "TRAINER", "NAME") or trainer_in(text) or "?",
         metrics,
         counts,
-        float(sum(elapsed)) if elapsed else None,
+        seconds_in(text),
         found(config, str, "?", "DATASET", "NAME"),
         shots if shots > 0 else None,
         found(config, str, "?", "MODEL", "BACKBONE", "NAME"),
@@ -194,13 +229,14 @@ def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | Non
     )
 
 
-def read_result(folder: str | Path) -> Run | None:
-    """A finished training run, or else a finished evaluation.
-
-    What an unfinished run saw on val is no result.
+def read_bill(path: Path) -> dict[str, Counts]:
+    """The counts in a `queries.json`.
 
     Raises:
-        BlackBoxError: the log is damaged.
+        BlackBoxError: it cannot be read, or is no bill.
     """
-    evaluated = EVALUATION in read_log(folder, LEFT_OUT).rpartition(LIFE)[2]
-    return read_run(folder) or (read_run(folder, RESULT) if evaluated else None)
+    text = read_text(path, UNCOUNTED)
+    try:
+        return counts_of(json.loads(text))
+    except (ValueError, RecursionError) as e:
+        raise BlackBoxError(f"{path} is no bill ({first_line(e)}). {UNCOUNTED}") from e

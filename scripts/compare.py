@@ -3,8 +3,9 @@
     python scripts/compare.py --root data --dataset digits --queries 5000
 
 Every run is a `python train.py …` that is printed; a finished one is skipped, a crashed one goes
-on. Ends in a table (Markdown too) and in a plot of validation accuracy against queries, both in the
-output folder. Words to start from are those of the data set's template, before its slot.
+on. Ends in a table (Markdown too), ordered by what a method asks of the model beside words and
+pictures, and in a plot of validation accuracy against queries, both in the output folder. Words to
+start from are those of the data set's template, before its slot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from dassl_blackbox import plots
 from dassl_blackbox.console import note, tool
 from dassl_blackbox.results import HEADERS, LOST, Group, row
-from dassl_blackbox.runs import read_run
+from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, nearest
 from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
@@ -228,10 +229,24 @@ def group_of(args: argparse.Namespace, label: str) -> Group:
         BlackBoxError: one of them has no result.
     """
     folders = [folder_of(args, label) / f"seed{seed}" for seed in args.seeds]
-    runs = [run for run in map(read_run, folders) if run is not None]
+    runs = [run for run in map(read_result, folders) if run is not None]
     if len(runs) < len(folders):
         raise BlackBoxError(f"A run of {label} has no result in {folders[0].parent}.")
     return Group(Path(label), runs)
+
+
+def table_of(groups: list[Group]) -> str:
+    """The methods' results in Markdown, those with the least access first."""
+    table = tabulate(
+        [
+            [group.access, str(group.path), *row(group)[2:]]
+            for group in sorted(groups, key=lambda group: group.demand)
+        ],
+        headers=("access", "method", *HEADERS[2:]),
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    return f"{table}\n\n{LOST}" if any(group.lost_much for group in groups) else table
 
 
 def main() -> None:
@@ -250,15 +265,7 @@ def main() -> None:
         raise SystemExit("error: no method is left")
     run_all(args)
     groups = [group_of(args, label) for label in args.methods]
-    target = folder_of(args, "x").parent
-    table = tabulate(
-        [[str(group.path), *row(group)[2:]] for group in groups],
-        headers=("method", *HEADERS[2:]),
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    if any(group.lost_much for group in groups):
-        table += f"\n\n{LOST}"
+    target, table = folder_of(args, "x").parent, table_of(groups)
     try:
         (target / "table.md").write_text(table + "\n", encoding="utf-8")
     except OSError as e:

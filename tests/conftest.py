@@ -137,13 +137,13 @@ def budget(data_root, tmp_path_factory):
     """
     from support import build
 
-    costs = {}
+    plans = {}
 
     def options(name, steps, rest=0):
-        if name not in costs:
-            costs[name] = build(name, data_root, tmp_path_factory.mktemp("cost")).step_cost()[0]
-        assert rest < costs[name]
-        return "ORACLE.MAX_QUERIES", steps * costs[name] + rest
+        if name not in plans:
+            plans[name] = build(name, data_root, tmp_path_factory.mktemp("cost")).plan
+        rest = min(rest, plans[name].step(steps).queries - 1)
+        return "ORACLE.MAX_QUERIES", plans[name].until(steps).queries + rest
 
     return options
 

@@ -45,11 +45,22 @@ def live(until, count_file, output_file, arguments):
             if left[what] == 0:
                 os.kill(os.getpid(), getattr(signal, name))
 
-    def query(self, images, prompt):
-        with open(count_file, "a") as f:
-            f.write("q" * len(prompt))
-        reach("query")
-        return original_query(self, images, prompt)
+    def counted(operation, count):
+        """An operation of the model that is so many queries, by what it is asked for."""
+        original = getattr(LocalOracle, operation)
+
+        def ask(self, *asked):
+            with open(count_file, "a") as f:
+                f.write("q" * count(self, *asked))
+            reach("query")
+            return original(self, *asked)
+
+        setattr(LocalOracle, operation, ask)
+
+    def requests(oracle, prompt):
+        """Candidates, and lists of further texts, each as long as that of the classes."""
+        further = 0 if prompt.texts is None else len(prompt.texts)
+        return len(prompt) + len(range(0, further, len(oracle.text.names)))
 
     def save(*args):
         path = original_save(*args)
@@ -67,8 +78,11 @@ def live(until, count_file, output_file, arguments):
         original_report(self, summary)
         reach("step")
 
-    original_query, original_save, original_dump = LocalOracle.query, checkpoints.save, files.dump
+    original_save, original_dump = checkpoints.save, files.dump
     original_report = ResumableTrainer.report
-    LocalOracle.query, checkpoints.save, files.dump = query, save, dump
+    counted("query", lambda oracle, images, prompt: requests(oracle, prompt))
+    counted("image_features", lambda oracle, images: 1)
+    counted("text_features", requests)
+    checkpoints.save, files.dump = save, dump
     ResumableTrainer.report = report
     sys.exit(train.main(train.parse_args(arguments)))

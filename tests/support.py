@@ -55,6 +55,20 @@ SMALL = (
 )
 # and few candidates in few dimensions, where the published numbers are large
 SMALL_OF = {
+    # as many steps as the tests ask for: an epoch, a view of all images, is one
+    **{
+        name: (f"TRAINER.{name.upper()}.VIEWS", "59", *options)
+        for name, options in {
+            "CLAP": ("TRAINER.CLAP.EPOCHS", "50"),
+            "GDA": (),
+            "LFA": ("TRAINER.LFA.STEPS", "40"),
+            "RLA": ("TRAINER.RLA.STEPS", "40"),
+            "SONAR": (),
+            "TipAdapterF": ("TRAINER.TIPADAPTERF.EPOCHS", "5"),
+        }.items()
+    },
+    "BAR": ("TRAINER.BAR.Q", "2"),
+    "BlackVIP": ("TRAINER.BLACKVIP.SP_AVG", "2"),
     "CBBT": ("TRAINER.CBBT.Q", "6"),
     "CraFT": (
         "TRAINER.CRAFT.POPULATION",
@@ -248,7 +262,18 @@ class Spy(Wrapper):
         super().__init__(inner)
         self.before = before
         self.queries = self.image_queries = 0
-        self.graphs = []
+        self.classes, self.graphs = 0, []
+
+    def set_classes(self, names, template="{}."):
+        super().set_classes(names, template)
+        self.classes = len(names)
+
+    def further(self, prompt):
+        """Requests that as many texts as there are classes would take, one after the other."""
+        left = 0 if prompt.texts is None else len(prompt.texts)
+        while left > 0:
+            yield left
+            left -= self.classes
 
     def count(self, candidates, images):
         for _ in range(candidates):
@@ -271,7 +296,9 @@ class Spy(Wrapper):
         return super().upload(self.crossed(images))
 
     def query(self, images, prompt):
-        self.count(len(prompt), len(images))
+        seen = self.image_queries + len(prompt) * len(images)
+        self.count(len(prompt) + len(list(self.further(prompt))), len(images))
+        self.image_queries = seen  # further texts see no image again
         return self.crossed(super().query(images, self.let_in(prompt)))
 
     def let_in(self, prompt):
@@ -292,6 +319,7 @@ class Spy(Wrapper):
 def spied(trainer):
     """Put a spy inside the trainer's meter; returns both."""
     trainer.oracle.inner = spy = Spy(trainer.oracle.inner)
+    spy.classes = trainer.num_classes
     return trainer, spy
 
 

@@ -10,10 +10,18 @@ from dassl_blackbox.trainers.blackbox.optimizers import CMAES
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 
 
-@pytest.mark.parametrize("d, rule", [(299, CMAAdaptSigmaCSA), (300, CMAAdaptSigmaTPA)])
-def test_the_step_size_rule_of_the_published_figures(d, rule):
-    """pycma 4.5 took another rule from 300 dimensions on, and so the package pins its versions."""
-    assert type(CMAES(torch.zeros(d), 0.5, 8).es.adapt_sigma) is rule
+@pytest.mark.parametrize(
+    "settings, rule",
+    [
+        ({}, CMAAdaptSigmaCSA),
+        ({"covariance": "diagonal"}, CMAAdaptSigmaCSA),
+        ({"covariance": "vd"}, CMAAdaptSigmaCSA),
+        ({"options": ["AdaptSigma", True]}, CMAAdaptSigmaTPA),  # the default of pycma 4.5
+    ],
+)
+def test_the_step_size_rule_of_the_published_figures(settings, rule):
+    """pycma 4.5 takes another rule from 300 dimensions on."""
+    assert type(CMAES(torch.zeros(400), 0.5, 8, **settings).es.adapt_sigma) is rule
 
 
 @pytest.mark.parametrize(

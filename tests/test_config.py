@@ -5,16 +5,21 @@ from functools import partial
 
 import pytest
 import yaml
+from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox import hostkeys
-from dassl_blackbox.trainers.blackbox.config import KEYS, check_cfg, leaves, rules
+from dassl_blackbox.trainers.blackbox.config import check_cfg, leaves, rules, tables
+from dassl_blackbox.trainers.blackbox.keys import Key, whole
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
-from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
-from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS
-from dassl_blackbox.trainers.blackbox.prompts.space import SPACES
+from dassl_blackbox.trainers.blackbox.registry import node_of, ours, register_trainer
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.settings import larger, read_settings, settings
+from dassl_blackbox.trainers.blackbox.run.settings import (
+    differences,
+    larger,
+    read_settings,
+    settings,
+)
 from dassl_blackbox.trainers.blackbox.unread import unread
 from support import OURS, REPO, defaults, run
 
@@ -58,9 +63,6 @@ def test_lists_of_names_are_those_of_the_code():
     for name, names in (
         ("ORACLE.PREC", PRECISIONS),
         ("ORACLE.GRANTS", GRANTS),
-        ("TRAINER.ZIP.RULE", RULES),
-        ("TRAINER.JOLT.SPACE", SPACES),
-        ("TRAINER.CRAFT.COVARIANCE", COVARIANCES),
     ):
         assert set(listed[name].names) == set(names)
 
@@ -152,15 +154,61 @@ def test_keys_without_an_effect_are_told():
     for trainer, options in (
         ("ZIP", ["OPTIM.LR", "0.5", "TRAINER.CRAFT.DIM", "9", "TRAINER.ZIP.BETA", "0.5"]),
         ("ZIP", ["TRAINER.ZIP.SPACE", "context", "TRAINER.ZIP.RANK", "3"]),
-        ("CraFT", ["TRAINER.CRAFT.N_CTX", "16"]),
+        ("ZIP", ["TRAINER.ZIP.DIM", "9", "TRAINER.ZIP.STD", "0.3"]),
+        ("CraFT", ["TRAINER.CRAFT.N_CTX", "16", "TRAINER.CRAFT.ID", "64"]),
         ("CraFT", ["TRAINER.CRAFT.HEAD", "False", "TRAINER.CRAFT.HEAD_LR", "0.1"]),
+        ("CBBT", ["TRAINER.CBBT.ADAPTER_RATIO", "0.1"]),
+        ("BPTVLM", ["TRAINER.BPTVLM.N_IMAGE", "0", "TRAINER.BPTVLM.DIM_IMAGE", "9"]),
+        ("JOLT", ["TRAINER.JOLT.SPACE", "lowrank", "TRAINER.ZIP.ID", "64"]),
         ("WhiteBox", ["ORACLE.PREC", "fp16"]),
         ("ZeroshotOracle", ["ORACLE.MAX_QUERIES", "7"]),
     ):
-        told = unread(config(trainer, *options))
-        switches = {"TRAINER.ZIP.SPACE", "TRAINER.CRAFT.HEAD"}
-        assert told == sorted(set(options[::2]) - switches), trainer
-    assert unread(config("JOLT", "TRAINER.JOLT.SPACE", "lowrank", "TRAINER.ZIP.ID", "64")) == []
+        told, switches = unread(config(trainer, *options)), (".SPACE", ".HEAD", ".N_IMAGE")
+        assert told == sorted(key for key in options[::2] if not key.endswith(switches)), trainer
+
+
+def test_keys_with_an_effect_are_not_told():
+    for trainer, options in (
+        ("ZIP", ["TRAINER.ZIP.RULE", "spsa-gc", "TRAINER.ZIP.BETA", "0.5"]),
+        ("ZIP", ["TRAINER.ZIP.SPACE", "projection", "TRAINER.ZIP.STD", "0.3"]),
+        ("ZIP", ["TRAINER.ZIP.N_CTX", "4"]),
+        ("JOLT", ["TRAINER.JOLT.SPACE", "lowrank", "TRAINER.JOLT.ID", "64"]),
+        ("CBBT", ["TRAINER.CBBT.ADAPTER", "True", "TRAINER.CBBT.ADAPTER_RATIO", "0.1"]),
+        ("BPTVLM", ["TRAINER.BPTVLM.DIM_IMAGE", "9"]),
+        ("CBBT", ["OPTIM.LR", "0.5", "ORACLE.MAX_QUERIES", "7"]),
+        ("WhiteBox", ["OPTIM.LR", "0.5"]),
+        ("ZeroshotOracle", ["ORACLE.PREC", "fp16", "TRAINER.ZEROSHOT.TEMPLATE", "{}"]),
+    ):
+        assert unread(config(trainer, *options)) == [], trainer
+
+
+def test_nothing_is_told_of_a_trainer_that_is_not_ours():
+    cfg = config("ZIP", "OPTIM.LR", "0.5", "TRAINER.CRAFT.DIM", "9")
+    cfg.TRAINER.NAME = "CoOp"
+    assert unread(cfg) == []
+
+
+@pytest.fixture
+def variant(monkeypatch):
+    """Registers a subclass of a trainer of ours for the time of a test."""
+    monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", dict(TRAINER_REGISTRY._obj_map))
+    return lambda parent, **content: register_trainer(type("Variant", (ours()[parent],), content))
+
+
+def test_a_subclass_has_its_parents_node_or_one_of_its_own(variant):
+    cfg = config("ZIP", "TRAINER.ZIP.RANK", "3")
+    cfg.TRAINER.NAME = "Variant"
+    assert node_of(variant("ZIP")) == "ZIP" and unread(cfg) == []
+
+
+def test_a_subclass_with_keys_of_its_own_has_its_own_node(variant):
+    keys = {"RANK": Key(2, whole(1, 9), "another rank")}
+    assert node_of(variant("ZeroshotOracle", keys=keys)) == "VARIANT"
+    cfg = config("ZIP")
+    assert cfg.TRAINER.VARIANT.RANK == 2 and "TEMPLATE" in cfg.TRAINER.ZEROSHOT
+    cfg.TRAINER.VARIANT.RANK = 10
+    with ERROR(match="^TRAINER.VARIANT.RANK is 10; a whole number from 1 to 9"):
+        check_cfg(cfg)
 
 
 # YAML files and options
@@ -293,6 +341,7 @@ def test_values_become_the_types_of_their_defaults(file):
 
 # The command line
 
+# beside the first bad value of each of a trainer's own keys
 REFUSED = {
     "ZIP": [
         ("TEST.SPLIT", "foo"),
@@ -321,27 +370,9 @@ REFUSED = {
         ("TRAIN.PRINT_FREQ", 0),
         ("ORACLE.MAX_QUERIES", None),
         ("ORACLE.TOP_K", -1),
-        ("TRAINER.ZIP.SP_AVG", 0),
     ],
-    "CBBT": [("TRAINER.CBBT.CLIP", -1), ("TRAINER.CBBT.Q", 0), ("TRAINER.CBBT.ADAPTER_RATIO", 2)],
-    "CraFT": [
-        ("TRAINER.CRAFT.KL_PART", 0),
-        ("TRAINER.CRAFT.HEAD_BATCH", 0),
-        ("TRAINER.CRAFT.DIM", 0),
-        ("TRAINER.CRAFT.STD", 0),
-        ("TRAINER.CRAFT.POPULATION", 1),
-        ("TRAINER.CRAFT.CMA_OPTIONS", "['popsize', 3]"),
-    ],
-    "BPTVLM": [
-        ("TRAINER.BPTVLM.N_IMAGE", -1),
-        ("TRAINER.BPTVLM.DIM_TEXT", 0),
-        ("TRAINER.BPTVLM.DIM_IMAGE", 0),
-    ],
-    "JOLT": [
-        ("TRAINER.JOLT.DAMPINGS", "()"),
-        ("TRAINER.JOLT.HEAD_DROPOUT", 1.0),
-        ("ORACLE.GRANTS", "('logits', 'logits')"),
-    ],
+    "CraFT": [("TRAINER.CRAFT.CMA_OPTIONS", "['popsize', 3]")],
+    "JOLT": [("TRAINER.JOLT.DAMPINGS", "()"), ("ORACLE.GRANTS", "('logits', 'logits')")],
     "WhiteBox": [("OPTIM.LR", 0), ("OPTIM.STAGED_LR", True), ("OPTIM.SGD_DAMPNING", 2)],
     "ZeroshotOracle": [("TRAINER.ZEROSHOT.TEMPLATE", "{} {"), ("MODEL.HEAD.NAME", "mlp")],
 }
@@ -355,7 +386,9 @@ def test_the_command_line_refuses_before_anything_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("open_clip.model.CLIP.__init__", load)
-    for name, value in REFUSED[trainer]:
+    node, keys = f"TRAINER.{node_of(OURS[trainer])}", OURS[trainer].keys
+    own = [(f"{node}.{key}", entry.rule.bad[0]) for key, entry in keys.items()]
+    for name, value in [*REFUSED.get(trainer, []), *own]:
         assert run(trainer, data_root, tmp_path / "out", name, value) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"error: {name} is ") and err.count("\n") == 1
@@ -383,7 +416,26 @@ def test_the_settings_of_a_run_are_read_back_or_refused(file):
     assert not larger("ORACLE.MAX_QUERIES", "many", "3") and larger("ORACLE.MAX_QUERIES", "3", "0")
 
 
+@pytest.mark.parametrize(
+    "space, options, differ",
+    [
+        ("lowrank", [], {}),
+        ("context", ["TRAINER.ZIP.ID", "64"], {}),
+        ("lowrank", ["TRAINER.ZIP.ID", "64"], {"TRAINER.JOLT.ID": ("64", "500")}),
+        ("lowrank", ["TRAINER.ZIP.ID", "64", "TRAINER.JOLT.ID", "64"], {}),
+        ("projection", ["TRAINER.CRAFT.STD", "0.5"], {"TRAINER.JOLT.STD": ("0.5", "0.2")}),
+    ],
+)
+def test_a_run_from_before_methods_had_sizes_had_zips_and_crafts(space, options, differ):
+    here = settings(config("JOLT", "TRAINER.JOLT.SPACE", space, *options).dump())
+    new = {f"TRAINER.JOLT.{key}" for key in ("ID", "RANK", "DIM", "STD")}
+    there = {key: value for key, value in here.items() if key not in new}
+    assert differences(there, here) == differ
+
+
 def test_every_node_is_extended_from_the_table():
-    assert {f"{node}.{key}" for node, keys in KEYS.items() for key in keys} <= set(NAMES)
-    assert all(entry.about for keys in KEYS.values() for entry in keys.values())
+    found = tables()
+    assert {f"{node}.{key}" for node, keys in found.items() for key in keys} <= set(NAMES)
+    assert all(entry.about for keys in found.values() for entry in keys.values())
+    assert {f"TRAINER.{node_of(trainer)}" for trainer in OURS.values()} < found.keys()
     assert hostkeys.host_rules("ZIP").keys() <= set(NAMES)

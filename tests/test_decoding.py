@@ -263,7 +263,7 @@ def loaders(trainer):
     items = trainer.dm.dataset.train_x
     every = {"test": trainer.test_loader, "val": trainer.val_loader, "x": trainer.train_loader_x}
     every["set"] = ordered_loader(trainer.cfg, items, trainer.pictures)
-    every["head"] = augmented_loader(trainer, 16)
+    every["head"] = augmented_loader(trainer.cfg, items, trainer.pictures, trainer.augmentation, 16)
     for name, loader in every.items():
         torch.manual_seed(0)
         for batch in loader:
@@ -272,17 +272,16 @@ def loaders(trainer):
 
 
 @pytest.mark.parametrize(
-    "change, words, options",
+    "change, words",
     [
-        (sixteen, "of more than 8 bits (scaled to 8", ()),
-        (inverse_alpha, "with transparency (composited on white", ()),
-        (lying, "with an EXIF orientation (applied", ()),
-        (lying, "with an EXIF orientation (applied", ("INPUT.CROP_ON_DEVICE", True)),
+        (sixteen, "of more than 8 bits (scaled to 8"),
+        (inverse_alpha, "with transparency (composited on white"),
+        (lying, "with an EXIF orientation (applied"),
     ],
 )
-def test_odd_pictures_are_seen_by_every_loader(change, words, options, data_root, tmp_path, capsys):
+def test_odd_pictures_are_seen_by_every_loader(change, words, data_root, tmp_path, capsys):
     trainers = [
-        build("ZIP", root, tmp_path / "out", "DATASET.NUM_SHOTS", 1, "INPUT.CACHE_MB", 0, *options)
+        build("ZIP", root, tmp_path / "out", "DATASET.NUM_SHOTS", 1, "INPUT.CACHE_MB", 0)
         for root in (data_root, remade(data_root, tmp_path, change))
     ]
     trainers[1].check_training()

@@ -181,7 +181,7 @@ def test_features_give_the_same_run_for_fewer_image_queries(data_root, tmp_path)
         trained("JOLT", data_root, tmp_path / value, *grant, value, "OPTIM.MAX_EPOCH", 2)
         for value in ("False", "True")
     )
-    assert features.step_cost() == (13, 8) and bill(tmp_path / "True")["training"] == {
+    assert tuple(features.plan.step(0)) == (13, 8) and bill(tmp_path / "True")["training"] == {
         "queries": 78,
         "image_queries": 48,
     }
@@ -228,7 +228,7 @@ def test_the_ablations_are_runs_of_their_own_with_settings_that_exist(monkeypatc
     "options, words",
     [
         (("TRAINER.JOLT.DIRECTIONS", "7"), "DIRECTIONS is 7; a whole number from 8"),
-        (("TRAINER.JOLT.SPACE", "projection", "TRAINER.CRAFT.DIM", "7"), "a space of 7 dimensions"),
+        (("TRAINER.JOLT.SPACE", "projection", "TRAINER.JOLT.DIM", "7"), "a space of 7 dimensions"),
         (("TRAINER.JOLT.DAMPINGS", "()"), r"DAMPINGS is \(\)"),
         (("TRAINER.JOLT.DAMPING", "0.0"), "DAMPING is 0.0"),
         (("TRAINER.JOLT.DECAY", "-1.0"), "DECAY is -1.0"),

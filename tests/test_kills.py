@@ -26,6 +26,7 @@ def trajectory(*args):
 
     trainer.report = keep
     trainer.train()
+    states[trainer.steps_done] = dict(trainer.learner.state_dict())  # a head is fitted at the end
     return states
 
 

@@ -34,7 +34,7 @@ def test_random_directions_estimate():
     optimizer = RandomDirections(theta, q=q, seed=3)
     assert optimizer.eps == 1 / d
     candidates = optimizer.ask()
-    u = optimizer.asked
+    u = optimizer.estimator.drawn
     assert candidates.shape == (q + 1, d) and torch.equal(candidates[0], theta)
     torch.testing.assert_close(u.norm(dim=1), torch.ones(q, dtype=torch.float64))
     gradient = gradient_at(theta)
@@ -76,11 +76,14 @@ def test_token_space_is_the_context():
 
 
 def test_adapter_is_off_until_it_is_active():
-    adapter, f = FeatureAdapter(8, 2, 0.2), torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
-    assert torch.equal(adapter(f), f)
+    adapter = FeatureAdapter(8, 2, 25.0)
+    f = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    text = torch.randn(2, 4, 8)
+    assert torch.equal(adapter(f, text), 25.0 * f @ text.mT)
     adapter.active.fill_(True)
     mixed = 0.2 * adapter.mlp(f) + 0.8 * f
-    torch.testing.assert_close(adapter(f), mixed / mixed.norm(dim=-1, keepdim=True))
+    mixed = mixed / mixed.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(adapter(f, text), 25.0 * mixed @ text.mT)
 
 
 def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
@@ -106,7 +109,7 @@ def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
     assert both.head.active and any(
         not torch.equal(a, b) for a, b in zip(first, both.head.parameters())
     )
-    queries, images = both.step_cost()
+    queries, images = both.plan.step(0)
     assert (queries, images) == (both.optim.q + 2, 8)
     assert bill(tmp_path / "b")["training"] == {"queries": 6 * queries, "image_queries": 6 * images}
 
@@ -132,7 +135,7 @@ def test_features_of_more_images_than_a_query_takes(name, switch, data_root, tmp
         1,
     )
     trainer.train()
-    queries, images = trainer.step_cost()
+    queries, images = trainer.plan.step(0)
     assert (queries, images) == (trainer.optim.population + 2, 160)
     assert bill(tmp_path)["training"] == {"queries": queries, "image_queries": images}
 

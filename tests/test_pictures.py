@@ -3,7 +3,6 @@
 import os
 import pickle
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torchvision.transforms as T
 from dassl.data import DatasetWrapper
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox.data import decoding, pictures
-from dassl_blackbox.trainers.blackbox.data.crops import Cropper
 from dassl_blackbox.trainers.blackbox.data.loaders import augmented_loader
 from dassl_blackbox.trainers.blackbox.data.pictures import Pictures
 from dassl_blackbox.trainers.blackbox.data.reader import Augmentation, ImageReader
@@ -20,7 +18,6 @@ from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.rng import rng_state
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run
-from torchvision.transforms import InterpolationMode
 
 
 @pytest.fixture
@@ -102,14 +99,11 @@ def test_a_broken_file_is_named_whoever_asks(files, limit):
 
 
 @pytest.mark.parametrize("name", ["ZIP", "CraFT", "WhiteBox"])
-def test_a_run_does_not_depend_on_where_pictures_are_kept_read_and_cropped(
-    name, data_root, tmp_path
-):
+def test_a_run_does_not_depend_on_where_pictures_are_kept_and_read(name, data_root, tmp_path):
     """Bit for bit: the augmentation draws the same from the same pictures."""
     ways = [
         ("INPUT.CACHE_MB", 0),
         ("INPUT.CACHE_MB", 2048, "DATALOADER.NUM_WORKERS", 2),
-        ("INPUT.CROP_ON_DEVICE", True, "DATALOADER.NUM_WORKERS", 2),
     ]
     ends = []
     for i, way in enumerate(ways):
@@ -159,7 +153,16 @@ def test_pixels_and_order_do_not_depend_on_worker_processes(kind, data_root, tmp
     ends = []
     for workers in range(3):
         trainer = build("ZIP", data_root, tmp_path, "DATALOADER.NUM_WORKERS", workers, *options)
-        loaders = trainer.train_loader_x, augmented_loader(trainer, 16)
+        loaders = (
+            trainer.train_loader_x,
+            augmented_loader(
+                trainer.cfg,
+                trainer.dm.dataset.train_x,
+                trainer.pictures,
+                trainer.augmentation,
+                16,
+            ),
+        )
         ends.append([two_epochs(trainer, loader) for loader in loaders])
     for end in ends[1:]:
         assert_same(ends[0], end)
@@ -205,117 +208,6 @@ def test_a_negative_seed_is_drawn_once_a_run():
     assert draws(one) == draws(one) != draws(other)
     other.seed = one.seed  # as a checkpoint gives it
     assert draws(one) == draws(other) == draws(pickle.loads(pickle.dumps(one)))
-
-
-# Crops on the device
-
-
-def two_passes(image, size, interpolation):
-    """Pillow's resampling, columns first: newer Pillows take the rows first for some sizes."""
-    return image.resize((size[1], image.height), interpolation).resize(size[::-1], interpolation)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-@pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR])
-@pytest.mark.parametrize("size", [(32, 32), (60, 224)])
-def test_a_batch_cropped_together_is_what_torchvision_draws_and_pillow_makes(mode, size, device):
-    rng, interpolation = (
-        np.random.default_rng(0),
-        {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[mode.value],
-    )
-    images = [
-        Image.fromarray(rng.integers(0, 256, (*rng.integers(10, 300, 2), 3), dtype=np.uint8))
-        for _ in range(40)
-    ]
-    crop, flip = (
-        T.RandomResizedCrop(size, scale=(0.08, 1), interpolation=mode),
-        T.RandomHorizontalFlip(),
-    )
-    cropper = Cropper(
-        T.Compose([crop, flip, T.ToTensor(), T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]),
-        torch.device(device),
-        0,
-    )
-    torch.manual_seed(1)
-    drawn = [
-        {"img": cropper.draw(cropper.hold(image)), "label": i} for i, image in enumerate(images)
-    ]
-    batch, after = cropper.collate(drawn), torch.get_rng_state()
-    torch.manual_seed(1)
-    wanted = []
-    for image in images:
-        top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
-        wanted.append(
-            T.functional.pil_to_tensor(
-                flip(
-                    two_passes(
-                        image.crop((left, top, left + width, top + height)), size, interpolation
-                    )
-                )
-            )
-        )
-    assert torch.equal(torch.get_rng_state(), after) and batch["label"].tolist() == list(range(40))
-    levels = 255 * (
-        batch["img"].cpu() * torch.tensor([0.2, 0.3, 0.4])[:, None, None]
-        + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
-    )
-    assert torch.equal(levels.round().byte(), torch.stack(wanted))
-
-
-def test_an_epoch_cropped_on_the_device_is_the_loaders_own(data_root, tmp_path, read):
-    own, device = (
-        build(
-            "ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", on, "DATALOADER.NUM_WORKERS", 2 * on
-        )
-        for on in (False, True)
-    )
-    for trainer in (own, device):
-        torch.manual_seed(1)
-        trainer.batches = [batch for _ in range(2) for batch in trainer.train_loader_x]
-    # each picture by each of them, once
-    assert set(Counter(trained_on(read)).values()) == {2}
-    for a, b in zip(own.batches, device.batches, strict=True):
-        assert (
-            torch.equal(a["index"], b["index"])
-            and torch.equal(a["label"], b["label"])
-            and a["impath"] == b["impath"]
-        )
-        assert torch.equal(a["img"], b["img"])
-
-
-def test_cropped_on_the_device_each_picture_is_decoded_once(data_root, tmp_path, read):
-    assert (
-        run(
-            "ZIP",
-            data_root,
-            tmp_path,
-            "ORACLE.MAX_QUERIES",
-            60,
-            "OPTIM.MAX_EPOCH",
-            2,
-            "INPUT.CROP_ON_DEVICE",
-            True,
-            "DATALOADER.NUM_WORKERS",
-            2,
-        )
-        == 0
-    )
-    assert len(trained_on(read)) == 30
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("INPUT.TRANSFORMS", "('random_resized_crop', 'colorjitter', 'normalize')"),
-        ("INPUT.TRANSFORMS", "('normalize',)"),
-    ],
-)
-def test_what_is_not_made_on_the_device_is_refused(options, data_root, tmp_path):
-    with pytest.raises(
-        BlackBoxError,
-        match="INPUT.CROP_ON_DEVICE makes one view of a picture by random_resized_crop",
-    ):
-        build("ZIP", data_root, tmp_path, "INPUT.CROP_ON_DEVICE", True, *options)
 
 
 # A bank of views

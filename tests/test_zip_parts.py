@@ -125,7 +125,7 @@ def test_estimate_on_a_quadratic_is_its_closed_form():
     start = torch.randn(20, dtype=d64, generator=seeded(3))
     optimizer, g = SPSA(start, average=5), gradient(start)
     candidates = optimizer.ask()
-    z = (candidates[:5] - start) / optimizer.perturbation_size()
+    z = (candidates[:5] - start) / optimizer.estimator.c
     expected = torch.stack([(zi @ g) / zi for zi in z]).mean(0)
     assert torch.allclose(optimizer.estimate(f(candidates)), expected, rtol=1e-8)
 
@@ -143,7 +143,7 @@ def test_perturbations_are_segmented_uniform():
     start = torch.randn(50, generator=seeded(3)).double()
     optimizer = SPSA(start, average=400)
     candidates = optimizer.ask()
-    z = (candidates[:400] - start) / optimizer.perturbation_size()
+    z = (candidates[:400] - start) / optimizer.estimator.c
     assert torch.allclose(candidates[400:], 2 * start - candidates[:400])
     size = z.abs().flatten().sort().values
     assert 0.5 <= size[0] + 1e-12 and size[-1] <= 1 + 1e-12
@@ -160,12 +160,8 @@ def test_schedules(k):
     for _ in range(k - 1):
         optimizer.ask()
         optimizer.tell(torch.zeros(10))
-    assert (
-        optimizer.step_size()
-        == optimizer.param_groups[0]["lr"]
-        == pytest.approx(0.01 / (k + 1) ** 0.4)
-    )
-    assert optimizer.perturbation_size() == pytest.approx(0.01 / k**0.1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / (k + 1) ** 0.4)
+    assert optimizer.estimator.gain(k) == pytest.approx(0.01 / k**0.1)
     start = optimizer.solution
     assert (optimizer.ask() - start).abs().max() == pytest.approx(0.01 / k**0.1, rel=0.2)
 
@@ -173,7 +169,8 @@ def test_schedules(k):
 def move(optimizer, losses):
     """The estimate, and the step that was taken divided by a_k."""
     optimizer.ask()
-    start, a, g = optimizer.solution.clone(), optimizer.step_size(), optimizer.estimate(losses)
+    start, g = optimizer.solution.clone(), optimizer.estimate(losses)
+    a = optimizer.param_groups[0]["lr"]
     optimizer.tell(losses)
     return g, (start - optimizer.solution) / a
 
@@ -221,8 +218,9 @@ def test_momentum_of_spsa_gc():
     ],
 )
 def test_constants_that_do_not_go(options, words):
-    with pytest.raises(BlackBoxError, match=words):
+    with pytest.raises(BlackBoxError, match=words) as caught:
         SPSA(torch.zeros(3), **options)
+    assert "ZIP" not in str(caught.value)  # other methods have the same keys
 
 
 # The published run
@@ -233,7 +231,7 @@ def test_500_steps_of_10_queries_in_5000(data_root, tmp_path):
         "ZIP", data_root, tmp_path, "DATASET.NUM_SHOTS", 16, "DATALOADER.TRAIN_X.BATCH_SIZE", 128
     )
     assert trainer.cfg.ORACLE.MAX_QUERIES == 5000
-    assert trainer.step_cost() == (10, 1280) and trainer.steps_total() == 500
+    assert tuple(trainer.plan.step(0)) == (10, 1280) and trainer.steps_total() == 500
     assert (
         trainer.describe_cost()
         == "500 steps of 10 queries: 5,000 training queries, 640,000 image queries"

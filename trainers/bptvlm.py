@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .blackbox.engine import BlackBoxTrainer
+from .blackbox.keys import SIZE, Key, one, text, where, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
+from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import TwoProjections, initial_context
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
@@ -23,6 +25,21 @@ class BPTVLM(BlackBoxTrainer):
     `N_IMAGE` is 0. The candidate with the lowest training loss so far is the prompt in use, and is
     what is saved.
     """
+
+    keys = {
+        "N_CTX": Key(
+            8,
+            whole(1, 1000),
+            "text tokens n_L (ignored where CTX_INIT gives words)",
+            where("CTX_INIT", ""),
+        ),
+        "CTX_INIT": Key("", text(), "words that the projection is added to; empty: zeros"),
+        "N_IMAGE": Key(5, whole(0, 1000), "image tokens n_V (grant image_tokens); 0: text alone"),
+        "DIM_TEXT": Key(500, whole(1, SIZE), "d_L"),
+        "DIM_IMAGE": Key(500, whole(1, SIZE), "d_V", lambda node: node.N_IMAGE > 0),
+        **cma_keys(30),
+        "LOSS": Key("ce", one(*LOSSES), "focal: with gamma 2"),
+    }
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.BPTVLM

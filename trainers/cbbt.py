@@ -9,12 +9,15 @@ import torch.nn.functional as F
 
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import FeatureAdapter
+from .blackbox.keys import SIZE, Key, flag, number, where, whole
 from .blackbox.optimizers import RandomDirections
-from .blackbox.prompts import build_space, initial_context
+from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.recipe import Answer, Batch, Progress, Recipe, Teacher
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.schedules import build_schedule
+
+ADAPTED = where("ADAPTER", True)
 
 
 class AdapterTeacher(Teacher):
@@ -25,15 +28,12 @@ class AdapterTeacher(Teacher):
 
     Args:
         adapter: of image features, on its device.
-        scale: temperature of the logits.
         first: epoch that it joins in.
         lr, weight_decay: of Adam.
     """
 
-    def __init__(
-        self, adapter: FeatureAdapter, scale: float, first: int, lr: float, weight_decay: float
-    ) -> None:
-        self.adapter, self.scale, self.first = adapter, scale, first
+    def __init__(self, adapter: FeatureAdapter, first: int, lr: float, weight_decay: float) -> None:
+        self.adapter, self.first = adapter, first
         self.adam = torch.optim.Adam(adapter.parameters(), lr=lr, weight_decay=weight_decay)
 
     def begin(self, progress: Progress) -> None:
@@ -43,7 +43,7 @@ class AdapterTeacher(Teacher):
     def adapted(self, answer: Answer, number: int | slice = slice(None)) -> torch.Tensor:
         """Logits of the adapted image features: of all candidates `[P, B, C]`, or one `[B, C]`."""
         assert answer.text is not None  # the recipe reads features
-        return self.scale * self.adapter(answer.image) @ answer.text[number].mT
+        return self.adapter(answer.image, answer.text[number])
 
     def through(self, answer: Answer, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
@@ -73,10 +73,24 @@ class CBBT(BlackBoxTrainer):
     back-propagation after the prompt's. No gradient crosses the model.
     """
 
+    keys = {
+        **context_keys(1, "a"),
+        **space_keys("context"),
+        "Q": Key(256, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
+        "CLIP": Key(5.0, number(above=0), "largest norm of the gradient estimate"),
+        "ADAPTER": Key(False, flag(), "train an adapter on image features too (grant features)"),
+        "ADAPTER_RATIO": Key(0.2, number(0, 1), "share of its output in the feature", ADAPTED),
+        "ADAPTER_WIDTH": Key(
+            0.25, number(above=0, high=100), "hidden width / feature's width", ADAPTED
+        ),
+        "ADAPTER_EPOCH": Key(10, whole(0), "epochs of the prompt alone before it joins", ADAPTED),
+    }
+    scheduled, optimizers = True, ("adam",)
+
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node.SPACE, start, self.cfg, generator)
+        space = build_space(node, start, generator)
         optimizer = RandomDirections(
             space.origin.to(self.device),
             q=node.Q,
@@ -90,10 +104,10 @@ class CBBT(BlackBoxTrainer):
             return Recipe(space, optimizer, schedule=schedule)
         dim = self.description.embed_dim
         with seeded(generator):
-            adapter = FeatureAdapter(dim, int(dim * node.ADAPTER_WIDTH), node.ADAPTER_RATIO)
+            width, scale = int(dim * node.ADAPTER_WIDTH), self.description.logit_scale
+            adapter = FeatureAdapter(dim, width, scale, node.ADAPTER_RATIO)
         teacher = AdapterTeacher(
             adapter.to(self.device),
-            self.description.logit_scale,
             node.ADAPTER_EPOCH,
             optim.LR,
             optim.WEIGHT_DECAY,

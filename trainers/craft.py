@@ -12,12 +12,16 @@ from torch.utils.data import DataLoader
 from .blackbox.data.loaders import augmented_loader
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import PredictionRefinement
+from .blackbox.keys import SIZE, Key, flag, number, where, whole
 from .blackbox.losses import divergence, mean_cross_entropies
 from .blackbox.optimizers import CMAES
-from .blackbox.prompts import build_space, initial_context
+from .blackbox.optimizers.cmakeys import cma_keys
+from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.recipe import Progress, Recipe, Teacher
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
+
+HEADED = where("HEAD", True)
 
 
 def fitness(
@@ -87,10 +91,25 @@ class CraFT(BlackBoxTrainer):
     distribution's mean; the authors' code averages a freshly drawn population instead.
     """
 
+    keys = {
+        **context_keys(4, "a photo of a"),
+        **space_keys("projection"),
+        **cma_keys(40),
+        "BOUND": Key(5.0, number(0), "bounds of z, plus and minus; 0: none"),
+        "LAMBDA": Key(0.1, number(0), "weight of the KL terms", HEADED),
+        "KL_PART": Key(
+            4, whole(1), "the head's KL term is on for the first 1 / KL_PART of the run", HEADED
+        ),
+        "HEAD": Key(True, flag(), "train the prediction refinement"),
+        "HEAD_WIDTH": Key(256, whole(1, SIZE), "its hidden width", HEADED),
+        "HEAD_LR": Key(1e-3, number(above=0), "its learning rate (Adam)", HEADED),
+        "HEAD_BATCH": Key(256, whole(1, SIZE), "its batch", HEADED),
+    }
+
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.CRAFT
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node.SPACE, start, self.cfg, generator)
+        space = build_space(node, start, generator)
         optimizer = CMAES(
             space.origin.to(self.device),
             node.SIGMA,
@@ -105,7 +124,10 @@ class CraFT(BlackBoxTrainer):
             return Recipe(space, optimizer, whole_set=True)
         with seeded(generator):
             head = PredictionRefinement(self.num_classes, node.HEAD_WIDTH).to(self.device)
-        loader = augmented_loader(self, node.HEAD_BATCH)
+        items = self.dm.dataset.train_x
+        loader = augmented_loader(
+            self.cfg, items, self.pictures, self.augmentation, node.HEAD_BATCH
+        )
         teacher = RefinementTeacher(head, loader, node.HEAD_LR, node.LAMBDA, node.KL_PART)
         worth = partial(fitness, head=head, weight=node.LAMBDA)
         return Recipe(space, optimizer, head, teacher, fitness=worth, whole_set=True)

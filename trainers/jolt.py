@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.crossfit import CrossFitted, HeadLearner, folds_of
 from .blackbox.engine import BlackBoxTrainer
+from .blackbox.heads.crossfit import CrossFitted, HeadLearner
+from .blackbox.heads.folds import folds_of
+from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
-from .blackbox.prompts import build_space, initial_context
+from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
+
+HEADED = where("HEAD", True)
+DAMPINGS = several(
+    number(above=0),
+    "a tuple of one or more numbers above 0",
+    range(1, 101),
+    [(1.0,), [0.1, 10.0]],
+    [(0.0,), (1.0, -1.0), 1.0, ("1.0",)],
+)
 
 
 @register_trainer
@@ -28,10 +39,35 @@ class JOLT(BlackBoxTrainer):
       the number of images, and the images' once a step, for `ceil(B / 128)`.
     """
 
+    keys = {
+        **context_keys(4, "a photo of a"),
+        **space_keys("context"),
+        "DIRECTIONS": Key(64, whole(8, SIZE), "directions m of a step's subspace"),
+        # a proposal each: a step costs 1 + their number + m queries
+        "DAMPINGS": Key((0.1, 1.0, 10.0), DAMPINGS, "factors of the damping"),
+        "DAMPING": Key(
+            1.0, number(above=0), "damping to begin with, in units of the mean curvature"
+        ),
+        # from which logits are made here: a candidate costs one query and no image query
+        "FEATURES": Key(False, flag(), "ask for features (grant features)"),
+        "DECAY": Key(0.01, number(0), "weight of half the squared distance from the start"),
+        "HEAD": Key(True, flag(), "train a residual head on the logits that come back"),
+        # each is checked on the training images that it does not learn from; 1 is not checked
+        "HEAD_FOLDS": Key(4, whole(1, 100), "MLPs of the head", HEADED),
+        "HEAD_WIDTH": Key(256, whole(1, SIZE), "their hidden width", HEADED),
+        "HEAD_DROPOUT": Key(0.5, number(0, below=1), "share of the hidden layers left out", HEADED),
+        "HEAD_LR": Key(1e-3, number(above=0), "their learning rate (AdamW)", HEADED),
+        "HEAD_DECAY": Key(0.01, number(0), "their weight decay", HEADED),
+        "HEAD_STEPS": Key(8, whole(1), "their steps after every step of the prompt", HEADED),
+        "HEAD_MEMORY": Key(
+            1024, whole(1), "logits of so many crops are remembered, the latest", HEADED
+        ),
+    }
+
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.JOLT
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node.SPACE, start, self.cfg, generator)
+        space = build_space(node, start, generator)
         optimizer = SubspaceGaussNewton(
             space.origin.to(self.device),
             directions=node.DIRECTIONS,

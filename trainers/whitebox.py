@@ -11,7 +11,7 @@ from dassl.optim import build_optimizer
 from torch import nn
 
 from .blackbox.oracle import Description
-from .blackbox.prompts import initial_context
+from .blackbox.prompts import context_keys, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import seeded_generator
 from .blackbox.run.trainer import ResumableTrainer
@@ -47,6 +47,10 @@ class WhiteBox(ResumableTrainer):
 
     Local models only. No query is counted: a gradient is not one.
     """
+
+    keys = context_keys(8, "")
+    reads = ()  # nothing of ORACLE
+    scheduled = True
 
     def open_model(self) -> None:
         # open_clip is loaded where a model is, not with the trainers

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .blackbox.engine import BlackBoxTrainer
+from .blackbox.keys import SIZE, Key, number, one, where, whole
 from .blackbox.optimizers import SPSA
-from .blackbox.prompts import build_space, initial_context
+from .blackbox.optimizers.spsa import RULES
+from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
@@ -17,13 +19,26 @@ class ZIP(BlackBoxTrainer):
     """Low rank + Fastfood prompt space; SPSA with intrinsic-dimensional clipping.
 
     Told the loss of every mini-batch. Access: contexts, logits. A step costs `2 SP_AVG` queries
-    (10), all on the same mini-batch.
+    (10), all on the same mini-batch. The defaults are those of the paper's few-shot scripts.
     """
+
+    keys = {
+        **context_keys(8, ""),
+        **space_keys("lowrank"),
+        "RULE": Key("spsa-clip", one(*RULES), "update rule"),
+        "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
+        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
+        "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
+        "A": Key(0.01, number(above=0), "numerator of the step size"),
+        "ALPHA": Key(0.4, number(0, 10), "its exponent"),
+        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
+        "BETA": Key(0.8, number(0, below=1), "momentum of spsa-gc", where("RULE", "spsa-gc")),
+    }
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.ZIP
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node.SPACE, start, self.cfg, generator)
+        space = build_space(node, start, generator)
         optimizer = SPSA(
             space.origin.to(self.device),
             rule=node.RULE,

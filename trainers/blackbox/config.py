@@ -1,7 +1,11 @@
-"""Every key of the project: its default, what it may hold, and what it is."""
+"""The keys that all methods share, and the tables of all: default, what a key may hold, what it is.
+
+A method's own keys stand in its file, as `keys` of the trainer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -9,35 +13,10 @@ from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
 from .hostkeys import conflicts, host_rules
-from .keys import (
-    SIZE,
-    Key,
-    Rule,
-    cma_options,
-    distinct,
-    flag,
-    number,
-    one,
-    several,
-    template,
-    text,
-    whole,
-)
-from .registry import ours
+from .keys import Key, Rule, distinct, one, whole
+from .registry import node_of, ours
 from .run.errors import BlackBoxError
 
-# rules that several methods share
-tokens, size, positive = whole(1, 1000), whole(1, SIZE), number(above=0)
-space, covariance = one("context", "lowrank", "projection"), one("full", "diagonal", "vd", "vkd")
-dampings = several(
-    positive,
-    "a tuple of one or more numbers above 0",
-    range(1, 101),
-    [(1.0,), [0.1, 10.0]],
-    [(0.0,), (1.0, -1.0), 1.0, ("1.0",)],
-)
-
-# ZIP's defaults are those of the paper's few-shot scripts (ICLR 2025), WHITEBOX's are CoOp's.
 KEYS: dict[str, dict[str, Key]] = {
     "DATASET": {
         "SUBSAMPLE_CLASSES": Key(
@@ -46,10 +25,6 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     "INPUT": {
         "CACHE_MB": Key(2048, whole(0), "memory for decoded training pictures; 0: none is kept"),
-        # CACHE_MB of them; others are decoded at every use
-        "CROP_ON_DEVICE": Key(
-            False, flag(), "keep and crop training pictures where they are encoded"
-        ),
         # they take turns by epoch: once all were met, nothing is encoded again
         "VIEWS": Key(0, whole(0), "augmented views of a training picture; 0: ever new ones"),
     },
@@ -68,107 +43,15 @@ KEYS: dict[str, dict[str, Key]] = {
         "SAVE_EVERY": Key(500, whole(0), "queries between checkpoints; 0: no more than the tenths"),
         "VAL_EVERY": Key(0, whole(0), "queries between looks at val (val_curve.csv); 0: never"),
     },
-    "TRAINER.ZIP": {
-        "N_CTX": Key(8, tokens, "context tokens n (ignored where CTX_INIT gives words)"),
-        "CTX_INIT": Key("", text(), "words to start from; empty: random, N(0, 0.02^2)"),
-        "SPACE": Key("lowrank", space, "prompt space"),
-        "ID": Key(500, whole(1, 10**7), "intrinsic dimension; a token gets m = ID // n numbers"),
-        "RANK": Key(5, size, "rank r of the low-rank part"),
-        "RULE": Key("spsa-clip", one("spsa-clip", "spsa-gc", "spsa"), "update rule"),
-        "SP_AVG": Key(5, size, "perturbations averaged in a step, two queries each"),
-        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
-        "C": Key(0.01, positive, "perturbation scale c_k = C / k ** GAMMA"),
-        "A": Key(0.01, positive, "numerator of the step size"),
-        "ALPHA": Key(0.4, number(0, 10), "its exponent"),
-        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
-        "BETA": Key(0.8, number(0, below=1), "momentum of spsa-gc"),
-    },
-    "TRAINER.CBBT": {
-        "N_CTX": Key(1, tokens, "context tokens n (ignored where CTX_INIT gives words)"),
-        "CTX_INIT": Key("a", text(), "words to start from; empty: random, N(0, 0.02^2)"),
-        "SPACE": Key(
-            "context", space, "prompt space (sizes of lowrank: ZIP's, projection: CRAFT's)"
-        ),
-        "Q": Key(256, size, "random directions of a step, which costs Q + 1 queries"),
-        "CLIP": Key(5.0, positive, "largest norm of the gradient estimate"),
-        "ADAPTER": Key(False, flag(), "train an adapter on image features too (grant features)"),
-        "ADAPTER_RATIO": Key(0.2, number(0, 1), "share of its output in the feature"),
-        "ADAPTER_WIDTH": Key(0.25, number(above=0, high=100), "hidden width / feature's width"),
-        "ADAPTER_EPOCH": Key(10, whole(0), "epochs of the prompt alone before it joins"),
-    },
-    "TRAINER.CRAFT": {
-        "N_CTX": Key(4, tokens, "context tokens n (ignored where CTX_INIT gives words)"),
-        "CTX_INIT": Key("a photo of a", text(), "words to start from; empty: random"),
-        "SPACE": Key("projection", space, "prompt space (sizes of lowrank: ZIP's)"),
-        "DIM": Key(512, size, "length of the vector z that is projected"),
-        "STD": Key(0.2, positive, "deviation of the projection's entries"),
-        "SIGMA": Key(1.0, positive, "step size that CMA-ES starts with"),
-        "BOUND": Key(5.0, number(0), "bounds of z, plus and minus; 0: none"),
-        "POPULATION": Key(40, whole(2, SIZE), "candidates of a generation"),
-        "LAMBDA": Key(0.1, number(0), "weight of the KL terms"),
-        "KL_PART": Key(
-            4, whole(1), "the head's KL term is on for the first 1 / KL_PART of the run"
-        ),
-        "HEAD": Key(True, flag(), "train the prediction refinement"),
-        "HEAD_WIDTH": Key(256, size, "its hidden width"),
-        "HEAD_LR": Key(1e-3, positive, "its learning rate (Adam)"),
-        "HEAD_BATCH": Key(256, size, "its batch"),
-        "COVARIANCE": Key("full", covariance, "model of the covariance"),
-        "CMA_OPTIONS": Key([], cma_options(), "further options of pycma, [key, value, ...]"),
-    },
-    "TRAINER.BPTVLM": {
-        "N_CTX": Key(8, tokens, "text tokens n_L (ignored where CTX_INIT gives words)"),
-        "CTX_INIT": Key("", text(), "words that the projection is added to; empty: zeros"),
-        "N_IMAGE": Key(5, whole(0, 1000), "image tokens n_V (grant image_tokens); 0: text alone"),
-        "DIM_TEXT": Key(500, size, "d_L"),
-        "DIM_IMAGE": Key(500, size, "d_V"),
-        "SIGMA": Key(1.0, positive, "step size that CMA-ES starts with"),
-        "POPULATION": Key(30, whole(2, SIZE), "candidates of a generation"),
-        "LOSS": Key("ce", one("ce", "focal"), "focal: with gamma 2"),
-        "COVARIANCE": Key("full", covariance, "model of the covariance"),
-        "CMA_OPTIONS": Key([], cma_options(), "further options of pycma, [key, value, ...]"),
-    },
-    "TRAINER.JOLT": {
-        "N_CTX": Key(4, tokens, "context tokens n (ignored where CTX_INIT gives words)"),
-        "CTX_INIT": Key("a photo of a", text(), "words to start from; empty: random"),
-        "SPACE": Key(
-            "context", space, "prompt space (sizes of lowrank: ZIP's, projection: CRAFT's)"
-        ),
-        "DIRECTIONS": Key(64, whole(8, SIZE), "directions m of a step's subspace"),
-        # a proposal each: a step costs 1 + their number + m queries
-        "DAMPINGS": Key((0.1, 1.0, 10.0), dampings, "factors of the damping"),
-        "DAMPING": Key(1.0, positive, "damping to begin with, in units of the mean curvature"),
-        # from which logits are made here: a candidate costs one query and no image query
-        "FEATURES": Key(False, flag(), "ask for features (grant features)"),
-        "DECAY": Key(0.01, number(0), "weight of half the squared distance from the start"),
-        "HEAD": Key(True, flag(), "train a residual head on the logits that come back"),
-        # each is checked on the training images that it does not learn from; 1 is not checked
-        "HEAD_FOLDS": Key(4, whole(1, 100), "MLPs of the head"),
-        "HEAD_WIDTH": Key(256, size, "their hidden width"),
-        "HEAD_DROPOUT": Key(0.5, number(0, below=1), "share of the hidden layers left out"),
-        "HEAD_LR": Key(1e-3, positive, "their learning rate (AdamW)"),
-        "HEAD_DECAY": Key(0.01, number(0), "their weight decay"),
-        "HEAD_STEPS": Key(8, whole(1), "their steps after every step of the prompt"),
-        "HEAD_MEMORY": Key(1024, whole(1), "logits of so many crops are remembered, the latest"),
-    },
-    "TRAINER.ZEROSHOT": {
-        "TEMPLATE": Key("", template(), "text with a slot {} for the class name; empty: the set's"),
-    },
-    "TRAINER.WHITEBOX": {
-        "N_CTX": Key(8, tokens, "context tokens n (ignored where CTX_INIT gives words)"),
-        "CTX_INIT": Key("", text(), "words to start from; empty: random, N(0, 0.02^2)"),
-    },
 }
 
 
-def tables() -> dict[str, dict[str, Key]]:
-    """`KEYS`, and what a trainer brings in its own file as `keys`, by its name in capitals."""
-    brought = {
-        f"TRAINER.{name.upper()}": trainer.keys
-        for name, trainer in ours().items()
-        if hasattr(trainer, "keys")
+def tables() -> dict[str, Mapping[str, Key]]:
+    """The keys of every node: `KEYS`, and what each trainer brings in its own file as `keys`."""
+    return {
+        **KEYS,
+        **{f"TRAINER.{node_of(cls)}": cls.keys for cls in ours().values() if cls.keys},
     }
-    return {**KEYS, **brought}
 
 
 def extend_cfg(cfg: CfgNode) -> None:

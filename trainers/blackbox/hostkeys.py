@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .keys import Rule, flag, number, one, only, several, text, whole
+from .registry import ours
 
-SCHEDULED = ("CBBT", "WhiteBox")  # trainers with a learning rate that follows OPTIM's schedule
 SAMPLERS = (
     "RandomSampler",
     "SequentialSampler",
@@ -89,7 +89,7 @@ def one_odd() -> Rule:
 
 
 def optim_rules(trainer: str) -> dict[str, Rule]:
-    """Of OPTIM. All trainers read MAX_EPOCH; the `SCHEDULED` ones read more, and less freely."""
+    """Of OPTIM. All trainers read MAX_EPOCH; those with a schedule read more, and less freely."""
     from dassl.optim.lr_scheduler import AVAI_SCHEDS
     from dassl.optim.optimizer import AVAI_OPTIMS
 
@@ -113,11 +113,12 @@ def optim_rules(trainer: str) -> dict[str, Rule]:
         "WARMUP_MIN_LR": number(0),
         "WARMUP_RECOUNT": flag(),
     }
-    if trainer in SCHEDULED:
+    running = ours().get(trainer)
+    if running and running.scheduled:
         rules["LR_SCHEDULER"] = one("cosine")
         rules["WARMUP_RECOUNT"] = only(True, "the cosine begins after the warm-up")
-    if trainer == "CBBT":
-        rules["NAME"] = one("adam")
+    if running and running.optimizers:
+        rules["NAME"] = one(*running.optimizers)
     return rules
 
 
@@ -205,13 +206,15 @@ def host_rules(trainer: str) -> dict[str, Rule]:
 
 def conflicts(cfg: Any) -> Iterator[str]:
     """A sentence for every pair of values that exclude each other, each of them valid."""
-    x, optim, trainer = cfg.DATALOADER.TRAIN_X, cfg.OPTIM, cfg.TRAINER.NAME
+    x, optim, running = cfg.DATALOADER.TRAIN_X, cfg.OPTIM, ours().get(cfg.TRAINER.NAME)
     if x.SAMPLER == "RandomClassSampler" and x.BATCH_SIZE < x.N_INS:
         yield (
             f"DATALOADER.TRAIN_X.BATCH_SIZE is {x.BATCH_SIZE}; with RandomClassSampler "
             f"DATALOADER.TRAIN_X.N_INS ({x.N_INS}) or more is expected."
         )
-    if trainer in SCHEDULED and optim.WARMUP_EPOCH > 0:
+    if not running or not running.scheduled:
+        return
+    if optim.WARMUP_EPOCH > 0:
         if optim.WARMUP_TYPE != "constant":
             yield (
                 f"OPTIM.WARMUP_TYPE is '{optim.WARMUP_TYPE}'; constant is expected where "
@@ -222,7 +225,7 @@ def conflicts(cfg: Any) -> Iterator[str]:
                 f"OPTIM.WARMUP_CONS_LR is {optim.WARMUP_CONS_LR}; no more than OPTIM.LR "
                 f"({optim.LR}) is expected."
             )
-    nesterov = optim.SGD_NESTEROV and optim.NAME == "sgd" and trainer == "WhiteBox"
+    nesterov = optim.SGD_NESTEROV and optim.NAME == "sgd"
     if nesterov and (optim.MOMENTUM == 0 or optim.SGD_DAMPNING != 0):
         yield (
             "OPTIM.SGD_NESTEROV is True; with it OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0 "

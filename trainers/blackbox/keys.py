@@ -1,6 +1,6 @@
 """What a key of the configuration may hold: a type with a range, or a list of names.
 
-`config.py` and `hostkeys.py` are tables of these rules.
+The `keys` of a trainer, `config.py` and `hostkeys.py` are tables of these rules.
 """
 
 from __future__ import annotations
@@ -56,12 +56,29 @@ class Rule:
         return f"{name} is {shown(value)}; {expects} is expected.{hint}"
 
 
+def always(node: Any) -> bool:
+    return True
+
+
 class Key(NamedTuple):
-    """An entry of a table."""
+    """An entry of a table.
+
+    Attributes:
+        default: its value where none is given.
+        rule: what it may hold.
+        about: what it is.
+        when: whether it is read, by the values of the node that it is in.
+    """
 
     default: Any
     rule: Rule
     about: str
+    when: Callable[[Any], bool] = always
+
+
+def where(name: str, value: Any) -> Callable[[Any], bool]:
+    """The condition that another key of the same node has this value."""
+    return lambda node: node[name] == value
 
 
 def shown(value: Any) -> str:
@@ -186,21 +203,6 @@ def text(least: int = 0) -> Rule:
     )
 
 
-def template() -> Rule:
-    """A text with one slot for a class's name, or none of one's own."""
-
-    def fits(value: Any) -> bool:
-        rest = value.replace("{}", "", 1) if isinstance(value, str) else ""
-        return value == "" or (is_text(value) and value != rest and not set(rest) & set("{}"))
-
-    return make(
-        "text with exactly one slot {} for the class name (or nothing: the data set's own)",
-        fits,
-        ("", "a photo of a {}.", "{}"),
-        ("a photo of it", "{} {}", "{} {", "{0}", "}{"),
-    )
-
-
 def several(
     item: Rule,
     words: str,
@@ -233,31 +235,4 @@ def distinct(*names: str) -> Rule:
         [(), (names[0],), list(names)],
         [names[0], (names[0], names[0]), (names[0].upper() + "_",)],
         lambda items: len(set(items)) == len(items),
-    )
-
-
-CMA_OURS = ("popsize", "seed", "randn")  # options that the trainers set
-
-
-def cma_options() -> Rule:
-    """Pairs of pycma's options, as one list."""
-
-    def fits(value: Any) -> bool:
-        if value == []:
-            return True
-        from cma import CMAOptions  # half a second
-
-        known = set(CMAOptions.defaults()) - set(CMA_OURS)
-        return (
-            isinstance(value, (list, tuple))
-            and len(value) % 2 == 0
-            and all(isinstance(key, str) and key in known for key in value[::2])
-        )
-
-    return make(
-        "a list of pairs [key, value, ...] of pycma's options (cma.CMAOptions() lists them; "
-        f"{', '.join(CMA_OURS)} have keys of their own here)",
-        fits,
-        ([], ["CMA_active", True], ("tolx", 1e-9, "CMA_mirrors", 0)),
-        (["CMA_active"], ["CMA_actve", 1], ["popsize", 4], [1, 2], "CMA_active"),
     )

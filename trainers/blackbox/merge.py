@@ -136,6 +136,6 @@ def plain(items: Sequence[Any], depth: int = 2) -> bool:
 def unknown(cfg: CfgNode, name: str, where: str) -> BlackBoxError:
     close = get_close_matches(name.upper()[:100], list(leaves(cfg)), n=2, cutoff=0.75)
     return BlackBoxError(
-        f"There is no key {shown(name)} ({where}).{did_you_mean(close)} Keys are those of Dassl "
-        f"and of trainers/blackbox/config.py."
+        f"There is no key {shown(name)} ({where}).{did_you_mean(close)} Keys are those of "
+        f"Dassl, of trainers/blackbox/config.py, and `keys` of the methods in trainers/."
     )

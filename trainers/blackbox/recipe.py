@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .losses import mean_cross_entropies
 from .optimizers.contract import Optimizer
@@ -37,7 +38,7 @@ class Answer:
     """What came back about P candidates on B images.
 
     Attributes:
-        logits: `[P, B, C]`.
+        logits: `[P, B, C]`; further texts of the prompt have columns of their own.
         image: normalised features `[B, E]`, where the recipe reads features.
         text: normalised features `[P, C, E]`, likewise.
     """
@@ -59,11 +60,14 @@ class Progress:
 class Teacher:
     """Trains a head by ordinary gradients, on what came back from the model.
 
-    `loader` gives batches that are read for the head alone after every step, with the prompt in
-    use; they are on the bill.
+    Attributes:
+        loader: batches that are read for the head alone after every step, with the prompt in use;
+            they are on the bill.
+        text: features of the texts `[P, C, E]`, where they are known: they are not asked for then.
     """
 
-    loader: Iterable[dict] = ()
+    loader: DataLoader | None = None
+    text: torch.Tensor | None = None
 
     def begin(self, progress: Progress) -> None:
         """A step begins."""
@@ -82,6 +86,10 @@ class Teacher:
         """The step ends; returns what the log says of the head."""
         return {}
 
+    def finish(self) -> str:
+        """Training ends, with the epochs or the budget; returns a line for the log, or nothing."""
+        return ""
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -96,11 +104,15 @@ class Recipe:
     Attributes:
         space: vectors `[P, d]` to a `Prompt`; its kind decides what must be let in.
         optimizer: asks for candidates and is told about them; its `solution` is in use.
-        head: of an answer, in evaluation too; it `reads` logits or features.
+        head: gives logits `[B, C]`, in evaluation too; one that `reads` logits is given those that
+            came back, of all candidates of the prompt side by side; one that reads features is
+            given the images' `[B, E]` and the texts' `[C, E]`.
         teacher: what trains the head.
         schedule: of the optimiser's learning rate, one step an epoch.
         fitness: what candidates are worth, logits `[P, B, C]` and labels `[B]` -> `[P]`.
         whole_set: whether a step waits for the whole un-augmented training set.
+        views: of the training set, in order and in batches of 128, an epoch each: as it is, then so
+            many times augmented; training ends with them. None: Dassl's train loader.
         features: whether steps read features, from which logits are made here.
         template: of a class's text, behind the context.
     """
@@ -114,8 +126,13 @@ class Recipe:
         default=mean_cross_entropies
     )
     whole_set: bool = False
+    views: int | None = None
     features: bool = False
     template: str = "{}."
+
+    def __post_init__(self) -> None:
+        if self.whole_set and self.views is not None:
+            raise ValueError("A step waits for the whole set, or for a batch of its views.")
 
     @property
     def trains(self) -> bool:
@@ -130,5 +147,11 @@ class Recipe:
     @property
     def needs(self) -> tuple[str, ...]:
         """Grants that the method cannot do without."""
-        features = self.features or self.head_reads == "features"
-        return (*self.space.grants, "logits", *(("features",) if features else ()))
+        reads = self.head_reads == "features"
+        logits = () if self.features and reads else ("logits",)
+        return (*self.space.grants, *logits, *(("features",) if self.features or reads else ()))
+
+
+def side_by_side(logits: torch.Tensor) -> torch.Tensor:
+    """Answers `[P, B, C]` about P candidates as one row an image: `[B, P C]`."""
+    return logits.movedim(0, 1).flatten(1)

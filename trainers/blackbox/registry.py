@@ -1,19 +1,33 @@
 """Registration that survives being done twice, and refuses to replace somebody else's trainer."""
 
-from typing import TypeVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
 
 from dassl.engine import TRAINER_REGISTRY
 
 from .run.errors import BlackBoxError
 
+if TYPE_CHECKING:
+    from .run.trainer import ResumableTrainer
+
 MARK = "dassl_blackbox_trainer"
 Trainer = TypeVar("Trainer", bound=type)
 
 
-def ours() -> dict[str, type]:
+def ours() -> dict[str, type[ResumableTrainer]]:
     """The trainers of this project that are registered, by name."""
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
     return {name: trainer for name, trainer in found.items() if getattr(trainer, MARK, False)}
+
+
+def node_of(trainer: type[ResumableTrainer]) -> str:
+    """The node under TRAINER that holds a trainer's keys: its `node`, else its name in capitals.
+
+    A subclass without `keys` of its own has those of its parent, in the parent's node.
+    """
+    owner = next((cls for cls in trainer.__mro__ if vars(cls).get("keys")), trainer)
+    return vars(owner).get("node", owner.__name__.upper())
 
 
 def register_trainer(cls: Trainer) -> Trainer:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .run.errors import BlackBoxError
+from .keys import Rule, is_text, make
+from .registry import node_of, ours
 
 TEMPLATES = {
     "OxfordPets": "a photo of a {}, a type of pet.",
@@ -42,26 +43,26 @@ def template_of(name: str) -> str:
     return TEMPLATES.get(name, PLAIN)
 
 
+def template_rule() -> Rule:
+    """A text with one slot for a class's name, or none of one's own."""
+
+    def fits(value: Any) -> bool:
+        rest = value.replace("{}", "", 1) if isinstance(value, str) else ""
+        return value == "" or (is_text(value) and value != rest and not set(rest) & set("{}"))
+
+    return make(
+        "text with exactly one slot {} for the class name (or nothing: the data set's own)",
+        fits,
+        ("", "a photo of a {}.", "{}"),
+        ("a photo of it", "{} {}", "{} {", "{0}", "}{"),
+    )
+
+
 def template_for(cfg: Any) -> str:
-    """The zero-shot template: `TRAINER.ZEROSHOT.TEMPLATE`, else the data set's own, else CoOp's.
+    """The template of a run: the trainer's key `TEMPLATE`, where it has one and it is given, else
+    the data set's own, else CoOp's plain one.
 
     The text of a class is `template.replace("{}", name)`.
-
-    Raises:
-        BlackBoxError: the given template has no slot, several, other braces, or is not UTF-8.
     """
-    template = cfg.TRAINER.ZEROSHOT.TEMPLATE or template_of(cfg.DATASET.NAME)
-    outside = template.replace("{}", "", 1)
-    if outside == template or "{" in outside or "}" in outside:
-        raise BlackBoxError(
-            f"TRAINER.ZEROSHOT.TEMPLATE is '{template}', which needs exactly one slot {{}} for the "
-            f"class name, and no other braces."
-        )
-    try:
-        template.encode()
-    except UnicodeEncodeError as e:
-        raise BlackBoxError(
-            f"TRAINER.ZEROSHOT.TEMPLATE is {template!a}, which is not UTF-8; the model reads "
-            f"nothing else."
-        ) from e
-    return template
+    own = cfg.TRAINER.get(node_of(ours()[cfg.TRAINER.NAME]), {})
+    return own.get("TEMPLATE") or template_of(cfg.DATASET.NAME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from ..run.errors import BlackBoxError, first_line
 from .checks import check_pictures, need_apart, need_val, note_rules, training_images
-from .crops import Cropper
 from .pictures import Pictures
 from .reader import Augmentation, ImageReader
 
 __all__ = [
+    "Data",
     "Pictured",
     "augmented_loader",
     "build_data",
@@ -70,32 +71,36 @@ def same(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(abs(x - y) < 1e-4 for x, y in zip(a, b, strict=True))
 
 
-def build_data(trainer: Any) -> DataManager:
-    """Give a trainer what `SimpleTrainer.build_data_loader` gives it; returns the data manager.
+@dataclass(frozen=True)
+class Data:
+    """The images of a run.
 
-    Its val and test images are known to open afterwards.
+    Attributes:
+        manager: Dassl's, with its data set and loaders.
+        pictures: where training pictures are kept.
+        augmentation: what decides the draws of the train loaders.
+    """
+
+    manager: DataManager
+    pictures: Pictures
+    augmentation: Augmentation
+
+
+def build_data(cfg: Any) -> Data:
+    """The images that a configuration names; those of val and test are known to open.
 
     Raises:
         BlackBoxError: an image does not open; loaders that do not fit the data; evaluation on `val`
-            without a validation split of its own; `INPUT.CROP_ON_DEVICE` with transforms that are
-            not made there.
+            without a validation split of its own.
     """
-    cfg = trainer.cfg
-    trainer.augmentation = Augmentation(cfg.SEED, cfg.INPUT.VIEWS)
-    trainer.pictures = Pictures(2**20 * cfg.INPUT.CACHE_MB)
-    trainer.dm = dm = manage(cfg, partial(ImageReader, trainer.pictures, trainer.augmentation))
-    trainer.pictures.paths.update(item.impath for item in dm.dataset.train_x)
-    trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
-    trainer.cropper = None
-    if cfg.INPUT.CROP_ON_DEVICE:
-        crop_on_device(trainer)
-    trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
-    trainer.num_classes, trainer.lab2cname = dm.num_classes, dm.lab2cname
-    trainer.num_source_domains = dm.num_source_domains
+    augmentation = Augmentation(cfg.SEED, cfg.INPUT.VIEWS)
+    pictures = Pictures(2**20 * cfg.INPUT.CACHE_MB)
+    manager = manage(cfg, partial(ImageReader, pictures, augmentation))
+    pictures.paths.update(item.impath for item in manager.dataset.train_x)
     if cfg.TEST.SPLIT == "val":
-        need_val(dm.dataset, cfg.DATASET.NAME)
-    check_pictures(dm.dataset, cfg.DATASET.NAME)
-    return dm
+        need_val(manager.dataset, cfg.DATASET.NAME)
+    check_pictures(manager.dataset, cfg.DATASET.NAME)
+    return Data(manager, pictures, augmentation)
 
 
 def manage(cfg: Any, wrapper: Any) -> DataManager:
@@ -111,28 +116,24 @@ def manage(cfg: Any, wrapper: Any) -> DataManager:
         ) from e
 
 
-def crop_on_device(trainer: Any) -> None:
-    """Give a trainer its cropper, and a train loader that makes pixels with it."""
-    cfg, node = trainer.cfg, trainer.cfg.DATALOADER.TRAIN_X
-    trainer.cropper = Cropper(
-        trainer.train_loader_x.dataset.transform, trainer.device, 2**20 * cfg.INPUT.CACHE_MB
-    )
-    trainer.cropper.pictures.paths.update(trainer.pictures.paths)
-    trainer.train_loader_x = device_loader(
-        trainer, node.SAMPLER, node.BATCH_SIZE, True, n_domain=node.N_DOMAIN, n_ins=node.N_INS
-    )
-
-
 class Pictured:
     """The part of a trainer that looks after its pictures, before Dassl's in the order of bases."""
 
-    # set by Dassl's trainer and by `build_data`
+    # Dassl's
     cfg: Any
-    dm: Any
+    dm: DataManager
     epoch: int
     pictures: Pictures
     augmentation: Augmentation
-    cropper: Cropper | None
+
+    def take(self, data: Data) -> None:
+        """Have what `SimpleTrainer.build_data_loader` gives a trainer, and where it comes from."""
+        self.pictures, self.augmentation = data.pictures, data.augmentation
+        self.dm = dm = data.manager
+        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.lab2cname = dm.num_classes, dm.lab2cname
+        self.num_source_domains = dm.num_source_domains
 
     def check_training(self) -> None:
         """Raise where training would look at test images, or at pictures that cannot be decoded."""
@@ -146,18 +147,15 @@ class Pictured:
         """Decode the training pictures that were not decoded yet, and keep what there is room for.
 
         Worker processes live for an epoch: those that are forked find the pictures, others would
-        each keep their own, and there nothing is kept. Nor where they are cropped on the device,
-        which has them then.
+        each keep their own, and there nothing is kept.
         """
         workers, kept = self.cfg.DATALOADER.NUM_WORKERS, self.pictures
-        if self.cropper is not None:
-            kept = self.cropper.pictures
-        elif workers and multiprocessing.get_start_method() != "fork":
+        if workers and multiprocessing.get_start_method() != "fork":
             kept = Pictures(0)
             kept.paths.update(self.pictures.paths)
         total, counts = len(kept.paths), kept.load()
         note_rules(counts, total, f"{self.cfg.DATASET.NAME}, train")
-        if workers or self.cropper is not None:
+        if workers:
             self.pictures.paths.clear()
 
     def before_train(self) -> None:
@@ -169,50 +167,38 @@ class Pictured:
         super().before_epoch()  # type: ignore[misc]  # Dassl's
 
 
-def ordered_loader(cfg: Any, items: Sequence[Any], pictures: Pictures) -> DataLoader:
-    """The items in order, un-augmented, the last batch kept: for fitness on a whole set."""
+def ordered_loader(
+    cfg: Any,
+    items: Sequence[Any],
+    pictures: Pictures,
+    augmentation: Augmentation | None = None,
+    batch_size: int = 0,
+) -> DataLoader:
+    """The items in order, the last batch kept: for fitness on a whole set, and for its views.
+
+    Un-augmented without an `augmentation`.
+    """
     return build_data_loader(
         cfg,
         "SequentialSampler",
         items,
-        cfg.DATALOADER.TEST.BATCH_SIZE,
-        tfm=build_transform(cfg, is_train=False),
+        batch_size or cfg.DATALOADER.TEST.BATCH_SIZE,
+        tfm=build_transform(cfg, is_train=augmentation is not None),
         is_train=False,
-        dataset_wrapper=partial(ImageReader, pictures, Augmentation(0)),
+        dataset_wrapper=partial(ImageReader, pictures, augmentation or Augmentation(0)),
     )
 
 
-def augmented_loader(trainer: Any, batch_size: int) -> DataLoader:
-    """The training images shuffled and augmented, the last batch kept: for a head."""
-    if trainer.cropper is not None:
-        return device_loader(trainer, "RandomSampler", batch_size, False)
-    return build_data_loader(
-        trainer.cfg,
-        "RandomSampler",
-        trainer.dm.dataset.train_x,
-        batch_size,
-        tfm=build_transform(trainer.cfg, is_train=True),
-        is_train=False,
-        dataset_wrapper=partial(ImageReader, trainer.pictures, trainer.augmentation),
-    )
-
-
-def device_loader(
-    trainer: Any, sampler: str, batch_size: int, is_train: bool, **options: Any
+def augmented_loader(
+    cfg: Any, items: Sequence[Any], pictures: Pictures, augmentation: Augmentation, batch_size: int
 ) -> DataLoader:
-    """Dassl's loader of the training images, cropped on the device, thus without workers."""
-    cfg, cropper = trainer.cfg.clone(), trainer.cropper
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = 0
-    loader = build_data_loader(
+    """The items shuffled and augmented, the last batch kept: for a head."""
+    return build_data_loader(
         cfg,
-        sampler,
-        trainer.dm.dataset.train_x,
+        "RandomSampler",
+        items,
         batch_size,
-        tfm=cropper.draw,
-        is_train=is_train,
-        dataset_wrapper=partial(ImageReader, cropper.pictures, trainer.augmentation),
-        **options,
+        tfm=build_transform(cfg, is_train=True),
+        is_train=False,
+        dataset_wrapper=partial(ImageReader, pictures, augmentation),
     )
-    loader.collate_fn, loader.pin_memory = cropper.collate, False  # the pixels are there already
-    return loader

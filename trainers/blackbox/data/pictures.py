@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -20,10 +19,6 @@ DECODED = 0.75  # share of the bound for decoded pictures; the rest holds files 
 WHOLE = 2**30  # bytes: training images that take no more together are all decoded at the start
 
 
-def as_it_is(image: Image.Image) -> Image.Image:
-    return image
-
-
 class Pictures:
     """Keeps RGB pictures of the files in `paths` within a bound of bytes.
 
@@ -31,17 +26,15 @@ class Pictures:
 
     Args:
         limit: the bound.
-        hold: what is kept of a decoded picture, and given out.
     """
 
-    def __init__(self, limit: int, hold: Callable[[Image.Image], Any] = as_it_is):
+    def __init__(self, limit: int) -> None:
         self.paths: set[str] = set()
-        self.decoded: dict[str, Any] = {}
+        self.decoded: dict[str, Image.Image] = {}
         self.files: dict[str, bytes] = {}
-        self.hold = hold
         self.room = {"decoded": int(limit * DECODED), "files": int(limit * (1 - DECODED))}
 
-    def open(self, path: str) -> Any:
+    def open(self, path: str) -> Image.Image:
         """The picture of any file; what is kept must not be changed in place.
 
         Raises:
@@ -52,20 +45,19 @@ class Pictures:
         kept = path in self.files
         with naming(path):
             image = decode(io.BytesIO(self.files[path]) if kept else path)
-        return self.keep(path, image) if path in self.paths and not kept else self.hold(image)
+        return self.keep(path, image) if path in self.paths and not kept else image
 
-    def keep(self, path: str, image: Image.Image) -> Any:
-        """Keep a picture in the form for which there is room; returns what `hold` makes of it."""
-        held = self.hold(image)
+    def keep(self, path: str, image: Image.Image) -> Image.Image:
+        """Keep a picture in the form for which there is room; returns it."""
         if self.fits("decoded", image.width * image.height * 4):  # Pillow keeps four bytes a pixel
-            self.decoded[path] = held
-            return held
+            self.decoded[path] = image
+            return image
         with naming(path, "cannot be read"):
             if self.fits("files", os.path.getsize(path)):
                 self.files[path] = Path(path).read_bytes()
             else:
                 self.paths.discard(path)
-        return held
+        return image
 
     def fits(self, kind: str, size: int) -> bool:
         if size > self.room[kind]:

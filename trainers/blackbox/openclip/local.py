@@ -12,6 +12,7 @@ from torch import nn
 
 from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
 from ..oracle.prompt import Prompt
+from ..oracle.texts import Texts
 from ..run.errors import BlackBoxError, one_of
 from . import patches
 from .blocks import positions_at_once
@@ -25,7 +26,8 @@ class LocalOracle(Oracle):
 
     Images are encoded once, when they are first asked about: their features are kept while their
     name lives, and within a bound beyond that, for the next upload of the same content. The text
-    features of the last contexts are kept too, so that a test pass encodes its prompt once.
+    features of the last contexts, and of the last further texts, are kept too, so that a test pass
+    encodes its prompt once.
 
     Args:
         loaded: a `LoadedModel`.
@@ -43,7 +45,7 @@ class LocalOracle(Oracle):
             one_of("grant (ORACLE.GRANTS)", grant, GRANTS)
         self.model, self.device, self.precision = loaded.model, loaded.device, loaded.precision
         self.description, self.grants, self.client = loaded.description, frozenset(grants), client
-        self.text = TextPath(loaded)
+        self.text, self.further_text = TextPath(loaded), TextPath(loaded)
         self.short = patches.fits(self.model.visual)
         self.store = FeatureStore()
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
@@ -55,8 +57,9 @@ class LocalOracle(Oracle):
         )
         self.pixels: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
         self.encoded: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
-        # the last contexts, and their text features
+        # the last contexts, and their text features; the last further texts, and theirs
         self.last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.further: tuple[Texts, torch.Tensor] | None = None
 
     def autocast(self) -> AbstractContextManager:
         kind = torch.float16 if self.device.type == "cuda" else torch.bfloat16
@@ -165,6 +168,7 @@ class LocalOracle(Oracle):
         return torch.cat(encoded).unflatten(0, pictures.shape[:2])
 
     def text_of(self, prompt: Prompt) -> torch.Tensor:
+        """Normalised features `[P, C + M, E]` of the class texts and the M further ones."""
         contexts = prompt.contexts
         if contexts is None:
             contexts = torch.zeros(1, 0, self.description.width)
@@ -172,7 +176,19 @@ class LocalOracle(Oracle):
         if self.last is None or not torch.equal(self.last[0], contexts):
             with self.autocast():
                 self.last = contexts.clone(), self.text(contexts)
-        return self.last[1]
+        if prompt.texts is None:
+            return self.last[1]
+        further = self.features_of_texts(prompt.texts)
+        return torch.cat([self.last[1], further.expand(len(contexts), -1, -1)], dim=1)
+
+    def features_of_texts(self, texts: Texts) -> torch.Tensor:
+        """Normalised features `[1, M, E]` of texts without a context."""
+        if self.further is None or self.further[0] != texts:
+            self.further_text.set_classes(texts.names, texts.template)
+            none = torch.zeros(1, 0, self.description.width, device=self.device)
+            with self.autocast():
+                self.further = texts, self.further_text(none)
+        return self.further[1]
 
     @torch.no_grad()
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:

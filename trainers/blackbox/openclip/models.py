@@ -39,8 +39,8 @@ def load_model(
 
     Args:
         name: `tiny` (the embedded one); one of CoOp's names (OpenAI's weights: CLIP's own cache,
-            then open_clip's download); `arch:tag` or `arch:path` of open_clip; or the path of a
-            checkpoint in OpenAI's format.
+            then open_clip's download); `arch:tag` or `arch:path` of open_clip, `config.json:path`
+            of an architecture of one's own; or the path of a checkpoint in OpenAI's format.
         precision: fp32, fp16, bf16 (weights of the towers in that type) or amp (fp32 weights under
             autocast).
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from ..run.errors import BlackBoxError, nearest, one_of
 from .activation import check_bare, check_tag, check_weights, released
+from .architecture import own_arch
 from .describe import check_tokenizer
 from .tiny import ASSETS, build_tiny, tiny_config
 from .weights import OPENAI_MARKS, is_script, is_there, read_weights, reason
@@ -68,10 +69,11 @@ def find(name: str) -> Source:
     if ":" not in name:
         raise BlackBoxError(
             f"Unknown backbone '{name}' (MODEL.BACKBONE.NAME): {nearest(name, ['tiny', *OPENAI])} "
-            f"Or give architecture:tag of open_clip, or the path of a checkpoint file."
+            f"Or give architecture:tag of open_clip, config.json:weights of an architecture of "
+            f"your own, or the path of a checkpoint file."
         )
     arch, tag = name.split(":", 1)
-    arch = arch.replace("/", "-")
+    arch = own_arch(Path(arch)) if arch.endswith(".json") else arch.replace("/", "-")
     one_of("architecture of open_clip", arch, open_clip.list_models())
     check_tokenizer(arch, open_clip.get_model_config(arch))
     if is_there(tag) and not get_pretrained_cfg(arch, tag):

@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,6 @@ import torch
 
 from ..run.errors import BlackBoxError, one_of
 from .contract import Optimizer
-
-with warnings.catch_warnings():
-    # pycma plots, we do not
-    warnings.filterwarnings("ignore", message="Could not import matplotlib")
-    import cma
-    from cma import restricted_gaussian_sampler
 
 # Restricted models of the covariance cost a tenth at a thousand dimensions, and less memory.
 COVARIANCES = {
@@ -29,6 +24,17 @@ COVARIANCES = {
 }
 RESULTS = ("mean", "best")
 FAILED = "failed, by its numbers or by options that do not fit (CMA_OPTIONS, SIGMA)"
+
+
+def import_cma() -> ModuleType:
+    """pycma, which takes longer to import than the rest of this package."""
+    with warnings.catch_warnings():
+        # pycma plots, we do not
+        warnings.filterwarnings("ignore", message="Could not import matplotlib")
+        import cma
+        import cma.restricted_gaussian_sampler
+        import cma.sigma_adaptation
+    return cma
 
 
 def global_randn(*shape: int) -> np.ndarray:
@@ -43,7 +49,9 @@ def global_randn(*shape: int) -> np.ndarray:
 class CMAES(Optimizer):
     """Asks for a generation, is told its losses.
 
-    Its own stop criteria are ignored: the budget decides.
+    Its own stop criteria are ignored: the budget decides. The step size follows cumulative
+    step-size adaptation (CSA) in every dimension, unless `options` set `AdaptSigma`; with vkd it
+    has that model's own rule.
 
     Args:
         start: mean of the first generation `[d]`.
@@ -98,6 +106,7 @@ class CMAES(Optimizer):
             start.device,
             start.dtype,
         )
+        cma = import_cma()
         self.numpy_state: Any = np.random.RandomState(seed % 2**32).get_state()
         settings: dict[str, Any] = {
             "popsize": population,
@@ -106,13 +115,15 @@ class CMAES(Optimizer):
             "verbose": -9,
             "verb_log": 0,
             "signals_filename": None,
+            # pycma's default is another rule from 300 dimensions on
+            "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
         }
         if bound:
             settings["bounds"] = [-bound, bound]
         if covariance == "diagonal":
             settings["CMA_diagonal"] = True
         elif sampler := COVARIANCES[covariance]:
-            settings.update(getattr(restricted_gaussian_sampler, sampler).extend_cma_options())
+            settings.update(getattr(cma.restricted_gaussian_sampler, sampler).extend_cma_options())
         if "popsize" in options[::2]:
             raise BlackBoxError("CMA_OPTIONS holds 'popsize', which POPULATION sets. Remove it.")
         with self.pycma("refuses its options (CMA_OPTIONS)"), warnings.catch_warnings():

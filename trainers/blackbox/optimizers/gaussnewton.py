@@ -74,7 +74,7 @@ class SubspaceGaussNewton(Optimizer):
     ) -> None:
         if min(directions, len(start)) < len(LADDER):
             raise BlackBoxError(
-                f"TRAINER.JOLT.DIRECTIONS is {directions} in a space of {len(start)} dimensions; "
+                f"DIRECTIONS is {directions} in a space of {len(start)} dimensions; "
                 f"both must be {len(LADDER)} or more, to measure the step of finite differences."
             )
         if not dampings or min(dampings) <= 0 or damping <= 0 or decay < 0:

@@ -7,6 +7,7 @@ from typing import Any
 from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
 from .meter import Meter
 from .prompt import Prompt
+from .texts import Texts
 from .topk import TopK
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Meter",
     "Oracle",
     "Prompt",
+    "Texts",
     "TopK",
     "build_oracle",
 ]

@@ -101,7 +101,8 @@ class Oracle(ABC):
         """Score P candidates on B images (grant `logits`, and those of the prompt).
 
         Returns:
-            Logits `[P, B, C]`, float32, scaled by the model's own temperature.
+            Logits `[P, B, C]`, float32, scaled by the model's own temperature; `[P, B, C + M]`
+            for a prompt with M further texts.
         """
 
     @abstractmethod
@@ -110,7 +111,10 @@ class Oracle(ABC):
 
     @abstractmethod
     def text_features(self, prompt: Prompt) -> torch.Tensor:
-        """Normalised text features `[P, C, E]` of every candidate and class (grant `features`)."""
+        """Normalised text features `[P, C, E]` of every candidate and class (grant `features`).
+
+        Those of M further texts follow: `[P, C + M, E]`.
+        """
 
 
 class Wrapper(Oracle):

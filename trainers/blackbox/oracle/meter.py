@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,12 @@ Counts = dict[str, int]
 def query_cost(candidates: int, images: int) -> tuple[int, int]:
     """(queries, image queries) of scoring so many candidates on so many images."""
     return candidates * -(-images // QUERY_IMAGES), candidates * images
+
+
+def prompt_cost(prompt: Prompt, classes: int, images: int) -> tuple[int, int]:
+    """The same of a prompt for a task of so many classes: further texts see no image again."""
+    queries, _ = query_cost(prompt.candidates(classes), images)
+    return queries, len(prompt) * images
 
 
 def counts_in(bill: Any, name: str) -> Counts:
@@ -82,6 +88,7 @@ class Meter(Wrapper):
         self.purpose = "training"
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
         self.lost = dict.fromkeys(UNITS, 0)
+        self.classes = 1
         self.others: dict[str, Any] = {}  # a newer version's sections, and keys in ours
         if record is not None:
             self.take_over(record)
@@ -181,6 +188,10 @@ class Meter(Wrapper):
         self.write(counts, self.lost)
         self.counts = counts
 
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
+        super().set_classes(names, template)
+        self.classes = max(1, len(names))
+
     def checked(self, answer: torch.Tensor, what: str) -> torch.Tensor:
         if not torch.isfinite(answer).all():
             raise BlackBoxError(
@@ -192,7 +203,7 @@ class Meter(Wrapper):
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         self.require("logits", *prompt.grants)
-        self.charge(*query_cost(len(prompt), len(images)))
+        self.charge(*prompt_cost(prompt, self.classes, len(images)))
         return self.checked(self.inner.query(images, prompt), "logits")
 
     def image_features(self, images: Images) -> torch.Tensor:
@@ -204,7 +215,7 @@ class Meter(Wrapper):
     def text_features(self, prompt: Prompt) -> torch.Tensor:
         """Counts as a query a candidate, and no image query."""
         self.require("features", *prompt.grants)
-        self.charge(len(prompt), 0)
+        self.charge(prompt.candidates(self.classes), 0)
         return self.checked(self.inner.text_features(prompt), "text features")
 
     def summary(self) -> str:

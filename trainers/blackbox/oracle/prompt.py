@@ -6,18 +6,23 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from .texts import Texts
+
 
 @dataclass(frozen=True)
 class Prompt:
     """What P candidates change about the question; a part that is None changes nothing.
 
-    Without any part it is the class texts alone, and P is 1.
+    Without any part it is the class texts alone, and P is 1. Further texts are read as they are,
+    without a context; their scores follow those of the C classes, so that logits have C + M
+    columns.
 
     Attributes:
         contexts: token embeddings in front of every class's text `[P, n, D]`, n may be 0
             (grant `contexts` unless it is).
         image_tokens: appended to the image tower's tokens `[P, n_V, W]` (grant `image_tokens`).
         pictures: normalised pixels in place of the images' own `[P, B, 3, H, W]`.
+        texts: M further texts beside the classes', the same for all candidates.
 
     Raises:
         ValueError: parts of different P.
@@ -26,6 +31,7 @@ class Prompt:
     contexts: torch.Tensor | None = None
     image_tokens: torch.Tensor | None = None
     pictures: torch.Tensor | None = None
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
         if len(self.lengths()) > 1:
@@ -33,7 +39,7 @@ class Prompt:
 
     def lengths(self) -> set[int]:
         parts = (getattr(self, field.name) for field in fields(self))
-        return {len(part) for part in parts if part is not None}
+        return {len(part) for part in parts if isinstance(part, torch.Tensor)}
 
     def __len__(self) -> int:
         return next(iter(self.lengths()), 1)
@@ -42,6 +48,11 @@ class Prompt:
     def tokens(self) -> int:
         """Context tokens n."""
         return 0 if self.contexts is None else self.contexts.shape[1]
+
+    def candidates(self, classes: int) -> int:
+        """What it counts as: P, and one more for every C further texts, or a part of them."""
+        further = 0 if self.texts is None else len(self.texts)
+        return len(self) + -(-further // classes)
 
     @property
     def grants(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A model that lets out less than logits, as real services do."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -16,7 +17,8 @@ class TopK(Wrapper):
 
     Features are not. The temperature is the model's own. The probability that they leave is spread
     evenly over the classes that are not seen, so that answers keep their shape `[P, B, C]`; with
-    k = C they are all log-probabilities, which is logits less a number an image.
+    k = C they are all log-probabilities, which is logits less a number an image. Further texts of a
+    prompt are answered by themselves, as in a request of their own: the k largest among them.
 
     Raises:
         BlackBoxError: k below 1. A k above the number of classes is all of them.
@@ -35,8 +37,20 @@ class TopK(Wrapper):
     def grants(self) -> frozenset[str]:  # type: ignore[override]  # read only
         return frozenset(self.inner.grants) - {"features"}
 
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
+        super().set_classes(names, template)
+        self.classes = len(names)
+
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        answer = super().query(images, prompt).double().log_softmax(-1)
+        answer = super().query(images, prompt)
+        if prompt.texts is None:
+            return self.largest(answer)
+        parts = answer.split([self.classes, len(prompt.texts)], dim=-1)
+        return torch.cat([self.largest(part) for part in parts], dim=-1)
+
+    def largest(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `[P, B, C]`, of which k an image are the model's."""
+        answer = logits.double().log_softmax(-1)
         unseen = answer.shape[-1] - self.k
         if unseen <= 0:
             return answer.float()

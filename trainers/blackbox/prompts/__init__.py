@@ -1,24 +1,27 @@
 """Prompt spaces: vectors `[P, d]` to the `Prompt` that an oracle is asked about."""
 
 from ..oracle.prompt import Prompt
-from .base import ClassTexts, Space
-from .context import initial_context
+from .base import ClassTexts, MoreTexts, Space
+from .context import context_keys, initial_context
 from .fastfood import Fastfood, walsh_hadamard
 from .lowrank import LowRankSpace
 from .projection import RandomProjection, TwoProjections
-from .space import build_space
+from .space import build_space, space_keys
 from .tokens import TokenSpace
 
 __all__ = [
     "ClassTexts",
     "Fastfood",
     "LowRankSpace",
+    "MoreTexts",
     "Prompt",
     "RandomProjection",
     "Space",
     "TokenSpace",
     "TwoProjections",
     "build_space",
+    "context_keys",
     "initial_context",
+    "space_keys",
     "walsh_hadamard",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ..oracle.prompt import Prompt
+from ..oracle.texts import Texts
 
 
 class Space(nn.Module):
@@ -24,7 +27,7 @@ class Space(nn.Module):
 
 
 class ClassTexts(Space):
-    """The class texts alone: nothing to tune, one candidate."""
+    """The class texts without a context: nothing to tune, one candidate."""
 
     grants = ()
 
@@ -34,3 +37,23 @@ class ClassTexts(Space):
 
     def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
         return Prompt()
+
+
+class MoreTexts(ClassTexts):
+    """The class texts, and M further texts, whose scores follow those of the classes.
+
+    A checkpoint holds the texts.
+    """
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__()
+        self.texts = texts
+
+    def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
+        return Prompt(texts=self.texts)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"names": list(self.texts.names), "template": self.texts.template}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.texts = Texts.of(state["names"], state["template"])

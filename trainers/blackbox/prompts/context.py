@@ -6,7 +6,17 @@ from typing import Any
 
 import torch
 
+from ..keys import Key, text, where, whole
 from ..run.errors import BlackBoxError
+
+
+def context_keys(tokens: int, words: str) -> dict[str, Key]:
+    """The keys that `initial_context` is given, with these defaults."""
+    count = "context tokens n (ignored where CTX_INIT gives words)"
+    return {
+        "N_CTX": Key(tokens, whole(1, 1000), count, where("CTX_INIT", "")),
+        "CTX_INIT": Key(words, text(), "words to start from; empty: random, N(0, 0.02^2)"),
+    }
 
 
 def initial_context(oracle: Any, words: str, n: int, generator: torch.Generator) -> torch.Tensor:

@@ -53,7 +53,7 @@ class Fastfood(nn.Module):
         if not 1 <= m <= L:
             raise BlackBoxError(
                 f"Each context token would get m = ID // n = {m} numbers, but Fastfood's length at "
-                f"width {D} is {L}: choose TRAINER.ZIP.ID between {n} and {n * L + n - 1}."
+                f"width {D} is {L}: choose an ID between {n} and {n * L + n - 1}."
             )
         self.D, self.L = D, L
         self.register_buffer(

@@ -37,7 +37,7 @@ class LowRankSpace(Space):
         super().__init__()
         n, D = start.shape
         if rank < 1:
-            raise BlackBoxError(f"TRAINER.ZIP.RANK is {rank}; a rank of 1 or more is needed.")
+            raise BlackBoxError(f"RANK is {rank}; a rank of 1 or more is needed.")
         self.n, self.m, self.r = n, intrinsic_dimension // n, rank
         self.register_buffer("start", start)
         self.projection = Fastfood(n, self.m, D, generator)

@@ -86,9 +86,8 @@ class TwoProjections(Space):
         super().__init__()
         if n_image and description.image_width is None:
             raise BlackBoxError(
-                f"BPT-VLM puts tokens into the image encoder, and {description.name} has one that "
-                f"is convolutional or timm's. Choose a ViT, or set TRAINER.BPTVLM.N_IMAGE to 0 for "
-                f"text tokens alone."
+                f"Image tokens go into the image encoder, and {description.name} has one that is "
+                f"convolutional or timm's. Choose a ViT, or set N_IMAGE to 0 for text tokens alone."
             )
         d_image = d_image if n_image else 0
         if n_image:

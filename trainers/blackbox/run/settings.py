@@ -10,6 +10,7 @@ import yaml
 from dassl.config import get_cfg_default
 
 from ..config import extend_cfg, leaves
+from ..registry import node_of, ours
 from .errors import BlackBoxError
 from .reading import read_yaml
 
@@ -31,6 +32,11 @@ NOT_TRAINING = (
     "MODEL.",
 )  # the model is known to a checkpoint by its weights
 SHOWN = 3
+# where a method's SPACE had its sizes before every method had its own
+SIZES = {
+    "lowrank": {"ID": "TRAINER.ZIP.ID", "RANK": "TRAINER.ZIP.RANK"},
+    "projection": {"DIM": "TRAINER.CRAFT.DIM", "STD": "TRAINER.CRAFT.STD"},
+}
 
 
 def counting(content: dict[str, Any]) -> dict[str, str]:
@@ -63,11 +69,15 @@ def read_settings(path: str | Path) -> dict[str, str]:
 
 def before(run: dict[str, str]) -> dict[str, str]:
     """What a run did while a key was not yet known, where that is not today's default."""
-    return (
-        {"TRAINER.JOLT.HEAD_FOLDS": "1"}
-        if (run.get("TRAINER.NAME"), run.get("TRAINER.JOLT.HEAD")) == ("JOLT", "True")
-        else {}
-    )
+    trainer = ours().get(run.get("TRAINER.NAME", ""))
+    if trainer is None:
+        return {}
+    node = f"TRAINER.{node_of(trainer)}"
+    sizes = SIZES.get(run.get(f"{node}.SPACE", ""), {})
+    done = {f"{node}.{key}": run[source] for key, source in sizes.items() if source in run}
+    if (node, run.get(f"{node}.HEAD")) == ("TRAINER.JOLT", "True"):
+        done["TRAINER.JOLT.HEAD_FOLDS"] = "1"
+    return done
 
 
 def differences(
@@ -80,11 +90,9 @@ def differences(
     """
     default = get_cfg_default()
     extend_cfg(default)
-    default = {**settings(default.dump()), **before(here)}
-    pairs = {
-        name: (made.get(name, default.get(name)), here.get(name, default.get(name)))
-        for name in {**made, **here}
-    }
+    known = settings(default.dump())
+    there, now = ({**known, **before(run), **run} for run in (made, here))
+    pairs = {name: (there.get(name), now.get(name)) for name in {**made, **here}}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and None not in pair}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from ..config import check_cfg
 from ..data.loaders import Pictured, build_data, match_input
+from ..keys import Key
+from . import metrics
 from .checkpoints import BEST, RESUME, Checkpointed
 from .errors import BlackBoxError
 from .files import sweep
@@ -33,19 +36,35 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
     `learner` (what evaluation needs), `optim`, and perhaps `sched`, `head` and `head_optim`.
 
     Attributes:
+        keys: of the method, with defaults, under `TRAINER.<node>` (`registry.node_of`).
+        node: where that is not the class's name in capitals.
+        reads: nodes, and keys, of OPTIM and ORACLE that have an effect.
+        scheduled: whether a learning rate follows OPTIM's schedule; all of OPTIM is read then.
+        optimizers: what OPTIM.NAME may be; empty: any.
         batches: what an epoch iterates over.
         steps_done: steps that trained what is in use; queries of lost steps are on the bill alone.
         batches_done: of this epoch.
         epoch_rng: random states at this epoch's start; None between epochs.
     """
 
+    keys: Mapping[str, Key] = {}
+    node: str
+    reads: tuple[str, ...] = ("OPTIM.MAX_EPOCH", "ORACLE")
+    scheduled = False
+    optimizers: tuple[str, ...] = ()
     unit = "step"  # of `clock`
     training = False  # whether steps are being made
+    evaluator: Any
+    max_epoch: int
     head: nn.Module | None = None
     head_optim: Any = None
     sched: Any = None
 
     # ------------------------------------------------------------------ building
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.evaluator = metrics.Kept(self.evaluator)
 
     def check_cfg(self, cfg: Any) -> None:
         check_cfg(cfg)
@@ -63,7 +82,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         self.cfg = match_input(cfg, self.description)
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # whatever the model's construction drew
-        build_data(self)
+        self.take(build_data(self.cfg))
 
     def steps_total(self) -> int:
         """Steps that the whole run has, if none is lost."""
@@ -95,6 +114,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
                 f"The output folder {self.output_dir} cannot be written to ({e}). Choose another "
                 f"--output-dir, or make room."
             ) from e
+        metrics.forget(self.output_dir)
         self.batches = self.train_loader_x
         self.saved_at = self.steps_done, self.clock()
         self.time_meter, self.losses = AverageMeter(), MetricMeter()
@@ -199,13 +219,19 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         return nullcontext()
 
     def test(self, split: str | None = None) -> float:
-        """Dassl's evaluation, without a trace in the random sources that training draws from."""
-        random_sources = rng_state()
+        """Dassl's evaluation, without a trace in the random sources that training draws from.
+
+        That of TEST.SPLIT, whose name is not given, is the run's result.
+        """
+        random_sources, trained, before = rng_state(), self.stop.active, metrics.bill(self)
         try:
-            with self.evaluating(), nullcontext() if self.stop.active else self.stop:
-                return super().test(split)
+            with self.evaluating(), nullcontext() if trained else self.stop:
+                accuracy = super().test(split)
         finally:
             set_rng_state(random_sources)
+        if split is None:
+            metrics.write(self, trained, before)
+        return accuracy
 
     def parse_batch_test(self, batch: dict) -> Any:
         if not self.training:  # what is watched between steps belongs to a step

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .heads import mlp
-from .losses import softmax_model
-from .recipe import Answer, Batch, Teacher
-from .run.errors import BlackBoxError
+from ..losses import softmax_model
+from ..recipe import Answer, Batch, Teacher
+from ..run.errors import BlackBoxError
+from .residual import mlp
 
 MOST = 2.0  # that trust can be: more would be the chance of a few images
 NEWTON = 20  # steps at most, of two numbers
-
-
-def folds_of(items: Sequence[Any], folds: int) -> torch.Tensor:
-    """A fold for every training image `[N]`, spread evenly over those of a class.
-
-    A picture that is listed twice has one fold.
-
-    Args:
-        items: Dassl's, with `label` and `impath`.
-        folds: their number.
-    """
-    latest: dict[int, int] = {}
-    numbers: dict[str, int] = {}
-    for item in items:
-        if item.impath not in numbers:
-            # classes take turns at which fold gets their first image; else, with few images a
-            # class, the first fold would be the largest
-            latest[item.label] = latest.get(item.label, item.label - 1) + 1
-            numbers[item.impath] = latest[item.label] % folds
-    return torch.tensor([numbers[item.impath] for item in items])
 
 
 def stacking_weight(logits: torch.Tensor, residuals: torch.Tensor, labels: torch.Tensor) -> float:
@@ -100,9 +79,7 @@ class CrossFitted(nn.Module):
     def __init__(self, classes: int, width: int = 256, folds: int = 4) -> None:
         super().__init__()
         if folds < 1:
-            raise BlackBoxError(
-                f"A head needs 1 fold or more (TRAINER.JOLT.HEAD_FOLDS); given are {folds}."
-            )
+            raise BlackBoxError(f"A head needs 1 fold or more (HEAD_FOLDS); given are {folds}.")
         parts: list[Any] = [mlp(classes, width) for _ in range(folds)]
         for _, _, outer in parts:
             nn.init.zeros_(outer.weight)

@@ -1,4 +1,4 @@
-"""Heads: trained here, by ordinary gradients, on what came back from the model."""
+"""Residual MLPs on logits or features (CraFT, CBBT, JOLT)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .run.errors import BlackBoxError
+from ..run.errors import BlackBoxError
 
 
 def mlp(outer: int, inner: int) -> nn.Sequential:
@@ -34,21 +34,31 @@ class PredictionRefinement(nn.Module):
 class FeatureAdapter(nn.Module):
     """CBBT's adapter in CLIP-Adapter's form, on image features `[..., E]`.
 
-    `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew.
+    `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew; then logits `scale f T^T`.
 
     Features pass unchanged until `active` is set; a checkpoint remembers it.
+
+    Args:
+        dim: E.
+        width: of the hidden layer.
+        scale: temperature of the logits.
+        ratio: share of the MLP's output.
     """
 
     reads = "features"
 
     active: torch.Tensor
 
-    def __init__(self, dim: int, width: int, ratio: float = 0.2) -> None:
+    def __init__(self, dim: int, width: int, scale: float, ratio: float = 0.2) -> None:
         super().__init__()
-        self.mlp, self.ratio = mlp(dim, width), ratio
+        self.mlp, self.scale, self.ratio = mlp(dim, width), scale, ratio
         self.register_buffer("active", torch.tensor(False))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., B, C]` of image features `[B, E]` and text features `[..., C, E]`."""
+        return self.scale * self.adapted(image) @ text.mT
+
+    def adapted(self, image: torch.Tensor) -> torch.Tensor:
         if not self.active:
-            return features
-        return F.normalize(self.ratio * self.mlp(features) + (1 - self.ratio) * features, dim=-1)
+            return image
+        return F.normalize(self.ratio * self.mlp(image) + (1 - self.ratio) * image, dim=-1)

@@ -1,0 +1,398 @@
+"""Methods that read features once: their closed forms, losses, choices, costs, and resuming."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.collector import Gathered
+from dassl_blackbox.trainers.blackbox.features import descend, rows_by_view
+from dassl_blackbox.trainers.blackbox.heads.alignment import (
+    between,
+    disturbed,
+    inertia,
+    procrustes,
+    reranking,
+)
+from dassl_blackbox.trainers.blackbox.heads.featured import (
+    AddedLinear,
+    Cache,
+    FeatureHead,
+    FeatureMap,
+    Prototypes,
+)
+from dassl_blackbox.trainers.blackbox.heads.selection import choose, held_out
+from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.clap import batches, multipliers, penalty
+from dassl_blackbox.trainers.gda import discriminant
+from dassl_blackbox.trainers.rla import loss_of
+from dassl_blackbox.trainers.tipadapter import cache_of
+from support import assert_same, bill, seeded, test_logits
+from support import build as build_small
+
+FEATURED = ["GDA", "CLAP", "TipAdapterF", "LFA", "RLA"]
+featured = pytest.mark.parametrize("name", FEATURED)
+N, C, E, SCALE = 40, 4, 6, 25.0
+
+
+def build(name, root, out, *options):
+    """A trainer of two views beside the image."""
+    return build_small(name, root, out, f"TRAINER.{name.upper()}.VIEWS", 2, *options)
+
+
+def trained(*args):
+    trainer = build(*args)
+    trainer.train()
+    return trainer
+
+
+def unit(*shape, seed):
+    return F.normalize(torch.randn(*shape, generator=seeded(seed)), dim=-1)
+
+
+X, T = unit(N, E, seed=1), unit(C, E, seed=2)
+LABELS = torch.arange(N) % C
+# ten images in four views, the second half of the fourth not paid for
+GATHERED = Gathered(X[:35], LABELS[:35] * 0, torch.arange(35) % 10, T)
+
+
+# Heads
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        FeatureHead(SCALE),
+        AddedLinear(C, E, SCALE),
+        Prototypes(C, E, SCALE),
+        FeatureMap(E, SCALE),
+        Cache(N, C, E, SCALE),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_a_head_begins_as_zero_shot(head):
+    torch.testing.assert_close(head(X, T), SCALE * X @ T.T)
+
+
+def test_a_cache_is_tip_adapters_logits_by_hand():
+    keys, values = cache_of(Gathered(X, LABELS, torch.arange(N), T), N + 1, C)
+    head = Cache(N + 1, C, E, SCALE)
+    for buffer, value in (("keys", keys), ("values", values), ("alpha", 3.0), ("beta", 2.5)):
+        getattr(head, buffer).copy_(torch.as_tensor(value))
+    expected = torch.zeros(5, C)
+    for i in range(5):
+        for c in range(C):
+            expected[i, c] = SCALE * X[i] @ T[c]
+            for n in range(N):
+                if LABELS[n] == c:
+                    expected[i, c] += 3.0 * math.exp(-2.5 * (1 - float(X[i] @ X[n])))
+    torch.testing.assert_close(head(X[:5], T), expected)
+    # an image without rows adds nothing
+    assert keys[N].abs().sum() == 0 and values[N].sum() == 0
+
+
+def test_a_key_is_the_mean_direction_of_an_images_views():
+    keys, values = cache_of(GATHERED, 10, C)
+    for n in range(10):
+        mean = X[[n, n + 10, n + 20]].mean(0)  # the fourth view is not whole
+        torch.testing.assert_close(keys[n], mean / mean.norm())
+    assert torch.equal(values, F.one_hot(torch.zeros(10, dtype=torch.long), C).float())
+
+
+# GDA
+
+
+def test_the_discriminant_is_the_papers_by_an_explicit_inverse():
+    weight, bias = discriminant(X, LABELS, C)
+    x = X.double()
+    means = [x[LABELS == c].mean(0) for c in range(C)]
+    residuals = torch.stack([row - means[label] for row, label in zip(x, LABELS)])
+    covariance = sum(torch.outer(r, r) for r in residuals) / (N - 1)
+    ridge = (N - 1) * covariance + covariance.trace() * torch.eye(E).double()
+    inverse = E * torch.linalg.inv(ridge)
+    for c, mean in enumerate(means):
+        torch.testing.assert_close(weight[c], inverse @ mean)
+        expected = -mean @ inverse @ mean / 2 - math.log(C)
+        torch.testing.assert_close(bias[c], expected)
+
+
+def test_a_class_without_rows_has_the_mean_of_all():
+    kept = LABELS != 2
+    weight, bias = discriminant(X[kept], LABELS[kept], C)
+    alone, _ = discriminant(X[kept], LABELS[kept] % 2, 2)
+    assert weight.isfinite().all() and bias.isfinite().all() and alone.isfinite().all()
+    x = X[kept].double()
+    # by linearity: P mu of the mean of all is the mean of P mu over the classes that there are
+    torch.testing.assert_close(weight[2], weight[[0, 1, 3]].mean(0))
+    assert len(x) == 30
+
+
+def test_one_image_a_class_has_no_covariance_and_adds_nothing_but_a_constant():
+    weight, bias = discriminant(X[:C], LABELS[:C], C)
+    assert weight.abs().max() == 0 and bias.unique().numel() == 1
+
+
+# CLAP
+
+
+def test_the_multipliers_are_mean_probabilities_of_the_true_class():
+    logits = SCALE * X @ T.T
+    kept = LABELS != 3
+    found = multipliers(logits[kept], LABELS[kept])
+    for c in range(3):
+        rows = [logits[n] for n in range(N) if LABELS[n] == c]
+        expected = sum(math.exp(row[c]) / sum(map(math.exp, row)) for row in rows) / len(rows)
+        assert found[c].item() == pytest.approx(expected, rel=1e-4)
+    assert found[3] == 1
+
+
+def test_the_penalty_is_the_weighted_mean_over_classes():
+    weights, moved = torch.tensor([0.1, 0.2, 0.7, 1.0]), T + 0.1 * unit(C, E, seed=3)
+    expected = sum(weights[c] * ((moved[c] - T[c]) ** 2).sum() for c in range(C)) / C
+    torch.testing.assert_close(penalty(moved, T, weights), expected)
+    assert penalty(T, T, weights) == 0
+
+
+def test_an_epoch_of_clap_has_as_many_rows_as_there_are_images():
+    drawn = batches(3000, 600, seeded(0))
+    parts = [next(drawn) for _ in range(4)]
+    assert [len(part) for part in parts] == [256] * 4
+    epochs = [torch.cat(parts[:2]), torch.cat(parts[2:])]
+    assert all(len(epoch.unique()) == 512 for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert len(next(batches(50, 10, seeded(0)))) == 50  # fewer than a batch are one
+
+
+def test_without_a_penalty_the_prototypes_go_further(data_root, tmp_path):
+    def distance(weight):
+        out = tmp_path / str(weight)
+        return trained("CLAP", data_root, out, "TRAINER.CLAP.WEIGHT", weight).head.shift.norm()
+
+    assert 0 < distance(5.0) < 0.8 * distance(0.0)
+
+
+# LFA
+
+
+def test_procrustes_is_scipys():
+    scipy = pytest.importorskip("scipy.linalg")
+    targets = unit(N, E, seed=4)
+    expected, _ = scipy.orthogonal_procrustes(X.double().numpy(), targets.double().numpy())
+    found = procrustes(X, targets)
+    torch.testing.assert_close(found, torch.from_numpy(expected))
+    torch.testing.assert_close(found @ found.T, torch.eye(E).double())
+    torch.testing.assert_close(between(found, 1.0), torch.eye(E).double())
+    torch.testing.assert_close(between(found, 0.25), 0.75 * found + 0.25 * torch.eye(E).double())
+
+
+def test_procrustes_finds_a_rotation():
+    rotation = torch.linalg.qr(torch.randn(E, E, generator=seeded(5)).double()).Q
+    torch.testing.assert_close(procrustes(X.double(), X.double() @ rotation), rotation)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_the_reranking_loss_by_loops(k):
+    total = 0.0
+    for n in range(N):
+        y = int(LABELS[n])
+        distances = [float((X[n] - T[c]).norm()) for c in range(C)]
+        near = sorted(range(C), key=lambda c: distances[c])[: min(k, C)]
+        for j in near:
+            margin = (1 - float(T[j] @ T[y])) / 4
+            total += max(0.0, distances[y] + margin - distances[j]) / (N * len(near))
+    assert reranking(X, T, LABELS, k=k).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_features_are_disturbed_in_half_of_the_calls_each_way():
+    source, kinds = seeded(0), []
+    rows = torch.ones(50, 100)
+    for _ in range(200):
+        changed = disturbed(rows, source)
+        thinned = (changed == 0).float().mean().item()
+        noise = changed[changed != 0].std().item()
+        kinds.append((noise > 0, thinned > 0))
+        assert noise in (0, pytest.approx(0.035, rel=0.1))
+        assert thinned in (0, pytest.approx(0.05, rel=0.3))
+    for kind in (0, 1):
+        assert 70 < sum(pair[kind] for pair in kinds) < 130
+
+
+def test_the_average_of_the_maps_freezes_in_the_first_half():
+    assert inertia(0, 200) == 0.9
+    assert inertia(100, 200) == inertia(199, 200) == pytest.approx(1 - 0.1 * math.exp(-5))
+
+
+def test_the_transferred_map_lies_between_the_identity_and_the_refined_one(data_root, tmp_path):
+    own = trained("LFA", data_root, tmp_path / "own").head.matrix
+    moved = trained("LFA", data_root, tmp_path / "moved", "TRAINER.LFA.TRANSFER", True).head.matrix
+    start = torch.eye(len(own))
+    assert 0 < (moved - start).norm() < (own - start).norm()
+
+
+# RLA
+
+
+def test_rlas_loss_by_hand_and_its_start():
+    matrix = torch.eye(E) + 0.1 * torch.randn(E, E, generator=seeded(6))
+    total = 0.0
+    for n in range(N):
+        moved = X[n] @ matrix
+        logits = [SCALE * float(moved / moved.norm() @ T[c]) for c in range(C)]
+        total += math.log(sum(map(math.exp, logits))) - logits[LABELS[n]]
+    penalty = sum((float(matrix[i, j]) - (i == j)) ** 2 for i in range(E) for j in range(E))
+    found = loss_of(matrix, X, LABELS, T, SCALE, 0.3)
+    assert found.item() == pytest.approx(total / N + 0.3 * penalty, rel=1e-4)
+    zero_shot = F.cross_entropy(SCALE * X @ T.T, LABELS)
+    torch.testing.assert_close(loss_of(torch.eye(E), X, LABELS, T, SCALE, 0.3), zero_shot)
+
+
+def test_rlas_penalty_holds_the_map_and_goes_with_the_shots(data_root, tmp_path, capsys):
+    found = {}
+    for weight in (0.0, 1.0, 1000.0):
+        trainer = trained("RLA", data_root, tmp_path / str(weight), "TRAINER.RLA.PENALTY", weight)
+        found[weight] = (trainer.head.matrix - torch.eye(128)).norm()
+        assert f"RLA: lambda {weight / 3:.4f}" in capsys.readouterr().out  # three shots
+    assert found[0.0] > found[1.0] > found[1000.0] > 0
+
+
+# Choosing by held-out images
+
+
+def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged():
+    folds = torch.arange(10) % 3
+    seen = []
+    for fitted, judged in held_out(GATHERED, folds):
+        assert not set(fitted.index.tolist()) & set(judged.index.tolist())
+        assert torch.equal(judged.rows, X[:10][folds == folds[judged.index[0]]])  # the first ten
+        assert len(fitted.index) + sum(
+            int((GATHERED.index == n).sum()) for n in judged.index
+        ) == len(GATHERED.index)
+        seen += judged.index.tolist()
+    assert sorted(seen) == list(range(10))
+    assert list(held_out(GATHERED, torch.zeros(10, dtype=torch.long))) == []
+
+
+def test_the_first_of_the_best_values_is_chosen():
+    gathered = Gathered(X, LABELS, torch.arange(N), T)
+    folds = torch.arange(N) % 5
+
+    def logits_of(fitted, judged):
+        truth = F.one_hot(judged.labels, C).float()
+        return (-truth, truth, truth)
+
+    assert choose(gathered, folds, "abc", logits_of) == "b"
+    assert choose(gathered, folds * 0, "abc", logits_of) == "a"  # nothing to judge by
+
+
+def test_views_that_the_budget_cut_short_are_left_out():
+    views = rows_by_view(GATHERED)
+    assert [view.tolist() for view in views] == [list(range(10 * v, 10 * v + 10)) for v in range(3)]
+
+
+# The runs
+
+
+@featured
+def test_a_run_costs_a_query_a_batch_and_view_and_one_for_the_texts(name, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path, "DATASET.NUM_SHOTS", 16)
+    assert "6 steps of 1 queries: 7 training queries, 480 image queries" in trainer.describe_cost()
+    trainer.train()
+    images = len(trainer.dm.dataset.train_x)
+    assert images == 160
+    expected = math.ceil(images / 128) * (1 + 2) + 1
+    assert bill(tmp_path)["training"] == {"queries": expected, "image_queries": 3 * images}
+
+
+@featured
+def test_features_alone_are_enough_and_needed(name, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path / "a", "ORACLE.GRANTS", "('features',)")
+    assert trainer.recipe.needs == ("features",)
+    with pytest.raises(AccessDenied, match=f"{name} asked for 'features'"):
+        build(name, data_root, tmp_path / "b", "ORACLE.GRANTS", "('contexts', 'logits')")
+
+
+@featured
+def test_the_head_is_fitted_at_the_end_and_beats_zero_shot(name, data_root, tmp_path):
+    options = "DATASET.NUM_SHOTS", 16
+    trainer = build(name, data_root, tmp_path / name, *options)
+    before = trainer.test()
+    trainer.train()
+    zero_shot = build_small("ZeroshotOracle", data_root, tmp_path / "z").test()
+    assert before == zero_shot and trainer.test() > zero_shot + 5
+
+
+@featured
+def test_only_a_map_moves_to_other_classes(name, data_root, tmp_path):
+    trained(name, data_root, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base")
+    other = build(name, data_root, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new")
+    if name in ("LFA", "RLA"):
+        other.load_model(str(tmp_path / "base"))
+        assert not torch.equal(other.head.matrix, torch.eye(128))
+        assert other.test() > 20  # five classes by chance
+    else:
+        with pytest.raises(BlackBoxError, match="has a head for the classes"):
+            other.load_model(str(tmp_path / "base"))
+
+
+@featured
+def test_what_is_fitted_does_not_depend_on_global_draws(name, data_root, tmp_path):
+    heads = []
+    for folder in ("a", "b"):
+        trainer = build(name, data_root, tmp_path / folder)
+        if folder == "b":
+            finish = trainer.finish
+
+            def disturbed_finish(finish=finish):
+                torch.rand(7)
+                finish()
+
+            trainer.finish = disturbed_finish
+        trainer.train()
+        heads.append(dict(trainer.head.state_dict()))
+    assert_same(*heads)
+
+
+@featured
+def test_stopped_in_the_middle_it_fits_the_same_head(name, data_root, tmp_path):
+    options = "ORACLE.SAVE_EVERY", 1, f"TRAINER.{name.upper()}.VIEWS", 4
+    whole = trained(name, data_root, tmp_path / "whole", *options)
+    first = build(name, data_root, tmp_path / "parts", *options)
+    step = first.forward_backward
+
+    def interrupted(batch):
+        if first.steps_done == 3:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    first.forward_backward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = trained(name, data_root, tmp_path / "parts", *options)
+    assert_same(dict(second.learner.state_dict()), dict(whole.learner.state_dict()))
+    assert bill(tmp_path / "parts")["training"] == bill(tmp_path / "whole")["training"]
+
+
+@featured
+def test_a_budget_that_ends_in_the_first_view_still_fits(name, data_root, tmp_path):
+    options = "DATASET.NUM_SHOTS", 16, "ORACLE.MAX_QUERIES", 2  # 128 of 160 images
+    trainer = trained(name, data_root, tmp_path, *options)
+    assert bill(tmp_path)["training"]["queries"] == 2
+    assert test_logits(trainer).isfinite().all()
+    moved = SimpleNamespace(**trainer.head.state_dict())
+    assert all(part.isfinite().all() for part in vars(moved).values())
+
+
+def test_a_fit_that_is_not_finite_is_an_error():
+    part = torch.ones(2, requires_grad=True)
+    with pytest.raises(BlackBoxError, match="not finite. Lower its learning rate"):
+        descend(torch.optim.SGD([part], lr=1e30), 3, lambda step: (part**4).sum())
+
+
+def test_tip_adapter_keeps_its_keys(data_root, tmp_path):
+    still = trained("TipAdapterF", data_root, tmp_path / "a", "TRAINER.TIPADAPTERF.FINETUNE", False)
+    tuned = trained("TipAdapterF", data_root, tmp_path / "b")
+    assert torch.allclose(still.head.keys.norm(dim=-1), torch.ones(30), atol=1e-5)
+    assert torch.equal(still.head.values, tuned.head.values)
+    assert not torch.allclose(still.head.keys, tuned.head.keys, atol=1e-3)

@@ -1,0 +1,58 @@
+"""BAR: black-box adversarial reprogramming (ICML 2020), as BlackVIP and ZIP compare with it."""
+
+from __future__ import annotations
+
+import torch
+
+from .blackbox.engine import BlackBoxTrainer
+from .blackbox.keys import SIZE, Key, number, whole
+from .blackbox.losses import mean_focal_losses
+from .blackbox.optimizers.descent import Descent
+from .blackbox.optimizers.estimators import OneSided
+from .blackbox.optimizers.updates import GradientStep
+from .blackbox.plan import Plan
+from .blackbox.prompts.frame import FrameSpace
+from .blackbox.recipe import Recipe
+from .blackbox.registry import register_trainer
+from .blackbox.run.rng import child_seed
+from .blackbox.schedules import PolynomialDecay
+from .blackbox.templates import template_for, template_rule
+
+
+@register_trainer
+class BAR(BlackBoxTrainer):
+    """One frame around all pictures, which are made smaller; random directions, focal loss.
+
+    Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
+    `Q + 1` queries (6), all on the same mini-batch. All pictures are new, so that nothing is
+    encoded once for all; a test picture is asked about in its frame, one query a batch.
+
+    The class texts take the place of the paper's map of labels, as in those comparisons.
+    """
+
+    keys = {
+        "TEMPLATE": Key(
+            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
+        ),
+        "Q": Key(5, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
+        "EPS": Key(0.01, number(above=0), "length of the shift along a direction"),
+        "A_FIRST": Key(10.0, number(above=0), "step size that the decay begins with"),
+        "A_LAST": Key(0.1, number(above=0), "step size after 0.9 of the run's steps"),
+    }
+
+    def build_recipe(self, generator: torch.Generator) -> Recipe:
+        node = self.cfg.TRAINER.BAR
+        space = FrameSpace(self.description, generator)
+        start = space.origin.to(self.device)
+        optimizer = Descent(
+            OneSided(node.Q, node.EPS, scale=len(start), seed=child_seed(generator)),
+            GradientStep(start, PolynomialDecay(node.A_FIRST, node.A_LAST, 0.9 * self.steps())),
+        )
+        return Recipe(space, optimizer, fitness=mean_focal_losses, template=template_for(self.cfg))
+
+    def steps(self) -> int:
+        """Steps that the budget pays for, or that the epochs hold, whichever are fewer."""
+        loader, images = self.train_loader_x, len(self.dm.dataset.train_x)
+        sizes = [min(loader.batch_size, images)] * len(loader)
+        plan = Plan(sizes, self.max_epoch, self.cfg.TRAINER.BAR.Q + 1)
+        return max(1, plan.steps(self.oracle.limits))  # fewer than one is an error of the run

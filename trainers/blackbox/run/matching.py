@@ -1,0 +1,134 @@
+"""Whether a checkpoint belongs to the run that reads it: to its method, model, classes, sizes and,
+where the run goes on from it, to its settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import BlackBoxError
+from .files import load_state
+from .settings import BUDGETS, NOT_TRAINING, as_text, differences
+
+PARTS = {"state_dict", "epoch", "optimizer", "scheduler", "blackbox"}
+
+
+def load(path: Path, trainer: Any) -> dict[str, Any]:
+    """Read a checkpoint and check that it belongs to this method, backbone and prompt size.
+
+    Raises:
+        BlackBoxError: it does not fit; the text tells the two values.
+    """
+    state, trainer_name = load_state(path), trainer.cfg.TRAINER.NAME
+    if not PARTS <= state.keys() or not isinstance(state["blackbox"], dict):
+        raise BlackBoxError(
+            f"{path} was not written by this version of a black-box trainer, nor by its WhiteBox "
+            f"(a checkpoint of CoOp's, perhaps). Give the folder of a {trainer_name} run."
+        )
+    made, here = state["blackbox"]["identity"], identity(trainer)
+    if made["method"] != here["method"]:
+        raise BlackBoxError(
+            f"{path} is a checkpoint of {made['method']}, this run is {here['method']}. Give the "
+            "same --trainer as in training."
+        )
+    check_model(path, state, made, here)
+    if made.get("classes", here["classes"]) != here["classes"]:
+        raise BlackBoxError(
+            f"{path} has a head for the classes {few(made['classes'])}; here they are "
+            f"{few(here['classes'])}. A head on logits is tied to the classes that it was trained "
+            "on and cannot move to others: evaluate on the same ones, or train the prompt alone, "
+            "which moves."
+        )
+    check_shapes(path, state["state_dict"], trainer.learner.state_dict())
+    return state
+
+
+def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> None:
+    """Raise unless a checkpoint was made with this model, as far as the checkpoint can tell."""
+    key = "weights"
+    if "format" not in state["blackbox"]:
+        key = "backbone"
+        print(
+            f"Note: {path} was written by version 0.1.0, without a digest and with the model's "
+            "name as its only certain mark: neither damage nor other weights of that name would "
+            "show"
+        )
+    elif "digest" not in state:
+        raise BlackBoxError(
+            f"{path} is damaged: its digest is missing. Put a sound copy in its place."
+        )
+    if made[key] != here[key]:
+        raise BlackBoxError(
+            f"{path} was made with the backbone {made['backbone']}, this run uses "
+            f"{here['backbone']}, and their weights or architectures differ. Give the same "
+            "MODEL.BACKBONE.NAME as in training."
+        )
+
+
+def check_shapes(path: Path, saved: dict, here: dict) -> None:
+    # what is no tensor, such as texts, has no shape and must only be there
+    there, ours = (
+        {k: tuple(getattr(v, "shape", ())) for k, v in side.items()} for side in (saved, here)
+    )
+    for k in {**ours, **there}:
+        if ours.get(k) != there.get(k):
+            part, cure = "a prompt of another size", "N_CTX, CTX_INIT and dimensions as in training"
+            if k.startswith("head."):
+                part = "a head of another shape, or of an earlier version"
+                cure = "settings of the head as in training, or train anew"
+            raise BlackBoxError(
+                f"{path} has {part}: '{k}' is {there.get(k, 'absent')} there and "
+                f"{ours.get(k, 'absent')} here. Give the same {cure}."
+            )
+
+
+def identity(trainer: Any) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that loads it.
+
+    Class names, in their order, only where a head is tied to them.
+    """
+    description, tied = trainer.description, getattr(trainer.head, "class_bound", False)
+    return {
+        "method": trainer.cfg.TRAINER.NAME,
+        "backbone": description.name,
+        "weights": description.fingerprint,
+        "classes": list(trainer.dm.dataset.classnames) if tied else None,
+    }
+
+
+def few(names: list[str] | None) -> str:
+    if names is None:
+        return "of no head"
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
+
+
+def check_settings(
+    path: Path, extra: dict[str, Any], here: dict[str, str], scheduled: bool
+) -> None:
+    """Raise unless a checkpoint was made with these settings, budgets aside.
+
+    Args:
+        extra: the checkpoint's section `blackbox`.
+        here: settings of the run that would go on from it.
+        scheduled: whether the run has a schedule, which was laid over the epochs and would not be
+            the same over more of them.
+    """
+    if "format" not in extra:
+        raise BlackBoxError(
+            f"{path} was written by version 0.1.0, which drew other crops and knew its "
+            "pictures by name alone: it can be evaluated, but a run cannot go on from it. "
+            "Choose another --output-dir."
+        )
+    budgets = BUDGETS[:2] if scheduled else BUDGETS
+    differ = {
+        name: pair
+        for name, pair in differences(extra["settings"], here).items()
+        if not name.startswith(budgets + NOT_TRAINING)
+    }
+    if differ:
+        raise BlackBoxError(
+            f"{path} was made with other settings ({as_text(differ)}), and a run goes on only "
+            "as it began. Choose another --output-dir, or give the same configuration; "
+            "budgets may grow."
+        )

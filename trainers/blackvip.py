@@ -1,0 +1,86 @@
+"""BlackVIP: black-box visual prompting (CVPR 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .blackbox.data.loaders import ordered_loader
+from .blackbox.engine import BlackBoxTrainer
+from .blackbox.keys import SIZE, Key, flag, number, one, whole
+from .blackbox.optimizers import SPSA
+from .blackbox.prompts import Space
+from .blackbox.prompts.coordinator import CoordinatorSpace
+from .blackbox.prompts.frame import PaddingSpace
+from .blackbox.recipe import Recipe
+from .blackbox.registry import register_trainer
+from .blackbox.run.rng import child_seed
+from .blackbox.templates import template_for, template_rule
+
+
+def coordinated(node: Any) -> bool:
+    """Whether there is an encoder."""
+    return node.METHOD != "padding"
+
+
+@register_trainer
+class BlackVIP(BlackBoxTrainer):
+    """A frozen local encoder, and a small decoder tuned by SPSA-GC, whose output is added.
+
+    Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
+    `2 SP_AVG` queries (10), all on the same mini-batch. All pictures are new, so that nothing is
+    encoded once for all; a test picture is asked about with its prompt, one query a batch.
+
+    `METHOD padding` is VP with SPSA-GC: one border for all pictures. The defaults are those of
+    ZIP's comparison (ICLR 2025), one setting for all data sets.
+    """
+
+    keys = {
+        "METHOD": Key("scratch", one("scratch", "pca", "padding"), "the encoder; padding: none"),
+        "TEMPLATE": Key(
+            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
+        ),
+        "EPS": Key(1.0, number(above=0), "factor of the prompt", coordinated),
+        # published: False
+        "ZERO_INIT": Key(False, flag(), "start at zero-shot, the last layer zero", coordinated),
+        "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
+        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
+        "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
+        "A": Key(0.01, number(above=0), "numerator of the step size; padding's: 10 to 40"),
+        "ALPHA": Key(0.4, number(0, 10), "its exponent; padding's: 0.5"),
+        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
+        "BETA": Key(0.8, number(0, below=1), "momentum"),
+    }
+
+    def build_recipe(self, generator: torch.Generator) -> Recipe:
+        node, space = self.cfg.TRAINER.BLACKVIP, self.build_space(generator)
+        optimizer = SPSA(
+            space.origin.to(self.device),
+            rule="spsa-gc",
+            average=node.SP_AVG,
+            o=node.O,
+            c=node.C,
+            a=node.A,
+            alpha=node.ALPHA,
+            gamma=node.GAMMA,
+            beta=node.BETA,
+            seed=child_seed(generator),
+        )
+        return Recipe(space, optimizer, template=template_for(self.cfg))
+
+    def build_space(self, generator: torch.Generator) -> Space:
+        node = self.cfg.TRAINER.BLACKVIP
+        if node.METHOD == "padding":
+            return PaddingSpace(self.description, generator)
+        return CoordinatorSpace(self.description, node.METHOD, generator, node.EPS, node.ZERO_INIT)
+
+    def before_train(self) -> None:
+        """Before the first step the encoder sees the training pictures, un-augmented.
+
+        A run that goes on has in its checkpoint what the encoder learnt.
+        """
+        super().before_train()
+        if isinstance(self.space, CoordinatorSpace) and not self.steps_done:
+            loader = ordered_loader(self.cfg, self.dm.dataset.train_x, self.pictures)
+            self.space.fit(batch["img"].to(self.device) for batch in loader)

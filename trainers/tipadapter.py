@@ -1,0 +1,104 @@
+"""Tip-Adapter-F: a cache of the training images (ECCV 2022); with FINETUNE False, Tip-Adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from .blackbox.collector import Gathered
+from .blackbox.engine import BlackBoxTrainer
+from .blackbox.features import descend, feature_keys, feature_recipe, rows_by_view, texts_of
+from .blackbox.heads.featured import Cache, cache_scores
+from .blackbox.heads.folds import folds_of
+from .blackbox.heads.selection import choose
+from .blackbox.keys import Key, flag, number, where, whole
+from .blackbox.recipe import Recipe
+from .blackbox.registry import register_trainer
+from .blackbox.run.rng import child_seed
+
+BATCH = 256
+ALPHAS = (0.0, *(2.0**exponent for exponent in range(-3, 6)))
+BETAS = tuple(2.0**exponent for exponent in range(-1, 6))
+GRID = [(alpha, beta) for alpha in ALPHAS for beta in BETAS]
+TUNED = where("FINETUNE", True)
+
+
+def cache_of(gathered: Gathered, images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys `[N, E]`, the normalised mean of an image's views, and values `[N, C]`, its label.
+
+    Both are 0 for an image without rows, which then adds nothing.
+    """
+    keys = gathered.rows.new_zeros(images, gathered.rows.shape[1])
+    for view in rows_by_view(gathered):
+        keys[gathered.index[view]] += gathered.rows[view]
+    values = gathered.rows.new_zeros(images, classes)
+    values[gathered.index, gathered.labels] = 1.0
+    return F.normalize(keys, dim=-1), values
+
+
+@register_trainer
+class TipAdapterF(BlackBoxTrainer):
+    """https://arxiv.org/abs/2207.09519: keys of the training images, tuned by gradients.
+
+    Access: words and pictures in, features out.
+    `logits = s x T^T + alpha exp(-beta (1 - x K^T)) Y`, Y the labels; with `FINETUNE` the keys K
+    are tuned with alpha = beta = 1. It costs `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a
+    batch in evaluation. The paper has 10 views for the keys, new ones in every epoch of the tuning
+    (here the same take turns), chooses alpha and beta by the validation split (here by training
+    images that are held out in turn, from a coarser grid), and its code keeps the epoch with the
+    best test accuracy (here the last). The head holds a key for every training image, so that a
+    checkpoint is evaluated with the DATASET.NUM_SHOTS of its training.
+    """
+
+    keys = {
+        **feature_keys(folds=True),
+        "FINETUNE": Key(True, flag(), "tune the keys; False: Tip-Adapter"),
+        "LR": Key(1e-3, number(above=0), "learning rate of the keys (AdamW)", TUNED),
+        "EPOCHS": Key(20, whole(1, 1_000), "passes over the training images", TUNED),
+    }
+
+    def build_recipe(self, generator: torch.Generator) -> Recipe:
+        node, seed = self.cfg.TRAINER.TIPADAPTERF, child_seed(generator)
+        items, scale = self.dm.dataset.train_x, self.description.logit_scale
+        images, classes = len(items), self.num_classes
+        head = Cache(images, classes, self.description.embed_dim, scale)
+        folds = folds_of(items, node.FOLDS)
+
+        def fitted_cache(gathered: Gathered) -> tuple[torch.Tensor, torch.Tensor]:
+            keys, values = cache_of(gathered, images, classes)
+            if not node.FINETUNE:
+                return keys, values
+            x, labels, views = gathered.rows, gathered.labels, rows_by_view(gathered)
+            prior, source = scale * x @ texts_of(gathered).mT, torch.Generator().manual_seed(seed)
+            drawn = [
+                rows
+                for number in range(node.EPOCHS)
+                for view in [views[number % len(views)]]
+                for rows in view[torch.randperm(len(view), generator=source)].split(BATCH)
+            ]
+            keys.requires_grad_()
+
+            def loss(number: int) -> torch.Tensor:
+                rows = drawn[number]
+                logits = prior[rows] + cache_scores(x[rows], keys, values, 1.0)
+                return F.cross_entropy(logits, labels[rows])
+
+            descend(torch.optim.AdamW([keys], lr=node.LR, eps=1e-4), len(drawn), loss)
+            return keys.detach(), values
+
+        def logits_of(fitted: Gathered, judged: Gathered) -> Iterator[torch.Tensor]:
+            cache, x = fitted_cache(fitted), judged.rows
+            added = {beta: cache_scores(x, *cache, beta) for beta in BETAS}
+            return (scale * x @ texts_of(fitted).mT + a * added[beta] for a, beta in GRID)
+
+        def solve(gathered: Gathered) -> str:
+            alpha, beta = choose(gathered, folds.to(gathered.index.device), GRID, logits_of)
+            for buffer, part in zip((head.keys, head.values), fitted_cache(gathered), strict=True):
+                buffer.copy_(part)
+            head.alpha.fill_(alpha)
+            head.beta.fill_(beta)
+            return f"alpha {alpha:g}, beta {beta:g}, chosen on held-out images"
+
+        return feature_recipe(self.cfg, node.VIEWS, head, solve)
