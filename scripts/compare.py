@@ -34,6 +34,12 @@ HOME = Path(__file__).resolve().parents[1]
 # label: (trainer, whether a budget and a curve apply, further options; {words} are the template's)
 METHODS = {
     "zero-shot": ("ZeroshotOracle", False, []),
+    "head alone": (
+        "SONAR",
+        True,
+        ["TRAINER.SONAR.PROBES", "0", "TRAINER.SONAR.VIEWS", "0"],
+    ),
+    "SONAR": ("SONAR", True, []),
     "ZIP": ("ZIP", True, []),
     "ZIP, from words": ("ZIP", True, ["TRAINER.ZIP.CTX_INIT", "{words}"]),
     "CBBT": ("CBBT", True, []),

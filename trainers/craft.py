@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from .blackbox.data.loaders import augmented_loader
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import PredictionRefinement
-from .blackbox.keys import SIZE, Key, flag, number, where, whole
+from .blackbox.keys import SIZE, Key, flag, number, one, where, whole
 from .blackbox.losses import divergence, mean_cross_entropies
 from .blackbox.optimizers import CMAES
+from .blackbox.optimizers.cmaes import RESULTS
 from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.recipe import Progress, Recipe, Teacher
@@ -96,6 +97,7 @@ class CraFT(BlackBoxTrainer):
         **space_keys("projection"),
         **cma_keys(40),
         "BOUND": Key(5.0, number(0), "bounds of z, plus and minus; 0: none"),
+        "RESULT": Key("mean", one(*RESULTS), "prompt in use: the distribution's mean, or the best"),
         "LAMBDA": Key(0.1, number(0), "weight of the KL terms", HEADED),
         "KL_PART": Key(
             4, whole(1), "the head's KL term is on for the first 1 / KL_PART of the run", HEADED
@@ -116,7 +118,7 @@ class CraFT(BlackBoxTrainer):
             node.POPULATION,
             bound=node.BOUND,
             covariance=node.COVARIANCE,
-            result="mean",
+            result=node.RESULT,
             options=node.CMA_OPTIONS,
             seed=child_seed(generator),
         )
