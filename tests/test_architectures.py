@@ -11,6 +11,7 @@ from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from safetensors.torch import save_file
 from support import difference, seeded
 
 NAMES = ["zero", "a rather long_name", "two"]
@@ -317,3 +318,53 @@ def test_odd_preprocessing_is_understood_or_refused(told, expected, built, monke
     found = load_model(name).description
     assert found.interpolation == expected and len(found.mean) == len(found.std) == 3
     assert ("squashes images" in capsys.readouterr().out) == ("resize_mode" in told)
+
+
+# An architecture of one's own
+
+OWN = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 1,
+        "width": 32,
+        "patch_size": 16,
+        "head_width": 16,
+    },
+    "text_cfg": {
+        "context_length": 20,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+
+
+def test_an_architecture_of_ones_own_is_a_json_file_beside_its_weights(tmp_path):
+    path, weights = tmp_path / "own-shape.json", tmp_path / "weights.safetensors"
+    path.write_text(json.dumps(OWN))
+    open_clip.add_model_config(path)
+    model = open_clip.create_model("own-shape")
+    save_file(model.state_dict(), weights)
+    loaded = load_model(f"{path}:{weights}")
+    assert loaded.description.embed_dim == 16 and loaded.description.context_length == 20
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("mine.json", "{", "cannot be read"),
+        ("mine.json", '{"embed_dim": 3}', "vision_cfg and text_cfg are expected"),
+        ("mine.json", "[1]", "cannot be read"),
+        ("ViT-B-32.json", json.dumps(OWN), "has the name of another architecture"),
+    ],
+)
+def test_an_architecture_that_is_none_is_refused(name, content, words, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BlackBoxError, match=words):
+        load_model(f"{tmp_path / name}:{tmp_path / 'weights.pt'}")
+    with pytest.raises(BlackBoxError, match="cannot be read"):
+        load_model(f"{tmp_path / 'no.json'}:{tmp_path / 'weights.pt'}")
