@@ -28,6 +28,7 @@ from .trainers.blackbox.run.errors import BlackBoxError, first_line
 HEADERS: tuple[str, ...] = (
     "run",
     "method",
+    "access",
     "seeds",
     "test accuracy %",
     "training queries",
@@ -151,6 +152,7 @@ def row(group: Group) -> list:
     return [
         str(group.path),
         group.known.trainer,
+        group.access,
         len(runs),
         group.cell(),
         mean_count(runs, "training", "queries"),
@@ -270,7 +272,9 @@ def main() -> None:
     if args.across:
         headers, rows = across(found, args.published)
     elif not args.base2new:
-        headers, rows = HEADERS, [row(group) for group in found]
+        # what asks for least comes first, so that methods of one access stand together
+        ordered = sorted(found, key=lambda group: (group.dataset, group.demand))
+        headers, rows = HEADERS, [row(group) for group in ordered]
     else:
         headers, rows = base2new(found)
         if not rows:

@@ -245,10 +245,10 @@ def table_of(groups: list[Group]) -> str:
     """The methods' results in Markdown, those with the least access first."""
     table = tabulate(
         [
-            [group.access, str(group.path), *row(group)[2:]]
+            [group.access, str(group.path), *row(group)[3:]]
             for group in sorted(groups, key=lambda group: group.demand)
         ],
-        headers=("access", "method", *HEADERS[2:]),
+        headers=("access", "method", *HEADERS[3:]),
         tablefmt="github",
         disable_numparse=True,
     )

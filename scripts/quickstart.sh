@@ -32,6 +32,7 @@ if [ -n "$LONG" ]; then
     run WhiteBox words TRAINER.WHITEBOX.CTX_INIT "$WORDS" & FIRST=$!
     TQDM_POSITION=1 run WhiteBox ""
     wait $FIRST
+    run GDA ""
 fi
 
 echo

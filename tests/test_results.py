@@ -118,8 +118,8 @@ def test_lost_queries_are_shown_and_marked(tmp_path, call):
     make(tmp_path / "c" / "seed1")
     _, out, _ = call(results.main, tmp_path, "--format", "csv")
     rows = {line.split(",")[0]: line.split(",") for line in out.splitlines()[1:]}
-    assert [rows[name][3] for name in "abc"] == ["70.0 ± 0.0", "70.0 !", "70.0"]
-    assert rows["a"][4:6] == ['"1', '000"'] and [row[6] for row in rows.values()] == [
+    assert [rows[name][4] for name in "abc"] == ["70.0 ± 0.0", "70.0 !", "70.0"]
+    assert rows["a"][5:7] == ['"1', '000"'] and [row[7] for row in rows.values()] == [
         "50",
         "101",
         "0",
@@ -288,7 +288,8 @@ def test_odd_values_in_metrics_are_not_known(tmp_path, call):
     store(make(tmp_path / "a" / "seed1"), **odd)
     store(make(tmp_path / "b" / "seed1"), access=["logits", "telepathy"], queries=None)
     _, out, err = call(results.main, tmp_path, "--format", "csv")
-    assert [line.split(",", 5)[:4] for line in out.splitlines()[1:]] == [
+    rows = [line.split(",", 5) for line in out.splitlines()[1:]]
+    assert [[*row[:2], *row[3:5]] for row in rows] == [
         ["a", "?", "1", "70.0"],
         ["b", "ZIP", "1", "70.0"],
     ]
@@ -301,7 +302,8 @@ def test_metrics_stand_without_a_log(tmp_path, call):
         if path.name != METRICS:
             path.unlink()
     _, out, err = call(results.main, tmp_path, "--format", "csv")
-    assert out.splitlines()[1] == 'a,ZIP,1,70.0,"1,000",0,"8,000","1,000",100,60' and not err
+    wanted = 'a,ZIP,contexts,1,70.0,"1,000",0,"8,000","1,000",100,60'
+    assert out.splitlines()[1] == wanted and not err
 
 
 # Damage
@@ -381,7 +383,7 @@ def test_a_damaged_bill_and_a_damaged_log_are_no_numbers(sound, call):
     (sound / "ZeroshotOracle" / "seed1" / "log.txt").write_bytes(b"\xff")
     _, out, err = call(results.main, sound, "--format", "csv")
     (row,) = out.splitlines()[1:]
-    assert row == "ZIP_16shots,ZIP,2,71.0 ± 1.0,?,?,?,?,?,60" and err.count("note: ") == 2
+    assert row == "ZIP_16shots,ZIP,?,2,71.0 ± 1.0,?,?,?,?,?,60" and err.count("note: ") == 2
     assert "queries: ?." in call(parse_test_res.main, sound / "ZIP_16shots")[1]
 
 
