@@ -25,7 +25,7 @@ TRANSFER_BETA = 0.9
 
 @register_trainer
 class LFA(BlackBoxTrainer):
-    """https://arxiv.org/abs/2302.10034: orthogonal Procrustes, then refinement by gradients.
+    """https://arxiv.org/abs/2304.01752: orthogonal Procrustes, then refinement by gradients.
 
     Access: words and pictures in, features out. `logits = s norm(x W) T^T`. It costs
     `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a batch in evaluation. The map is tied to no
