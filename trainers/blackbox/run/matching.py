@@ -36,7 +36,7 @@ def load(path: Path, trainer: Any) -> dict[str, Any]:
     if made.get("classes", here["classes"]) != here["classes"]:
         raise BlackBoxError(
             f"{path} has a head for the classes {few(made['classes'])}; here they are "
-            f"{few(here['classes'])}. A head on logits is tied to the classes that it was trained "
+            f"{few(here['classes'])}. This head is tied to the classes that it was trained "
             "on and cannot move to others: evaluate on the same ones, or train the prompt alone, "
             "which moves."
         )
