@@ -52,7 +52,5 @@ class BAR(BlackBoxTrainer):
 
     def steps(self) -> int:
         """Steps that the budget pays for, or that the epochs hold, whichever are fewer."""
-        loader, images = self.train_loader_x, len(self.dm.dataset.train_x)
-        sizes = [min(loader.batch_size, images)] * len(loader)
-        plan = Plan(sizes, self.max_epoch, self.cfg.TRAINER.BAR.Q + 1)
+        plan = Plan(self.batch_sizes(), self.max_epoch, self.cfg.TRAINER.BAR.Q + 1)
         return max(1, plan.steps(self.oracle.limits))  # fewer than one is an error of the run

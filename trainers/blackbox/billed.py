@@ -42,10 +42,15 @@ class Billed(ResumableTrainer):
     def description(self) -> Description:
         return self.oracle.description
 
+    def batch_sizes(self) -> list[int]:
+        """Images of each batch of an epoch of Dassl's train loader."""
+        size = min(self.train_loader_x.batch_size, len(self.dm.dataset.train_x))
+        return [size] * len(self.train_loader_x)
+
     def make_plan(self) -> Plan:
         """What the steps cost, from the recipe and the sizes of the batches."""
         recipe, images = self.recipe, len(self.dm.dataset.train_x)
-        sizes = [min(self.train_loader_x.batch_size, images)] * len(self.train_loader_x)
+        sizes = self.batch_sizes()
         if recipe.whole_set:
             sizes = [images]
         elif recipe.views is not None:
