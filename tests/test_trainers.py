@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from dassl.config import get_cfg_default
-from dassl_blackbox.trainers.blackbox import engine
+from dassl_blackbox.trainers.blackbox import billed
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.losses import mean_cross_entropies
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
@@ -184,9 +184,9 @@ def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(
         torch.rand(3)
         return build_oracle(*args, **kwargs)
 
-    build_oracle, batches = engine.build_oracle, []
+    build_oracle, batches = billed.build_oracle, []
     for patch in (build_oracle, drawing):
-        monkeypatch.setattr(engine, "build_oracle", patch)
+        monkeypatch.setattr(billed, "build_oracle", patch)
         batches.append(next(iter(build("ZIP", data_root, tmp_path).train_loader_x)))
     assert batches[0]["impath"] == batches[1]["impath"] and torch.equal(
         batches[0]["img"], batches[1]["img"]
