@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, TopK
+from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Prompt, TopK
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import Random, build, trained
 
@@ -40,16 +40,16 @@ def test_top_k_by_hand():
     inner = Random()
     inner.query = lambda *args: torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None, None]
     torch.testing.assert_close(
-        TopK(inner, 2).query(None, None), torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]).log()
+        TopK(inner, 2).query(None, Prompt()), torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]).log()
     )
-    torch.testing.assert_close(TopK(inner, 9).query(None, None), inner.query())
+    torch.testing.assert_close(TopK(inner, 9).query(None, Prompt()), inner.query())
 
 
 @pytest.mark.parametrize("margin", [5.0, 16.0, 20.0, 30.0, 200.0])
 def test_what_a_sure_model_leaves_is_exact_and_finite(margin):
     inner = Random()
     inner.query = lambda *args: torch.tensor([[[margin, 0, 0, 0]]])
-    answer = TopK(inner, 1).query(None, None)[0, 0]
+    answer = TopK(inner, 1).query(None, Prompt())[0, 0]
     assert answer[1].item() == pytest.approx(-min(margin, 36 + math.log(3)), abs=0.03)
 
 
