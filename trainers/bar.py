@@ -16,7 +16,7 @@ from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.schedules import PolynomialDecay
-from .blackbox.templates import template_for, template_rule
+from .blackbox.templates import template_for, template_keys
 
 
 @register_trainer
@@ -31,9 +31,7 @@ class BAR(BlackBoxTrainer):
     """
 
     keys = {
-        "TEMPLATE": Key(
-            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
-        ),
+        **template_keys(),
         "Q": Key(5, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
         "EPS": Key(0.01, number(above=0), "length of the shift along a direction"),
         "A_FIRST": Key(10.0, number(above=0), "step size that the decay begins with"),

@@ -8,15 +8,16 @@ import torch
 
 from .blackbox.data.loaders import ordered_loader
 from .blackbox.engine import BlackBoxTrainer
-from .blackbox.keys import SIZE, Key, flag, number, one, whole
+from .blackbox.keys import Key, flag, number, one
 from .blackbox.optimizers import SPSA
+from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import Space
 from .blackbox.prompts.coordinator import CoordinatorSpace
 from .blackbox.prompts.frame import PaddingSpace
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
-from .blackbox.templates import template_for, template_rule
+from .blackbox.templates import template_for, template_keys
 
 
 def coordinated(node: Any) -> bool:
@@ -38,18 +39,12 @@ class BlackVIP(BlackBoxTrainer):
 
     keys = {
         "METHOD": Key("scratch", one("scratch", "pca", "padding"), "the encoder; padding: none"),
-        "TEMPLATE": Key(
-            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
-        ),
+        **template_keys(),
         "EPS": Key(1.0, number(above=0), "factor of the prompt", coordinated),
         # published: False
         "ZERO_INIT": Key(False, flag(), "start at zero-shot, the last layer zero", coordinated),
-        "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
-        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
-        "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
-        "A": Key(0.01, number(above=0), "numerator of the step size; padding's: 10 to 40"),
-        "ALPHA": Key(0.4, number(0, 10), "its exponent; padding's: 0.5"),
-        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
+        # of padding: A 10 to 40, ALPHA 0.5
+        **spsa_keys(),
         "BETA": Key(0.8, number(0, below=1), "momentum"),
     }
 
@@ -58,13 +53,7 @@ class BlackVIP(BlackBoxTrainer):
         optimizer = SPSA(
             space.origin.to(self.device),
             rule="spsa-gc",
-            average=node.SP_AVG,
-            o=node.O,
-            c=node.C,
-            a=node.A,
-            alpha=node.ALPHA,
-            gamma=node.GAMMA,
-            beta=node.BETA,
+            **spsa_settings(node),
             seed=child_seed(generator),
         )
         return Recipe(space, optimizer, template=template_for(self.cfg))

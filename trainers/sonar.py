@@ -15,7 +15,7 @@ from .blackbox.probes import probe_texts
 from .blackbox.prompts import ClassTexts, MoreTexts
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
-from .blackbox.templates import template_for, template_rule
+from .blackbox.templates import template_for, template_keys
 
 
 @register_trainer
@@ -33,9 +33,7 @@ class SONAR(BlackBoxTrainer):
     """
 
     keys = {
-        "TEMPLATE": Key(
-            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
-        ),
+        **template_keys(),
         # C further texts each, for the C classes of the task
         "PROBES": Key(4, whole(0, 1000), "further queries a batch, in evaluation too"),
         "BANK": Key("names", text(), "further texts: names, phrases, or a file with a name a line"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from .blackbox.engine import BlackBoxTrainer
-from .blackbox.keys import Key
 from .blackbox.optimizers import Fixed
 from .blackbox.prompts import ClassTexts
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
-from .blackbox.templates import template_for, template_rule
+from .blackbox.templates import template_for, template_keys
 
 
 @register_trainer
@@ -18,11 +17,7 @@ class ZeroshotOracle(BlackBoxTrainer):
     """The data set's hand-written template, no training. Words may stand after the class name."""
 
     node = "ZEROSHOT"
-    keys = {
-        "TEMPLATE": Key(
-            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
-        )
-    }
+    keys = template_keys()
     reads = ("ORACLE.PREC", "ORACLE.GRANTS", "ORACLE.TOP_K")  # what evaluation reads
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from .blackbox.engine import BlackBoxTrainer
-from .blackbox.keys import SIZE, Key, number, one, where, whole
+from .blackbox.keys import Key, number, one, where
 from .blackbox.optimizers import SPSA
 from .blackbox.optimizers.spsa import RULES
+from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
@@ -26,12 +27,7 @@ class ZIP(BlackBoxTrainer):
         **context_keys(8, ""),
         **space_keys("lowrank"),
         "RULE": Key("spsa-clip", one(*RULES), "update rule"),
-        "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
-        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
-        "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
-        "A": Key(0.01, number(above=0), "numerator of the step size"),
-        "ALPHA": Key(0.4, number(0, 10), "its exponent"),
-        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
+        **spsa_keys(),
         "BETA": Key(0.8, number(0, below=1), "momentum of spsa-gc", where("RULE", "spsa-gc")),
     }
 
@@ -42,13 +38,7 @@ class ZIP(BlackBoxTrainer):
         optimizer = SPSA(
             space.origin.to(self.device),
             rule=node.RULE,
-            average=node.SP_AVG,
-            o=node.O,
-            c=node.C,
-            a=node.A,
-            alpha=node.ALPHA,
-            gamma=node.GAMMA,
-            beta=node.BETA,
+            **spsa_settings(node),
             seed=child_seed(generator),
         )
         return Recipe(space, optimizer)

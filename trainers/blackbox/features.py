@@ -14,15 +14,13 @@ from .optimizers import Fixed
 from .prompts import ClassTexts
 from .recipe import Recipe
 from .run.errors import BlackBoxError
-from .templates import template_for, template_rule
+from .templates import template_for, template_keys
 
 
 def feature_keys(folds: bool = False) -> dict[str, Key]:
     """Keys of `feature_recipe`; with `folds`, that of methods which choose by held-out images."""
     keys = {
-        "TEMPLATE": Key(
-            "", template_rule(), "text with a slot {} for the class name; empty: the set's"
-        ),
+        **template_keys(),
         "VIEWS": Key(4, whole(0, 1000), "augmented views of a training image, beside itself"),
     }
     about = "parts of the training images that are held out in turn"

@@ -9,9 +9,9 @@ import torch
 from .oracle.texts import Texts
 from .run.errors import BlackBoxError
 from .run.files import read_text
+from .templates import PLAIN
 
 NAMES, PHRASES = "names", "phrases"
-PLAIN = "a photo of a {}."
 WORDS_BEFORE = 4  # of a phrase, before the class name
 
 

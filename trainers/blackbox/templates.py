@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .keys import Rule, is_text, make
+from .keys import Key, Rule, is_text, make
 from .registry import node_of, ours
 
 TEMPLATES = {
@@ -56,6 +56,12 @@ def template_rule() -> Rule:
         ("", "a photo of a {}.", "{}"),
         ("a photo of it", "{} {}", "{} {", "{0}", "}{"),
     )
+
+
+def template_keys() -> dict[str, Key]:
+    """The key of a method that reads class texts without a context."""
+    text = "text with a slot {} for the class name; empty: the set's"
+    return {"TEMPLATE": Key("", template_rule(), text)}
 
 
 def template_for(cfg: Any) -> str:
