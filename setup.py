@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 FOLDERS = ("trainers", "datasets", "configs", "compat")
 setup(
-    packages=["dassl_blackbox"]
+    packages=["dassl_blackbox", "dassl_blackbox.serve"]
     + [f"dassl_blackbox.{folder}" for folder in FOLDERS]
     + [f"dassl_blackbox.{folder}.{sub}" for folder in FOLDERS for sub in find_packages(folder)],
     package_dir={"": ".", **{f"dassl_blackbox.{folder}": folder for folder in FOLDERS}},

@@ -43,7 +43,7 @@ def inside(oracle, optimizer, B, n):
     first = optimizer.population - optimizer.m
 
     def step():
-        oracle.last_contexts, oracle.store = None, FeatureStore()
+        oracle.last, oracle.store = None, FeatureStore()
         images = oracle.upload(pixels)
         oracle.query(images, Prompt(contexts[:first]))
         oracle.query(images, Prompt(contexts[first:]))

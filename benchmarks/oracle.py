@@ -167,7 +167,7 @@ def cell(oracle, way, P, n, B, seconds, peak):
     given = image_features(oracle, pixels) if way == "CraFT" else pixels
 
     def ours():
-        oracle.last_contexts = None
+        oracle.last = None
         if way == "CraFT":  # the images are known from before
             return oracle.query(uploaded, Prompt(contexts))
         oracle.store = FeatureStore()

@@ -25,19 +25,22 @@ ALLOWED_SKIPS = (
     r"Caltech101 is not there: ",
     r"the real Dassl's warm-up passes `verbose`",
     r"asks only compat: ",
+    r"no Ray is installed",
 )
 skips = pytest.StashKey()
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long tests as well")
+    parser.addoption("--services", action="store_true", help="run those over a real service, too")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        long = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    for name in ("long", "services"):
+        if not config.getoption(f"--{name}"):
+            left_out = [item for item in items if item.get_closest_marker(name)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure(config):
@@ -45,6 +48,7 @@ def pytest_configure(config):
     config.pluginmanager.register(config.stash[skips])
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "long: runs with --long alone")
+    config.addinivalue_line("markers", "services: runs with --services alone")
 
 
 def pytest_report_header():

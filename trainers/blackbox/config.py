@@ -13,7 +13,8 @@ from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
 from .hostkeys import conflicts, host_rules
-from .keys import Key, Rule, distinct, one, whole
+from .keys import Key, Rule, one, whole
+from .oraclekeys import local_keys, remote_keys
 from .registry import node_of, ours
 from .run.errors import BlackBoxError
 
@@ -30,13 +31,8 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     # A query is one candidate on one batch of at most 128 images.
     "ORACLE": {
-        "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast"),
-        "GRANTS": Key(
-            ("contexts", "logits"),
-            distinct("contexts", "image_tokens", "logits", "features"),
-            "what the model's owner lets out or in",
-        ),
-        "TOP_K": Key(0, whole(0), "0: logits; k: only an image's k largest log-probabilities"),
+        **local_keys(),
+        **remote_keys(),
         "MAX_QUERIES": Key(5000, whole(0), "training budget in queries; 0: no limit"),
         "MAX_IMAGE_QUERIES": Key(0, whole(0), "the same in candidates x images; 0: no limit"),
         # besides, every tenth of a run is saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from .config import extend_cfg, leaves, tables
+from .config import KEYS, extend_cfg, leaves, tables
 from .registry import node_of, ours
 
 
@@ -25,9 +25,16 @@ def unread(cfg: CfgNode) -> list[str]:
         name
         for name, value in leaves(cfg).items()
         if name.startswith(nodes)
-        and not read & {name, name.split(".")[0]}
+        and (not read & {name, name.split(".")[0]} or not is_read(cfg, name))
         and before.get(name, value) != value
     )
+
+
+def is_read(cfg: CfgNode, name: str) -> bool:
+    """Whether a shared key has an effect, by the values beside it."""
+    node, _, key = name.rpartition(".")
+    entry = KEYS.get(node, {}).get(key)
+    return entry is None or entry.when(cfg[node])
 
 
 def reads(cfg: CfgNode) -> set[str]:

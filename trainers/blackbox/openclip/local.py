@@ -190,6 +190,11 @@ class LocalOracle(Oracle):
                 self.further = texts, self.further_text(none)
         return self.further[1]
 
+    def score(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Logits `[P, B, C]` of image features `[B, E]` or `[P, B, E]` and texts `[P, C, E]`."""
+        logits = (self.scale * image) @ text.transpose(1, 2)
+        return logits if self.bias is None else logits + self.bias
+
     @torch.no_grad()
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         self.require("logits", *prompt.grants)
@@ -200,8 +205,7 @@ class LocalOracle(Oracle):
             image = self.features_with_tokens(images, prompt.image_tokens)
         else:
             image = self.features_of(images)
-        logits = (self.scale * image) @ text.transpose(1, 2)
-        return logits if self.bias is None else logits + self.bias
+        return self.score(image, text)
 
     @torch.no_grad()
     def image_features(self, images: Images) -> torch.Tensor:

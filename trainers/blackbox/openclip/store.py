@@ -31,6 +31,9 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.slots
+
     def fingerprints(self, pixels: torch.Tensor) -> list[bytes]:
         """128 bits of every image's content, `[B, 3, H, W]`, computed where the pixels are.
 
@@ -49,13 +52,21 @@ class FeatureStore:
     def fill(
         self, pixels: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Features `[B, E]` of images `[B, 3, H, W]`; `encode` gets those that are not known.
+        """Features `[B, E]` of images `[B, 3, H, W]`; `encode` gets those that are not known."""
+        return self.named(self.fingerprints(pixels), pixels.__getitem__, encode)
+
+    def named(
+        self,
+        keys: list[bytes],
+        pixels: Callable[[list[int] | slice], torch.Tensor],
+        encode: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """The same of images whose contents are named; `pixels` gives those of some of them.
 
         Each content is encoded once, and a few unknown ones in the company of others of their
         batch: matrix products of very few rows take other kernels, whose last bits differ, and a
         feature should not depend on what happened to be known.
         """
-        keys = self.fingerprints(pixels)
         unknown: dict[bytes, int] = {}
         for i, key in enumerate(keys):
             if key not in self.slots:
@@ -65,7 +76,7 @@ class FeatureStore:
             chosen = list(unknown.values())
             company = sorted(set(range(len(keys))).difference(chosen))[: max(0, FEW - len(chosen))]
             whole = len(chosen) + len(company) == len(keys)
-            encoded = encode(pixels if whole else pixels[chosen + company])
+            encoded = encode(pixels(slice(None) if whole else chosen + company))
             encoded = encoded[chosen if whole else slice(len(chosen))]
             rows.update(zip(unknown, encoded, strict=True))
         features = torch.stack([rows[key] for key in keys])

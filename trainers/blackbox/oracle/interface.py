@@ -92,6 +92,14 @@ class Oracle(ABC):
     def embed(self, words: str) -> torch.Tensor:
         """Token embeddings of the given words: `[n, D]`."""
 
+    def usage(self) -> dict[str, int | float]:
+        """What a service was really sent, beside the queries; nothing where no service is."""
+        return {}
+
+    def quote(self, pictures: int, texts: int) -> str:
+        """What scoring so many pictures and texts, each once, would take of a service, in words."""
+        return ""
+
     @abstractmethod
     def upload(self, images: torch.Tensor) -> Images:
         """Hand over normalised pixels `[B, 3, H, W]`; returns their name, an `Images`."""
@@ -143,6 +151,12 @@ class Wrapper(Oracle):
 
     def embed(self, words: str) -> torch.Tensor:
         return self.inner.embed(words)
+
+    def usage(self) -> dict[str, int | float]:
+        return self.inner.usage()
+
+    def quote(self, pictures: int, texts: int) -> str:
+        return self.inner.quote(pictures, texts)
 
     def upload(self, images: torch.Tensor) -> Images:
         return self.inner.upload(images)

@@ -13,6 +13,7 @@ import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent, first_line
 from ..run.files import read_text, write_atomically
+from .http import Refused
 from .interface import QUERY_IMAGES, Images, Oracle, Wrapper
 from .prompt import Prompt
 
@@ -188,6 +189,18 @@ class Meter(Wrapper):
         self.write(counts, self.lost)
         self.counts = counts
 
+    @contextmanager
+    def billed(self, *cost: int) -> Iterator[None]:
+        """Charge, and take it back where the model's owner refuses what is asked within."""
+        before = self.counts
+        self.charge(*cost)
+        try:
+            yield
+        except Refused:
+            self.write(before, self.lost)
+            self.counts = before
+            raise
+
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         super().set_classes(names, template)
         self.classes = max(1, len(names))
@@ -203,20 +216,23 @@ class Meter(Wrapper):
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         self.require("logits", *prompt.grants)
-        self.charge(*prompt_cost(prompt, self.classes, len(images)))
-        return self.checked(self.inner.query(images, prompt), "logits")
+        with self.billed(*prompt_cost(prompt, self.classes, len(images))):
+            answer = self.inner.query(images, prompt)
+        return self.checked(answer, "logits")
 
     def image_features(self, images: Images) -> torch.Tensor:
         """Counts as one candidate on these images."""
         self.require("features")
-        self.charge(*query_cost(1, len(images)))
-        return self.checked(self.inner.image_features(images), "image features")
+        with self.billed(*query_cost(1, len(images))):
+            answer = self.inner.image_features(images)
+        return self.checked(answer, "image features")
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
         """Counts as a query a candidate, and no image query."""
         self.require("features", *prompt.grants)
-        self.charge(prompt.candidates(self.classes), 0)
-        return self.checked(self.inner.text_features(prompt), "text features")
+        with self.billed(prompt.candidates(self.classes), 0):
+            answer = self.inner.text_features(prompt)
+        return self.checked(answer, "text features")
 
     def summary(self) -> str:
         """The lines that close a log; `parse_test_res.py` reads them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -43,6 +45,16 @@ class Prompt:
 
     def __len__(self) -> int:
         return next(iter(self.lengths()), 1)
+
+    def split(self) -> Iterator[Prompt]:
+        """A prompt for every candidate."""
+        for i in range(len(self)):
+            parts: dict[str, Any] = {
+                field.name: part[i : i + 1]
+                for field in fields(self)
+                if isinstance(part := getattr(self, field.name), torch.Tensor)
+            }
+            yield replace(self, **parts)
 
     @property
     def tokens(self) -> int:

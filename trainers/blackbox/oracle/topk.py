@@ -42,20 +42,23 @@ class TopK(Wrapper):
         self.classes = len(names)
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        answer = super().query(images, prompt)
-        if prompt.texts is None:
-            return self.largest(answer)
-        parts = answer.split([self.classes, len(prompt.texts)], dim=-1)
-        return torch.cat([self.largest(part) for part in parts], dim=-1)
+        return let_out(super().query(images, prompt), self.classes, self.k)
 
-    def largest(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities `[P, B, C]`, of which k an image are the model's."""
-        answer = logits.double().log_softmax(-1)
-        unseen = answer.shape[-1] - self.k
-        if unseen <= 0:
-            return answer.float()
-        # in double precision, since what they leave may be a millionth
-        seen, classes = answer.topk(self.k)
-        rest = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(NOTHING)
-        left = rest - math.log(unseen)
-        return left.expand_as(answer).scatter(-1, classes, seen).float()
+
+def let_out(logits: torch.Tensor, classes: int, k: int) -> torch.Tensor:
+    """What of logits `[P, B, C + M]` about C classes and M further texts is let out."""
+    parts = logits.split([classes, logits.shape[-1] - classes], dim=-1)
+    return torch.cat([largest(part, k) for part in parts if part.shape[-1]], dim=-1)
+
+
+def largest(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Log-probabilities `[P, B, C]`, of which k an image are the model's."""
+    answer = logits.double().log_softmax(-1)
+    unseen = answer.shape[-1] - k
+    if unseen <= 0:
+        return answer.float()
+    # in double precision, since what they leave may be a millionth
+    seen, classes = answer.topk(k)
+    rest = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(NOTHING)
+    left = rest - math.log(unseen)
+    return left.expand_as(answer).scatter(-1, classes, seen).float()

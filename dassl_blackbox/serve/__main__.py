@@ -1,0 +1,97 @@
+"""Lets others query a model over HTTP, with keys, grants and budgets."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from typing import Any
+
+from ..console import tool
+from ..trainers.blackbox.oracle.interface import GRANTS
+from ..trainers.blackbox.run.errors import BlackBoxError, first_line
+
+GRACE = 30  # seconds that requests have to end when the server is told to stop
+BACKLOG = 128
+HEADER_BYTES = 2**14  # of a request's headers
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m dassl_blackbox.serve", description=__doc__)
+    add = parser.add_argument
+    add("--backbone", required=True, help="the model, as MODEL.BACKBONE.NAME names it")
+    add("--name", default="", help="under which clients know it (default: as --backbone)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--port", type=int, default=8900, help="0: any that is free (default: 8900)")
+    add("--prec", default="fp32", help="fp32, fp16, bf16 or amp (default: fp32)")
+    add("--device", default="", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--keys", default="", help="YAML file of keys; see docs/REMOTE.md")
+    add("--grants", nargs="*", default=["contexts", "logits"], choices=GRANTS)
+    add("--top-k", type=int, default=0, help="log-probabilities let out an image; 0: logits")
+    add("--state", default="", help="folder of ledger and images (default: the user's)")
+    add("--store-mb", type=int, default=8192, help="bound of the images that are kept")
+    add("--max-mb", type=int, default=256, help="bound of a request and of an answer")
+    args = parser.parse_args(arguments)
+    for name, least in (("top_k", 0), ("port", 0), ("store_mb", 1), ("max_mb", 1)):
+        if not least <= getattr(args, name) <= 2**31:
+            parser.error(f"--{name.replace('_', '-')} is out of range")
+    return args
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as e:
+        raise BlackBoxError(f"Nothing can listen on {host}:{port} ({first_line(e)}).") from e
+    return bound
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_args(arguments)
+    with listen(args.host, args.port) as bound:
+        serve(args, bound)
+    return 0
+
+
+def serve(args: argparse.Namespace, bound: socket.socket) -> None:
+    try:
+        import uvicorn
+
+        from .application import build_app
+        from .building import Options, build_service
+    except ImportError as e:
+        raise BlackBoxError(
+            f"The server needs the package {e.name}: pip install 'dassl-blackbox[serve]'."
+        ) from e
+    options = Options(
+        backbone=args.backbone,
+        name=args.name,
+        precision=args.prec,
+        device=args.device,
+        grants=args.grants,
+        top_k=args.top_k,
+        keys=args.keys,
+        state=args.state,
+        store_mb=args.store_mb,
+        max_mb=args.max_mb,
+    )
+    service, made = build_service(options)
+    config: dict[str, Any] = {
+        "http": "h11",
+        "h11_max_incomplete_event_size": HEADER_BYTES,
+        "timeout_keep_alive": 75,
+        "timeout_graceful_shutdown": GRACE,
+        "backlog": BACKLOG,
+        "log_level": "warning",
+        "server_header": False,
+    }
+    if made:
+        print(f"No keys were given; this one was made for as long as the server runs: {made}")
+    host, port = bound.getsockname()[:2]
+    print(f"{service.description.name} listens on http://{host}:{port}", flush=True)
+    uvicorn.Server(uvicorn.Config(build_app(service), **config)).run(sockets=[bound])
+
+
+if __name__ == "__main__":
+    sys.exit(tool(main))

@@ -1,0 +1,178 @@
+"""Who may ask, for what, how much and how fast."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..trainers.blackbox.oracle.interface import GRANTS
+from ..trainers.blackbox.run.errors import BlackBoxError, first_line, one_of
+from .errors import Refusal
+
+KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key
+LEAST = 8  # characters of a key
+MINUTE = 60.0
+ENTRIES = ("name", "key", "grants", "top_k", "max_queries", "max_image_queries", "rate")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one key is good for.
+
+    Attributes:
+        name: under which usage is kept; it stays when the key is changed.
+        digest: SHA-256 of the key.
+        grants: what is let in (contexts, image_tokens) and out (logits, features).
+        top_k: log-probabilities that are let out of an image; 0: logits.
+        max_queries, max_image_queries: budgets; 0: no limit.
+        rate: requests a minute; 0: no limit.
+    """
+
+    name: str
+    digest: bytes = field(repr=False)
+    grants: frozenset[str]
+    top_k: int = 0
+    max_queries: int = 0
+    max_image_queries: int = 0
+    rate: int = 0
+
+    def require(self, *grants: str) -> None:
+        for grant in grants:
+            if grant not in self.grants:
+                given = ", ".join(sorted(self.grants)) or "nothing"
+                raise Refusal(
+                    403, "not_granted", f"'{grant}' is not granted to this key (granted: {given})."
+                )
+
+
+def digest_of(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class Accounts:
+    """The keys of a server, and how many requests each may still make in this minute."""
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self.accounts = tuple(accounts)
+        self.lock = threading.Lock()
+        self.left: dict[str, tuple[float, float]] = {}  # name: (requests that are left, when)
+
+    def of(self, authorization: str | None) -> Account:
+        """The account of the header `Authorization: Bearer KEY`.
+
+        All keys are compared, each in a time that does not depend on the key.
+
+        Raises:
+            Refusal: 401.
+        """
+        scheme, _, key = (authorization or "").partition(" ")
+        found, given = None, digest_of(key.strip())
+        for account in self.accounts:
+            if hmac.compare_digest(account.digest, given):
+                found = account
+        if found is None or scheme.lower() != "bearer":
+            raise Refusal(
+                401,
+                "unknown_key",
+                "A known key is needed, in the header 'Authorization: Bearer KEY'.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        return found
+
+    def spend(self, account: Account) -> None:
+        """Count a request against the account's rate.
+
+        Raises:
+            Refusal: 429, with the seconds after which there is room.
+        """
+        if not account.rate:
+            return
+        each = MINUTE / account.rate
+        with self.lock:
+            now = time.monotonic()
+            left, before = self.left.get(account.name, (float(account.rate), now))
+            left = min(account.rate, left + (now - before) / each)
+            enough = left >= 1
+            self.left[account.name] = (left - enough, now)
+        if not enough:
+            wait = (1 - left) * each
+            raise Refusal(
+                429,
+                "too_fast",
+                f"This key may make {account.rate:,} requests a minute.",
+                {"Retry-After": f"{wait:.2f}"},
+            )
+
+
+def read_accounts(path: str, grants: Sequence[str], top_k: int) -> tuple[list[Account], str]:
+    """The accounts of a YAML file and of the environment, and a key that was made where none is.
+
+    The file is a list, each entry with `name` and `key`, and perhaps `grants`, `top_k`,
+    `max_queries`, `max_image_queries` and `rate` (defaults: those given here, and no limits). The
+    environment variable `BLACKBOX_KEYS` holds `name=key,name=key`.
+
+    Raises:
+        BlackBoxError: it cannot be read; an entry is unknown, missing or of another kind; two have
+            one name or one key.
+    """
+    entries: list[Any] = []
+    if path:
+        try:
+            entries = yaml.safe_load(Path(path).read_text()) or []
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise BlackBoxError(f"The keys in {path} cannot be read ({first_line(e)}).") from e
+        if not isinstance(entries, list):
+            raise BlackBoxError(f"{path} is no list of keys, each with 'name' and 'key'.")
+    for pair in filter(None, os.environ.get(KEYS, "").split(",")):
+        name, _, key = pair.partition("=")
+        entries.append({"name": name.strip(), "key": key.strip()})
+    made = ""
+    if not entries:
+        made = secrets.token_urlsafe(24)
+        entries = [{"name": "default", "key": made}]
+    accounts = [account_of(entry, grants, top_k) for entry in entries]
+    for part in ("name", "digest"):
+        if len({getattr(account, part) for account in accounts}) < len(accounts):
+            raise BlackBoxError("Two keys have the same name, or are the same key.")
+    return accounts, made
+
+
+def account_of(entry: Any, grants: Sequence[str], top_k: int) -> Account:
+    """One entry of the list, looked at."""
+    if not isinstance(entry, Mapping) or not all(isinstance(name, str) for name in entry):
+        raise BlackBoxError("An entry of the keys is no mapping with 'name' and 'key'.")
+    for name in entry:
+        one_of("entry of a key", name, ENTRIES)
+    name, key = entry.get("name"), entry.get("key")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise BlackBoxError(f"A key's name is {name!r}; text that is not empty is expected.")
+    if not isinstance(key, str) or len(key) < LEAST or not key.isascii() or " " in key:
+        raise BlackBoxError(
+            f"The key of {name!r} is not one: {LEAST} or more characters of ASCII without a space "
+            f"are expected, in quotation marks."
+        )
+    granted = entry.get("grants", list(grants))
+    if not isinstance(granted, list):
+        raise BlackBoxError(f"The grants of {name!r} are no list.")
+    for grant in granted:
+        one_of(f"grant of {name!r}", grant, GRANTS)
+    numbers = {"top_k": top_k, "max_queries": 0, "max_image_queries": 0, "rate": 0}
+    for entry_name in numbers:
+        value = numbers[entry_name] = entry.get(entry_name, numbers[entry_name])
+        if type(value) is not int or not 0 <= value < 2**53:
+            raise BlackBoxError(
+                f"{entry_name} of {name!r} is {value!r}; a whole number of 0 or more is expected."
+            )
+    if numbers["top_k"]:
+        granted = [grant for grant in granted if grant != "features"]
+    return Account(name, digest_of(key), frozenset(granted), **numbers)

@@ -1,0 +1,80 @@
+"""From the options of the command line to a service that is ready."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..trainers.blackbox.openclip.models import load_model
+from ..trainers.blackbox.run.errors import BlackBoxError, first_line
+from .access import Accounts, read_accounts
+from .contents import Contents
+from .counters import Counters
+from .ledger import Ledger
+from .limits import Limits
+from .replica import Replica
+from .service import Service
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a server is started with.
+
+    Attributes:
+        backbone: the model, as `MODEL.BACKBONE.NAME` names it.
+        name: under which clients know it; empty: the same.
+        precision: fp32, fp16, bf16 or amp.
+        device: cpu, cuda, cuda:1, …; empty: cuda where there is one.
+        grants: of keys that name none of their own.
+        top_k: log-probabilities that are let out of an image; 0: logits.
+        keys: path of the YAML file of keys; empty: those of the environment.
+        state: folder of the ledger and of what was sent; empty: the user's.
+        store_mb: bound of what was sent, in 2^20 bytes.
+        max_mb: bound of a body and of an answer, in 2^20 bytes.
+    """
+
+    backbone: str
+    name: str = ""
+    precision: str = "fp32"
+    device: str = ""
+    grants: Sequence[str] = ("contexts", "logits")
+    top_k: int = 0
+    keys: str = ""
+    state: str = ""
+    store_mb: int = 8192
+    max_mb: int = 256
+
+    @property
+    def folder(self) -> Path:
+        """Where the state is."""
+        home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        return Path(self.state or f"{home}/dassl-blackbox").expanduser()
+
+
+def build_service(options: Options) -> tuple[Service, str]:
+    """The service, and the key that was made for it where none was given.
+
+    Raises:
+        BlackBoxError: the model, the keys or the folder cannot be used.
+    """
+    accounts, made = read_accounts(options.keys, options.grants, options.top_k)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BlackBoxError(
+            f"The folder {options.folder} cannot be made ({first_line(e)}). Choose another --state."
+        ) from e
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(options.backbone, options.precision, device)
+    if options.name:
+        loaded.description = replace(loaded.description, name=options.name)
+    contents = Contents(options.folder / "contents", 2**20 * options.store_mb, loaded.description)
+    counters = Counters()
+    replica = Replica(loaded, contents, counters)
+    ledger = Ledger(options.folder / "ledger.sqlite")
+    limits = Limits(body=2**20 * options.max_mb)
+    return Service(replica, Accounts(accounts), ledger, contents, counters, limits), made

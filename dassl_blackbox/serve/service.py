@@ -1,0 +1,244 @@
+"""What the server does with a request that was let in: it is looked at, charged, then done."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+
+from ..trainers.blackbox.data.decoding import decode
+from ..trainers.blackbox.oracle.meter import prompt_cost, query_cost
+from ..trainers.blackbox.oracle.prompt import Prompt
+from ..trainers.blackbox.oracle.texts import Texts
+from ..trainers.blackbox.oracle.topk import let_out
+from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
+from ..trainers.blackbox.run.errors import BlackBoxError, first_line
+from .access import Account, Accounts
+from .contents import Contents, missing
+from .counters import Counters
+from .errors import Refusal
+from .ledger import Ledger
+from .limits import Limits
+from .questions import Asked, TextList, read_question, read_tensors, wrong
+from .replica import Job, Replica, unknown
+
+QUERY, IMAGE_FEATURES, TEXT_FEATURES = "query", "images", "texts"
+NUMBER_BYTES = 4
+DISK_THREADS = 2  # that write to the ledger and to what is kept; beside the model's
+
+
+@dataclass
+class Service:
+    """A model, those who may ask it, and what they have used."""
+
+    replica: Replica
+    accounts: Accounts
+    ledger: Ledger
+    contents: Contents
+    counters: Counters
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        self.description = self.replica.description
+        self.disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self.counters.watch(lambda: self.replica.waiting)
+
+    async def on_disk(self, function: Any, *arguments: Any) -> Any:
+        """A call that waits for the disk, beside the loop that answers others."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.disk, partial(function, *arguments))
+
+    def close(self) -> None:
+        self.replica.stop()
+        self.disk.shutdown()
+        self.ledger.close()
+        self.contents.close()
+
+    def describe(self, account: Account) -> dict[str, Any]:
+        return {
+            "model": as_json(self.description),
+            "grants": sorted(account.grants),
+            "top_k": account.top_k,
+            "max_bytes": self.limits.body,
+        }
+
+    # ------------------------------------------------------------------ what is sent once
+
+    async def take_texts(self, given: TextList) -> dict[str, Any]:
+        """Keep a list of texts; tells its name, and how many context tokens fit in front."""
+        texts, limits = Texts.of(given.names, given.template), self.limits
+        longest = max(len(text) for text in (*texts.names, texts.template))
+        if len(texts) > limits.texts or longest > limits.characters:
+            raise wrong(
+                f"There are {len(texts):,} texts, the longest of {longest:,} characters; "
+                f"{limits.texts:,} of {limits.characters:,} may be sent."
+            )
+        path = await self.on_disk(self.path, texts)
+        await self.on_disk(self.contents.put_texts, texts)
+        room = self.description.context_length - 2 - max(map(len, path.texts))
+        return {"id": texts.id, "room": room}
+
+    def path(self, texts: Texts) -> Any:
+        try:
+            return self.replica.path(texts)
+        except BlackBoxError as e:
+            raise wrong(str(e)) from e
+
+    async def take_tensors(self, body: bytes) -> dict[str, Any]:
+        """Keep images: 8-bit pictures (uint8) or normalised pixels (float32) `[B, 3, H, W]`."""
+        tensors, _ = read_tensors(body)
+        size = self.description.image_size
+        images = tensors.get("images")
+        if images is None or len(tensors) > 1:
+            raise wrong("One tensor is expected, named 'images'.")
+        if images.dtype not in (torch.uint8, torch.float32) or (
+            images.ndim != 4 or tuple(images.shape[1:]) != (3, *size) or not len(images)
+        ):
+            raise wrong(
+                f"'images' is {images.dtype} {list(images.shape)}; uint8 or float32 "
+                f"[B, 3, {size[0]}, {size[1]}] is expected."
+            )
+        if images.is_floating_point() and not torch.isfinite(images).all():
+            raise wrong("'images' has numbers that are not finite.")
+        return await self.on_disk(self.keep, images)
+
+    async def take_picture(self, body: bytes) -> dict[str, Any]:
+        """Keep one picture of any size: its short side is resized, and the centre is cut out."""
+        return await self.on_disk(self.keep_picture, body)
+
+    def keep_picture(self, body: bytes) -> dict[str, Any]:
+        size = self.description.image_size
+        mode = InterpolationMode(self.description.interpolation)
+        prepare = Compose([Resize(min(size), mode), CenterCrop(size), PILToTensor()])
+        try:
+            picture = decode(io.BytesIO(body))
+            if max(picture.size) > 50 * min(picture.size):
+                raise ValueError("it is more than 50 times as long as it is wide")
+            pixels = prepare(picture)
+        # Pillow raises errors of many kinds on damaged data
+        except (Exception, Image.DecompressionBombError) as e:
+            raise wrong(f"The picture cannot be decoded ({first_line(e)}).") from e
+        return self.keep(pixels[None])
+
+    def keep(self, images: torch.Tensor) -> dict[str, Any]:
+        names = content_ids(images)
+        self.contents.put_images(names, images)
+        return {"ids": names}
+
+    # ------------------------------------------------------------------ questions
+
+    async def answer(
+        self, what: str, account: Account, name: str, body: bytes, digest: str
+    ) -> bytes:
+        """The answer to a question, as a body.
+
+        Args:
+            what: `query`, `images` (their features) or `texts` (theirs).
+            account: of the client.
+            name: of the request, by its client; empty: it has none, and counts by itself.
+            body: of the request.
+            digest: of the body.
+        """
+        asked, prompt = read_question(body, self.description, self.limits)
+        account.require(*self.grants(what, prompt))
+        job = await self.on_disk(self.job, what, asked, prompt)
+        cost, numbers = self.cost(what, job)
+        if numbers * NUMBER_BYTES > self.limits.body:
+            raise Refusal(
+                413,
+                "answer_too_large",
+                f"The answer would have {numbers * NUMBER_BYTES:,} bytes, and "
+                f"{self.limits.body:,} may be. Ask about fewer images or candidates at once.",
+            )
+        if self.replica.waiting >= self.limits.waiting:
+            raise Refusal(503, "busy", "Too many requests wait.", {"Retry-After": "1"})
+        charged = await self.on_disk(self.ledger.charge, account, name, f"{what} {digest}", cost)
+        if charged:
+            self.counters.charged(*cost)
+        try:
+            answer = await asyncio.wrap_future(self.replica.submit(job))
+        except Exception:
+            # what failed is not charged; what a client did not wait for is
+            if charged:
+                await self.on_disk(self.ledger.refund, account, name)
+            raise
+        if what == QUERY and account.top_k:
+            answer = let_out(answer, len(job.texts[0]), account.top_k)
+        return await self.on_disk(pack, {"answer": answer})
+
+    def grants(self, what: str, prompt: Prompt) -> Sequence[str]:
+        return "logits" if what == QUERY else "features", *prompt.grants
+
+    def job(self, what: str, asked: Asked, prompt: Prompt) -> Job:
+        """What is asked, with names replaced by what they name.
+
+        Raises:
+            Refusal: 404 where a name is not known, 422 where it cannot be asked.
+        """
+        if what == IMAGE_FEATURES:
+            if not asked.images or asked.classes or asked.texts or prompt.lengths():
+                raise wrong("'images' are expected, and nothing else.")
+        elif asked.classes is None:
+            raise wrong("'classes' is expected: the name of a list of texts.")
+        elif what == QUERY and not asked.images and prompt.pictures is None:
+            raise wrong("'images' are expected, or the tensor 'pictures'.")
+        elif what == TEXT_FEATURES and (
+            asked.images or prompt.pictures is not None or prompt.image_tokens is not None
+        ):
+            raise wrong("Features of texts depend on contexts alone.")
+        lists = {name: self.contents.texts(name) for name in (asked.classes, asked.texts) if name}
+        features = self.replica.oracle.store if prompt.image_tokens is None else None
+        lost = missing(asked.images, self.contents, features)
+        if lost or None in lists.values():
+            names = [name for name, texts in lists.items() if texts is None]
+            raise unknown(images=lost, texts=names)
+        texts = [texts for texts in lists.values() if texts is not None]
+        if asked.texts and asked.texts == asked.classes:
+            texts = texts * 2
+        if texts:
+            self.check_texts(texts, prompt)
+        return Job(asked.images, texts, prompt.contexts, prompt.image_tokens, prompt.pictures)
+
+    def check_texts(self, texts: Sequence[Texts], prompt: Prompt) -> None:
+        encoded = len(prompt) * len(texts[0]) + sum(map(len, texts[1:]))
+        if encoded > self.limits.encoded:
+            raise wrong(
+                f"{encoded:,} texts would be encoded; {self.limits.encoded:,} may be at once."
+            )
+        try:
+            self.replica.path(texts[0]).check(prompt.tokens)
+        except BlackBoxError as e:
+            raise wrong(str(e)) from e
+
+    def cost(self, what: str, job: Job) -> tuple[tuple[int, int], int]:
+        """((queries, image queries), numbers of the answer)."""
+        prompt = Prompt(job.contexts, job.image_tokens, job.pictures, *job.texts[1:])
+        images = len(job.images) if job.pictures is None else job.pictures.shape[1]
+        texts = sum(map(len, job.texts))
+        if what == IMAGE_FEATURES:
+            return query_cost(1, images), images * self.description.embed_dim
+        if what == TEXT_FEATURES:
+            queries = prompt.candidates(len(job.texts[0]))
+            return (queries, 0), len(prompt) * texts * self.description.embed_dim
+        cost = prompt_cost(prompt, len(job.texts[0]), images)
+        return cost, math.prod((len(prompt), images, texts))
+
+    async def embedding(self, account: Account, words: str) -> bytes:
+        """Token embeddings `[n, D]`, which contexts are made of."""
+        account.require("contexts")
+        if len(words) > self.limits.characters:
+            raise wrong(f"The words have more than {self.limits.characters:,} characters.")
+        try:
+            found = await self.on_disk(self.replica.oracle.embed, words)
+        except BlackBoxError as e:
+            raise wrong(str(e)) from e
+        return pack({"answer": found})

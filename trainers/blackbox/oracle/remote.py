@@ -1,0 +1,231 @@
+"""The client of our own server: every trainer runs over it unchanged."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import torch
+
+from ..run.errors import BlackBoxError, BudgetSpent
+from .http import Http, Missing, RemoteBudgetSpent, Transient
+from .interface import Images, Oracle
+from .prompt import Prompt
+from .texts import Texts
+from .wire import (
+    DIGEST,
+    MEDIA,
+    REQUEST,
+    as_8bit,
+    content_ids,
+    described,
+    digest_of,
+    pack,
+    unpack,
+)
+
+UPLOAD_BYTES = 2**24  # of one request with images
+KNOWN = 100_000  # names of images that are remembered as sent
+AGAIN = 100  # repetitions where the server lost what a request names, or has it elsewhere
+
+
+class RemoteImages(Images):
+    """A batch with the names of its contents, and the contents until the server has them.
+
+    Attributes:
+        pixels: 8-bit pictures, or normalised pixels that are not made of such, `[B, 3, H, W]`.
+        ids: one an image.
+    """
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        super().__init__(len(pixels))
+        self.pixels, self.ids = pixels, content_ids(pixels)
+
+
+class RemoteOracle(Oracle):
+    """Asks a server of `dassl_blackbox.serve`; no weight comes to this side.
+
+    Texts and images are sent once, named by their content. A server that does not know a name says
+    so, and is sent the content again: one that was started anew goes on where it was.
+
+    Args:
+        line: the connection.
+        device: where answers are put.
+        name: the model that is expected (`MODEL.BACKBONE.NAME`).
+        client: name of the method that asks, for error messages.
+
+    Raises:
+        BlackBoxError: the server cannot be reached, speaks otherwise, or holds another model.
+    """
+
+    def __init__(self, line: Http, device: torch.device, name: str, client: str) -> None:
+        self.line, self.device, self.client = line, device, client
+        try:
+            about = line.ask("GET", "/v1/description", entries)
+            self.description = described(about["model"])
+            self.grants, self.most = frozenset(about["grants"]), int(about["max_bytes"])
+        except (Missing, KeyError, TypeError, ValueError) as e:
+            if isinstance(e, BlackBoxError):
+                raise
+            raise BlackBoxError(
+                f"{line.url} is no server of dassl_blackbox.serve: what it says of itself cannot "
+                f"be read. Check ORACLE.URL; for other services, set ORACLE.API."
+            ) from e
+        if self.description.name != name:
+            raise BlackBoxError(
+                f"MODEL.BACKBONE.NAME is {name!r}, but {line.url} holds "
+                f"{self.description.name!r}. Set it to that name, if that model is meant."
+            )
+        self.classes: Texts | None = None
+        self.sent: dict[str, None] = {}  # names of images that the server has had, oldest first
+
+    # ------------------------------------------------------------------ texts
+
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
+        self.classes = Texts.of(names, template)
+        self.room = self.send_texts(self.classes)
+
+    def send_texts(self, texts: Texts) -> int:
+        """Tell the server a list of texts; returns how many context tokens fit before them."""
+        body = {"names": list(texts.names), "template": texts.template}
+        try:
+            found = self.line.ask("POST", "/v1/texts", entries, json=body)
+        except UnicodeEncodeError as e:
+            raise BlackBoxError(
+                "A class name or the template is no text that UTF-8 can hold. Rename it."
+            ) from e
+        return found["room"]
+
+    def named_classes(self) -> Texts:
+        if self.classes is None:
+            raise BlackBoxError(
+                "The oracle was asked before it was told any class names: call set_classes first."
+            )
+        return self.classes
+
+    def check(self, n: int) -> None:
+        self.named_classes()
+        if n > self.room:
+            raise BlackBoxError(
+                f"The texts of the classes leave room for {self.room} context tokens in "
+                f"{self.description.name}, and there are {n}. Shorten a name or the context."
+            )
+
+    def embed(self, words: str) -> torch.Tensor:
+        path = f"/v1/embedding?words={quote(words)}"
+        return self.line.ask("GET", path, tensor).to(self.device)
+
+    # ------------------------------------------------------------------ images
+
+    def upload(self, images: torch.Tensor) -> Images:
+        """The images are sent when they are first asked about."""
+        size = self.description.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
+            raise BlackBoxError(
+                f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} "
+                f"takes [B, 3, {size[0]}, {size[1]}]."
+            )
+        pictures = as_8bit(images, self.description)
+        return RemoteImages(images.cpu() if pictures is None else pictures)
+
+    def send_images(self, images: RemoteImages, wanted: set[str]) -> None:
+        """Send those of the images whose names are wanted, each once."""
+        rows = {name: i for i, name in enumerate(images.ids) if name in wanted}
+        each = max(1, UPLOAD_BYTES // max(1, images.pixels[:1].nbytes))
+        for part in torch.tensor(list(rows.values())).split(each):
+            body = pack({"images": images.pixels[part]})
+            self.line.ask("POST", "/v1/images", entries, body, headers=of_body(body))
+        self.sent.update(dict.fromkeys(rows))
+        for name in list(self.sent)[:-KNOWN]:
+            del self.sent[name]
+
+    # ------------------------------------------------------------------ questions
+
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        pictures = prompt.pictures
+        if pictures is None or pictures.nbytes < self.most or prompt.texts is not None:
+            return self.ask("/v1/query", images, prompt)
+        # a request a candidate costs the same, and fits more often
+        answers: list[torch.Tensor] = []
+        for part in prompt.split():
+            try:
+                answers.append(self.ask("/v1/query", images, part))
+            except RemoteBudgetSpent as e:
+                # what was answered before it is billed
+                if answers:
+                    raise BudgetSpent(str(e)) from e
+                raise
+        return torch.cat(answers)
+
+    def image_features(self, images: Images) -> torch.Tensor:
+        return self.ask("/v1/features/images", images, None)
+
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
+        return self.ask("/v1/features/texts", None, prompt)
+
+    def ask(self, path: str, images: Images | None, prompt: Prompt | None) -> torch.Tensor:
+        """One request, under one name, until it is answered."""
+        about: dict[str, Any] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        if prompt is not None:
+            about["classes"] = self.named_classes().id
+            about["texts"] = None if prompt.texts is None else prompt.texts.id
+            parts = ("contexts", "image_tokens", "pictures")
+            held = {part: getattr(prompt, part) for part in parts}
+            tensors = {part: value for part, value in held.items() if value is not None}
+        if isinstance(images, RemoteImages) and "pictures" not in tensors:
+            about["images"] = images.ids
+            self.send_images(images, set(images.ids) - self.sent.keys())
+        body = pack(tensors, about)
+        headers = {**of_body(body), REQUEST: uuid.uuid4().hex}
+        for _ in range(AGAIN):
+            try:
+                return self.line.ask("POST", path, tensor, body, headers=headers).to(self.device)
+            except Missing as e:
+                self.restore(e.about, images, prompt)
+        raise BlackBoxError(
+            f"{self.line.url} says again and again that it does not know what it was sent. Give "
+            f"it more room for what it keeps (--store-mb)."
+        )
+
+    def restore(self, about: Any, images: Images | None, prompt: Prompt | None) -> None:
+        """Send what the server says it does not know."""
+        missing = about.get("missing") if isinstance(about, dict) else None
+        if not isinstance(missing, dict):
+            raise BlackBoxError(
+                f"{self.line.url} answers 404, which its own server does not. Check ORACLE.URL."
+            )
+        if missing.get("images") and isinstance(images, RemoteImages):
+            self.send_images(images, set(missing["images"]))
+        if missing.get("texts") and prompt is not None:
+            for texts in (self.named_classes(), prompt.texts):
+                if texts is not None:
+                    self.send_texts(texts)
+
+
+def of_body(body: bytes) -> dict[str, str]:
+    return {"Content-Type": MEDIA, DIGEST: digest_of(body)}
+
+
+def whole(answer: Any) -> bytes:
+    """The body of an answer that came whole.
+
+    Raises:
+        Transient: it did not.
+    """
+    if answer.headers.get(DIGEST) != digest_of(answer.content):
+        raise Transient("the answer is damaged, or has no Content-Digest")
+    return answer.content
+
+
+def entries(answer: Any) -> dict[str, Any]:
+    """The entries of a JSON object."""
+    return json.loads(whole(answer))
+
+
+def tensor(answer: Any) -> torch.Tensor:
+    """The tensor that answers a question."""
+    return unpack(whole(answer))[0]["answer"]

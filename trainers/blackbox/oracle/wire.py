@@ -1,0 +1,103 @@
+"""The wire format of our server and client: tensors, what is said beside them, and content names.
+
+A body is a safetensors file, of which one entry of the metadata is JSON: no pickle is read on
+either side. Its digest goes with it (RFC 9530), so that a damaged body is known as such.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..run.errors import BlackBoxError
+from .interface import Description
+
+MEDIA = "application/vnd.safetensors"
+DIGEST = "Content-Digest"
+REQUEST = "Idempotency-Key"
+ABOUT = "about"
+HEADER_BYTES = 8  # a safetensors file begins with the length of its header
+TUPLES = ("image_size", "mean", "std")
+
+
+def pack(tensors: Mapping[str, torch.Tensor], about: Any = None) -> bytes:
+    """A body of named tensors, and of what can be said in JSON about them."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(held, {ABOUT: json.dumps(about)})
+
+
+def unpack(body: bytes) -> tuple[dict[str, torch.Tensor], Any]:
+    """The tensors of a body, and what is said about them.
+
+    Raises:
+        BlackBoxError: it is not one of `pack`.
+    """
+    try:
+        tensors = safetensors.torch.load(body)
+        length = int.from_bytes(body[:HEADER_BYTES], "little")
+        header = json.loads(body[HEADER_BYTES : HEADER_BYTES + length])
+        about = json.loads(header.get("__metadata__", {}).get(ABOUT, "null"))
+    # safetensors raises an exception of its own, and KeyError for a type that torch has not
+    except Exception as e:
+        raise BlackBoxError(
+            f"The body is no safetensors file with JSON beside it ({type(e).__name__})."
+        ) from e
+    return tensors, about
+
+
+def digest_of(body: bytes) -> str:
+    """The value of the header `Content-Digest`."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def content_ids(images: torch.Tensor) -> list[str]:
+    """SHA-256 of every image `[B, 3, H, W]`, its type and its size, in hexadecimal digits."""
+    head = f"{images.dtype} {tuple(images.shape[1:])} ".encode()
+    rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+    return [hashlib.sha256(head + row.tobytes()).hexdigest() for row in rows]
+
+
+def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | None:
+    """The pictures `[B, 3, H, W]` of 8 bits that these normalised pixels were made of.
+
+    None where there are none from which `normalised` makes the same pixels, bit for bit.
+    """
+    mean, std = moments(description)
+    pixels = pixels.cpu()
+    pictures = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pictures if torch.equal(normalised(pictures, description), pixels) else None
+
+
+def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor:
+    """Pixels as torchvision's `ToTensor` and `Normalize` make them of 8-bit pictures."""
+    mean, std = moments(description)
+    return pictures.float().div(255).sub(mean).div(std)
+
+
+def moments(description: Description) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = (torch.tensor(part).view(3, 1, 1) for part in (description.mean, description.std))
+    mean, std = parts
+    return mean, std
+
+
+def described(about: Mapping[str, Any]) -> Description:
+    """The description that `as_json` wrote.
+
+    Raises:
+        BlackBoxError: it is not one.
+    """
+    try:
+        return Description(**{**about, **{name: tuple(about[name]) for name in TUPLES}})
+    except (KeyError, TypeError) as e:
+        raise BlackBoxError("What describes the model has other entries than expected.") from e
+
+
+def as_json(description: Description) -> dict[str, Any]:
+    return asdict(description)

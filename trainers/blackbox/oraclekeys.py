@@ -1,0 +1,76 @@
+"""The keys that say where the model is, and what its owner lets in and out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .keys import Key, Rule, distinct, is_text, make, number, one, text, where, whole
+
+OURS, OPENAI, HF = "blackbox", "openai", "hf"
+APIS = (OURS, OPENAI, HF)
+CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_local(node: Any) -> bool:
+    return not node.URL
+
+
+def is_remote(node: Any) -> bool:
+    return bool(node.URL)
+
+
+def is_service(node: Any) -> bool:
+    """Whether it is another service than our own server."""
+    return bool(node.URL) and node.API != OURS
+
+
+def speaks_openai(node: Any) -> bool:
+    return is_service(node) and where("API", OPENAI)(node)
+
+
+def local_keys() -> dict[str, Key]:
+    """Where the model is in this process, the configuration plays its owner."""
+    return {
+        "PREC": Key(
+            "fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", is_local
+        ),
+        "GRANTS": Key(
+            ("contexts", "logits"),
+            distinct("contexts", "image_tokens", "logits", "features"),
+            "what the model's owner lets out or in",
+            is_local,
+        ),
+        "TOP_K": Key(0, whole(0), "0: logits; k: an image's k largest log-probabilities", is_local),
+    }
+
+
+def api_rule() -> Rule:
+    """A wire format that is known, or a class of one's own."""
+    return make(
+        f"one of {', '.join(APIS)}, or module:Class",
+        lambda value: is_text(value) and (value in APIS or bool(CLASS.fullmatch(value))),
+        (*APIS, "my.module:Service"),
+        ("Openai_", "module:", ":Class"),
+        APIS,
+    )
+
+
+def remote_keys() -> dict[str, Key]:
+    """A model behind HTTP. The environment variable BLACKBOX_KEY holds the key."""
+    return {
+        "URL": Key("", text(), "of a service that holds the model; empty: it is in this process"),
+        "API": Key(OURS, api_rule(), "what it speaks: blackbox is our own server", is_remote),
+        "TIMEOUT": Key(60.0, number(above=0), "seconds without a byte before a new try", is_remote),
+        "PATIENCE": Key(300.0, number(0), "seconds before a request is given up", is_remote),
+        # for OpenAI's and OpenCLIP's CLIP models; no service tells it
+        "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", is_service),
+        "IMAGES": Key(
+            "modality", one("modality", "items", "data_uri"), "an image in JSON", speaks_openai
+        ),
+        "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", speaks_openai),
+        "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", is_service),
+        "CACHE": Key(
+            "~/.cache/dassl-blackbox", text(), "folder of answers; empty: none is kept", is_service
+        ),
+    }
