@@ -81,10 +81,17 @@ class Billed(ResumableTrainer):
         steps = self.steps_total()
         queries, images = self.plan.until(steps)
         most = max(cost.queries for cost in self.plan.epoch)
-        return (
+        line = (
             f"{steps:,} steps of {most:,} queries: {queries:,} training queries, "
             f"{images:,} image queries"
         )
+        # what a service keeps no answers of is sent again for every candidate
+        pictures = images if self.space.changes_pictures else self.plan.images(steps)
+        tested = len(self.dm.dataset.test)
+        if quote := self.oracle.quote(pictures, self.num_classes):
+            test = self.oracle.quote(tested, 0)
+            line += f". Of the service, where it has no answers yet: {quote}; the test set {test}"
+        return line
 
     def spent(self) -> int:
         return self.oracle.counts["training"]["queries"]

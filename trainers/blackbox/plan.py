@@ -89,6 +89,11 @@ class Plan:
         total = sum(self.epoch, Cost()) * whole + sum(self.epoch[:rest], Cost())
         return total + self.first if steps else total
 
+    def images(self, steps: int) -> int:
+        """Images of the first so many steps, each step's counted once."""
+        whole, rest = divmod(steps, len(self.sizes))
+        return whole * sum(self.sizes) + sum(self.sizes[:rest])
+
     def steps(self, limits: Mapping[str, int]) -> int:
         """Steps that the limits pay for, 0 meaning none; at most those of all epochs."""
         return min(

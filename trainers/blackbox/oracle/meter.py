@@ -18,7 +18,7 @@ from .interface import QUERY_IMAGES, Images, Oracle, Wrapper
 from .prompt import Prompt
 
 PURPOSES = ("training", "evaluation")
-LOST = "lost"
+LOST, SERVICE = "lost", "service"
 UNITS = ("queries", "image_queries")
 Counts = dict[str, int]
 
@@ -56,6 +56,17 @@ def larger(a: Counts, b: Counts) -> Counts:
     return {unit: max(a[unit], b[unit]) for unit in UNITS}
 
 
+def usage_in(bill: Mapping[str, Any]) -> dict[str, int | float]:
+    """What a service was sent, by a bill that may not say so."""
+    section = bill.get(SERVICE, {})
+    sound = isinstance(section, Mapping) and all(
+        type(value) in (int, float) and 0 <= value < 2**63 for value in section.values()
+    )
+    if not sound:
+        raise BlackBoxError(f"the section '{SERVICE}' holds no numbers of 0 or more")
+    return dict(section)
+
+
 def refuse(constant: str) -> NoReturn:
     raise BlackBoxError(f"{constant} is not a count")
 
@@ -90,6 +101,7 @@ class Meter(Wrapper):
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
         self.lost = dict.fromkeys(UNITS, 0)
         self.classes = 1
+        self.earlier: dict[str, int | float] = {}  # what earlier lives sent to a service
         self.others: dict[str, Any] = {}  # a newer version's sections, and keys in ours
         if record is not None:
             self.take_over(record)
@@ -112,12 +124,17 @@ class Meter(Wrapper):
             bill = json.loads(text, parse_constant=refuse)
             made = {purpose: counts_in(bill, purpose) for purpose in PURPOSES}
             lost = counts_in(bill, LOST) if LOST in bill else self.lost
+            earlier = usage_in(bill)
         except (ValueError, RecursionError) as e:
             raise BlackBoxError(
                 f"The bill {record} cannot be read ({first_line(e)}). {cure}"
             ) from e
         self.at_least(made)
         self.lost = larger(self.lost, lost)
+        self.earlier = {
+            name: max(earlier.get(name, 0), self.earlier.get(name, 0))
+            for name in {**earlier, **self.earlier}
+        }
         self.others = {**bill, **self.others}
 
     def at_least(self, counts: Mapping[str, Any]) -> None:
@@ -144,8 +161,15 @@ class Meter(Wrapper):
         if self.record is None:
             return
         ours = {**counts, LOST: lost} if any(lost.values()) or LOST in self.others else counts
+        sent = self.sent()
+        ours = {**ours, SERVICE: sent} if sent else ours
         kept = {name: {**self.others.get(name, {}), **section} for name, section in ours.items()}
         write_atomically(self.record, json.dumps({**self.others, **kept}, indent=1).encode())
+
+    def sent(self) -> dict[str, int | float]:
+        """What a service was sent, by this life and those before; empty where there is none."""
+        usage = self.inner.usage()
+        return {name: usage.get(name, 0) + self.earlier.get(name, 0) for name in usage}
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -192,7 +216,7 @@ class Meter(Wrapper):
     @contextmanager
     def billed(self, *cost: int) -> Iterator[None]:
         """Charge, and take it back where the model's owner refuses what is asked within."""
-        before = self.counts
+        before, sent = self.counts, self.sent()
         self.charge(*cost)
         try:
             yield
@@ -200,6 +224,8 @@ class Meter(Wrapper):
             self.write(before, self.lost)
             self.counts = before
             raise
+        if self.sent() != sent:
+            self.write(self.counts, self.lost)
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         super().set_classes(names, template)
@@ -241,4 +267,7 @@ class Meter(Wrapper):
             f"* {name} queries: {c['queries']:,} (image queries: {c['image_queries']:,})"
             for name, c in counts.items()
         ]
+        if sent := self.sent():
+            parts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in sent.items())
+            lines.append(f"* sent to the service: {parts}")
         return "=> queries\n" + "\n".join(lines)

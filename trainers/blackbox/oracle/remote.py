@@ -135,7 +135,9 @@ class RemoteOracle(Oracle):
         """Send those of the images whose names are wanted, each once."""
         rows = {name: i for i, name in enumerate(images.ids) if name in wanted}
         each = max(1, UPLOAD_BYTES // max(1, images.pixels[:1].nbytes))
-        for part in torch.tensor(list(rows.values())).split(each):
+        if not rows:
+            return
+        for part in torch.tensor(list(rows.values()), dtype=torch.long).split(each):
             body = pack({"images": images.pixels[part]})
             self.line.ask("POST", "/v1/images", entries, body, headers=of_body(body))
         self.sent.update(dict.fromkeys(rows))
