@@ -22,7 +22,7 @@ from .textlog import (
     seconds_in,
     trainer_in,
 )
-from .trainers.blackbox.oracle.meter import LOST, PURPOSES, UNITS, Counts, counts_in
+from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
 from .trainers.blackbox.run import metrics as stored
 from .trainers.blackbox.run.errors import BlackBoxError, first_line
 from .trainers.blackbox.run.files import read_text

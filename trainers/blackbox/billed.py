@@ -6,7 +6,7 @@ import torch
 
 from .learner import PromptLearner
 from .oracle import QUERY_IMAGES, Description, Meter, build_oracle
-from .oracle.meter import UNITS
+from .oracle.bill import UNITS
 from .plan import Plan, batches_of
 from .recipe import Recipe
 from .run.errors import BlackBoxError, BudgetSpent

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .oracle.meter import query_cost
+from .oracle.bill import query_cost
 
 
 @dataclass(frozen=True)

@@ -7,68 +7,28 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent, first_line
 from ..run.files import read_text, write_atomically
+from .bill import (
+    LOST,
+    PURPOSES,
+    SERVICE,
+    UNITS,
+    Counts,
+    counts_in,
+    larger,
+    prompt_cost,
+    query_cost,
+    refuse,
+    usage_in,
+)
 from .http import Refused
-from .interface import QUERY_IMAGES, Images, Oracle, Wrapper
+from .interface import Images, Oracle, Wrapper
 from .prompt import Prompt
-
-PURPOSES = ("training", "evaluation")
-LOST, SERVICE = "lost", "service"
-UNITS = ("queries", "image_queries")
-Counts = dict[str, int]
-
-
-def query_cost(candidates: int, images: int) -> tuple[int, int]:
-    """(queries, image queries) of scoring so many candidates on so many images."""
-    return candidates * -(-images // QUERY_IMAGES), candidates * images
-
-
-def prompt_cost(prompt: Prompt, classes: int, images: int) -> tuple[int, int]:
-    """The same of a prompt for a task of so many classes: further texts see no image again."""
-    queries, _ = query_cost(prompt.candidates(classes), images)
-    return queries, len(prompt) * images
-
-
-def counts_in(bill: Any, name: str) -> Counts:
-    """The counts of one section of a bill.
-
-    Raises:
-        BlackBoxError: there is no such section, or a count is no whole number from 0 to 2^63 - 1.
-    """
-    section = bill.get(name) if isinstance(bill, Mapping) else None
-    if not isinstance(section, Mapping):
-        raise BlackBoxError(f"the counts have no section '{name}'")
-    for unit in UNITS:
-        count = section.get(unit)
-        if type(count) is not int or not 0 <= count < 2**63:
-            raise BlackBoxError(
-                f"'{unit}' of '{name}' is {repr(count)[:40]}, not a whole number from 0 to 2^63 - 1"
-            )
-    return {unit: section[unit] for unit in UNITS}
-
-
-def larger(a: Counts, b: Counts) -> Counts:
-    return {unit: max(a[unit], b[unit]) for unit in UNITS}
-
-
-def usage_in(bill: Mapping[str, Any]) -> dict[str, int | float]:
-    """What a service was sent, by a bill that may not say so."""
-    section = bill.get(SERVICE, {})
-    sound = isinstance(section, Mapping) and all(
-        type(value) in (int, float) and 0 <= value < 2**63 for value in section.values()
-    )
-    if not sound:
-        raise BlackBoxError(f"the section '{SERVICE}' holds no numbers of 0 or more")
-    return dict(section)
-
-
-def refuse(constant: str) -> NoReturn:
-    raise BlackBoxError(f"{constant} is not a count")
 
 
 class Meter(Wrapper):
@@ -160,9 +120,12 @@ class Meter(Wrapper):
             self.holds()
         if self.record is None:
             return
-        ours = {**counts, LOST: lost} if any(lost.values()) or LOST in self.others else counts
+        ours: dict[str, Mapping[str, int | float]] = {**counts}
+        if any(lost.values()) or LOST in self.others:
+            ours[LOST] = lost
         sent = self.sent()
-        ours = {**ours, SERVICE: sent} if sent else ours
+        if sent:
+            ours[SERVICE] = sent
         kept = {name: {**self.others.get(name, {}), **section} for name, section in ours.items()}
         write_atomically(self.record, json.dumps({**self.others, **kept}, indent=1).encode())
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..oracle.meter import Counts, query_cost
+from ..oracle.bill import Counts, query_cost
 from ..plan import batches_of
 from .errors import BlackBoxError, first_line
 from .files import read_text, write_atomically
