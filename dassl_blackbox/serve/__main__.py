@@ -13,6 +13,7 @@ from ..trainers.blackbox.run.errors import BlackBoxError, first_line
 
 GRACE = 30  # seconds that requests have to end when the server is told to stop
 BACKLOG = 128
+BOUNDS = {"top_k": 0, "port": 0, "store_mb": 1, "max_mb": 1, "seconds": 1, "replicas": 0}
 HEADER_BYTES = 2**14  # of a request's headers
 
 
@@ -31,8 +32,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--state", default="", help="folder of ledger and images (default: the user's)")
     add("--store-mb", type=int, default=8192, help="bound of the images that are kept")
     add("--max-mb", type=int, default=256, help="bound of a request and of an answer")
+    add("--seconds", type=int, default=60, help="within which a request must have come")
+    add("--replicas", type=int, default=0, help="so many, by Ray Serve; 0: one, without Ray")
+    add("--gpus-each", type=float, default=0.0, help="of a replica, perhaps a part of one")
     args = parser.parse_args(arguments)
-    for name, least in (("top_k", 0), ("port", 0), ("store_mb", 1), ("max_mb", 1)):
+    for name, least in BOUNDS.items():
         if not least <= getattr(args, name) <= 2**31:
             parser.error(f"--{name.replace('_', '-')} is out of range")
     return args
@@ -44,6 +48,8 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as e:
         raise BlackBoxError(f"Nothing can listen on {host}:{port} ({first_line(e)}).") from e
+    # accepted connections take it over; else the last part of every answer waits for 40 ms
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
 
@@ -58,36 +64,38 @@ def serve(args: argparse.Namespace, bound: socket.socket) -> None:
     try:
         import uvicorn
 
+        from .access import read_accounts
         from .application import build_app
         from .building import Options, build_service
+        from .connection import Connection
     except ImportError as e:
         raise BlackBoxError(
             f"The server needs the package {e.name}: pip install 'dassl-blackbox[serve]'."
         ) from e
-    options = Options(
-        backbone=args.backbone,
-        name=args.name,
-        precision=args.prec,
-        device=args.device,
-        grants=args.grants,
-        top_k=args.top_k,
-        keys=args.keys,
-        state=args.state,
-        store_mb=args.store_mb,
-        max_mb=args.max_mb,
-    )
-    service, made = build_service(options)
+    own = ("host", "port", "prec", "replicas", "gpus_each")
+    given = {name: value for name, value in vars(args).items() if name not in own}
+    options = Options(**given, precision=args.prec)
+    accounts, made = read_accounts(options.keys, options.grants, options.top_k)
+    if made:
+        print(f"No keys were given; this one was made for as long as the server runs: {made}")
+    if args.replicas:
+        from .ray import serve_replicas
+
+        host, port = bound.getsockname()[:2]
+        bound.close()
+        serve_replicas(options, accounts, args.replicas, (host, port), args.gpus_each)
+        return
+    service = build_service(options, accounts)
     config: dict[str, Any] = {
-        "http": "h11",
+        "http": type("Timed", (Connection,), {"seconds": args.seconds}),
+        "ws": "none",
         "h11_max_incomplete_event_size": HEADER_BYTES,
         "timeout_keep_alive": 75,
         "timeout_graceful_shutdown": GRACE,
         "backlog": BACKLOG,
-        "log_level": "warning",
+        "log_level": "error",  # warnings are about what clients send
         "server_header": False,
     }
-    if made:
-        print(f"No keys were given; this one was made for as long as the server runs: {made}")
     host, port = bound.getsockname()[:2]
     print(f"{service.description.name} listens on http://{host}:{port}", flush=True)
     uvicorn.Server(uvicorn.Config(build_app(service), **config)).run(sockets=[bound])

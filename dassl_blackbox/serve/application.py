@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sqlite3
+import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+import diskcache
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.security import HTTPBearer
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..trainers.blackbox.oracle.wire import DIGEST, MEDIA, REQUEST, digest_of
-from .access import Account
+from ..trainers.blackbox.run.errors import first_line
+from .access import Account, Accounts
 from .counters import Counters
 from .errors import Refusal
 from .limits import Bodies
@@ -28,7 +34,10 @@ from .service import IMAGE_FEATURES, QUERY, TEXT_FEATURES, Service
 NAME_LENGTH = 128  # characters of an Idempotency-Key
 JSON = "application/json"
 PICTURES = ("image/png", "image/jpeg")
-Handler = Callable[[Request, Account], Awaitable[Response]]
+ACCOUNT = "dassl_blackbox.account"  # of a request's scope
+HEALTH = "/health"  # the one path that needs no key
+SENTENCES = {404: "There is no such path.", 405: "The path does not take this method."}
+STORAGE = (sqlite3.Error, OSError, diskcache.Timeout)  # of a disk that is full, or fails
 
 
 def build_app(service: Service) -> FastAPI:
@@ -39,70 +48,99 @@ def build_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="dassl-blackbox", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="dassl-blackbox",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Guard, accounts=service.accounts)
     app.add_middleware(Watched, counters=service.counters)
     bodies = Bodies(service.limits)
+    # the guard has looked at the key: this tells readers of the description
+    keyed: dict[str, Any] = {"dependencies": [Depends(HTTPBearer(auto_error=False))]}
 
-    def let_in(request: Request) -> Account:
-        account = service.accounts.of(request.headers.get("authorization"))
-        service.accounts.spend(account)
-        return account
+    def account_of(request: Request) -> Account:
+        return request.scope[ACCOUNT]
 
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> Response:
-        return answer_json(refusal.body(), refusal.status, refusal.headers)
+        return answer_refusal(refusal)
 
     @app.exception_handler(HTTPException)
     async def no_such_path(request: Request, error: HTTPException) -> Response:
-        refusal = Refusal(error.status_code, "http", str(error.detail), error.headers)
-        return answer_json(refusal.body(), refusal.status, refusal.headers)
+        words = SENTENCES.get(error.status_code, f"{error.detail}.")
+        return answer_refusal(Refusal(error.status_code, "http", words, error.headers))
 
-    @app.get("/health", tags=["state"])
+    @app.exception_handler(RequestValidationError)
+    async def not_as_described(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))[:60]
+        return answer_refusal(wrong(f"{place}: {first['msg']}."))
+
+    async def no_storage(request: Request, error: Exception) -> Response:
+        print(f"What must be stored cannot be ({first_line(error)}).", file=sys.stderr)
+        words = "The server cannot store what it must; its owner is told."
+        return answer_refusal(Refusal(503, "storage", words, {"Retry-After": "10"}))
+
+    for kind in STORAGE:
+        app.add_exception_handler(kind, no_storage)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        """uvicorn writes the traceback, which is the owner's."""
+        return answer_refusal(Refusal(500, "failed", "The server failed at this request."))
+
+    @app.get(HEALTH, tags=["state"])
     async def health() -> Response:
         """Whether the model answers. Needs no key."""
-        alive = service.replica.thread.is_alive()
-        return answer_json({"status": "ok" if alive else "failed"}, 200 if alive else 500)
+        if not service.replica.alive():
+            raise Refusal(503, "stopped", "The model has stopped.")
+        return answer_json({"status": "ok"})
 
-    @app.get("/metrics", tags=["state"], responses=REFUSALS)
+    @app.get("/metrics", tags=["state"], responses=REFUSALS, **keyed)
     async def metrics(request: Request) -> Response:
         """Prometheus' metrics, for every key."""
-        let_in(request)
         return Response(service.counters.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/description", tags=["model"], responses=REFUSALS)
+    @app.get("/v1/description", tags=["model"], responses=REFUSALS, **keyed)
     async def description(request: Request) -> Response:
         """What the model is, and what is granted to the key."""
-        return answer_json(service.describe(let_in(request)))
+        return answer_json(service.describe(account_of(request)))
 
-    @app.get("/v1/usage", tags=["state"], responses=REFUSALS)
+    @app.get("/v1/usage", tags=["state"], responses=REFUSALS, **keyed)
     async def usage(request: Request) -> Response:
         """What the key has used."""
-        return answer_json(await service.on_disk(service.ledger.usage, let_in(request)))
+        return answer_json(await service.on_disk(service.ledger.usage, account_of(request)))
 
-    @app.get("/v1/embedding", tags=["model"], responses={**REFUSALS, **tensors_out()})
+    @app.get("/v1/embedding", tags=["model"], responses={**REFUSALS, **tensors_out()}, **keyed)
     async def embedding(request: Request, words: str) -> Response:
         """Token embeddings of words, where contexts are granted."""
-        return answer_tensors(await service.embedding(let_in(request), words))
+        return answer_tensors(await service.embedding(account_of(request), words))
 
-    @app.post("/v1/texts", tags=["contents"], openapi_extra=takes(JSON), responses=REFUSALS)
+    @app.post(
+        "/v1/texts", tags=["contents"], openapi_extra=takes(JSON), responses=REFUSALS, **keyed
+    )
     async def texts(request: Request) -> Response:
         """Name a list of texts: {"names": […], "template": "a photo of a {}."}."""
-        let_in(request)
         async with bodies.of(request) as body:
-            return answer_json(await service.take_texts(read_texts(body)))
+            given = await service.on_disk(read_texts, body)
+            return answer_json(await service.take_texts(given))
 
     @app.post(
         "/v1/images",
         tags=["contents"],
         openapi_extra=takes(MEDIA, *PICTURES),
         responses=REFUSALS,
+        **keyed,
     )
     async def images(request: Request) -> Response:
         """Send images: one PNG or JPEG, or a tensor 'images' `[B, 3, H, W]` of many.
 
         The tensor is of uint8 (8-bit pictures) or float32 (normalised pixels).
         """
-        let_in(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (MEDIA, *PICTURES):
             raise Refusal(415, "media_type", f"{MEDIA}, {' or '.join(PICTURES)} is expected.")
@@ -111,18 +149,18 @@ def build_app(service: Service) -> FastAPI:
             return answer_json(await take(body))
 
     async def ask(what: str, request: Request) -> Response:
-        account, name = let_in(request), request.headers.get(REQUEST, "")
+        account, name = account_of(request), request.headers.get(REQUEST, "")
         if len(name) > NAME_LENGTH:
             raise wrong(f"{REQUEST} has more than {NAME_LENGTH} characters.")
         async with bodies.of(request) as body:
-            digest = hashlib.sha256(body).hexdigest()
             name = f"given {name}" if name else f"none {uuid.uuid4().hex}"
-            return answer_tensors(await service.answer(what, account, name, body, digest))
+            return Sent(await service.answer(what, account, name, body), bodies)
 
     question: dict[str, Any] = {
         "tags": ["questions"],
         "openapi_extra": takes(MEDIA),
         "responses": {**REFUSALS, **tensors_out()},
+        **keyed,
     }
 
     @app.post("/v1/query", **question)
@@ -159,6 +197,43 @@ def answer_json(value: Any, status: int = 200, headers: dict[str, str] | None = 
 
 def answer_tensors(body: bytes) -> Response:
     return Response(body, headers={DIGEST: digest_of(body)}, media_type=MEDIA)
+
+
+def answer_refusal(refusal: Refusal) -> Response:
+    return answer_json(refusal.body(), refusal.status, refusal.headers)
+
+
+class Sent(Response):
+    """Tensors, which take room among the bodies until they are sent."""
+
+    def __init__(self, body: bytes, bodies: Bodies) -> None:
+        super().__init__(body, headers={DIGEST: digest_of(body)}, media_type=MEDIA)
+        self.bodies = bodies
+        bodies.held += len(body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.bodies.held -= len(self.body)
+
+
+class Guard:
+    """Lets requests in that have a known key, and tells the others nothing, not even of paths."""
+
+    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
+        self.app, self.accounts = app, accounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != HEALTH:
+            try:
+                account = self.accounts.of(Headers(scope=scope).get("authorization"))
+                self.accounts.spend(account)
+            except Refusal as refusal:
+                await answer_refusal(refusal)(scope, receive, send)
+                return
+            scope[ACCOUNT] = account
+        await self.app(scope, receive, send)
 
 
 class Watched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from ..trainers.blackbox.openclip.models import load_model
 from ..trainers.blackbox.run.errors import BlackBoxError, first_line
-from .access import Accounts, read_accounts
+from .access import Account, Accounts
 from .contents import Contents
 from .counters import Counters
 from .ledger import Ledger
@@ -35,6 +36,7 @@ class Options:
         state: folder of the ledger and of what was sent; empty: the user's.
         store_mb: bound of what was sent, in 2^20 bytes.
         max_mb: bound of a body and of an answer, in 2^20 bytes.
+        seconds: within which a request must have come.
     """
 
     backbone: str
@@ -47,6 +49,7 @@ class Options:
     state: str = ""
     store_mb: int = 8192
     max_mb: int = 256
+    seconds: int = 60
 
     @property
     def folder(self) -> Path:
@@ -55,19 +58,27 @@ class Options:
         return Path(self.state or f"{home}/dassl-blackbox").expanduser()
 
 
-def build_service(options: Options) -> tuple[Service, str]:
-    """The service, and the key that was made for it where none was given.
+def build_service(options: Options, accounts: Sequence[Account]) -> Service:
+    """The service, for those who may ask it.
 
     Raises:
-        BlackBoxError: the model, the keys or the folder cannot be used.
+        BlackBoxError: the model or the folder cannot be used.
     """
-    accounts, made = read_accounts(options.keys, options.grants, options.top_k)
     try:
-        options.folder.mkdir(parents=True, exist_ok=True)
+        options.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = options.folder.stat()
     except OSError as e:
         raise BlackBoxError(
             f"The folder {options.folder} cannot be made ({first_line(e)}). Choose another --state."
         ) from e
+    # who may write there may put on any bill, and have the cache unpickle, what they like
+    if os.name == "posix" and (
+        found.st_mode & stat.S_IWOTH or (found.st_uid != os.getuid() and os.getuid())
+    ):
+        raise BlackBoxError(
+            f"Others may write to the folder {options.folder}, where bills and images would be "
+            f"kept. Choose a --state of your own."
+        )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(options.backbone, options.precision, device)
     if options.name:
@@ -76,5 +87,5 @@ def build_service(options: Options) -> tuple[Service, str]:
     counters = Counters()
     replica = Replica(loaded, contents, counters)
     ledger = Ledger(options.folder / "ledger.sqlite")
-    limits = Limits(body=2**20 * options.max_mb)
-    return Service(replica, Accounts(accounts), ledger, contents, counters, limits), made
+    limits = Limits(body=2**20 * options.max_mb, seconds=options.seconds)
+    return Service(replica, Accounts(accounts), ledger, contents, counters, limits)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..trainers.blackbox.oracle.meter import UNITS
+from ..trainers.blackbox.oracle.bill import UNITS
 from ..trainers.blackbox.run.errors import BlackBoxError, first_line
 from .access import Account
 from .errors import Refusal
@@ -18,11 +20,11 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS usage (
     key TEXT PRIMARY KEY, queries INTEGER, image_queries INTEGER, requests INTEGER
 );
-CREATE TABLE IF NOT EXISTS requests (
+CREATE TABLE IF NOT EXISTS charges (
     key TEXT, name TEXT, digest TEXT, queries INTEGER, image_queries INTEGER, at REAL,
-    PRIMARY KEY (key, name)
+    tries INTEGER, PRIMARY KEY (key, name)
 );
-CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
+CREATE INDEX IF NOT EXISTS charges_at ON charges (at);
 """
 
 
@@ -62,18 +64,17 @@ class Ledger:
         Raises:
             Refusal: 402 where a budget does not pay for it, 422 where the name was another's.
         """
-        with self.lock:
-            self.db.execute("BEGIN IMMEDIATE")
-            try:
-                known = self.db.execute(
-                    "SELECT digest FROM requests WHERE key = ? AND name = ?", (account.name, name)
-                ).fetchone()
-                if known is None:
-                    self.enter(account, name, digest, cost)
-                self.db.execute("COMMIT")
-            except BaseException:
-                self.db.execute("ROLLBACK")
-                raise
+        with self.transaction():
+            known = self.db.execute(
+                "SELECT digest FROM charges WHERE key = ? AND name = ?", (account.name, name)
+            ).fetchone()
+            if known is None:
+                self.enter(account, name, digest, cost)
+            elif known[0] == digest:
+                self.db.execute(
+                    "UPDATE charges SET tries = tries + 1 WHERE key = ? AND name = ?",
+                    (account.name, name),
+                )
         if known is not None and known[0] != digest:
             raise Refusal(
                 422, "name_taken", "Another request of this key had the same Idempotency-Key."
@@ -99,32 +100,45 @@ class Ledger:
         )
         now = time.time()
         self.db.execute(
-            "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, 1)",
             (account.name, name, digest, *cost, now),
         )
         self.charged += 1
         if self.charged % PRUNE == 1:
-            self.db.execute("DELETE FROM requests WHERE at < ?", (now - REMEMBERED,))
+            self.db.execute("DELETE FROM charges WHERE at < ?", (now - REMEMBERED,))
 
     def refund(self, account: Account, name: str) -> None:
-        """Take back the charge of a request that was not done."""
+        """Take back the charge of a request that was not done.
+
+        It stays where the request came several times and not all of them have failed.
+        """
+        with self.transaction():
+            found = self.db.execute(
+                "UPDATE charges SET tries = tries - 1 WHERE key = ? AND name = ? "
+                "RETURNING tries, queries, image_queries",
+                (account.name, name),
+            ).fetchone()
+            if found is not None and found[0] <= 0:
+                self.db.execute(
+                    "DELETE FROM charges WHERE key = ? AND name = ?", (account.name, name)
+                )
+                self.db.execute(
+                    "UPDATE usage SET queries = queries - ?, image_queries = image_queries - ?, "
+                    "requests = requests - 1 WHERE key = ?",
+                    (*found[1:], account.name),
+                )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing of what is written within."""
         with self.lock:
             self.db.execute("BEGIN IMMEDIATE")
             try:
-                cost = self.db.execute(
-                    "DELETE FROM requests WHERE key = ? AND name = ? "
-                    "RETURNING queries, image_queries",
-                    (account.name, name),
-                ).fetchone()
-                if cost is not None:
-                    self.db.execute(
-                        "UPDATE usage SET queries = queries - ?, image_queries = image_queries - "
-                        "?, requests = requests - 1 WHERE key = ?",
-                        (*cost, account.name),
-                    )
+                yield
                 self.db.execute("COMMIT")
             except BaseException:
-                self.db.execute("ROLLBACK")
+                if self.db.in_transaction:  # SQLite has left it by itself where the disk is full
+                    self.db.execute("ROLLBACK")
                 raise
 
     def used(self, name: str) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ..trainers.blackbox.oracle.http import DAMAGED
 from ..trainers.blackbox.oracle.wire import DIGEST, digest_of
@@ -25,9 +25,12 @@ class Limits:
         seconds: within which a body must have come.
         images: of one request.
         candidates: P.
-        texts: of one list, and characters of one text.
-        characters: of one text.
-        encoded: candidates x texts, each of which goes through the text tower.
+        texts: of one list.
+        characters: of one text, its name in every slot of its template.
+        all_characters: of one list.
+        pixels: of one picture that is sent as PNG or JPEG.
+        encoded: candidates x texts, each of which goes through the text tower, and candidates x
+            images, where each goes through the image tower.
         waiting: requests that wait for the model; further ones are told to come again.
     """
 
@@ -37,12 +40,14 @@ class Limits:
     candidates: int = 4096
     texts: int = 2**15
     characters: int = 1000
+    all_characters: int = 2**21
+    pixels: int = 2**25
     encoded: int = 2**20
     waiting: int = 256
 
 
 class Bodies:
-    """Reads bodies, all of which together stay within a bound."""
+    """Reads bodies, all of which, and the answers on their way, together stay within a bound."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.held = limits, 0
@@ -81,6 +86,8 @@ class Bodies:
                         break
         except TimeoutError as e:
             raise Refusal(408, "too_slow", "The body did not come in time.") from e
+        except ClientDisconnect as e:
+            raise Refusal(400, DAMAGED, "The client left before the body had come.") from e
         if len(body) != length:
             raise Refusal(400, DAMAGED, "The body is longer or shorter than it says.")
         declared = request.headers.get(DIGEST)

@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ..trainers.blackbox.oracle.interface import Description
 from ..trainers.blackbox.oracle.prompt import Prompt
-from ..trainers.blackbox.oracle.wire import unpack
+from ..trainers.blackbox.oracle.wire import HEADER_BYTES, unpack
 from ..trainers.blackbox.run.errors import BlackBoxError
 from .errors import Refusal
 from .limits import Limits
 
 Name = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+HEADER = 2**23  # bytes of a body's JSON, which takes 30 times as many when it is read
 PARTS = ("contexts", "image_tokens", "pictures")
 
 
@@ -41,6 +42,14 @@ def wrong(message: str) -> Refusal:
 
 
 def read_tensors(body: bytes) -> tuple[dict[str, torch.Tensor], Any]:
+    """The tensors of a body, and what is said about them.
+
+    Raises:
+        Refusal: 422.
+    """
+    length = int.from_bytes(body[:HEADER_BYTES], "little")
+    if HEADER < length <= len(body):
+        raise wrong(f"The header of the body has {length:,} bytes; {HEADER:,} may be.")
     try:
         return unpack(body)
     except BlackBoxError as e:

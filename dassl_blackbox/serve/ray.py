@@ -16,6 +16,7 @@ from .application import build_app
 from .building import Options, build_service
 
 NAME = "dassl-blackbox"
+GRACE = 10.0  # seconds that requests have to end
 TOGETHER = 64  # requests that are on their way in one replica
 # read by Ray when it is imported
 ENVIRONMENT = {
@@ -69,6 +70,8 @@ def serve_replicas(
             name=NAME,
             num_replicas=replicas,
             max_ongoing_requests=TOGETHER,
+            graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=GRACE,
             ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         )
         serve.run(deployment.bind(), name=NAME, route_prefix="/")

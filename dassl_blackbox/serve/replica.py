@@ -21,9 +21,13 @@ from ..trainers.blackbox.oracle.texts import Texts
 from .contents import Contents
 from .errors import Refusal
 
-LISTS = 32  # of texts whose tokens are kept
+TEXTS = 2**16  # whose tokens are kept
+LENGTHS = 4  # numbers of context tokens for which they are kept as tensors, too
+WORDS = 2**17  # that the tokeniser remembers; open_clip's own has no bound
+PATIENCE = 30.0  # seconds in which the model ends what it does when the server stops
 TEXT_BYTES = 2**26  # of text features that are kept
 TOGETHER = 64  # requests that are answered together
+IMAGES = 2**14  # images of theirs that are encoded together
 
 Group = tuple[str, int]
 
@@ -65,7 +69,8 @@ class Replica:
         self.description = loaded.description
         self.lists: OrderedDict[str, TextPath] = OrderedDict()
         self.known: OrderedDict[tuple[str, bytes], torch.Tensor] = OrderedDict()
-        self.lock = threading.Lock()  # of `lists`
+        self.lock = threading.Lock()  # of `lists` and `waiting`
+        self.words = threading.Lock()  # of the tokeniser
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.waiting = 0
         self.thread = threading.Thread(target=self.work, name="model", daemon=True)
@@ -80,28 +85,57 @@ class Replica:
             BlackBoxError: they are none, or do not fit.
         """
         with self.lock:
-            if texts.id not in self.lists:
-                path = TextPath(self.loaded)
+            path = self.lists.get(texts.id)
+        if path is None:
+            path = TextPath(self.loaded)
+            with self.words:
                 path.set_classes(texts.names, texts.template)
-                self.lists[texts.id] = path
+                self.forget_words()
+        with self.lock:
+            path = self.lists.setdefault(texts.id, path)
             self.lists.move_to_end(texts.id)
-            while len(self.lists) > LISTS:
+            while len(self.lists) > 1 and sum(len(p.texts) for p in self.lists.values()) > TEXTS:
                 self.lists.popitem(last=False)
-            return self.lists[texts.id]
+        return path
+
+    def embed(self, words: str) -> torch.Tensor:
+        """Token embeddings `[n, D]`.
+
+        Raises:
+            BlackBoxError: they are no words.
+        """
+        with self.words:
+            found = self.oracle.embed(words)
+            self.forget_words()
+        return found
+
+    def forget_words(self) -> None:
+        """Keep what the tokeniser remembers within a bound; its special tokens come first."""
+        cache = getattr(self.loaded.tokenizer, "cache", None)
+        if isinstance(cache, dict) and len(cache) > WORDS:
+            for word in list(cache)[WORDS // 2 :]:
+                del cache[word]
+
+    def alive(self) -> bool:
+        return self.thread.is_alive()
 
     def submit(self, job: Job) -> Future:
-        self.waiting += 1
+        if not self.alive():
+            raise Refusal(503, "stopped", "The model has stopped.", {"Retry-After": "10"})
+        with self.lock:
+            self.waiting += 1
         job.answer.add_done_callback(self.one_less)
         self.jobs.put(job)
         return job.answer
 
     def one_less(self, _: Future) -> None:
-        self.waiting -= 1
+        with self.lock:
+            self.waiting -= 1
 
     def stop(self) -> None:
-        """Answer what waits, then end."""
+        """Answer what waits, then end; the thread ends with the process where that takes long."""
         self.jobs.put(None)
-        self.thread.join()
+        self.thread.join(PATIENCE)
 
     # ------------------------------------------------------------------ the thread
 
@@ -131,7 +165,9 @@ class Replica:
         self.counters.together(len(jobs))
         if len(jobs) > 1:
             try:
-                self.encode_images([name for job in jobs for name in plain_images(job)])
+                names = dict.fromkeys(name for job in jobs for name in plain_images(job))
+                if len(names) <= IMAGES:
+                    self.encode_images(list(names))
                 self.encode_contexts(jobs)
             except Exception:  # whose it is shows when each is answered by itself
                 pass
@@ -200,10 +236,17 @@ class Replica:
         """Normalised features `[P, C, E]`, the last ones kept."""
         name = name_of(texts, contexts)
         if name not in self.known:
-            with self.oracle.autocast():
-                self.remember(name, self.path(texts)(contexts.to(self.loaded.device)))
+            self.remember(name, self.encode_texts(texts, contexts))
         self.known.move_to_end(name)
         return self.known[name]
+
+    def encode_texts(self, texts: Texts, contexts: torch.Tensor) -> torch.Tensor:
+        path = self.path(texts)
+        with self.oracle.autocast():
+            encoded = path(contexts.to(self.loaded.device))
+        if len(path.ids) > LENGTHS:
+            path.ids.clear()
+        return encoded
 
     def remember(self, name: tuple[str, bytes], features: torch.Tensor) -> None:
         self.known[name] = features
@@ -224,8 +267,10 @@ class Replica:
                 continue
             texts = next(iter(group.values()))[0]
             contexts = [contexts for _, contexts in group.values()]
-            with self.oracle.autocast():
-                encoded = self.path(texts)(torch.cat(contexts).to(self.loaded.device))
+            size = 4 * sum(map(len, contexts)) * len(texts) * self.description.embed_dim
+            if size > TEXT_BYTES:  # the first would be forgotten before they are asked for
+                continue
+            encoded = self.encode_texts(texts, torch.cat(contexts))
             parts = encoded.split([len(part) for part in contexts])
             for key, part in zip(group, parts, strict=True):
                 self.remember((texts.id, key), part.clone())

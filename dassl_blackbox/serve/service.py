@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from ..trainers.blackbox.data.decoding import decode
-from ..trainers.blackbox.oracle.meter import prompt_cost, query_cost
+from ..trainers.blackbox.data.decoding import to_rgb
+from ..trainers.blackbox.oracle.bill import prompt_cost, query_cost
 from ..trainers.blackbox.oracle.prompt import Prompt
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.topk import let_out
@@ -33,6 +34,7 @@ from .replica import Job, Replica, unknown
 
 QUERY, IMAGE_FEATURES, TEXT_FEATURES = "query", "images", "texts"
 NUMBER_BYTES = 4
+FORMATS = ("PNG", "JPEG")  # Pillow's others are many, and one of them runs a program
 DISK_THREADS = 2  # that write to the ledger and to what is kept; beside the model's
 
 
@@ -50,6 +52,8 @@ class Service:
     def __post_init__(self) -> None:
         self.description = self.replica.description
         self.disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        # what may take seconds and much memory, one at a time: pictures, words
+        self.slow = ThreadPoolExecutor(1, thread_name_prefix="slow")
         self.counters.watch(lambda: self.replica.waiting)
 
     async def on_disk(self, function: Any, *arguments: Any) -> Any:
@@ -57,9 +61,15 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.disk, partial(function, *arguments))
 
+    async def slowly(self, function: Any, *arguments: Any) -> Any:
+        """A call that takes long, beside those that do not."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.slow, partial(function, *arguments))
+
     def close(self) -> None:
         self.replica.stop()
-        self.disk.shutdown()
+        for pool in (self.slow, self.disk):
+            pool.shutdown(cancel_futures=True)
         self.ledger.close()
         self.contents.close()
 
@@ -75,15 +85,25 @@ class Service:
 
     async def take_texts(self, given: TextList) -> dict[str, Any]:
         """Keep a list of texts; tells its name, and how many context tokens fit in front."""
-        texts, limits = Texts.of(given.names, given.template), self.limits
-        longest = max(len(text) for text in (*texts.names, texts.template))
+        return await self.slowly(self.keep_texts, Texts.of(given.names, given.template))
+
+    def keep_texts(self, texts: Texts) -> dict[str, Any]:
+        slots, limits = texts.template.count("{}"), self.limits
+        plain = len(texts.template) - 2 * slots
+        lengths = [plain + slots * len(name) for name in texts.names]
+        longest = max(max(lengths), *map(len, (*texts.names, texts.template)))
         if len(texts) > limits.texts or longest > limits.characters:
             raise wrong(
                 f"There are {len(texts):,} texts, the longest of {longest:,} characters; "
                 f"{limits.texts:,} of {limits.characters:,} may be sent."
             )
-        path = await self.on_disk(self.path, texts)
-        await self.on_disk(self.contents.put_texts, texts)
+        if sum(lengths) > limits.all_characters:
+            raise wrong(
+                f"The texts have {sum(lengths):,} characters together; "
+                f"{limits.all_characters:,} may be sent."
+            )
+        path = self.path(texts)
+        self.contents.put_texts(texts)
         room = self.description.context_length - 2 - max(map(len, path.texts))
         return {"id": texts.id, "room": room}
 
@@ -95,6 +115,9 @@ class Service:
 
     async def take_tensors(self, body: bytes) -> dict[str, Any]:
         """Keep images: 8-bit pictures (uint8) or normalised pixels (float32) `[B, 3, H, W]`."""
+        return await self.on_disk(self.keep_tensors, body)
+
+    def keep_tensors(self, body: bytes) -> dict[str, Any]:
         tensors, _ = read_tensors(body)
         size = self.description.image_size
         images = tensors.get("images")
@@ -109,24 +132,32 @@ class Service:
             )
         if images.is_floating_point() and not torch.isfinite(images).all():
             raise wrong("'images' has numbers that are not finite.")
-        return await self.on_disk(self.keep, images)
+        return self.keep(images)
 
     async def take_picture(self, body: bytes) -> dict[str, Any]:
         """Keep one picture of any size: its short side is resized, and the centre is cut out."""
-        return await self.on_disk(self.keep_picture, body)
+        return await self.slowly(self.keep_picture, body)
 
     def keep_picture(self, body: bytes) -> dict[str, Any]:
         size = self.description.image_size
         mode = InterpolationMode(self.description.interpolation)
         prepare = Compose([Resize(min(size), mode), CenterCrop(size), PILToTensor()])
         try:
-            picture = decode(io.BytesIO(body))
-            if max(picture.size) > 50 * min(picture.size):
-                raise ValueError("it is more than 50 times as long as it is wide")
-            pixels = prepare(picture)
+            with Image.open(io.BytesIO(body), formats=FORMATS) as opened:
+                width, height = opened.size
+                if max(width, height) > 50 * min(width, height):
+                    raise ValueError("it is more than 50 times as long as it is wide")
+                if width * height > self.limits.pixels:
+                    raise ValueError(
+                        f"it has {width * height:,} pixels, and {self.limits.pixels:,} may be"
+                    )
+                pixels = prepare(to_rgb(opened))
         # Pillow raises errors of many kinds on damaged data
         except (Exception, Image.DecompressionBombError) as e:
-            raise wrong(f"The picture cannot be decoded ({first_line(e)}).") from e
+            reason = first_line(e)
+            if isinstance(e, UnidentifiedImageError):  # its own words hold an address in memory
+                reason = f"it is no {' or '.join(FORMATS)}"
+            raise wrong(f"The picture cannot be decoded ({reason}).") from e
         return self.keep(pixels[None])
 
     def keep(self, images: torch.Tensor) -> dict[str, Any]:
@@ -136,9 +167,7 @@ class Service:
 
     # ------------------------------------------------------------------ questions
 
-    async def answer(
-        self, what: str, account: Account, name: str, body: bytes, digest: str
-    ) -> bytes:
+    async def answer(self, what: str, account: Account, name: str, body: bytes) -> bytes:
         """The answer to a question, as a body.
 
         Args:
@@ -146,11 +175,32 @@ class Service:
             account: of the client.
             name: of the request, by its client; empty: it has none, and counts by itself.
             body: of the request.
-            digest: of the body.
         """
+        job, cost, digest = await self.on_disk(self.look_at, what, account, body)
+        if self.replica.waiting >= self.limits.waiting:
+            raise Refusal(503, "busy", "Too many requests wait.", {"Retry-After": "1"})
+        charged = await self.on_disk(self.ledger.charge, account, name, f"{what} {digest}", cost)
+        try:
+            found = await asyncio.wrap_future(self.replica.submit(job))
+            answer = await self.on_disk(self.write, what, account, job, found)
+        except Exception:
+            # what failed is not charged; what a client did not wait for is
+            await self.on_disk(self.ledger.refund, account, name)
+            raise
+        if charged:
+            self.counters.charged(*cost)
+        return answer
+
+    def look_at(self, what: str, account: Account, body: bytes) -> tuple[Job, tuple[int, int], str]:
+        """(what is asked, its cost, the digest of the body), where it may be asked.
+
+        Raises:
+            Refusal: it may not.
+        """
+        account.require("logits" if what == QUERY else "features")
         asked, prompt = read_question(body, self.description, self.limits)
-        account.require(*self.grants(what, prompt))
-        job = await self.on_disk(self.job, what, asked, prompt)
+        account.require(*prompt.grants)
+        job = self.job(what, asked, prompt)
         cost, numbers = self.cost(what, job)
         if numbers * NUMBER_BYTES > self.limits.body:
             raise Refusal(
@@ -159,24 +209,18 @@ class Service:
                 f"The answer would have {numbers * NUMBER_BYTES:,} bytes, and "
                 f"{self.limits.body:,} may be. Ask about fewer images or candidates at once.",
             )
-        if self.replica.waiting >= self.limits.waiting:
-            raise Refusal(503, "busy", "Too many requests wait.", {"Retry-After": "1"})
-        charged = await self.on_disk(self.ledger.charge, account, name, f"{what} {digest}", cost)
-        if charged:
-            self.counters.charged(*cost)
-        try:
-            answer = await asyncio.wrap_future(self.replica.submit(job))
-        except Exception:
-            # what failed is not charged; what a client did not wait for is
-            if charged:
-                await self.on_disk(self.ledger.refund, account, name)
-            raise
+        seen = len(prompt) * len(job.images) if prompt.image_tokens is not None else 0
+        if seen > self.limits.encoded:
+            raise wrong(
+                f"{seen:,} images would be encoded; {self.limits.encoded:,} may be at once."
+            )
+        return job, cost, hashlib.sha256(body).hexdigest()
+
+    def write(self, what: str, account: Account, job: Job, answer: torch.Tensor) -> bytes:
+        """What is let out of an answer, as a body."""
         if what == QUERY and account.top_k:
             answer = let_out(answer, len(job.texts[0]), account.top_k)
-        return await self.on_disk(pack, {"answer": answer})
-
-    def grants(self, what: str, prompt: Prompt) -> Sequence[str]:
-        return "logits" if what == QUERY else "features", *prompt.grants
+        return pack({"answer": answer})
 
     def job(self, what: str, asked: Asked, prompt: Prompt) -> Job:
         """What is asked, with names replaced by what they name.
@@ -238,7 +282,7 @@ class Service:
         if len(words) > self.limits.characters:
             raise wrong(f"The words have more than {self.limits.characters:,} characters.")
         try:
-            found = await self.on_disk(self.replica.oracle.embed, words)
+            found = await self.slowly(self.replica.embed, words)
         except BlackBoxError as e:
             raise wrong(str(e)) from e
         return pack({"answer": found})
