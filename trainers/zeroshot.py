@@ -6,6 +6,7 @@ import torch
 
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.optimizers import Fixed
+from .blackbox.oraclekeys import WHERE
 from .blackbox.prompts import ClassTexts
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
@@ -18,7 +19,7 @@ class ZeroshotOracle(BlackBoxTrainer):
 
     node = "ZEROSHOT"
     keys = template_keys()
-    reads = ("ORACLE.PREC", "ORACLE.GRANTS", "ORACLE.TOP_K")  # what evaluation reads
+    reads = WHERE  # what evaluation reads
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         template = template_for(self.cfg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .keys import Key, Rule, distinct, is_text, make, number, one, text, where, whole
+from .keys import Key, Rule, distinct, is_text, make, number, one, text, whole
 
 OURS, OPENAI, HF = "blackbox", "openai", "hf"
 APIS = (OURS, OPENAI, HF)
@@ -26,7 +26,12 @@ def is_service(node: Any) -> bool:
 
 
 def speaks_openai(node: Any) -> bool:
-    return is_service(node) and where("API", OPENAI)(node)
+    return is_service(node) and node.API == OPENAI
+
+
+def sends_several(node: Any) -> bool:
+    """Whether a call holds more than one picture or text."""
+    return is_service(node) and node.API != HF
 
 
 def local_keys() -> dict[str, Key]:
@@ -68,9 +73,12 @@ def remote_keys() -> dict[str, Key]:
         "IMAGES": Key(
             "modality", one("modality", "items", "data_uri"), "an image in JSON", speaks_openai
         ),
-        "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", speaks_openai),
+        "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", sends_several),
         "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", is_service),
         "CACHE": Key(
             "~/.cache/dassl-blackbox", text(), "folder of answers; empty: none is kept", is_service
         ),
     }
+
+
+WHERE = tuple(f"ORACLE.{key}" for key in (*local_keys(), *remote_keys()))

@@ -70,7 +70,7 @@ class Http:
             ) from e
         self.httpx, self.tenacity = httpx, tenacity
         self.url, self.patience, self.waiting = url.rstrip("/"), patience, False
-        key = os.environ.get(KEY, "")
+        self.key = key = os.environ.get(KEY, "")
         if not key.isascii() or not key.isprintable():
             raise BlackBoxError(f"{KEY} holds characters that no header can: check it.")
         known = {"Authorization": f"Bearer {key}"} if key else {}
@@ -162,6 +162,8 @@ class Http:
     def judge(self, answer: Any) -> None:
         """Raise unless the status is 200."""
         status, words = answer.status_code, said(answer)
+        if self.key:  # which a service may repeat, and a log should not
+            words = words.replace(self.key, "…")
         if status == 200:
             return
         if status in AGAIN or (status == 400 and DAMAGED in answer.text):
@@ -193,6 +195,8 @@ def said(answer: Any) -> str:
     for name in ("error", "detail", "message"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]
+    if isinstance(body, list):  # FastAPI's, which echo what they were sent
+        body = "; ".join(str(e.get("msg", "")) if isinstance(e, dict) else str(e) for e in body)
     text = body if isinstance(body, str) else str(body) if body else answer.text
     return " ".join(text.split())[:400]
 

@@ -1,7 +1,6 @@
 """A model that lets out less than logits, as real services do."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -37,12 +36,10 @@ class TopK(Wrapper):
     def grants(self) -> frozenset[str]:  # type: ignore[override]  # read only
         return frozenset(self.inner.grants) - {"features"}
 
-    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        super().set_classes(names, template)
-        self.classes = len(names)
-
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        return let_out(super().query(images, prompt), self.classes, self.k)
+        answer = super().query(images, prompt)
+        further = 0 if prompt.texts is None else len(prompt.texts)
+        return let_out(answer, answer.shape[-1] - further, self.k)
 
 
 def let_out(logits: torch.Tensor, classes: int, k: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..keys import Key, text, where, whole
+from ..oracle.interface import AccessDenied, Description
 from ..run.errors import BlackBoxError
 
 
@@ -19,6 +20,15 @@ def context_keys(tokens: int, words: str) -> dict[str, Key]:
     }
 
 
+def need_contexts(description: Description) -> None:
+    """Raise AccessDenied where nothing can be put in front of a class's text."""
+    if not description.width:
+        raise AccessDenied(
+            f"{description.name} is behind a service that takes words and pictures and no contexts "
+            f"(embeddings in front of a class name), which this method tunes. SONAR needs none."
+        )
+
+
 def initial_context(oracle: Any, words: str, n: int, generator: torch.Generator) -> torch.Tensor:
     """The context to start from, `[n, D]`.
 
@@ -28,6 +38,7 @@ def initial_context(oracle: Any, words: str, n: int, generator: torch.Generator)
     Raises:
         BlackBoxError: no token at all, or more than the text tower has positions for.
     """
+    need_contexts(oracle.description)
     words = words.replace("_", " ").strip()
     context = (
         oracle.embed(words).cpu()

@@ -10,6 +10,7 @@ import torch
 from ..oracle.prompt import Prompt
 from ..run.errors import BlackBoxError
 from .base import Space
+from .context import need_contexts
 
 # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
 CONV_INPUT = 3072
@@ -84,6 +85,7 @@ class TwoProjections(Space):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        need_contexts(description)
         if n_image and description.image_width is None:
             raise BlackBoxError(
                 f"Image tokens go into the image encoder, and {description.name} has one that is "

@@ -1,0 +1,173 @@
+"""Servers on loopback with the wire shapes of services that exist, over the embedded model."""
+
+import base64
+import io
+import json
+import threading
+from functools import cache, lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from PIL import Image
+from torchvision.transforms import functional as T
+
+MOST = 32  # pictures of one request to Infinity
+KEY = "key-of-a-test-8c1f"
+DATA = "data:image/png;base64,"
+
+
+@cache
+def tiny():
+    return load_model("tiny", "fp32", torch.device("cpu"))
+
+
+def embed_texts(texts):
+    return embedded(tuple(texts))
+
+
+@lru_cache(64)
+@torch.no_grad()
+def embedded(texts):
+    return tiny().model.encode_text(tiny().tokenizer(list(texts)))
+
+
+@torch.no_grad()
+def embed_images(coded):
+    pictures = [Image.open(io.BytesIO(base64.b64decode(code, validate=True))) for code in coded]
+    assert {(picture.format, picture.mode, picture.size) for picture in pictures} == {
+        ("PNG", "RGB", (32, 32))
+    }
+    about = tiny().description
+    pixels = [T.normalize(T.to_tensor(picture), about.mean, about.std) for picture in pictures]
+    return tiny().model.encode_image(torch.stack(pixels))
+
+
+class Served:
+    """A server of `answer(service, body) -> (status, headers, content)`.
+
+    Attributes:
+        faults: (status, headers, content) that are answered first, in this order.
+        always: one that is answered to all; None: there is none.
+        requests: decoded bodies of all requests, those that met a fault too.
+        pictures, texts: sent in requests that were answered.
+        keys: what stood in the header `Authorization`.
+    """
+
+    def __init__(self, answer):
+        self.faults, self.requests, self.keys, self.always = [], [], set(), None
+        self.pictures = self.texts = 0
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self):
+                service.keys.add(self.headers.get("Authorization"))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.requests.append(body)
+                if service.always or service.faults:
+                    given = service.always or service.faults.pop(0)
+                else:
+                    given = answer(service, self.path, body)
+                status, headers, content = given
+                written = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": len(written), **headers}.items():
+                    self.send_header(name, str(value))
+                self.end_headers()
+                self.wfile.write(written)
+                self.close_connection = int(headers.get("Content-Length", 0)) > len(written)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def openai(spelling, scale=1.0):
+    """Embeddings, out of order; base64 of little-endian float32 where that is asked for.
+
+    Args:
+        spelling: of a picture, as ORACLE.IMAGES; others are refused.
+        scale: of the features, which are not normalised then.
+    """
+
+    def answer(service, path, body):
+        if path != "/embeddings":
+            return 404, {}, {"detail": "Not Found"}
+        items, pictures, texts = body["input"], [], []
+        if spelling == "items":
+            pictures = [item["image"] for item in items if "image" in item]
+            texts = [item["text"] for item in items if "text" in item]
+            assert "modality" not in body and "encoding_format" not in body
+        else:
+            images = [item.startswith(DATA) for item in items]
+            if spelling == "modality":
+                assert body["modality"] == ("image" if all(images) else "text")
+            if all(images):
+                pictures = [item.removeprefix(DATA) for item in items]
+            else:
+                texts = items
+        if len(pictures) > MOST:
+            return 422, {}, too_long(body)
+        rows = F.normalize(embed_images(pictures) if pictures else embed_texts(texts), dim=-1)
+        service.pictures += len(pictures)
+        service.texts += len(texts)
+        data = [
+            {"object": "embedding", "index": i, "embedding": coded(row, body)}
+            for i, row in enumerate(rows * scale)
+        ]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return 200, {}, {"object": "list", "data": data[::-1], "model": "m", "usage": usage}
+
+    return Served(answer)
+
+
+def coded(row, body):
+    if body.get("encoding_format") == "base64":
+        return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode()
+    return row.tolist()
+
+
+def too_long(body):
+    """What FastAPI says of a list that is too long: all of it."""
+    told = f"List should have at most {MOST} items after validation, not {len(body['input'])}"
+    return {
+        "detail": [
+            {
+                "type": "too_long",
+                "loc": ["body", "image", "input"],
+                "msg": told,
+                "input": body["input"],
+                "ctx": {"field_type": "List", "max_length": MOST},
+            }
+        ]
+    }
+
+
+def zero_shot(scale):
+    """Scores of the task zero-shot-image-classification, sorted, one picture a request."""
+
+    def answer(service, path, body):
+        labels, template = (
+            body["parameters"][key] for key in ("candidate_labels", "hypothesis_template")
+        )
+        image = F.normalize(embed_images([body["inputs"]]), dim=-1)
+        text = F.normalize(embed_texts([template.format(label) for label in labels]), dim=-1)
+        scores = (scale * image @ text.T)[0].softmax(-1)
+        service.pictures += 1
+        service.texts += len(labels)
+        found = [{"score": s, "label": label} for s, label in zip(scores.tolist(), labels)]
+        return 200, {}, sorted(found, key=lambda entry: -entry["score"])
+
+    return Served(answer)

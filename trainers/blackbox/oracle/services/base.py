@@ -1,0 +1,190 @@
+"""What services have in common: what is known of the model, requests, and what they come to."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from ...run.errors import BlackBoxError, first_line
+from ..http import Http, Missing, Refused, Transient
+from ..interface import AccessDenied, Description, Images, Oracle
+from ..prompt import Prompt
+from .answers import Answers, hashed
+from .pictures import Pictures, to_8bit
+from .wording import class_texts, counted, money
+
+TRIES = 5  # of a request whose answers cannot be read; each of them may be billed
+TOO_LARGE = re.compile(r"answers (413|422):")
+COUNTS = ("calls", "pictures", "texts", "pictures_cached", "texts_cached")
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+Parsed = TypeVar("Parsed")
+
+
+class ServiceOracle(Oracle):
+    """A model behind a service that takes words and pictures, and lets out features or scores.
+
+    What the service does not tell is taken from the configuration: the size, normalisation and
+    interpolation of pictures (`INPUT`, undone before they are sent), the temperature
+    (`ORACLE.LOGIT_SCALE`) and the model's name (`MODEL.BACKBONE.NAME`). What only methods read that
+    are not granted, such as the width of a token, is 0 or None.
+
+    Answers about pictures and texts are kept in this process and in the folder `ORACLE.CACHE`, by
+    content. Pictures that a method changed are new each time, and nothing is kept of them.
+
+    Args:
+        cfg: Dassl configuration with our nodes.
+        line: the connection to `ORACLE.URL`.
+        device: where answers are put.
+        client: name of the method that asks, for error messages.
+    """
+
+    advice: ClassVar[str] = ""  # what to do where a request is too large
+
+    def __init__(self, cfg: Any, line: Http, device: Any, client: str) -> None:
+        node = cfg.ORACLE
+        self.line, self.device, self.client = line, torch.device(device), client
+        self.model, self.price, self.spelling = cfg.MODEL.BACKBONE.NAME, node.PRICE, node.IMAGES
+        self.batch = node.BATCH
+        self.description = described(cfg)
+        self.answers = Answers(node.CACHE, (node.API, line.url, self.model))
+        self.tally = dict.fromkeys(COUNTS, 0)
+        self.classes: list[str] = []
+
+    # ------------------------------------------------------------------ access
+
+    def require(self, *grants: str) -> None:
+        """Raise AccessDenied unless all of the named grants are given."""
+        try:
+            super().require(*grants)
+        except AccessDenied as e:
+            denied = next(grant for grant in grants if grant not in self.grants)
+            raise AccessDenied(
+                f"{self.client} asked for '{denied}', which the service {self.line.url} does not "
+                f"grant: words and pictures go in, {' or '.join(sorted(self.grants))} come out. "
+                f"Choose a method that needs no more, such as SONAR, or ask the model's owner for "
+                f"the server of dassl_blackbox.serve, which can grant all."
+            ) from e
+
+    def check(self, n: int) -> None:
+        if n:
+            self.require("contexts")
+
+    def embed(self, words: str) -> torch.Tensor:
+        self.require("contexts")
+        raise NotImplementedError  # for a service of one's own that grants it
+
+    # ------------------------------------------------------------------ texts and pictures
+
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
+        self.classes = class_texts(names, template)
+
+    def texts_of(self, prompt: Prompt) -> list[str]:
+        """The C class texts, and the prompt's M further ones behind them."""
+        if not self.classes:
+            raise BlackBoxError(
+                "The oracle was asked before it was told any class names: call set_classes first."
+            )
+        if prompt.texts is None:
+            return self.classes
+        return self.classes + class_texts(prompt.texts.names, prompt.texts.template)
+
+    def upload(self, images: torch.Tensor) -> Images:
+        """They are sent when they are first asked about, as PNG files; see `to_8bit`."""
+        size = self.description.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
+            raise BlackBoxError(
+                f"Images of shape {tuple(images.shape)} were uploaded; INPUT.SIZE asks for "
+                f"[B, 3, {size[0]}, {size[1]}]."
+            )
+        return Pictures(to_8bit(images, self.description))
+
+    # ------------------------------------------------------------------ requests
+
+    def post(self, path: str, body: Any, parse: Callable[[Any], Parsed]) -> Parsed:
+        """What `parse` makes of the JSON that answers a request with this JSON.
+
+        An exception of `parse` means that the answer is damaged: the request is made again, though
+        not more than a few times, since a service bills what it answers.
+
+        Args:
+            path: behind `ORACLE.URL`, such as "/embeddings", or nothing.
+            body: what is sent.
+            parse: decoded JSON to numbers.
+
+        Raises:
+            BlackBoxError: the service refuses, cannot be reached, or answers otherwise.
+        """
+        url, tries = self.line.url + path, 0
+
+        def read(answer: Any) -> Parsed:
+            nonlocal tries
+            tries += 1
+            try:
+                return parse(answer.json())
+            except UNREADABLE as e:
+                what = f"{type(e).__name__}: {first_line(e)}"[:200]
+                if tries < TRIES:
+                    raise Transient(f"the answer cannot be read, {what}") from e
+                raise BlackBoxError(
+                    f"{url} answers, but not as expected ({what}). Check ORACLE.URL, ORACLE.API "
+                    f"and ORACLE.IMAGES."
+                ) from e
+
+        try:
+            return self.line.ask("POST", path, read, json=body)
+        except Missing as e:
+            raise Refused(f"{url} is not there (404). Check ORACLE.URL and ORACLE.API.") from e
+        except Refused as e:
+            if self.advice and TOO_LARGE.search(str(e)):
+                raise Refused(f"{first_line(e)} {self.advice}") from e
+            raise
+
+    # ------------------------------------------------------------------ what it comes to
+
+    def count(self, **more: int) -> None:
+        for name, number in more.items():
+            self.tally[name] += number
+
+    def usage(self) -> dict[str, int | float]:
+        """What this process has asked so far, and with `ORACLE.PRICE` the money of it.
+
+        Calls that were answered, pictures and texts that were sent in them, and those that were not
+        since their answers were kept. A call that was tried again counts once.
+        """
+        paid = {"money": round(self.price * self.tally["pictures"], 6)} if self.price else {}
+        return {**self.tally, **paid}
+
+    @abstractmethod
+    def calls(self, pictures: int, texts: int) -> int:
+        """Calls that so many pictures and texts take, if none is known."""
+
+    def quote(self, pictures: int, texts: int) -> str:
+        """What so many pictures and texts would come to, as a phrase."""
+        paid = f", {money(self.price * pictures)} by ORACLE.PRICE" if self.price else ""
+        calls = counted(self.calls(pictures, texts), "call")
+        return f"about {calls}, {counted(pictures, 'picture')}{paid}"
+
+
+def described(cfg: Any) -> Description:
+    """What a configuration tells of a model whose service tells nothing."""
+    api, name, given = cfg.ORACLE.API, cfg.MODEL.BACKBONE.NAME, cfg.INPUT
+    return Description(
+        name=name,
+        width=0,
+        image_width=None,
+        embed_dim=0,
+        context_length=0,
+        image_size=tuple(given.SIZE),
+        mean=tuple(given.PIXEL_MEAN),
+        std=tuple(given.PIXEL_STD),
+        interpolation=given.INTERPOLATION,
+        logit_scale=cfg.ORACLE.LOGIT_SCALE,
+        token_std=0.0,
+        patch_mean=None,
+        patch_std=None,
+        fingerprint=hashed(api, name),
+    )
