@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import diskcache
@@ -81,7 +81,8 @@ def build_app(service: Service) -> FastAPI:
         return answer_refusal(wrong(f"{place}: {first['msg']}."))
 
     async def no_storage(request: Request, error: Exception) -> Response:
-        print(f"What must be stored cannot be ({first_line(error)}).", file=sys.stderr)
+        with suppress(OSError):  # the log may be on the same disk
+            print(f"What must be stored cannot be ({first_line(error)}).", file=sys.stderr)
         words = "The server cannot store what it must; its owner is told."
         return answer_refusal(Refusal(503, "storage", words, {"Retry-After": "10"}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,8 @@ def build_service(options: Options, accounts: Sequence[Account]) -> Service:
             f"Others may write to the folder {options.folder}, where bills and images would be "
             f"kept. Choose a --state of your own."
         )
+    # each of another text is printed, and remembered to be printed once
+    warnings.filterwarnings("ignore", module="PIL")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(options.backbone, options.precision, device)
     if options.name:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+LONGEST = 800  # characters of a message, which may quote what was sent
+
 
 class Refusal(Exception):
     """Becomes an answer with this status.
@@ -12,7 +14,7 @@ class Refusal(Exception):
     Args:
         status: of HTTP.
         code: a word for programs.
-        message: a sentence for people.
+        message: a sentence for people; it is put on one line.
         headers: of the answer.
         more: further entries of its body.
     """
@@ -25,6 +27,9 @@ class Refusal(Exception):
         headers: Mapping[str, str] | None = None,
         **more: Any,
     ) -> None:
+        message = " ".join(message.split())
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 1]}…"
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.headers, self.more = dict(headers or {}), more
