@@ -35,7 +35,7 @@ class Server:
                 text=True,
             )
         for line in self.process.stdout:
-            if found := re.search(r"listens on (http://127\.0\.0\.1:(\d+))", line):
+            if found := re.search(r"listens? on (http://127\.0\.0\.1:(\d+))", line):
                 self.url, self.port = found[1], int(found[2])
                 return self
         raise AssertionError(self.said())

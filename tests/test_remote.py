@@ -204,6 +204,29 @@ def test_a_client_that_is_killed_loses_what_is_stated_and_no_more(
     assert bill(tmp_path / "run")["training"]["queries"] <= int(limit[1])
 
 
+@pytest.mark.long
+def test_replicas_keep_one_ledger(data_root, tmp_path, budget):
+    pytest.importorskip("ray", reason="no Ray is installed")
+    limit = budget("SONAR", 4)
+    near = trained("SONAR", data_root, tmp_path / "near", *limit)
+    with serving(tmp_path / "state", "--replicas", "2") as server:
+        with ThreadPoolExecutor(4) as pool:  # so that both are asked
+            asked = [oracle(server, 30) for _ in range(4)]
+            images = torch.randn(3, 3, 32, 32)
+
+            def ask(one):
+                one.set_classes(["one", "two"])
+                return [one.query(one.upload(images), Prompt()) for _ in range(10)]
+
+            answers = [answer for found in pool.map(ask, asked) for answer in found]
+        assert all((answer - answers[0]).abs().max() < 1e-3 for answer in answers)
+        assert usage(server.url)["queries"] == 40
+        before = usage(server.url)
+        far = trained("SONAR", data_root, tmp_path / "far", *limit, *remote(server.url))
+        assert used(server.url, before) == billed(tmp_path / "far") == billed(tmp_path / "near")
+    assert distance(far.learner.state_dict(), near.learner.state_dict()) < 1e-4
+
+
 def test_a_server_that_lost_what_it_was_sent_is_sent_it_again(tmp_path, data_root):
     with serving(tmp_path / "one") as server:
         asked = oracle(server)
