@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import os
 import random
 import re
 import resource
@@ -26,8 +27,10 @@ from urllib.parse import quote
 import pytest
 import torch
 import yaml
+from dassl_blackbox.serve.access import account_of
 from dassl_blackbox.serve.building import Options, build_service
 from dassl_blackbox.serve.connection import CONNECTIONS
+from dassl_blackbox.serve.ledger import Ledger
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
@@ -49,7 +52,7 @@ from support import REPO, seeded
 KEYS = {
     "full": {"grants": list(GRANTS)},
     "plain": {"grants": ["logits"]},
-    "another": {"grants": list(GRANTS)},
+    "another": {"grants": list(GRANTS), "metrics": True},
     "nothing": {"grants": []},
     "top": {"grants": list(GRANTS), "top_k": 1},
 }
@@ -248,11 +251,12 @@ def write_keys(folder):
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     options = ("--max-mb", MEGABYTES, "--store-mb", 64, "--seconds", SECONDS)
+    os.environ["PYTHONFAULTHANDLER"] = "1"  # of the server: what ends it is in its log
     with serving(folder / "state", "--keys", write_keys(folder), *options, keys="") as server:
         found = Served(server)
         yield found
+        assert server.process.poll() is None, (server.process.returncode, server.said())
         found.right()
-        assert server.process.poll() is None
         before, after = found.memory, memory(server)
         print(
             f"\n{found.line.cases:,} cases; memory {before:.0f} MB before, {after:.0f} after, "
@@ -265,6 +269,8 @@ def served(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_refused_is_billed(served):
     """As many requests are on the bills as were answered, and the server answers as before."""
+    status = served.server.process.poll()
+    assert status is None, (status, served.server.said())
     before = {name: served.usage(name)["requests"] for name in KEYS}
     served.line.billed = {}
     yield
@@ -852,6 +858,9 @@ def test_what_another_key_sent_gives_no_more_than_the_own_grants(served):
             asked = pack({}, {"images": ["0" * 64], "classes": texts})
             assert line.ask("POST", "/v1/query", asked, MEDIA, key).status == 403
     assert served.usage("another") == before
+    # what all have used together would tell each of two what the other has
+    statuses = {key: line.ask("GET", "/metrics", key=key).status for key in KEYS}
+    assert statuses == {key: 200 if key == "another" else 403 for key in KEYS}
     assert line.ask("GET", "/v1/usage?key=another", key="plain").body == (
         line.ask("GET", "/v1/usage", key="plain").body
     )
@@ -1152,6 +1161,20 @@ def test_a_stop_answers_what_has_come(tmp_path):
         server.end()
     assert [answer.status for answer in answers] == [200] * 3
     assert time.monotonic() - start < 45 and server.said() == ""
+
+
+def test_a_charge_goes_when_all_tries_of_the_request_have_failed(tmp_path):
+    """Else one that is sent twice at once, and fails once, would be answered for nothing."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    account = account_of({"name": "a", "key": "a-long-key"}, (), 0)
+    assert [ledger.charge(account, "one", "digest", (2, 6)) for _ in range(2)] == [True, False]
+    ledger.refund(account, "one")
+    assert ledger.used("a") == (2, 6, 1)
+    assert not ledger.charge(account, "one", "digest", (2, 6))
+    for left in ((2, 6, 1), (0, 0, 0), (0, 0, 0)):
+        ledger.refund(account, "one")
+        assert ledger.used("a") == left
+    ledger.close()
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path):

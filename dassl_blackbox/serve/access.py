@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .errors import Refusal
 KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key
 LEAST = 8  # characters of a key
 MINUTE = 60.0
-ENTRIES = ("name", "key", "grants", "top_k", "max_queries", "max_image_queries", "rate")
+ENTRIES = ("name", "key", "grants", "top_k", "max_queries", "max_image_queries", "rate", "metrics")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Account:
         top_k: log-probabilities that are let out of an image; 0: logits.
         max_queries, max_image_queries: budgets; 0: no limit.
         rate: requests a minute; 0: no limit.
+        metrics: whether it may read the server's, which sum over all keys.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Account:
     max_queries: int = 0
     max_image_queries: int = 0
     rate: int = 0
+    metrics: bool = False
 
     def require(self, *grants: str) -> None:
         for grant in grants:
@@ -118,8 +120,9 @@ def read_accounts(path: str, grants: Sequence[str], top_k: int) -> tuple[list[Ac
     """The accounts of a YAML file and of the environment, and a key that was made where none is.
 
     The file is a list, each entry with `name` and `key`, and perhaps `grants`, `top_k`,
-    `max_queries`, `max_image_queries` and `rate` (defaults: those given here, and no limits). The
-    environment variable `BLACKBOX_KEYS` holds `name=key,name=key`.
+    `max_queries`, `max_image_queries` and `rate` (defaults: those given here, and no limits), and
+    `metrics` (default: true for the only key there is, since they tell of all). The environment
+    variable `BLACKBOX_KEYS` holds `name=key,name=key`.
 
     Raises:
         BlackBoxError: it cannot be read; an entry is unknown, missing or of another kind; two have
@@ -144,6 +147,8 @@ def read_accounts(path: str, grants: Sequence[str], top_k: int) -> tuple[list[Ac
     for part in ("name", "digest"):
         if len({getattr(account, part) for account in accounts}) < len(accounts):
             raise BlackBoxError("Two keys have the same name, or are the same key.")
+    if len(accounts) == 1 and "metrics" not in entries[0]:
+        accounts = [replace(accounts[0], metrics=True)]
     return accounts, made
 
 
@@ -173,6 +178,9 @@ def account_of(entry: Any, grants: Sequence[str], top_k: int) -> Account:
             raise BlackBoxError(
                 f"{entry_name} of {name!r} is {value!r}; a whole number of 0 or more is expected."
             )
+    metrics = entry.get("metrics", False)
+    if not isinstance(metrics, bool):
+        raise BlackBoxError(f"metrics of {name!r} is {metrics!r}; true or false is expected.")
     if numbers["top_k"]:
         granted = [grant for grant in granted if grant != "features"]
-    return Account(name, digest_of(key), frozenset(granted), **numbers)
+    return Account(name, digest_of(key), frozenset(granted), **numbers, metrics=metrics)

@@ -103,7 +103,9 @@ def build_app(service: Service) -> FastAPI:
 
     @app.get("/metrics", tags=["state"], responses=REFUSALS, **keyed)
     async def metrics(request: Request) -> Response:
-        """Prometheus' metrics, for every key."""
+        """Prometheus' metrics, which sum over all keys, where they are granted."""
+        if not account_of(request).metrics:
+            raise Refusal(403, "not_granted", "The server's metrics are not granted to this key.")
         return Response(service.counters.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/description", tags=["model"], responses=REFUSALS, **keyed)
