@@ -77,12 +77,7 @@ class LocalOracle(Oracle):
         return self.text.embed(words)
 
     def upload(self, images: torch.Tensor) -> Images:
-        size = self.description.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
-            raise BlackBoxError(
-                f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} "
-                f"takes [B, 3, {size[0]}, {size[1]}]."
-            )
+        self.description.check_images(images)
         name = Images(len(images))
         # they go to the device in parts, when they are first asked about
         self.pixels[name] = images

@@ -46,6 +46,15 @@ class Description:
     # SHA-256 of weights and architecture, so that a checkpoint is not used with another model
     fingerprint: str = ""
 
+    def check_images(self, images: torch.Tensor) -> None:
+        """Raise BlackBoxError unless pixels are `[B, 3, H, W]`, of the model's size."""
+        height, width = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
+            raise BlackBoxError(
+                f"Images of shape {tuple(images.shape)} were uploaded; {self.name} takes "
+                f"[B, 3, {height}, {width}]."
+            )
+
 
 class Images:
     """Name of a batch that was uploaded.

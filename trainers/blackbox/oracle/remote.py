@@ -122,12 +122,7 @@ class RemoteOracle(Oracle):
 
     def upload(self, images: torch.Tensor) -> Images:
         """The images are sent when they are first asked about."""
-        size = self.description.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
-            raise BlackBoxError(
-                f"Images of shape {tuple(images.shape)} were uploaded; {self.description.name} "
-                f"takes [B, 3, {size[0]}, {size[1]}]."
-            )
+        self.description.check_images(images)
         pictures = as_8bit(images, self.description)
         return RemoteImages(images.cpu() if pictures is None else pictures)
 

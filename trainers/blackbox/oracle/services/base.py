@@ -94,12 +94,7 @@ class ServiceOracle(Oracle):
 
     def upload(self, images: torch.Tensor) -> Images:
         """They are sent when they are first asked about, as PNG files; see `to_8bit`."""
-        size = self.description.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
-            raise BlackBoxError(
-                f"Images of shape {tuple(images.shape)} were uploaded; INPUT.SIZE asks for "
-                f"[B, 3, {size[0]}, {size[1]}]."
-            )
+        self.description.check_images(images)
         return Pictures(to_8bit(images, self.description))
 
     # ------------------------------------------------------------------ requests
