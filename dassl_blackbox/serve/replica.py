@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from ..trainers.blackbox.openclip.models import LoadedModel
 from ..trainers.blackbox.openclip.text import TextPath
 from ..trainers.blackbox.oracle.interface import GRANTS, QUERY_IMAGES
 from ..trainers.blackbox.oracle.texts import Texts
+from ..trainers.blackbox.run.files import digest
 from .contents import Contents
 from .errors import Refusal
 
@@ -68,7 +68,7 @@ class Replica:
         self.oracle = LocalOracle(loaded, GRANTS)
         self.description = loaded.description
         self.lists: OrderedDict[str, TextPath] = OrderedDict()
-        self.known: OrderedDict[tuple[str, bytes], torch.Tensor] = OrderedDict()
+        self.known: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
         self.lock = threading.Lock()  # of `lists` and `waiting`
         self.words = threading.Lock()  # of the tokeniser
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -248,14 +248,14 @@ class Replica:
             path.ids.clear()
         return encoded
 
-    def remember(self, name: tuple[str, bytes], features: torch.Tensor) -> None:
+    def remember(self, name: tuple[str, str], features: torch.Tensor) -> None:
         self.known[name] = features
         while len(self.known) > 1 and sum(map(size_of, self.known.values())) > TEXT_BYTES:
             self.known.popitem(last=False)
 
     def encode_contexts(self, jobs: list[Job]) -> None:
         """Encode contexts of several requests about the same classes at once."""
-        groups: dict[Group, dict[bytes, tuple[Texts, torch.Tensor]]] = {}
+        groups: dict[Group, dict[str, tuple[Texts, torch.Tensor]]] = {}
         for job in jobs:
             if job.texts and job.contexts is not None:
                 name = name_of(job.texts[0], job.contexts)
@@ -285,10 +285,8 @@ def size_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def name_of(texts: Texts, contexts: torch.Tensor) -> tuple[str, bytes]:
-    head = f"{tuple(contexts.shape)}".encode()
-    content = contexts.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return texts.id, hashlib.sha256(head + content).digest()
+def name_of(texts: Texts, contexts: torch.Tensor) -> tuple[str, str]:
+    return texts.id, digest(contexts)
 
 
 def unknown(**names: Sequence[str]) -> Refusal:

@@ -239,15 +239,14 @@ class Service:
             asked.images or prompt.pictures is not None or prompt.image_tokens is not None
         ):
             raise wrong("Features of texts depend on contexts alone.")
-        lists = {name: self.contents.texts(name) for name in (asked.classes, asked.texts) if name}
+        wanted = [name for name in (asked.classes, asked.texts) if name]
+        found = [self.contents.texts(name) for name in wanted]
         features = self.replica.oracle.store if prompt.image_tokens is None else None
         lost = missing(asked.images, self.contents, features)
-        if lost or None in lists.values():
-            names = [name for name, texts in lists.items() if texts is None]
-            raise unknown(images=lost, texts=names)
-        texts = [texts for texts in lists.values() if texts is not None]
-        if asked.texts and asked.texts == asked.classes:
-            texts = texts * 2
+        texts = [texts for texts in found if texts is not None]
+        if lost or len(texts) < len(found):
+            names = [name for name, texts in zip(wanted, found, strict=True) if texts is None]
+            raise unknown(images=lost, texts=list(dict.fromkeys(names)))
         if texts:
             self.check_texts(texts, prompt)
         return Job(asked.images, texts, prompt.contexts, prompt.image_tokens, prompt.pictures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -80,7 +81,8 @@ class RemoteOracle(Oracle):
                 f"{self.description.name!r}. Set it to that name, if that model is meant."
             )
         self.classes: Texts | None = None
-        self.sent: dict[str, None] = {}  # names of images that the server has had, oldest first
+        # names of images that the server has had, oldest first
+        self.sent: OrderedDict[str, None] = OrderedDict()
 
     # ------------------------------------------------------------------ texts
 
@@ -136,8 +138,8 @@ class RemoteOracle(Oracle):
             body = pack({"images": images.pixels[part]})
             self.line.ask("POST", "/v1/images", entries, body, headers=of_body(body))
         self.sent.update(dict.fromkeys(rows))
-        for name in list(self.sent)[:-KNOWN]:
-            del self.sent[name]
+        while len(self.sent) > KNOWN:
+            self.sent.popitem(last=False)
 
     # ------------------------------------------------------------------ questions
 

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from ..run.errors import BlackBoxError
+from ..run.files import digest
 from .interface import Description
 
 MEDIA = "application/vnd.safetensors"
@@ -59,9 +60,7 @@ def digest_of(body: bytes) -> str:
 
 def content_ids(images: torch.Tensor) -> list[str]:
     """SHA-256 of every image `[B, 3, H, W]`, its type and its size, in hexadecimal digits."""
-    head = f"{images.dtype} {tuple(images.shape[1:])} ".encode()
-    rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-    return [hashlib.sha256(head + row.tobytes()).hexdigest() for row in rows]
+    return [digest(image) for image in images]
 
 
 def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | None:
@@ -69,10 +68,20 @@ def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | No
 
     None where there are none from which `normalised` makes the same pixels, bit for bit.
     """
-    mean, std = moments(description)
     pixels = pixels.cpu()
-    pictures = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    pictures = rounded(levels(pixels, description))
     return pictures if torch.equal(normalised(pictures, description), pixels) else None
+
+
+def levels(pixels: torch.Tensor, description: Description) -> torch.Tensor:
+    """Normalised pixels `[..., 3, H, W]` as numbers from 0 to 255, not rounded."""
+    mean, std = moments(description)
+    return (pixels * std + mean) * 255
+
+
+def rounded(values: torch.Tensor) -> torch.Tensor:
+    """The nearest 8-bit values."""
+    return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable
 from functools import cached_property
@@ -12,6 +11,7 @@ from PIL import Image
 
 from ...run.errors import BlackBoxError
 from ..interface import Description, Images
+from ..wire import content_ids, levels, rounded
 
 
 class Pictures(Images):
@@ -24,9 +24,7 @@ class Pictures(Images):
     @cached_property
     def ids(self) -> list[str]:
         """SHA-256 of every picture and of its size, in hexadecimal digits."""
-        head = f"{tuple(self.content.shape[1:])} ".encode()
-        rows = self.content.flatten(1).numpy()
-        return [hashlib.sha256(head + row.tobytes()).hexdigest() for row in rows]
+        return content_ids(self.content)
 
 
 def first_of_each(names: Iterable[str]) -> dict[str, int]:
@@ -51,14 +49,13 @@ def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
     Raises:
         BlackBoxError: a pixel is not finite.
     """
-    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (description.mean, description.std))
-    values = (pixels.detach().cpu() * std + mean) * 255
+    values = levels(pixels.detach().cpu(), description)
     if not values.isfinite().all():
         raise BlackBoxError(
             "A changed picture has pixels that are not finite, which no service can be sent. Lower "
             "the step size of the method."
         )
-    return values.round().clamp(0, 255).to(torch.uint8).contiguous()
+    return rounded(values).contiguous()
 
 
 def png(picture: torch.Tensor) -> bytes:
