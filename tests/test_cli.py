@@ -10,7 +10,7 @@ import parse_test_res
 import pytest
 import torch
 from dassl_blackbox import results
-from dassl_blackbox.trainers.blackbox.openclip.models import tiny_state_dict
+from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
 from dassl_blackbox.trainers.blackbox.run.files import save_state
 from support import (
     OURS,
@@ -390,7 +390,7 @@ def test_an_image_that_a_worker_cannot_decode_is_named(broken, tmp_path):
 
 @pytest.mark.parametrize("name", ["ZIP", "WhiteBox"])
 def test_weights_that_are_not_finite_are_refused(name, data_root, tmp_path, capsys):
-    state = tiny_state_dict()
+    state = embedded_state_dict("tiny")
     state["logit_scale"] = torch.tensor(float("nan"))
     torch.save(state, tmp_path / "nan.pt")
     options = "MODEL.BACKBONE.NAME", tmp_path / "nan.pt"
@@ -484,7 +484,7 @@ def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
-    state = tiny_state_dict()
+    state = embedded_state_dict("tiny")
     state["positional_embedding"] *= 1.01
     torch.save(state, tmp_path / "other.pt")
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
@@ -502,7 +502,7 @@ def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
 
 
 def test_a_checkpoint_does_not_depend_on_where_its_backbone_lies(runs, data_root, tmp_path):
-    torch.save(tiny_state_dict(), tmp_path / "same.pt")
+    torch.save(embedded_state_dict("tiny"), tmp_path / "same.pt")
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
     assert (
         run(

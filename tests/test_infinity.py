@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl_blackbox.trainers.blackbox.openclip.tiny import tiny_state_dict
+from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
 from support import REPO, accuracy, bill, run
 
 pytestmark = pytest.mark.services
@@ -117,7 +117,7 @@ def root(tmp_path_factory):
 
 def at(server, cache="", **more):
     """Options of a run over the server, with the published numbers of images."""
-    scale = tiny_state_dict()["logit_scale"].exp().item()
+    scale = embedded_state_dict("tiny")["logit_scale"].exp().item()
     given = {"URL": server.url, "API": "openai", "CACHE": cache, "LOGIT_SCALE": scale, **more}
     oracle = [part for key, value in given.items() for part in (f"ORACLE.{key}", str(value))]
     sizes = ["INPUT.SIZE", "(32, 32)", "INPUT.INTERPOLATION", "bicubic"]

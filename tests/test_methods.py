@@ -3,10 +3,13 @@ batch is partial, and take any prompt space.
 """
 
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms as T
+from dassl_blackbox.trainers.blackbox.data.cutout import Cutout
 from dassl_blackbox.trainers.blackbox.heads import FeatureAdapter, PredictionRefinement
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
@@ -19,6 +22,7 @@ from dassl_blackbox.trainers.blackbox.prompts import (
 from dassl_blackbox.trainers.blackbox.recipe import Progress
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.craft import divergence
+from PIL import Image
 from support import bill, build, quadratic
 
 # CBBT
@@ -112,6 +116,27 @@ def test_adapter_trains_from_its_epoch_on_and_is_evaluated(data_root, tmp_path):
     queries, images = both.plan.step(0)
     assert (queries, images) == (both.optim.q + 2, 8)
     assert bill(tmp_path / "b")["training"] == {"queries": 6 * queries, "image_queries": 6 * images}
+
+
+def test_half_of_the_images_are_cut_out_instead_of_cropped(data_root, tmp_path):
+    """The published transform: a crop, or the whole picture less a rectangle of one colour."""
+    picture = Image.new("RGB", (50, 30), (1, 2, 3))
+    random.seed(0)
+    for _ in range(50):
+        changed = np.asarray(Cutout(0.4)(picture)) != (1, 2, 3)
+        rows, columns = (np.flatnonzero(changed.any(2).any(axis)) for axis in (1, 0))
+        assert 1 <= len(rows) <= 13 and 1 <= len(columns) <= 21
+        assert changed.any(2)[np.ix_(rows, columns)].all()
+        assert len(rows) == np.ptp(rows) + 1 and len(columns) == np.ptp(columns) + 1
+    assert (np.asarray(picture) == (1, 2, 3)).all()  # a copy is painted on
+    published = build("CBBT", data_root, tmp_path / "a")
+    steps = published.train_loader_x.dataset.transform.transforms
+    (choice,) = [step for step in steps if isinstance(step, T.RandomChoice)]
+    assert isinstance(choice.transforms[0], T.RandomResizedCrop)
+    assert choice.transforms[1].transforms[1].share == 0.4
+    plain = build("CBBT", data_root, tmp_path / "b", "TRAINER.CBBT.CUTOUT", "0")
+    kinds = [type(step) for step in plain.train_loader_x.dataset.transform.transforms]
+    assert T.RandomResizedCrop in kinds and T.RandomChoice not in kinds
 
 
 @pytest.mark.parametrize("name, switch", [("CBBT", "ADAPTER"), ("JOLT", "FEATURES")])

@@ -11,7 +11,7 @@ import numpy
 import open_clip
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.openclip import tiny
+from dassl_blackbox.trainers.blackbox.openclip import embedded
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.openclip.weights import read_weights, reason
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
@@ -235,17 +235,17 @@ def test_flipped_and_lost_bytes_are_a_sentence_or_other_weights(write, tmp_path)
 @pytest.mark.parametrize(
     "kind", ["zero bytes", "another encoding", "cut in the middle", "folder", "absent"]
 )
-@pytest.mark.parametrize("file", ["tiny.safetensors", "open_clip_config.json"])
+@pytest.mark.parametrize("file", ["tiny.safetensors", "tiny.json"])
 def test_a_damaged_embedded_model_is_a_sentence(file, kind, tmp_path, monkeypatch):
-    for name in ("tiny.safetensors", "open_clip_config.json"):
-        (tmp_path / name).write_bytes((tiny.ASSETS / name).read_bytes())
+    for name in ("tiny.safetensors", "tiny.json"):
+        (tmp_path / name).write_bytes((embedded.ASSETS / name).read_bytes())
     sound = (tmp_path / file).read_bytes()
     (tmp_path / file).unlink()
     if kind == "cut in the middle":
         (tmp_path / file).write_bytes(sound[: len(sound) // 2])
     elif kind != "absent":
         DAMAGE[kind](tmp_path / file, None)
-    monkeypatch.setattr(tiny, "ASSETS", tmp_path)
+    monkeypatch.setattr(embedded, "ASSETS", tmp_path)
     with pytest.raises(
         BlackBoxError, match="The embedded model, .* is damaged .* Install it again"
     ):

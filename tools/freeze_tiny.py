@@ -4,7 +4,7 @@ exports the embedded model for other code.
     python tools/freeze_tiny.py freeze stage2/model.pt
     python tools/freeze_tiny.py export tiny_clip.pt
 
-`freeze` writes tiny.safetensors, open_clip_config.json and RECIPE.json; `export` the full state
+`freeze` writes tiny.safetensors, tiny.json and tiny_recipe.json; `export` the full state
 dict, in the layout of OpenAI's CLIP.
 
 Weights are stored as float16, and of the token embeddings only the rows that training touched: the
@@ -28,7 +28,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def freeze(source):
     """Write the three files; returns the SHA-256 of the weights."""
     import pretrain_tiny as pretraining
-    from dassl_blackbox.trainers.blackbox.openclip.models import ASSETS
+    from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS
     from safetensors.torch import save_file
 
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
@@ -41,9 +41,7 @@ def freeze(source):
     save_file(tensors, ASSETS / "tiny.safetensors")
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": recipe.pop("model"), "preprocess_cfg": preprocess}
-    (ASSETS / "open_clip_config.json").write_text(
-        json.dumps(config, indent=2) + "\n", encoding="utf-8"
-    )
+    (ASSETS / "tiny.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     recipe["commands"] = [
         " ".join(line.split())
         for line in pretraining.__doc__.splitlines()
@@ -57,7 +55,7 @@ def freeze(source):
         "the digit {}.', photos are photographs set aside from pretraining"
     )
     recipe["sha256"] = hashlib.sha256((ASSETS / "tiny.safetensors").read_bytes()).hexdigest()
-    (ASSETS / "RECIPE.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    (ASSETS / "tiny_recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     return recipe["sha256"]
 
 
@@ -78,10 +76,11 @@ def template_accuracy(digits):
 
 
 def export(target):
-    from dassl_blackbox.trainers.blackbox.openclip.models import tiny_state_dict
+    from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
     from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 
-    write_atomically(target, lambda f: torch.save(tiny_state_dict(), f))  # plain, for any reader
+    state = embedded_state_dict("tiny")
+    write_atomically(target, lambda f: torch.save(state, f))  # plain, for any reader
 
 
 if __name__ == "__main__":

@@ -137,12 +137,16 @@ def tokenizer_files():
 
 def write(folder):
     """All files of the directory."""
-    from dassl_blackbox.trainers.blackbox.openclip.tiny import tiny_config, tiny_state_dict
+    from dassl_blackbox.trainers.blackbox.openclip.embedded import (
+        embedded_config,
+        embedded_state_dict,
+    )
     from safetensors.torch import save_file
 
-    folder, config = Path(folder), tiny_config()
+    folder, config = Path(folder), embedded_config("tiny")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(converted(tiny_state_dict()), folder / "model.safetensors", {"format": "pt"})
+    state = converted(embedded_state_dict("tiny"))
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
     special = {"bos_token": SOT, "eos_token": EOT, "unk_token": EOT, "pad_token": EOT}
     model = configuration(config["model_cfg"])
     length = config["model_cfg"]["text_cfg"]["context_length"]

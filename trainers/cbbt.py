@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .blackbox.data.cutout import crop_or_cutout
 from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads import FeatureAdapter
 from .blackbox.keys import SIZE, Key, flag, number, where, whole
@@ -77,6 +78,12 @@ class CBBT(BlackBoxTrainer):
         **context_keys(1, "a"),
         **space_keys("context"),
         "Q": Key(256, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
+        "CUTOUT": Key(
+            0.4,
+            number(0, 1),
+            "side of the rectangle / the image's, in the half of the images that is not cropped; "
+            "0: all are cropped",
+        ),
         "CLIP": Key(5.0, number(above=0), "largest norm of the gradient estimate"),
         "ADAPTER": Key(False, flag(), "train an adapter on image features too (grant features)"),
         "ADAPTER_RATIO": Key(0.2, number(0, 1), "share of its output in the feature", ADAPTED),
@@ -86,6 +93,10 @@ class CBBT(BlackBoxTrainer):
         "ADAPTER_EPOCH": Key(10, whole(0), "epochs of the prompt alone before it joins", ADAPTED),
     }
     scheduled, optimizers = True, ("adam",)
+
+    def train_transform(self) -> Any:
+        share = self.cfg.TRAINER.CBBT.CUTOUT
+        return crop_or_cutout(self.cfg, share) if share else None
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node, optim = self.cfg.TRAINER.CBBT, self.cfg.OPTIM

@@ -86,8 +86,11 @@ class Data:
     augmentation: Augmentation
 
 
-def build_data(cfg: Any) -> Data:
+def build_data(cfg: Any, transform: Any = None) -> Data:
     """The images that a configuration names; those of val and test are known to open.
+
+    Args:
+        transform: of the training images, if not Dassl's.
 
     Raises:
         BlackBoxError: an image does not open; loaders that do not fit the data; evaluation on `val`
@@ -95,7 +98,7 @@ def build_data(cfg: Any) -> Data:
     """
     augmentation = Augmentation(cfg.SEED, cfg.INPUT.VIEWS)
     pictures = Pictures(2**20 * cfg.INPUT.CACHE_MB)
-    manager = manage(cfg, partial(ImageReader, pictures, augmentation))
+    manager = manage(cfg, partial(ImageReader, pictures, augmentation), transform)
     pictures.paths.update(item.impath for item in manager.dataset.train_x)
     if cfg.TEST.SPLIT == "val":
         need_val(manager.dataset, cfg.DATASET.NAME)
@@ -103,10 +106,10 @@ def build_data(cfg: Any) -> Data:
     return Data(manager, pictures, augmentation)
 
 
-def manage(cfg: Any, wrapper: Any) -> DataManager:
+def manage(cfg: Any, wrapper: Any, transform: Any) -> DataManager:
     """Dassl's data manager; what it asserts without a word becomes a sentence."""
     try:
-        return DataManager(cfg, dataset_wrapper=wrapper)
+        return DataManager(cfg, custom_tfm_train=transform, dataset_wrapper=wrapper)
     except (AssertionError, NotImplementedError, ValueError, ZeroDivisionError) as e:
         if type(e) not in (AssertionError, NotImplementedError, ValueError, ZeroDivisionError):
             raise  # a sentence already

@@ -14,10 +14,8 @@ from ..run.errors import BlackBoxError, one_of
 from .describe import check_model, describe, resized_otherwise
 from .identity import fingerprint, identify
 from .sources import find
-from .tiny import ASSETS, tiny_config, tiny_state_dict
 from .weights import check_finite, reason
 
-__all__ = ["ASSETS", "LoadedModel", "describe", "load_model", "tiny_config", "tiny_state_dict"]
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
 
@@ -38,7 +36,7 @@ def load_model(
     """Load the model that `MODEL.BACKBONE.NAME` names.
 
     Args:
-        name: `tiny` (the embedded one); one of CoOp's names (OpenAI's weights: CLIP's own cache,
+        name: `tiny` or `photo` (embedded); one of CoOp's names (OpenAI's weights: CLIP's own cache,
             then open_clip's download); `arch:tag` or `arch:path` of open_clip, `config.json:path`
             of an architecture of one's own; or the path of a checkpoint in OpenAI's format.
         precision: fp32, fp16, bf16 (weights of the towers in that type) or amp (fp32 weights under

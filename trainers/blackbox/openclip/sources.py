@@ -27,7 +27,7 @@ from ..run.errors import BlackBoxError, nearest, one_of
 from .activation import check_bare, check_tag, check_weights, released
 from .architecture import own_arch
 from .describe import check_tokenizer
-from .tiny import ASSETS, build_tiny, tiny_config
+from .embedded import ASSETS, EMBEDDED, build_embedded, embedded_config
 from .weights import OPENAI_MARKS, is_script, is_there, read_weights, reason
 
 # CoOp's names mean OpenAI's weights, trained with QuickGELU; open_clip's plain names have GELU.
@@ -59,8 +59,8 @@ class Source:
 
 def find(name: str) -> Source:
     """The file that a name means."""
-    if name == "tiny":
-        return tiny_source()
+    if name in EMBEDDED:
+        return embedded_source(name)
     if name in OPENAI:
         cached = openai_cache(name)
         return openai_source(cached) if cached else tagged_source(OPENAI[name], "openai")
@@ -68,9 +68,9 @@ def find(name: str) -> Source:
         return openai_source(Path(name))
     if ":" not in name:
         raise BlackBoxError(
-            f"Unknown backbone '{name}' (MODEL.BACKBONE.NAME): {nearest(name, ['tiny', *OPENAI])} "
-            f"Or give architecture:tag of open_clip, config.json:weights of an architecture of "
-            f"your own, or the path of a checkpoint file."
+            f"Unknown backbone '{name}' (MODEL.BACKBONE.NAME): "
+            f"{nearest(name, [*EMBEDDED, *OPENAI])} Or give architecture:tag of open_clip, "
+            f"config.json:weights of an architecture of your own, or the path of a checkpoint file."
         )
     arch, tag = name.split(":", 1)
     arch = own_arch(Path(arch)) if arch.endswith(".json") else arch.replace("/", "-")
@@ -219,23 +219,23 @@ def openai_source(path: Path) -> Source:
     return Source(path, None, build, ["OpenAI", open_clip.__version__], notes)
 
 
-def tiny_source() -> Source:
-    """The embedded model."""
-    path = ASSETS / "tiny.safetensors"
+def embedded_source(name: str) -> Source:
+    """A model that is part of the package."""
+    path = ASSETS / f"{name}.safetensors"
 
     def damaged(e: Exception) -> BlackBoxError:
         return BlackBoxError(
-            f"The embedded model, {path} and open_clip_config.json beside it, is damaged "
+            f"The embedded model, {path} and {name}.json beside it, is damaged "
             f"({type(e).__name__}: {reason(e)}). Install it again."
         )
 
     def build(precision: str) -> nn.Module:
         try:
-            return build_tiny(precision)
+            return build_embedded(name, precision)
         except Exception as e:
             raise damaged(e) from e
 
     try:
-        return Source(path, None, build, ["tiny", tiny_config(), open_clip.__version__])
+        return Source(path, None, build, [name, embedded_config(name), open_clip.__version__])
     except Exception as e:
         raise damaged(e) from e

