@@ -3,6 +3,7 @@
 python -m dassl_blackbox.plots shots output/letters --out shots.png      # accuracy against shots
 python -m dassl_blackbox.plots queries output/letters --out queries.png  # on val, ORACLE.VAL_EVERY
 python -m dassl_blackbox.plots gain output --out gain.png                # gain over zero-shot
+python -m dassl_blackbox.plots budgets output/compare/digits --out budgets.png   # test, by budget
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import cycle, takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -218,11 +220,52 @@ def gain(found: list[Group], path: str | Path, title: str) -> int:
     return sum(map(len, bars.values()))
 
 
+def budgets(found: list[Group], path: str | Path, title: str) -> int:
+    """Test accuracy against the queries of training; returns the number of lines and levels.
+
+    A line joins one method's runs with other budgets, whose folders differ in `<n>queries` alone.
+    Zero-shot, and what counts no queries, is a level.
+    """
+    lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    levels = {}
+    for label, group in zip(short([str(group.path) for group in found]), found, strict=True):
+        mean, error = group.mean_and_error()
+        counts = [run.counts["training"]["queries"] for run in group.runs if run.counts]
+        if counts and all(counts):
+            lines[label].append((fmean(counts), mean, error or 0.0))
+        else:
+            levels[label] = mean
+
+    def draw(axes: Axes) -> None:
+        for label, points in lines.items():
+            x, means, errors = zip(*sorted(points), strict=True)
+            axes.errorbar(x, means, errors, label=label, marker="o", markersize=4, capsize=2)
+        for label, mean in levels.items():
+            axes.axhline(mean, color="black", linewidth=1, linestyle=next(dashes), label=label)
+        axes.set_xscale("log")
+        axes.set_xlim(left=1)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.grid(alpha=0.3)
+
+    dashes = cycle([":", "--", "-."])
+    if lines:
+        save(path, draw, xlabel=QUERIES, ylabel="test accuracy, %", title=title)
+    return len(lines) + len(levels)
+
+
+def short(paths: list[str]) -> list[str]:
+    """Paths without their budgets, and without the folders that all of them begin with."""
+    parts = [re.sub(r"_?\d+queries", "", path).strip("/").split("/") for path in paths]
+    levels = list(zip(*(p[:-1] for p in parts), strict=False))
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+    return ["/".join(p[shared:]) for p in parts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["shots", "queries", "gain"])
+    parser.add_argument("kind", choices=["shots", "queries", "gain", "budgets"])
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     parser.add_argument("--out", required=True, help="the file to write; its ending is the format")
     parser.add_argument("--title", default="")
@@ -242,12 +285,14 @@ def main() -> None:
             args.title,
         )
     else:
-        drawn = {"shots": shots, "gain": gain}[args.kind](found, args.out, args.title)
+        kinds = {"shots": shots, "gain": gain, "budgets": budgets}
+        drawn = kinds[args.kind](found, args.out, args.title)
     if not drawn:
         missing = {
             "queries": "no run has a val_curve.csv: train with ORACLE.VAL_EVERY",
             "gain": "no data set has both a zero-shot run and another",
             "shots": "no method was trained",
+            "budgets": "no run has counted queries",
         }
         raise SystemExit(f"error: nothing to draw below {args.directory}: {missing[args.kind]}")
     print(f"Plot written to {args.out}")

@@ -343,7 +343,7 @@ def plotted(monkeypatch, capsys, *args):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["shots", "queries", "gain"])
+@pytest.mark.parametrize("kind", ["shots", "queries", "gain", "budgets"])
 def test_plots_are_pictures(tree, tmp_path, monkeypatch, capsys, kind):
     out = tmp_path / "plot.png"
     assert f"Plot written to {out}" in plotted(monkeypatch, capsys, kind, tree, "--out", out)
@@ -358,6 +358,13 @@ def test_what_the_plots_show(tree, tmp_path):
     zips = [group for group in found if group.runs[0].trainer == "ZIP"]
     assert plots.shots(zips, tmp_path / "a.png", "") == 1  # 2 and 4 shots are one line
     assert plots.gain(found, tmp_path / "b.png", "") == 3
+    assert plots.budgets(found, tmp_path / "c.png", "") == len({group.path for group in found})
+    assert plots.short(["x_5queries/ZIP", "x_10queries/ZIP", "x_5queries/a/b"]) == [
+        "ZIP",
+        "ZIP",
+        "a/b",
+    ]
+    assert plots.short(["ZIP_5queries", "SONAR"]) == ["ZIP", "SONAR"]
     folders = [tree / "eurosat" / "ZIP" / "tiny_2shots" / f"seed{seed}" for seed in (1, 2)]
     lines = [
         [line.split(",") for line in (folder / "val_curve.csv").read_text().splitlines()]

@@ -74,7 +74,12 @@ TOOLS = {
     "multi-exp": ((LOG, BILL), lambda root: (parse_test_res.main, root, "--multi-exp")),
     **{
         kind: (files, lambda root, kind=kind: (plots.main, kind, root, "--out", f"{root}.png"))
-        for kind, files in {"shots": (LOG, YAML), "queries": (LOG, CURVE), "gain": (YAML,)}.items()
+        for kind, files in {
+            "shots": (LOG, YAML),
+            "queries": (LOG, CURVE),
+            "gain": (YAML,),
+            "budgets": (LOG, BILL),
+        }.items()
     },
 }
 
