@@ -104,6 +104,9 @@ def build(args: argparse.Namespace) -> dict:
     learner.train(args.steps, args.batch, args.rate, out / "text_tower.pt")
     agreement = learner.agreement()
     print("mean cosine:", agreement, flush=True)
+    learner.train(args.review, args.batch, args.rate / 2, out / "names_again.pt", review=True)
+    reviewed = learner.agreement()
+    print("mean cosine after the names again:", reviewed, flush=True)
     give_images(model, images, directions)
     state = {k: v.detach() for k, v in model.state_dict().items()}
     rows = torch.tensor(lessons.vocabulary)
@@ -119,11 +122,15 @@ def build(args: argparse.Namespace) -> dict:
             ),
             "WordNet's data.noun": digest(args.wordnet / "data.noun"),
         },
-        "settings": {k: getattr(args, k) for k in ("seed", "steps", "batch", "rate")},
+        "settings": {k: getattr(args, k) for k in ("seed", "steps", "review", "batch", "rate")},
         "meanings": len(offsets),
         "names": len(lessons.names.tokens),
         "tokens": len(lessons.vocabulary),
-        "mean cosine with the prototypes": {"before training": before, "after": agreement},
+        "mean cosine with the prototypes": {
+            "before training": before,
+            "after the first part": agreement,
+            "after the names again": reviewed,
+        },
         "minutes of the last start": round((time.monotonic() - started) / 60, 1),
         "sha256": digest(out / "photo.safetensors"),
     }
@@ -159,6 +166,7 @@ if __name__ == "__main__":
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1800, help="of the text tower's training")
+    parser.add_argument("--review", type=int, default=700, help="steps on names alone, after it")
     parser.add_argument("--batch", type=int, default=512, help="texts a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's highest learning rate")
     parser.add_argument("--install", action="store_true", help="copy the model into the package")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -61,7 +62,7 @@ class Lesson:
 class Lessons:
     """All that the student is taught, on the tokens that occur in it.
 
-    `names` are put between the halves of a template, the others stand alone.
+    Lessons of `names` are put between the halves of a template, the others stand alone.
     """
 
     vocabulary: list[int]  # CLIP's numbers of the tokens in use; the end of text is the last
@@ -69,7 +70,7 @@ class Lessons:
     names: Lesson
     alone: list[Lesson]
     targets: torch.Tensor  # [R, E], of length one
-    unseen: tuple[list[list[int]], torch.Tensor]  # names kept aside, and their prototypes
+    unseen: Lesson  # names kept aside at first
 
 
 def word_targets(
@@ -121,16 +122,17 @@ def prepare(
     vocabulary = [*sorted(used - {end}), tokenizer.sot_token_id, end]
     number = {token: i for i, token in enumerate(vocabulary)}
     renumber = lambda texts: [[number[t] for t in tokens] for tokens in texts]  # noqa: E731
+    first, last = len(offsets), len(offsets) + len(names)
     return Lessons(
         vocabulary,
         [tuple(renumber(pair)) for pair in halves],
-        Lesson(renumber(coded[0]), len(offsets) + np.arange(len(names)), 0.6),
+        Lesson(renumber(coded[0]), np.arange(first, last), 0.6),
         [
             Lesson(renumber(coded[1]), np.array(kind_rows), 0.2),
             Lesson(renumber(coded[2]), np.array(gloss_rows), 0.2),
         ],
-        torch.cat([prototypes, torch.stack([words[w] for w in names])]),
-        (renumber(hidden_codes), torch.stack([words[w] for w in hidden_names])),
+        torch.cat([prototypes, torch.stack([words[w] for w in (*names, *hidden_names)])]),
+        Lesson(renumber(hidden_codes), np.arange(last, last + len(hidden_names)), 0.0),
     )
 
 
@@ -200,13 +202,17 @@ class Student:
             row[: len(tokens) + 2] = torch.tensor([end - 1, *tokens, end])
         return ids
 
-    def batches(self, size: int) -> list[tuple[torch.Tensor, np.ndarray]]:
-        """A batch of every kind of text: token numbers `[B, L]` and rows of `targets`."""
+    def batches(self, size: int, review: bool) -> list[tuple[torch.Tensor, np.ndarray]]:
+        """A batch of every kind of text: token numbers `[B, L]` and rows of `targets`.
+
+        In a review it is names alone, those that were kept aside among them.
+        """
         lessons, rng, found = self.lessons, self.rng, []
-        for lesson in (lessons.names, *lessons.alone):
+        names = self.all_names if review else lessons.names
+        for lesson in (names,) if review else (names, *lessons.alone):
             chosen = rng.integers(len(lesson.tokens), size=round(size * lesson.share))
             texts = [lesson.tokens[i] for i in chosen]
-            if lesson is lessons.names:
+            if lesson is names:
                 plain = rng.random(len(texts)) < PLAIN_SHARE
                 drawn = np.where(plain, 0, rng.integers(len(TEMPLATES), size=len(texts)))
                 halves = [lessons.templates[i] for i in drawn]
@@ -214,17 +220,28 @@ class Student:
             found.append((self.pad(texts), lesson.rows[chosen]))
         return found
 
-    def train(self, steps: int, size: int, rate: float, kept: Path) -> None:
+    @functools.cached_property
+    def all_names(self) -> Lesson:
+        names, unseen = self.lessons.names, self.lessons.unseen
+        rows = np.concatenate([names.rows, unseen.rows])
+        return Lesson(names.tokens + unseen.tokens, rows, 1.0)
+
+    def train(self, steps: int, size: int, rate: float, kept: Path, review: bool = False) -> None:
         """Least cosine distance by AdamW, from the last checkpoint in the file `kept`, if any."""
         optim = torch.optim.AdamW(self.parameters, lr=rate, **ADAM)
         first = self.resume(optim, kept)
         last_kept = time.monotonic()
-        progress = tqdm(range(first, steps), initial=first, total=steps, desc="text tower")
+        progress = tqdm(
+            range(first, steps),
+            initial=first,
+            total=steps,
+            desc="names again" if review else "text tower",
+        )
         for step in progress:
             share = min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
             optim.param_groups[0]["lr"] = rate * share
             loss = torch.zeros(())
-            for ids, rows in self.batches(size):
+            for ids, rows in self.batches(size, review):
                 near = (self.features(ids) * self.lessons.targets[rows]).sum(1)
                 loss = loss + (1 - near).sum() / size
             optim.zero_grad()
@@ -260,19 +277,14 @@ class Student:
     @torch.no_grad()
     def agreement(self) -> dict[str, float]:
         """Mean cosine with the prototype in the plain template: of taught and of new names."""
-        lessons, (front, back) = self.lessons, self.lessons.templates[0]
-        some = np.random.default_rng(0).choice(len(lessons.names.tokens), 2000, replace=False)
-        taught = [lessons.names.tokens[i] for i in some], lessons.targets[lessons.names.rows[some]]
-        return {
-            kind: round(
-                (self.features(self.pad([front + t + back for t in texts])) * targets)
-                .sum(1)
-                .mean()
-                .item(),
-                3,
-            )
-            for kind, (texts, targets) in {"taught": taught, "new": lessons.unseen}.items()
-        }
+        lessons, (front, back), found = self.lessons, self.lessons.templates[0], {}
+        for kind, lesson in {"taught": lessons.names, "kept aside": lessons.unseen}.items():
+            count = min(2000, len(lesson.tokens))
+            some = np.random.default_rng(0).choice(len(lesson.tokens), count, replace=False)
+            features = self.features(self.pad([front + lesson.tokens[i] + back for i in some]))
+            near = (features * lessons.targets[lesson.rows[some]]).sum(1)
+            found[kind] = round(near.mean().item(), 3)
+        return found
 
 
 def token_meanings(lessons: Lessons, targets: np.ndarray) -> np.ndarray:
