@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.openclip import blocks, patches
+from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
@@ -15,7 +16,7 @@ from support import difference
 from test_oracle import SMALL, make, pixels
 
 LARGE = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50-quickgelu"]  # seconds each: one case
-KINDS = ["tiny", *SMALL, *LARGE]
+KINDS = [*EMBEDDED, *SMALL, *LARGE]
 WORDS = [
     "red",
     "old",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.openclip import blocks
 from dassl_blackbox.trainers.blackbox.openclip.describe import check_model
+from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel, describe, load_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
@@ -33,9 +34,9 @@ SMALL = {
 
 
 def make(kind):
-    """The tiny model, or a model or an architecture of open_clip with random weights."""
-    if kind == "tiny":
-        return load_model("tiny")
+    """An embedded model, or a model or an architecture of open_clip with random weights."""
+    if kind in EMBEDDED:
+        return load_model(kind)
     torch.manual_seed(0)
     if kind in SMALL:
         cls, vision, text, *more = SMALL[kind]
@@ -118,7 +119,7 @@ def counter(module):
 # Equal to open_clip's own
 
 
-@pytest.mark.parametrize("kind", ["tiny", *SMALL, "ViT-B-32", "RN50"])
+@pytest.mark.parametrize("kind", [*EMBEDDED, *SMALL, "ViT-B-32", "RN50"])
 def test_logits_are_open_clips(loaded, kind):
     oracle = oracle_over(loaded(kind))
     images, words = pixels(oracle), oracle.embed("a photo of a")
