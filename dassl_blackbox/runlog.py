@@ -6,13 +6,41 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from .runs import is_finished, read_result
 from .textlog import LIFE, is_evaluated
 from .trainers.blackbox.run.errors import BlackBoxError
 
 __all__ = ["LIFE", "RunLog", "is_evaluated", "is_finished", "read_result"]
+
+
+class Progress:
+    """Stderr, on which bars are drawn: once its reader is gone, what is written is dropped."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal, self.gone = terminal, False
+
+    def write(self, text: str) -> None:
+        try:
+            self.terminal.write(text)
+        except OSError:
+            self.gone = True
+
+    def flush(self) -> None:
+        try:
+            self.terminal.flush()
+        except OSError:
+            self.gone = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
+def discard(terminal: TextIO) -> None:
+    """Let what is left in a stream's buffer go nowhere, since at the end it has nowhere to go."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), terminal.fileno())
 
 
 class RunLog:
@@ -31,6 +59,7 @@ class RunLog:
     def __init__(self) -> None:
         self.terminal: TextIO = sys.stdout
         self.console: TextIO | None = self.terminal
+        self.progress = Progress(sys.stderr)
         self.file: TextIO | None = None
         self.held: list[str] = []
         self.folder: Path | None = None
@@ -93,14 +122,16 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         sys.stdout = self
+        sys.stderr = self.progress
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        sys.stdout = self.terminal
-        if self.console is None:  # what is left in its buffer has nowhere to go at the end, either
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.terminal.fileno())
+        sys.stdout, sys.stderr = self.terminal, self.progress.terminal
+        if self.console is None:
+            discard(self.terminal)
+        if self.progress.gone:
+            discard(self.progress.terminal)
         with contextlib.suppress(OSError):
             if self.file is not None:
                 self.file.close()

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 
 import parse_test_res
@@ -14,6 +15,7 @@ from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_di
 from dassl_blackbox.trainers.blackbox.run.files import save_state
 from support import (
     OURS,
+    REPO,
     TRAINED,
     accuracy,
     arguments,
@@ -655,3 +657,13 @@ def test_two_processes_that_run_alike_are_alike(runs, data_root, tmp_path):
     here, there = last_checkpoint(tmp_path), last_checkpoint(runs / "ZIP" / "seed1")
     assert_same(here["state_dict"], there["state_dict"])
     assert_same(random_sources(here), random_sources(there))
+
+
+@pytest.mark.parametrize("gone", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_does_not_end_a_run(gone, data_root, tmp_path):
+    command = [sys.executable, "train.py", *arguments("ZIP", data_root, tmp_path / "run")]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, gone: subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPO, **pipes) as started:
+        getattr(started, gone).close()
+        assert started.wait(120) == 0
+    assert "Finish training" in (tmp_path / "run" / "log.txt").read_text()
