@@ -119,6 +119,14 @@ def save(path: str | Path, draw: Callable[[Axes], None], **labels: str) -> None:
         ) from e
 
 
+def logarithmic(axes: Axes) -> None:
+    """The axis of queries: logarithmic, from 1."""
+    axes.set_xscale("log")
+    axes.set_xlim(left=1)
+    # those of matplotlib are formulas, which are not parsed here
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+
+
 def queries(folders: Mapping[str, Iterable[str | Path]], path: str | Path, title: str) -> int:
     """Curves of `{label: folders of its seeds}`, of those that have one; returns how many.
 
@@ -131,10 +139,7 @@ def queries(folders: Mapping[str, Iterable[str | Path]], path: str | Path, title
         for label, points in curves.items():
             axes.plot(*zip(*points, strict=True), label=label, marker=".")
         if max(asked) > DECADES * min(asked):
-            axes.set_xscale("log")
-            axes.set_xlim(left=1)
-            # those of matplotlib are formulas, which are not parsed here
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            logarithmic(axes)
 
     if curves:
         save(path, draw, xlabel=QUERIES, ylabel="validation accuracy, %", title=title)
@@ -242,9 +247,7 @@ def budgets(found: list[Group], path: str | Path, title: str) -> int:
             axes.errorbar(x, means, errors, label=label, marker="o", markersize=4, capsize=2)
         for label, mean in levels.items():
             axes.axhline(mean, color="black", linewidth=1, linestyle=next(dashes), label=label)
-        axes.set_xscale("log")
-        axes.set_xlim(left=1)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        logarithmic(axes)
         axes.grid(alpha=0.3)
 
     dashes = cycle([":", "--", "-."])

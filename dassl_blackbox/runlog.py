@@ -15,32 +15,34 @@ from .trainers.blackbox.run.errors import BlackBoxError
 __all__ = ["LIFE", "RunLog", "is_evaluated", "is_finished", "read_result"]
 
 
-class Progress:
-    """Stderr, on which bars are drawn: once its reader is gone, what is written is dropped."""
+class Console:
+    """Stdout or stderr: once its reader is gone, what is written is dropped."""
 
-    def __init__(self, terminal: TextIO) -> None:
-        self.terminal, self.gone = terminal, False
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.gone = stream, False
 
     def write(self, text: str) -> None:
         try:
-            self.terminal.write(text)
+            if not self.gone:
+                self.stream.write(text)
         except OSError:
             self.gone = True
 
     def flush(self) -> None:
         try:
-            self.terminal.flush()
+            if not self.gone:
+                self.stream.flush()
         except OSError:
             self.gone = True
 
+    def close(self) -> None:
+        """What is left in the buffer of a reader that is gone goes nowhere when Python ends."""
+        if self.gone:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.terminal, name)
-
-
-def discard(terminal: TextIO) -> None:
-    """Let what is left in a stream's buffer go nowhere, since at the end it has nowhere to go."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), terminal.fileno())
+        return getattr(self.stream, name)
 
 
 class RunLog:
@@ -57,9 +59,8 @@ class RunLog:
     """
 
     def __init__(self) -> None:
-        self.terminal: TextIO = sys.stdout
-        self.console: TextIO | None = self.terminal
-        self.progress = Progress(sys.stderr)
+        self.terminal = sys.stdout, sys.stderr
+        self.console, self.errors = map(Console, self.terminal)
         self.file: TextIO | None = None
         self.held: list[str] = []
         self.folder: Path | None = None
@@ -91,11 +92,7 @@ class RunLog:
         self.held.clear()
 
     def write(self, text: str) -> None:
-        try:
-            if self.console is not None:
-                self.console.write(text)
-        except OSError:
-            self.console = None
+        self.console.write(text)
         self.note(text, end="")
 
     def note(self, text: str, end: str = "\n") -> None:
@@ -111,27 +108,21 @@ class RunLog:
             self.file = None
 
     def flush(self) -> None:
-        try:
-            if self.console is not None:
-                self.console.flush()
-        except OSError:
-            self.console = None
+        self.console.flush()
 
     def isatty(self) -> bool:
-        return self.console is not None and self.console.isatty()
+        return not self.console.gone and self.console.isatty()
 
     def __enter__(self) -> RunLog:
         sys.stdout = self
-        sys.stderr = self.progress
+        sys.stderr = self.errors
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        sys.stdout, sys.stderr = self.terminal, self.progress.terminal
-        if self.console is None:
-            discard(self.terminal)
-        if self.progress.gone:
-            discard(self.progress.terminal)
+        sys.stdout, sys.stderr = self.terminal
+        self.console.close()
+        self.errors.close()
         with contextlib.suppress(OSError):
             if self.file is not None:
                 self.file.close()

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from dassl_blackbox.runlog import RunLog
+from dassl_blackbox.runlog import Console, RunLog
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
 from lives import Lives, processes  # noqa: F401  a fixture
@@ -288,7 +288,7 @@ def test_a_log_ends_quietly_where_it_cannot_be_written(tmp_path, capsys):
         print("the first line")
         log.file.close()
         log.file = open("/dev/full", "w")  # noqa: SIM115  closed by the log
-        log.console = open("/dev/full", "w", buffering=1)  # noqa: SIM115  stands in for stdout
+        log.console = Console(open("/dev/full", "w", buffering=1))  # noqa: SIM115  for stdout
         print("and the second")
         log.note("and the third")
     print("seen")

@@ -6,6 +6,7 @@ import functools
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ PLAIN_SHARE = 0.3  # of the names that are put into the first template
 LONGEST_GLOSS = 24  # tokens
 ADAM = {"betas": (0.9, 0.98), "weight_decay": 0.02}
 WARM_UP = 100  # steps
-KEEP_EVERY = 200  # steps between checkpoints
+KEEP_EVERY = 120  # seconds between checkpoints
 INITIAL_RIDGE = 3.0
 
 
@@ -121,7 +122,10 @@ def prepare(
     end = tokenizer.eot_token_id
     vocabulary = [*sorted(used - {end}), tokenizer.sot_token_id, end]
     number = {token: i for i, token in enumerate(vocabulary)}
-    renumber = lambda texts: [[number[t] for t in tokens] for tokens in texts]  # noqa: E731
+
+    def renumber(texts: Sequence[list[int]]) -> list[list[int]]:
+        return [[number[t] for t in tokens] for tokens in texts]
+
     first, last = len(offsets), len(offsets) + len(names)
     return Lessons(
         vocabulary,
@@ -247,7 +251,7 @@ class Student:
             optim.zero_grad()
             loss.backward()
             optim.step()
-            if (step + 1) % KEEP_EVERY == 0 or time.monotonic() - last_kept > 120:
+            if time.monotonic() - last_kept > KEEP_EVERY:
                 self.keep(optim, step + 1, kept)
                 last_kept = time.monotonic()
             progress.set_postfix(cosine=f"{1 - loss.item():.3f}", refresh=False)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import timm
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN as CLIP_MEAN
+from open_clip.constants import OPENAI_DATASET_STD as CLIP_STD
 from torch import nn
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 OWN_MEAN = OWN_STD = 0.5  # of the package's weights, for pixels from 0 to 1
 
 
