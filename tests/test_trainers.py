@@ -388,7 +388,7 @@ def test_what_a_method_needs_must_be_granted(name, data_root, tmp_path):
 
 @pytest.fixture(scope="module")
 def white_box(data_root, tmp_path_factory):
-    """A trained ceiling, the losses of its steps, the model's weights before."""
+    """A trained ceiling, its steps' losses, the weights before, the pictures encoded meanwhile."""
     out = tmp_path_factory.mktemp("WhiteBox")
     trainer = build(
         "WhiteBox",
@@ -403,32 +403,40 @@ def white_box(data_root, tmp_path_factory):
         "INPUT.TRANSFORMS",
         ["normalize"],
     )
-    losses, weights, step = (
-        [],
-        {k: v.clone() for k, v in trainer.loaded.model.state_dict().items()},
-        trainer.forward_backward,
-    )
+    weights = {k: v.clone() for k, v in trainer.loaded.model.state_dict().items()}
+    losses, step = [], trainer.forward_backward
+    encoded, encode = [], trainer.local.encode_pixels
 
     def kept(batch):
         summary = step(batch)
         losses.append(summary["loss"])
         return summary
 
-    trainer.forward_backward = kept
+    def noted(pixels):
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    trainer.forward_backward, trainer.local.encode_pixels = kept, noted
     trainer.train()
-    return trainer, losses, weights, out
+    return trainer, losses, weights, encoded, out
 
 
 def test_the_white_box_learns_the_context_alone(white_box):
-    trainer, losses, weights, _ = white_box
+    trainer, losses, weights, _, _ = white_box
     assert losses[-1] < 0.9 * losses[0]
     assert [name for name, _ in trainer.model.named_parameters()] == ["ctx"]
     assert_same(dict(trainer.loaded.model.state_dict()), weights)
     assert all(p.grad is None and not p.requires_grad for p in trainer.loaded.model.parameters())
 
 
+def test_the_white_box_encodes_a_picture_once(white_box):
+    trainer, losses, _, encoded, _ = white_box
+    pictures = len(trainer.dm.dataset.train_x) + len(trainer.dm.dataset.test)
+    assert len(losses) == 12 and sum(encoded) == pictures
+
+
 def test_the_white_box_counts_no_query(white_box):
-    trainer, _, _, out = white_box
+    trainer, _, _, _, out = white_box
     assert not (out / "queries.json").exists() and not hasattr(trainer, "oracle")
     assert set(
         torch.load(out / "prompt_learner" / "model.pth.tar-12", weights_only=True)["state_dict"]

@@ -18,8 +18,7 @@ from .blackbox.run.trainer import ResumableTrainer
 from .blackbox.schedules import build_schedule
 
 if TYPE_CHECKING:
-    from .blackbox.openclip.models import LoadedModel
-    from .blackbox.openclip.text import TextPath
+    from .blackbox.openclip.local import LocalOracle
 
 
 class WhiteBoxPrompt(nn.Module):
@@ -28,24 +27,23 @@ class WhiteBoxPrompt(nn.Module):
     `forward(images [B, 3, H, W])` gives logits `[B, C]`.
     """
 
-    def __init__(self, loaded: LoadedModel, text: TextPath, start: torch.Tensor) -> None:
+    def __init__(self, local: LocalOracle, start: torch.Tensor) -> None:
         super().__init__()
         self.ctx = nn.Parameter(start)
-        # held without being registered: a checkpoint has the context alone
-        self.frozen = (loaded.model, text)
+        self.local = local  # not a module: a checkpoint has the context alone
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        model, text = self.frozen
         with torch.no_grad():  # the prompt does not reach the image tower
-            image = F.normalize(model.encode_image(images).float(), dim=-1)
-        return model.logit_scale.exp() * image @ text(self.ctx[None])[0].T
+            image = self.local.features_of(self.local.upload(images))
+        return self.local.score(image, self.local.text(self.ctx[None]))[0]
 
 
 @register_trainer
 class WhiteBox(ResumableTrainer):
     """The same start and loaders as ZIP's, back-propagation, CoOp's SGD and schedule.
 
-    Local models only. No query is counted: a gradient is not one.
+    Local models only. No query is counted: a gradient is not one. An image or view is encoded when
+    it is first seen and its features kept, so `INPUT.VIEWS` above 0 spares most of the time.
     """
 
     keys = context_keys(8, "")
@@ -54,28 +52,27 @@ class WhiteBox(ResumableTrainer):
 
     def open_model(self) -> None:
         # open_clip is loaded where a model is, not with the trainers
+        from .blackbox.openclip.local import LocalOracle
         from .blackbox.openclip.models import load_model
-        from .blackbox.openclip.text import TextPath
 
         self.loaded = load_model(self.cfg.MODEL.BACKBONE.NAME, "fp32", self.device)
-        self.text = TextPath(self.loaded)
+        self.local = LocalOracle(self.loaded, client="WhiteBox")
 
     @property
     def description(self) -> Description:
         return self.loaded.description
 
-    @torch.no_grad()
     def embed(self, words: str) -> torch.Tensor:
-        return self.text.embed(words)
+        return self.local.embed(words)
 
     def build_model(self) -> None:
         print("White-box: gradients cross the model, nothing here is a black-box result")
-        self.text.set_classes(self.dm.dataset.classnames)
+        self.local.set_classes(self.dm.dataset.classnames)
         generator = seeded_generator(self.cfg.SEED)
         words = self.cfg.TRAINER.WHITEBOX
         start = initial_context(self, words.CTX_INIT, words.N_CTX, generator)
-        self.text.check(len(start))
-        self.model = WhiteBoxPrompt(self.loaded, self.text, start).to(self.device)
+        self.local.check(len(start))
+        self.model = WhiteBoxPrompt(self.local, start).to(self.device)
         self.learner = self.model
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_schedule(self.optim, self.cfg.OPTIM)
