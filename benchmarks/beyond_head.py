@@ -10,15 +10,11 @@ are SONAR's generic names. The tuned prompts are kept in the output folder and u
 import argparse
 import contextlib
 import io
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from jolt_run import jolt_trainer  # isort: skip  finds this project
 
-import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
-import train
-from dassl.engine import build_trainer
 from dassl_blackbox.trainers.blackbox.collector import Gathered
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads import AffineScores
@@ -29,19 +25,14 @@ from dassl_blackbox.trainers.blackbox.probes import probe_texts
 from dassl_blackbox.trainers.blackbox.templates import template_of
 from tabulate import tabulate
 
-HOME = Path(__file__).resolve().parents[1]
 VIEWS, FOLDS = 4, 5
 
 
 def tuned(args, dataset, seed):
     """A JOLT trainer, its prompt alone trained, its oracle no longer metered."""
     folder = Path(args.output) / f"{dataset}_{args.shots}_{args.queries}" / f"seed{seed}"
-    line = ["--root", args.root, "--seed", seed, "--trainer", "JOLT", "--output-dir", folder]
-    line += ["--config-file", HOME / f"configs/trainers/JOLT/{args.cfg}.yaml"]
-    line += ["--dataset-config-file", HOME / f"configs/datasets/{dataset}.yaml"]
-    line += ["TRAINER.JOLT.HEAD", "False", "DATASET.NUM_SHOTS", args.shots]
-    line += ["ORACLE.MAX_QUERIES", args.queries, "TEST.NO_TEST", "True", *args.opts]
-    trainer = build_trainer(train.setup_cfg(train.parse_args([str(part) for part in line])))
+    untested = "TEST.NO_TEST", "True"
+    trainer = jolt_trainer(args, dataset, seed, folder, args.queries, False, *untested)
     trainer.train()
     trainer.oracle = trainer.oracle.inner
     return trainer

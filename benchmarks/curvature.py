@@ -9,23 +9,17 @@ takes the mean curvature in all directions (`H = mu I`). Test accuracy; nothing 
 import argparse
 import contextlib
 import io
-import sys
 from pathlib import Path
 from statistics import fmean
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from jolt_run import jolt_trainer  # isort: skip  finds this project
 
-import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
-import train
-from dassl.engine import build_trainer
 from dassl_blackbox.trainers import jolt
 from dassl_blackbox.trainers.blackbox.losses import softmax_model
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from tabulate import tabulate
 from tqdm import tqdm
-
-HOME = Path(__file__).resolve().parents[1]
 
 
 class MeanCurvature(SubspaceGaussNewton):
@@ -41,14 +35,9 @@ class MeanCurvature(SubspaceGaussNewton):
 def accuracy(args, dataset, optimizer, head, queries, seed):
     """Test accuracy of a run, per cent."""
     folder = Path(args.output) / f"{dataset}_{optimizer.__name__}_{head}_{queries}" / f"seed{seed}"
-    line = ["--root", args.root, "--seed", seed, "--trainer", "JOLT", "--output-dir", folder]
-    line += ["--config-file", HOME / f"configs/trainers/JOLT/{args.cfg}.yaml"]
-    line += ["--dataset-config-file", HOME / f"configs/datasets/{dataset}.yaml"]
-    line += ["TRAINER.JOLT.HEAD", head, "DATASET.NUM_SHOTS", args.shots]
-    line += ["ORACLE.MAX_QUERIES", queries, *args.opts]
     jolt.SubspaceGaussNewton = optimizer
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(train.setup_cfg(train.parse_args([str(part) for part in line])))
+        trainer = jolt_trainer(args, dataset, seed, folder, queries, head)
         trainer.train()
         return trainer.test()
 

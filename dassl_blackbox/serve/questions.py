@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -41,6 +42,15 @@ def wrong(message: str) -> Refusal:
     return Refusal(422, "invalid", message)
 
 
+@contextmanager
+def refused() -> Iterator[None]:
+    """What the model's side cannot take becomes a refusal of what was sent."""
+    try:
+        yield
+    except BlackBoxError as e:
+        raise wrong(str(e)) from e
+
+
 def read_tensors(body: bytes) -> tuple[dict[str, torch.Tensor], Any]:
     """The tensors of a body, and what is said about them.
 
@@ -50,10 +60,8 @@ def read_tensors(body: bytes) -> tuple[dict[str, torch.Tensor], Any]:
     length = int.from_bytes(body[:HEADER_BYTES], "little")
     if HEADER < length <= len(body):
         raise wrong(f"The header of the body has {length:,} bytes; {HEADER:,} may be.")
-    try:
+    with refused():
         return unpack(body)
-    except BlackBoxError as e:
-        raise wrong(str(e)) from e
 
 
 def read_question(body: bytes, description: Description, limits: Limits) -> tuple[Asked, Prompt]:

@@ -22,14 +22,14 @@ from ..trainers.blackbox.oracle.prompt import Prompt
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.topk import let_out
 from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
-from ..trainers.blackbox.run.errors import BlackBoxError, first_line
+from ..trainers.blackbox.run.errors import first_line
 from .access import Account, Accounts
 from .contents import Contents, missing
 from .counters import Counters
 from .errors import Refusal
 from .ledger import Ledger
 from .limits import Limits
-from .questions import Asked, TextList, read_question, read_tensors, wrong
+from .questions import Asked, TextList, read_question, read_tensors, refused, wrong
 from .replica import Job, Replica, unknown
 
 QUERY, IMAGE_FEATURES, TEXT_FEATURES = "query", "images", "texts"
@@ -108,10 +108,8 @@ class Service:
         return {"id": texts.id, "room": room}
 
     def path(self, texts: Texts) -> Any:
-        try:
+        with refused():
             return self.replica.path(texts)
-        except BlackBoxError as e:
-            raise wrong(str(e)) from e
 
     async def take_tensors(self, body: bytes) -> dict[str, Any]:
         """Keep images: 8-bit pictures (uint8) or normalised pixels (float32) `[B, 3, H, W]`."""
@@ -257,10 +255,8 @@ class Service:
             raise wrong(
                 f"{encoded:,} texts would be encoded; {self.limits.encoded:,} may be at once."
             )
-        try:
+        with refused():
             self.replica.path(texts[0]).check(prompt.tokens)
-        except BlackBoxError as e:
-            raise wrong(str(e)) from e
 
     def cost(self, what: str, job: Job) -> tuple[tuple[int, int], int]:
         """((queries, image queries), numbers of the answer)."""
@@ -280,8 +276,6 @@ class Service:
         account.require("contexts")
         if len(words) > self.limits.characters:
             raise wrong(f"The words have more than {self.limits.characters:,} characters.")
-        try:
+        with refused():
             found = await self.slowly(self.replica.embed, words)
-        except BlackBoxError as e:
-            raise wrong(str(e)) from e
         return pack({"answer": found})

@@ -11,7 +11,8 @@ from open_clip.model import get_cast_dtype
 
 from ..oracle.interface import Description
 from ..run.errors import BlackBoxError, one_of
-from .describe import check_model, describe, resized_otherwise
+from .describe import check_model, describe, image_size, resized_otherwise
+from .folding import fold_batch_norms
 from .identity import fingerprint, identify
 from .sources import find
 from .weights import check_finite, reason
@@ -48,7 +49,7 @@ def load_model(
     """
     one_of("precision (ORACLE.PREC)", precision, PRECISIONS)
     source, weights = find(name), "fp32" if precision == "amp" else precision
-    model = source.build(weights)
+    model: Any = source.build(weights)
     check_finite(name, model)
     found = identify(
         source.file,
@@ -61,6 +62,8 @@ def load_model(
     if hasattr(model.visual, "trunk"):  # timm's: its convolutions are faster so
         model.visual.to(memory_format=torch.channels_last)
     check_model(name, model, tokenizer, get_cast_dtype(precision) or torch.float32)
+    if precision == "fp32":
+        model.visual = fold_batch_norms(model.visual, *image_size(model.visual))
     for note in source.notes + resized_otherwise(name, model.visual):
         print(f"Note: {note}")
     return LoadedModel(model, tokenizer, describe(name, model, found), precision, device)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..oracle.interface import NoClasses
 from ..run.errors import BlackBoxError
 from . import prefix
 from .blocks import positions_at_once
@@ -85,9 +86,7 @@ class TextPath:
     def check(self, n: int) -> None:
         """Raise unless n context tokens, SOS, EOT and the longest class text fit into the tower."""
         if not self.texts:
-            raise BlackBoxError(
-                "The oracle was asked before it was told any class names: call set_classes first."
-            )
+            raise NoClasses
         i = max(range(len(self.texts)), key=lambda j: len(self.texts[j]))
         if n + len(self.texts[i]) + 2 > self.length:
             raise BlackBoxError(

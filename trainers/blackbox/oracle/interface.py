@@ -21,6 +21,15 @@ class AccessDenied(BlackBoxError):
     """A method asked for what the oracle does not grant."""
 
 
+class NoClasses(BlackBoxError):
+    """An oracle was asked about class texts that it was never given."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The oracle was asked before it was told any class names: call set_classes first."
+        )
+
+
 @dataclass(frozen=True)
 class Description:
     """What an oracle tells of its model: sizes, the input's normalisation, three moments.

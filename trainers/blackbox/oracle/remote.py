@@ -13,7 +13,7 @@ import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent
 from .http import Http, Missing, RemoteBudgetSpent, Transient
-from .interface import Images, Oracle
+from .interface import Images, NoClasses, Oracle
 from .prompt import Prompt
 from .texts import Texts
 from .wire import (
@@ -103,9 +103,7 @@ class RemoteOracle(Oracle):
 
     def named_classes(self) -> Texts:
         if self.classes is None:
-            raise BlackBoxError(
-                "The oracle was asked before it was told any class names: call set_classes first."
-            )
+            raise NoClasses
         return self.classes
 
     def check(self, n: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ...run.errors import BlackBoxError, first_line
 from ..http import Http, Missing, Refused, Transient
-from ..interface import AccessDenied, Description, Images, Oracle
+from ..interface import AccessDenied, Description, Images, NoClasses, Oracle
 from ..prompt import Prompt
 from .answers import Answers, hashed
 from .pictures import Pictures, to_8bit
@@ -85,9 +85,7 @@ class ServiceOracle(Oracle):
     def texts_of(self, prompt: Prompt) -> list[str]:
         """The C class texts, and the prompt's M further ones behind them."""
         if not self.classes:
-            raise BlackBoxError(
-                "The oracle was asked before it was told any class names: call set_classes first."
-            )
+            raise NoClasses
         if prompt.texts is None:
             return self.classes
         return self.classes + class_texts(prompt.texts.names, prompt.texts.template)
