@@ -28,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import open_clip
 import torch
+from dassl_blackbox.trainers.blackbox.openclip.describe import describe
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI, LoadedModel, describe
+from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel
+from dassl_blackbox.trainers.blackbox.openclip.sources import OPENAI
 from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from names import class_names
