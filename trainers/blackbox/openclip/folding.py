@@ -31,8 +31,9 @@ def fold_batch_norms(visual: nn.Module, height: int, width: int) -> nn.Module:
     if not any(isinstance(module, _BatchNorm) for module in visual.modules()):
         return visual
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    pixels = pixels.to(next(visual.parameters()).device)
-    folded = copy.deepcopy(visual)
+    device = next(visual.parameters()).device
+    plain = copy.deepcopy(visual).cpu()  # a GPU may round convolutions to fewer bits
+    folded = copy.deepcopy(plain)
     names = {module: name for name, module in folded.named_modules()}
     for convolution, norm in neighbours(folded, pixels):
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
@@ -48,8 +49,8 @@ def fold_batch_norms(visual: nn.Module, height: int, width: int) -> nn.Module:
         folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
     folded.requires_grad_(False)
     with torch.no_grad():
-        before, after = (F.normalize(tower(pixels), dim=-1) for tower in (visual, folded))
-    return folded if (before - after).abs().max() < TOLERANCE else visual
+        before, after = (F.normalize(tower(pixels), dim=-1) for tower in (plain, folded))
+    return folded.to(device) if (before - after).abs().max() < TOLERANCE else visual
 
 
 @torch.no_grad()
