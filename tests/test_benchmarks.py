@@ -13,14 +13,9 @@ SCRIPTS = [
 ]
 
 
-def run(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO / "benchmarks", capture_output=True, text=True
-    )
-
-
 def test_all_of_them_can_be_imported():
-    ended = run(f"import {', '.join(SCRIPTS)}")
+    command = [sys.executable, "-c", f"import {', '.join(SCRIPTS)}"]
+    ended = subprocess.run(command, cwd=REPO / "benchmarks", capture_output=True, text=True)
     assert len(SCRIPTS) > 6 and ended.returncode == 0, ended.stderr
 
 

@@ -32,8 +32,8 @@ def fold_batch_norms(visual: nn.Module, height: int, width: int) -> nn.Module:
         return visual
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     device = next(visual.parameters()).device
-    plain = copy.deepcopy(visual).cpu()  # a GPU may round convolutions to fewer bits
-    folded = copy.deepcopy(plain)
+    folded = copy.deepcopy(visual).cpu()  # a GPU may round convolutions to fewer bits
+    before = features(folded, pixels)
     names = {module: name for name, module in folded.named_modules()}
     for convolution, norm in neighbours(folded, pixels):
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
@@ -48,9 +48,13 @@ def fold_batch_norms(visual: nn.Module, height: int, width: int) -> nn.Module:
         # timm's norms have their activation inside
         folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
     folded.requires_grad_(False)
-    with torch.no_grad():
-        before, after = (F.normalize(tower(pixels), dim=-1) for tower in (plain, folded))
-    return folded.to(device) if (before - after).abs().max() < TOLERANCE else visual
+    apart = (features(folded, pixels) - before).abs().max()
+    return folded.to(device) if apart < TOLERANCE else visual
+
+
+@torch.no_grad()
+def features(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    return F.normalize(visual(pixels), dim=-1)
 
 
 @torch.no_grad()
