@@ -435,6 +435,19 @@ def test_the_white_box_encodes_a_picture_once(white_box):
     assert len(losses) == 12 and sum(encoded) == pictures
 
 
+def test_the_white_box_encodes_its_prompt_once_an_evaluation(white_box, monkeypatch):
+    trainer, prompts = white_box[0], []
+    batches = [batch["img"] for batch in trainer.test_loader]
+    logits = [trainer.model(images).detach() for images in batches]  # the way of a training step
+    text = trainer.local.text
+    monkeypatch.setattr(trainer.local, "text", lambda ctx: prompts.append(ctx) or text(ctx))
+    trainer.local.last = None
+    with torch.no_grad():
+        evaluated = [trainer.model(images) for images in batches]
+    assert len(batches) > 1 and len(prompts) == 1
+    assert_same(evaluated, logits)
+
+
 def test_the_white_box_counts_no_query(white_box):
     trainer, _, _, _, out = white_box
     assert not (out / "queries.json").exists() and not hasattr(trainer, "oracle")

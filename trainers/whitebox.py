@@ -10,7 +10,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
 from torch import nn
 
-from .blackbox.oracle import Description
+from .blackbox.oracle import Description, Prompt
 from .blackbox.prompts import context_keys, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import seeded_generator
@@ -33,8 +33,11 @@ class WhiteBoxPrompt(nn.Module):
         self.local = local  # not a module: a checkpoint has the context alone
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        named = self.local.upload(images)
+        if not torch.is_grad_enabled():  # the oracle encodes a context once an evaluation
+            return self.local.query(named, Prompt(contexts=self.ctx[None]))[0]
         with torch.no_grad():  # the prompt does not reach the image tower
-            image = self.local.features_of(self.local.upload(images))
+            image = self.local.features_of(named)
         return self.local.score(image, self.local.text(self.ctx[None]))[0]
 
 
