@@ -88,6 +88,14 @@ def test_fingerprints_tell_images_apart():
     assert len(set(FeatureStore().fingerprints(one_bit))) == 192
 
 
+@pytest.mark.parametrize("together", [1, 700, 10**6])
+def test_a_fingerprint_does_not_depend_on_the_company(together, monkeypatch):
+    monkeypatch.setattr(storing, "IN_CACHE", together)
+    images, known = torch.randn(11, 3, 8, 8), FeatureStore()
+    keys = [key for image in images for key in known.fingerprints(image[None])]
+    assert known.fingerprints(images) == keys and known.fingerprints(images[:0]) == []
+
+
 def held(store):
     """Bytes of the storages behind the store's rows."""
     storages = {
