@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 
+from ..parts import few_at_a_time
+
 LIMIT = 2**29  # bytes that are kept
 KEY_BYTES = 288  # of a key, its slot and their places in an OrderedDict, where these cost most
 BLOCK_ROWS = 4096
 FEW = 8
-IN_CACHE = 2**17  # numbers whose products stay in a processor's cache, where summing is faster
 
 
 class FeatureStore:
@@ -47,9 +48,10 @@ class FeatureStore:
             drawn = torch.randint(-(2**62), 2**62, (2, bits.shape[1]), generator=generator)
             self.weights = drawn * 2 + 1
         self.weights = self.weights.to(bits.device)
-        few = max(1, IN_CACHE // max(1, bits.shape[1]))
-        parts = bits.split(few if bits.device.type == "cpu" else max(1, len(bits)))
-        sums = [torch.stack([(part * w).sum(1) for w in self.weights], dim=1) for part in parts]
+        sums = [
+            torch.stack([(part * weights).sum(1) for weights in self.weights], dim=1)
+            for part in few_at_a_time(bits)
+        ]
         return [row.tobytes() for row in torch.cat(sums).cpu().numpy()]
 
     def fill(

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from ..parts import few_at_a_time
 from ..run.errors import BlackBoxError
 from ..run.files import digest
 from .interface import Description
@@ -68,9 +69,12 @@ def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | No
 
     None where there are none from which `normalised` makes the same pixels, bit for bit.
     """
-    pixels = pixels.cpu()
-    pictures = rounded(levels(pixels, description))
-    return pictures if torch.equal(normalised(pictures, description), pixels) else None
+    pictures = []
+    for part in few_at_a_time(pixels.cpu()):
+        pictures.append(rounded(levels(part, description)))
+        if not torch.equal(normalised(pictures[-1], description), part):
+            return None
+    return torch.cat(pictures)
 
 
 def levels(pixels: torch.Tensor, description: Description) -> torch.Tensor:
