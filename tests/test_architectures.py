@@ -353,18 +353,69 @@ def test_an_architecture_of_ones_own_is_a_json_file_beside_its_weights(tmp_path)
         assert torch.equal(loaded.model.state_dict()[name], value)
 
 
+def with_part(part, **entries):
+    """OWN with other entries in one of its parts, as JSON."""
+    changed = json.loads(json.dumps(OWN))
+    (changed[part] if part else changed).update(entries)
+    return json.dumps(changed)
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [
         ("mine.json", "{", "cannot be read"),
+        ("mine.json", "[" * 100_000, "cannot be read"),
         ("mine.json", '{"embed_dim": 3}', "vision_cfg and text_cfg are expected"),
-        ("mine.json", "[1]", "cannot be read"),
+        ("mine.JSON", json.dumps(OWN), "rename it"),
+        ("mine.json", "\ufeff" + json.dumps(OWN), "byte order mark"),
+        ("mine.json", "[1]", "vision_cfg and text_cfg are expected"),
+        ("mine.json", json.dumps(list(OWN)), "vision_cfg and text_cfg are expected"),
+        ("mine.json", json.dumps({"model_cfg": OWN}), "the part 'model_cfg' of it is meant"),
+        ("mine.json", with_part("", vision_cfg="ViT"), 'vision_cfg is "ViT"'),
+        ("mine.json", with_part("", text_cfg=None), "text_cfg is null"),
+        ("mine.json", with_part("", embed_dim="16"), 'embed_dim is "16"'),
+        ("mine.json", with_part("text_cfg", depth=3), "knows no depth in text_cfg"),
+        ("mine.json", with_part("text_cfg", context_length="77"), "context_length in text_cfg"),
+        ("mine.json", with_part("vision_cfg", patch_size=0), "patch_size in vision_cfg is 0"),
+        ("mine.json", with_part("vision_cfg", image_size=-32), "image_size in vision_cfg is -32"),
+        ("mine.json", with_part("vision_cfg", image_size=[32, 32, 3]), "1 or 2 whole numbers"),
+        ("mine.json", with_part("vision_cfg", width=True), "width in vision_cfg is true"),
         ("ViT-B-32.json", json.dumps(OWN), "has the name of another architecture"),
+        ("my-siglip.json", json.dumps(OWN), "another tokenizer"),
     ],
 )
 def test_an_architecture_that_is_none_is_refused(name, content, words, tmp_path):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(BlackBoxError, match=words):
         load_model(f"{tmp_path / name}:{tmp_path / 'weights.pt'}")
     with pytest.raises(BlackBoxError, match="cannot be read"):
         load_model(f"{tmp_path / 'no.json'}:{tmp_path / 'weights.pt'}")
+
+
+def test_an_architecture_needs_its_weights(tmp_path):
+    path = tmp_path / "own:shape.json"
+    path.write_text(json.dumps(OWN))
+    with pytest.raises(BlackBoxError, match="no file of weights 'none.pt' for .*own:shape.json"):
+        load_model(f"{path}:none.pt")
+    with pytest.raises(BlackBoxError, match="Name the weights behind it"):
+        load_model(str(path))
+
+
+def test_an_architecture_that_does_not_tell_its_activation_is_noted(tmp_path, capsys):
+    for name, told in (("untold", {}), ("told", {"quick_gelu": False})):
+        path, weights = tmp_path / f"{name}.json", tmp_path / f"{name}.safetensors"
+        path.write_text(json.dumps({**OWN, **told}))
+        open_clip.add_model_config(path)
+        save_file(open_clip.create_model(name).state_dict(), weights)
+        load_model(f"{path}:{weights}")
+        assert ("GELU is assumed" in capsys.readouterr().out) == (not told)
+
+
+def test_weights_that_no_model_has_are_refused(tmp_path):
+    path, weights = tmp_path / "own-odd.json", tmp_path / "weights.safetensors"
+    path.write_text(json.dumps(OWN))
+    open_clip.add_model_config(path)
+    state = open_clip.create_model("own-odd").state_dict()
+    save_file({**state, "logit_scale": torch.tensor(-1000.0)}, weights)
+    with pytest.raises(BlackBoxError, match="temperature .* is 0.0"):
+        load_model(f"{path}:{weights}")

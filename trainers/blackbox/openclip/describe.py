@@ -114,9 +114,9 @@ def probe(name: str, model: Any, pixel_type: torch.dtype) -> None:
         BlackBoxError: one of them fails, or they do not end in the same space.
     """
     text, device = text_tower(model), model.logit_scale.device
-    pixels = torch.zeros(1, 3, *image_size(model.visual), device=device, dtype=pixel_type)
-    ids = torch.zeros(1, text.context_length, dtype=torch.long, device=device)
     try:
+        pixels = torch.zeros(1, 3, *image_size(model.visual), device=device, dtype=pixel_type)
+        ids = torch.zeros(1, text.context_length, dtype=torch.long, device=device)
         shapes = [tuple(model.encode_image(pixels).shape), tuple(model.encode_text(ids).shape)]
     except Exception as e:
         raise BlackBoxError(
@@ -153,9 +153,10 @@ def describe(name: str, model: Any, fingerprint: str = "") -> Description:
             f"'{interpolation(visual)}'; three numbers each, positive deviations, and bicubic or "
             f"bilinear interpolation were expected."
         )
-    if not math.isfinite(scale):
+    if not 0 < scale < math.inf:
         raise BlackBoxError(
-            f"The temperature of {name} is not finite (logit_scale): damaged weights."
+            f"The temperature of {name} is {scale} (the exponential of logit_scale), and a finite "
+            f"number above 0 was expected: damaged weights. Copy the file again."
         )
     embedding = text.token_embedding.weight
     patches = visual.conv1.weight.float() if isinstance(visual, VisionTransformer) else None

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..run.errors import BlackBoxError, nearest, one_of
 from .activation import check_bare, check_tag, check_weights, released
-from .architecture import own_arch
+from .architecture import assumed, own_arch, split_name
 from .describe import check_tokenizer
 from .embedded import ASSETS, EMBEDDED, build_embedded, embedded_config
 from .weights import OPENAI_MARKS, is_script, is_there, read_weights, reason
@@ -64,6 +64,9 @@ def find(name: str) -> Source:
     if name in OPENAI:
         cached = openai_cache(name)
         return openai_source(cached) if cached else tagged_source(OPENAI[name], "openai")
+    own = split_name(name)
+    if own is not None:
+        return own_source(*own)
     if is_there(name):
         return openai_source(Path(name))
     if ":" not in name:
@@ -73,12 +76,25 @@ def find(name: str) -> Source:
             f"config.json:weights of an architecture of your own, or the path of a checkpoint file."
         )
     arch, tag = name.split(":", 1)
-    arch = own_arch(Path(arch)) if arch.endswith(".json") else arch.replace("/", "-")
+    arch = arch.replace("/", "-")
     one_of("architecture of open_clip", arch, open_clip.list_models())
     check_tokenizer(arch, open_clip.get_model_config(arch))
     if is_there(tag) and not get_pretrained_cfg(arch, tag):
         return file_source(arch, Path(tag))
     return tagged_source(arch, tag)
+
+
+def own_source(config: Path, weights: str) -> Source:
+    """An architecture of the user's and a file of its weights."""
+    arch = own_arch(config)
+    check_tokenizer(arch, open_clip.get_model_config(arch))
+    if not is_there(weights):
+        raise BlackBoxError(
+            f"There is no file of weights '{weights}' for {config}. Give its path: "
+            f"MODEL.BACKBONE.NAME {config}:path/to/weights."
+        )
+    source = file_source(arch, Path(weights))
+    return replace(source, notes=source.notes + assumed(arch, config))
 
 
 def openai_cache(name: str) -> Path | None:

@@ -129,7 +129,7 @@ def describe(content: object) -> str:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Raise a BlackBoxError where a weight is infinite or no number."""
+    """Raise a BlackBoxError where a weight is infinite or no number, or a variance below 0."""
     tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.numel()}
     # a sum is quicker than a test of every number, and finite only if they all are
     sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()])
@@ -141,3 +141,9 @@ def check_finite(name: str, model: nn.Module) -> None:
             f"The weights of {name} are infinite or no numbers in '{bad[0]}'{more}. The file is "
             f"damaged, or ORACLE.PREC too narrow for it: get it anew, or try ORACLE.PREC fp32."
         )
+    for key, tensor in tensors.items():
+        if key.endswith(".running_var") and tensor.min() < 0:
+            raise BlackBoxError(
+                f"The weights of {name} have variances below 0 in '{key}': the file is damaged. "
+                f"Copy it again."
+            )
