@@ -1,27 +1,39 @@
-"""Accuracy on the classes of a list, and on the others, of runs with `TEST.PER_CLASS_RESULT True`:
+"""Test accuracy on the classes of a list, and on the others, of finished runs with
+`TEST.PER_CLASS_RESULT True`:
 
     python benchmarks/groups.py output/compare/caltech101
 
-The list is that of the classes of Caltech101 which are or contain a class of ImageNet, on whose
-labels the image tower of the embedded model `photo` was trained. Mean over seeds.
+The list is that of the classes of Caltech101 which are or contain a class of ImageNet by their
+names, on whose labels the image tower of the embedded model `photo` was trained. With `--list
+benchmarks/caltech101_showing_imagenet.txt`: those too that show one under another name, as
+cougar_face does. Mean over seeds.
 """
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from statistics import fmean
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
+from dassl_blackbox.console import note, tool
+from dassl_blackbox.runs import read_result
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line
 from tabulate import tabulate
 
 LIST = Path(__file__).with_name("caltech101_in_imagenet.txt")
 LINE = re.compile(r"\* class: \d+ \((.*)\)\ttotal: ([\d,]+)\tcorrect: ([\d,]+)\t")
+TEST = "Evaluate on the *test* set"
 BLOCK = "=> per-class result"
 
 
 def read_classes(log):
-    """{class name: (images, correct)} of the last evaluation in a log, if it has any."""
-    _, found, block = log.read_text(encoding="utf-8", errors="replace").rpartition(BLOCK)
-    lines = LINE.findall(block) if found else []
+    """{class name: (images, correct)} of the last evaluation on test in a log, if it has any."""
+    _, _, after = log.read_text(encoding="utf-8", errors="replace").rpartition(TEST)
+    result, found, block = after.partition(BLOCK)
+    lines = LINE.findall(block) if found and "Evaluate on" not in result else []
     return {
         name: (int(total.replace(",", "")), int(correct.replace(",", "")))
         for name, total, correct in lines
@@ -35,6 +47,19 @@ def accuracies(counts, listed):
     return [100 * correct / total if total else float("nan") for total, correct in sums]
 
 
+def read_list(path):
+    """The class names of a file, one a line.
+
+    Raises:
+        BlackBoxError: it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as e:
+        raise BlackBoxError(f"The list {path} cannot be read ({first_line(e)}).") from e
+    return {line.strip() for line in lines} - {""}
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -42,15 +67,25 @@ def main():
     parser.add_argument("directory", type=Path)
     parser.add_argument("--list", type=Path, default=LIST, help="class names, one a line")
     args = parser.parse_args()
-    listed = set(args.list.read_text(encoding="utf-8").split())
-    runs = {}
+    listed, runs = read_list(args.list), {}
     for log in sorted(args.directory.rglob("seed*/log.txt")):
-        counts = read_classes(log)
-        if counts:
+        if read_result(log.parent) is None:
+            note(f"{log.parent} holds no finished run, and is left out.")
+        elif counts := read_classes(log):
+            missing = listed - counts.keys()
+            if missing:
+                raise BlackBoxError(
+                    f"{log.parent} knows no class '{min(missing)}' of {args.list}. Give the list "
+                    f"of this data set (--list)."
+                )
             run = log.parent.parent.relative_to(args.directory)
             runs.setdefault(str(run), []).append(accuracies(counts, listed))
+        else:
+            note(f"{log} has no per-class result on test, and is left out.")
     if not runs:
-        raise SystemExit(f"error: no log below {args.directory} has a per-class result")
+        raise BlackBoxError(
+            f"No run below {args.directory} has a per-class result: TEST.PER_CLASS_RESULT True."
+        )
     rows = [
         [run, len(found), *(f"{fmean(column):.1f}" for column in zip(*found, strict=True))]
         for run, found in runs.items()
@@ -60,4 +95,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(tool(main))

@@ -119,7 +119,7 @@ def command(args: argparse.Namespace, label: str, seed: int) -> list[str]:
     if not config.is_file():
         config = configs_of(trainer) / f"{args.cfg}.yaml"
     budget = (
-        ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", args.queries // 20]
+        ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", max(1, args.queries // 20)]
         if budgeted
         else []
     )
@@ -174,9 +174,8 @@ def parse_args() -> argparse.Namespace:
         "--methods",
         nargs="+",
         choices=METHODS,
-        default=list(METHODS),
         metavar="METHOD",
-        help=f"of: {'; '.join(METHODS)}",
+        help=f"default: all that the settings are for; of: {'; '.join(METHODS)}",
     )
     parser.add_argument(
         "--jobs", type=positive, default=1, help="runs at a time; each gets its share of the cores"
@@ -191,8 +190,19 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if len(set(args.seeds)) < len(args.seeds) or not all(0 <= s < 2**32 for s in args.seeds):
         parser.error("--seeds takes whole numbers from 0 to 2**32 - 1, each of them once")
-    args.methods = list(dict.fromkeys(args.methods))
+    args.methods = list(dict.fromkeys(args.methods)) if args.methods else with_settings(args.cfg)
     return args
+
+
+def with_settings(cfg: str) -> list[str]:
+    """All methods that have a YAML of this name; all there are, if none has one."""
+    found = {
+        label for label in METHODS if (configs_of(METHODS[label][0]) / f"{cfg}.yaml").is_file()
+    }
+    gone = [label for label in METHODS if label not in found]
+    if found and gone:
+        print(f"There is no {cfg}.yaml of {', '.join(gone)}: left out")
+    return [label for label in METHODS if label in found or not found]
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -276,16 +286,15 @@ def main() -> None:
         (target / "table.md").write_text(table + "\n", encoding="utf-8")
     except OSError as e:
         note(f"{target / 'table.md'} could not be written ({first_line(e)}).")
-    plots.queries(
+    curves = plots.queries(
         {str(group.path): [run.folder for run in group.runs] for group in groups},
         target / "val_curves.png",
         f"{name}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})",
     )
     print(table)
-    print(
-        f"± is the standard error over seeds. Table and plot: {target}/table.md, "
-        f"{target}/val_curves.png"
-    )
+    print(f"± is the standard error over seeds. The table is in {target}/table.md.")
+    if curves:
+        print(f"The plot of validation accuracy against queries is {target}/val_curves.png.")
 
 
 if __name__ == "__main__":

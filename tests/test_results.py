@@ -22,8 +22,8 @@ from support import OURS, REPO, TRAINED, bill, build, run
 
 import interpret_prompt
 
-sys.path.insert(0, str(REPO / "scripts"))
-compare = import_module("compare")
+sys.path[:0] = [str(REPO / "scripts"), str(REPO / "benchmarks")]
+compare, groups = import_module("compare"), import_module("groups")
 
 CONFIG = """\
 DATASET: {NAME: Digits, NUM_SHOTS: 16, SUBSAMPLE_CLASSES: all}
@@ -548,3 +548,59 @@ def test_a_comparison_reports_what_its_runs_said(tmp_path, data_root, call):
     options = "--methods", "zero-shot", "--seeds", "1", "--opts", "TEST.SPLIT", "foo"
     status, _, err = call(compare.main, "--root", data_root, "--output", tmp_path, *options)
     assert status == 1 and "zero-shot, seed 1: error: TEST.SPLIT is 'foo'; one of test, val" in err
+
+
+@pytest.mark.parametrize("cfg, gone", [("photo", {"BPT-VLM", "BPT-VLM, from words"}), ("x", set())])
+def test_a_comparison_is_of_the_methods_that_have_settings(cfg, gone, capsys):
+    assert set(compare.with_settings(cfg)) == compare.METHODS.keys() - gone
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in gone) and bool(printed) == bool(gone)
+
+
+def test_a_comparison_of_a_few_queries_has_its_plot(tmp_path, data_root, call):
+    options = ["--root", data_root, "--output", tmp_path, "--seeds", 1, "--shots", 1]
+    options += ["--queries", 10, "--methods"]
+    status, out, _ = call(compare.main, *options, "zero-shot")
+    assert not status and "table.md" in out and "plot" not in out
+    status, out, _ = call(compare.main, *options, "zero-shot", "ZIP")
+    (plot,) = tmp_path.rglob("val_curves.png")
+    assert not status and f"against queries is {plot}" in out
+
+
+@pytest.fixture(scope="module")
+def by_class(data_root, tmp_path_factory):
+    """A finished run with an accuracy of every class."""
+    folder = tmp_path_factory.mktemp("groups") / "zero-shot" / "seed1"
+    options = "TEST.PER_CLASS_RESULT", True, "TRAINER.ZEROSHOT.TEMPLATE", "a {}."
+    assert not run("ZeroshotOracle", data_root, folder, *options)
+    return folder
+
+
+def test_accuracies_of_two_groups_of_classes(by_class, call, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(" zero \n\none\n")
+    status, out, err = call(groups.main, by_class.parent.parent, "--list", listed)
+    counts = groups.read_classes(by_class / "log.txt")
+    few = [counts[name] for name in ("zero", "one")]
+    expected = 100 * sum(correct for _, correct in few) / sum(total for total, _ in few)
+    cells = out.splitlines()[-1].split("|")
+    assert not status and not err and len(counts) == 10
+    assert float(cells[3]) == round(read_result(by_class).metrics["accuracy"], 1)
+    assert float(cells[4]) == round(expected, 1)
+    listed.write_text("zero\ncat\n")
+    status, _, err = call(groups.main, by_class.parent.parent, "--list", listed)
+    assert status == 1 and "knows no class 'cat'" in err
+    status, _, err = call(groups.main, by_class.parent.parent, "--list", tmp_path / "none")
+    assert status == 1 and "cannot be read" in err
+
+
+def test_what_an_unfinished_run_saw_on_val_is_no_group(by_class, call, tmp_path):
+    folder = shutil.copytree(by_class, tmp_path / "runs" / "seed1")
+    log = (folder / "log.txt").read_text().replace(groups.TEST, "Evaluate on the *val* set")
+    (folder / "log.txt").write_text(log)
+    status, _, err = call(groups.main, tmp_path / "runs")
+    assert status == 1 and "no per-class result on test" in err
+    (folder / "metrics.json").unlink()
+    (folder / "log.txt").write_text(log.replace("Finish training", ""))
+    status, _, err = call(groups.main, tmp_path / "runs")
+    assert status == 1 and "holds no finished run" in err

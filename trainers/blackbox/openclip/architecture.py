@@ -15,9 +15,9 @@ from ..run.errors import BlackBoxError
 from .weights import reason
 
 NAMED = re.compile(r"(?P<file>.+?\.json):(?P<weights>.+)", re.IGNORECASE | re.DOTALL)
-TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+TOWERS: dict[str, type] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 # how many whole numbers a size is: of an image or a patch one, or height and width
-SIZES = {
+SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "vision_cfg": {
         "image_size": (1, 2),
         "patch_size": (1, 2),
@@ -106,8 +106,9 @@ def check_config(config: Any) -> None:
                 f"open_clip {open_clip.__version__} knows no {', '.join(sorted(unknown))} in "
                 f"{tower}"
             )
-        for name in part.keys() & SIZES[tower].keys():
-            check_size(f"{name} in {tower}", part[name], SIZES[tower][name])
+        for name, lengths in SIZES[tower].items():
+            if name in part:
+                check_size(f"{name} in {tower}", part[name], lengths)
 
 
 def check_size(name: str, value: Any, lengths: tuple[int, ...]) -> None:
