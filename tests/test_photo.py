@@ -67,6 +67,15 @@ def test_a_missing_wordnet_says_how_to_get_it(parts, tmp_path):
         parts("wordnet").WordNet(tmp_path)
 
 
+def test_a_build_goes_on_with_its_own_parts_and_settings_alone(parts, tmp_path):
+    parts("wordnet")  # the folder of tools is where modules are looked for
+    claim, rate = importlib.import_module("build_photo").claim, {"settings": {"rate": 0.001}}
+    claim(tmp_path / "build", rate)
+    claim(tmp_path / "build", rate)
+    with pytest.raises(SystemExit, match="other parts or settings"):
+        claim(tmp_path / "build", {"settings": {"rate": 0.1}})
+
+
 def test_prototypes_are_the_classifier(parts):
     """`(V f) . (U S)`, before its lengths are made one, differs between classes as logits do."""
     model = torch.nn.Module()

