@@ -1,6 +1,6 @@
 #!/bin/bash
 # SONAR, its head alone, zero-shot, ZIP and JOLT on Digits (16 shots) with the embedded tiny CLIP: about two minutes on two cores.
-# LONG=1 SEEDS="1 2 3 4 5 6" bash scripts/quickstart.sh gives the README's table: 5,000 queries for ZIP and JOLT, and white-box prompt tuning. The default
+# LONG=1 SEEDS="1 2 3 4 5 6" bash scripts/quickstart.sh gives the table of docs/RESULTS.md: 5,000 queries for ZIP and JOLT, and white-box prompt tuning. The default
 # is seed 1 alone, and 500 queries for ZIP and JOLT.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
