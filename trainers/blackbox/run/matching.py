@@ -127,8 +127,8 @@ def check_settings(
         if not name.startswith(budgets + NOT_TRAINING)
     }
     if differ:
+        grow = "the epochs are its schedule's" if BUDGETS[2] in differ else "budgets may grow"
         raise BlackBoxError(
             f"{path} was made with other settings ({as_text(differ)}), and a run goes on only "
-            "as it began. Choose another --output-dir, or give the same configuration; "
-            "budgets may grow."
+            f"as it began. Choose another --output-dir, or give the same configuration; {grow}."
         )
