@@ -7,7 +7,7 @@ from dassl_blackbox.trainers.blackbox.collector import Collector, Gathered
 from dassl_blackbox.trainers.blackbox.heads import AffineScores
 from dassl_blackbox.trainers.blackbox.heads.affine import centred
 from dassl_blackbox.trainers.blackbox.heads.convex import PENALTIES, errors, fit, held_out_path
-from dassl_blackbox.trainers.blackbox.heads.scores import fit_scores
+from dassl_blackbox.trainers.blackbox.heads.scores import fit_scores, held_out_rows
 from dassl_blackbox.trainers.blackbox.heads.whitening import Whitening, components, resolution
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
@@ -152,6 +152,19 @@ def test_the_head_is_the_fit_and_needs_its_further_texts():
         return (logits.argmax(1) == answers.labels).float().mean()
 
     assert right(head(answers.rows)) > right(alone(answers.rows[:, :4])) > 0.25
+
+
+@pytest.mark.parametrize("images, views, sets", [(1, 5, 2), (1, 1, 1), (2, 5, 1)])
+def test_where_images_are_alone_in_their_class_views_are_held_out_too(images, views, sets):
+    """A class is held out with its only image, and any learning about the others harms it."""
+    index, labels = torch.arange(4 * images).repeat(views), torch.arange(4).repeat(images * views)
+    answers = Gathered(torch.randn(len(index), 16, generator=seeded()), labels, index)
+    problems = held_out_rows(answers, torch.arange(4 * images) % 2)
+    assert [len(rows) for rows in problems] == [2, views][:sets]
+    assert all((rows.sum(0) == 1).all() for rows in problems)
+    assert all(len(set(index[row].tolist())) == row.sum() for rows in problems[1:] for row in rows)
+    line = fit_scores(AffineScores([4, 12]), answers, torch.arange(4 * images) % 2)
+    assert ("and views" in line) == (sets == 2)
 
 
 def test_centring_is_by_list():

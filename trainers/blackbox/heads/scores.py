@@ -13,22 +13,42 @@ POWERS: tuple[float, ...] = (0.0, 0.5, 0.9)
 WORK = 2**25  # rows x components x classes above which less is tried: one power, one fold
 
 
-@torch.no_grad()
-def fit_scores(head: AffineScores, gathered: Gathered, folds: torch.Tensor) -> str:
-    """Fit a head to scores `[N, A]`; returns a line about what was chosen.
+def held_out_rows(gathered: Gathered, folds: torch.Tensor) -> list[torch.Tensor]:
+    """Which rows are held out in turn: sets of problems `[K, N]`, true where a row is held out.
 
-    The power of the whitening and the penalty are those with the least cross-entropy on images that
-    were held out.
+    All views of an image together. Where most images are the only one of their class, so that a
+    class is held out with its image, each view of all images besides: the first says what learning
+    costs other classes, the second, too kindly, what it gains its own.
 
     Args:
         folds: of the training images.
     """
-    scores, labels, fold = gathered.rows, gathered.labels, folds[gathered.index]
+    fold, labels = folds[gathered.index], gathered.labels[gathered.view(0)]
+    sets = [fold == fold.unique()[:, None]]
+    single = labels.bincount()[labels] == 1
+    views = int(gathered.index.bincount().max())
+    if views > 1 and 2 * int(single.sum()) > len(labels):
+        sets.append(torch.stack([gathered.view(number) for number in range(views)]))
+    return sets
+
+
+@torch.no_grad()
+def fit_scores(head: AffineScores, gathered: Gathered, folds: torch.Tensor) -> str:
+    """Fit a head to scores `[N, A]`; returns a line about what was chosen.
+
+    The power of the whitening and the penalty are those with the least cross-entropy on what was
+    held out (`held_out_rows`).
+
+    Args:
+        folds: of the training images.
+    """
+    scores, labels, sets = gathered.rows, gathered.labels, held_out_rows(gathered, folds)
     rows = centred(scores.double(), head.parts)
     whitening = Whitening(rows, resolution(scores))
-    held_out, powers = fold == fold.unique()[:, None], POWERS
+    powers = POWERS
     if len(scores) * len(whitening.values) * head.parts[0] > WORK:
-        held_out, powers = held_out[:1], (0.5,)
+        sets, powers = [problems[:1] for problems in sets], (0.5,)
+    held_out = torch.cat(sets)
     prior = scores[:, : head.parts[0]].float()
     inputs = {power: whitening(rows, power).float() for power in powers}
     losses = {
@@ -45,4 +65,5 @@ def fit_scores(head: AffineScores, gathered: Gathered, folds: torch.Tensor) -> s
     return (
         f"head on {scores.shape[1]:,} scores, {len(whitening.values)} components, whitened by "
         f"S^-{power:g}; penalty {penalty:.1e}, chosen on held-out images"
+        + (" and views" if len(sets) > 1 else "")
     )
