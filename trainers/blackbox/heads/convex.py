@@ -98,20 +98,23 @@ def fit(
 
 
 def held_out_path(
-    prior: torch.Tensor, x: torch.Tensor, labels: torch.Tensor, held_out: torch.Tensor
+    prior: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    held_out: torch.Tensor,
+    worse: float = WORSE,
 ) -> dict[float, float]:
     """{penalty: mean cross-entropy of the rows that were held out}, from the largest penalty down.
 
-    The path ends where the cross-entropy is `WORSE` than the least by that factor.
-
     Args:
         held_out: whether a row is held out from a problem `[K, N]`; all views of an image are.
+        worse: the path ends where the cross-entropy is above the least by this factor.
     """
     found: Affine | None = None
     path: dict[float, float] = {}
     for penalty in PENALTIES:
         found = fit(prior, x, labels, penalty, ~held_out, found, PATH_STEPS)
         path[penalty] = errors(found, prior, x, labels)[held_out].mean().item()
-        if path[penalty] > WORSE * min(path.values()):
+        if path[penalty] > worse * min(path.values()):
             break
     return path

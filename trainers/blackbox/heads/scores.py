@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 
 from ..collector import Gathered
 from .affine import AffineScores, centred
-from .convex import fit, held_out_path
+from .convex import WORSE, fit, held_out_path
 from .whitening import Whitening, resolution
 
 POWERS: tuple[float, ...] = (0.0, 0.5, 0.9)
@@ -51,10 +53,12 @@ def fit_scores(head: AffineScores, gathered: Gathered, folds: torch.Tensor) -> s
     held_out = torch.cat(sets)
     prior = scores[:, : head.parts[0]].float()
     inputs = {power: whitening(rows, power).float() for power in powers}
+    # what the two sets say falls and rises at other penalties: there the path is walked to its end
+    worse = WORSE if len(sets) == 1 else inf
     losses = {
         (power, penalty): loss
         for power, x in inputs.items()
-        for penalty, loss in held_out_path(prior, x, labels, held_out).items()
+        for penalty, loss in held_out_path(prior, x, labels, held_out, worse).items()
     }
     power, penalty = min(losses, key=losses.__getitem__)
     found = fit(prior, inputs[power], labels, penalty)
