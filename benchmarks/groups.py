@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 from dassl_blackbox.console import note, tool
 from dassl_blackbox.runs import read_result
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.files import read_text
 from tabulate import tabulate
 
 LIST = Path(__file__).with_name("caltech101_in_imagenet.txt")
@@ -47,19 +48,6 @@ def accuracies(counts, listed):
     return [100 * correct / total if total else float("nan") for total, correct in sums]
 
 
-def read_list(path):
-    """The class names of a file, one a line.
-
-    Raises:
-        BlackBoxError: it cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as e:
-        raise BlackBoxError(f"The list {path} cannot be read ({first_line(e)}).") from e
-    return {line.strip() for line in lines} - {""}
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,7 +55,8 @@ def main():
     parser.add_argument("directory", type=Path)
     parser.add_argument("--list", type=Path, default=LIST, help="class names, one a line")
     args = parser.parse_args()
-    listed, runs = read_list(args.list), {}
+    lines = read_text(args.list, "--list takes a text file with a class name a line.").splitlines()
+    listed, runs = {line.strip() for line in lines} - {""}, {}
     for log in sorted(args.directory.rglob("seed*/log.txt")):
         if read_result(log.parent) is None:
             note(f"{log.parent} holds no finished run, and is left out.")

@@ -176,8 +176,8 @@ def export(out: Path) -> None:
     state = embedded_state_dict("photo", out)
     save_file({k: v.contiguous() for k, v in state.items()}, out / "open_clip_model.safetensors")
     shutil.copyfile(out / "photo.json", out / "open_clip_config.json")
-    architecture = {**MODEL, "quick_gelu": False}
-    (out / "photo-arch.json").write_text(json.dumps(architecture, indent=2) + "\n")
+    text = json.dumps({**MODEL, "quick_gelu": False}, indent=2) + "\n"
+    (out / "photo-arch.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -53,8 +53,11 @@ def check_tag(arch: str, tag: str) -> None:
         raise BlackBoxError(contradiction(arch, f"The weights '{tag}'", trained, tag))
 
 
-def check_weights(arch: str, path: Path, weights: Weights) -> list[str]:
+def check_weights(arch: str, path: Path, weights: Weights, own: Path | None = None) -> list[str]:
     """The same for a file; returns a line on what was assumed where nothing is known about it.
+
+    Args:
+        own: the file of an architecture of the user's.
 
     Raises:
         BlackBoxError: the file's activation is known and is not the architecture's.
@@ -62,6 +65,13 @@ def check_weights(arch: str, path: Path, weights: Weights) -> list[str]:
     release = released(path)
     if not weights.openai and release is None:
         other = twin(arch)
+        if other is None and own and "quick_gelu" not in open_clip.get_model_config(arch):
+            untold = (
+                f"{own} does not tell the activation, and GELU is assumed. If the weights were "
+                f"trained with QuickGELU, as OpenAI's were, the logits are off: put "
+                f'"quick_gelu": true into it'
+            )
+            return [untold]
         if other is None:
             return []
         mine, its = NAMES[quick(arch)], NAMES[quick(other)]

@@ -118,14 +118,3 @@ def check_size(name: str, value: Any, lengths: tuple[int, ...]) -> None:
     if not whole or len(numbers) not in lengths or (isinstance(value, list) and len(value) == 1):
         counts = " or ".join(map(str, lengths))
         raise ValueError(f"{name} is {json.dumps(value)}; {counts} whole numbers above 0 expected")
-
-
-def assumed(arch: str, path: Path) -> list[str]:
-    """A line where an architecture of the user's does not say which activation it has."""
-    if "quick_gelu" in (open_clip.get_model_config(arch) or {}):
-        return []
-    note = (
-        f"{path} does not tell the activation, and GELU is assumed. If the weights were trained "
-        f'with QuickGELU, as OpenAI\'s were, the logits are off: put "quick_gelu": true into it'
-    )
-    return [note]

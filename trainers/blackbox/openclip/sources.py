@@ -25,7 +25,7 @@ from torch import nn
 
 from ..run.errors import BlackBoxError, nearest, one_of
 from .activation import check_bare, check_tag, check_weights, released
-from .architecture import assumed, own_arch, split_name
+from .architecture import own_arch, split_name
 from .describe import check_tokenizer
 from .embedded import ASSETS, EMBEDDED, build_embedded, embedded_config
 from .weights import OPENAI_MARKS, is_script, is_there, read_weights, reason
@@ -93,8 +93,7 @@ def own_source(config: Path, weights: str) -> Source:
             f"There is no file of weights '{weights}' for {config}. Give its path: "
             f"MODEL.BACKBONE.NAME {config}:path/to/weights."
         )
-    source = file_source(arch, Path(weights))
-    return replace(source, notes=source.notes + assumed(arch, config))
+    return file_source(arch, Path(weights), config)
 
 
 def openai_cache(name: str) -> Path | None:
@@ -122,10 +121,10 @@ def tagged_source(arch: str, tag: str) -> Source:
     return arch_source(arch, path, listed, is_script(path), {})
 
 
-def file_source(arch: str, path: Path) -> Source:
-    """A checkpoint of an architecture of open_clip's."""
+def file_source(arch: str, path: Path, own: Path | None = None) -> Source:
+    """A checkpoint of an architecture of open_clip's, or of the user's, in the file `own`."""
     weights = read_weights(path)
-    notes = check_weights(arch, path, weights) + interpolated(arch, path, weights.state)
+    notes = check_weights(arch, path, weights, own) + interpolated(arch, path, weights.state)
     if OPENAI_MARKS & weights.state.keys() and not weights.script:
         raise BlackBoxError(
             f"{path} is in OpenAI's format, which tells its architecture: give the path alone, "
