@@ -1,0 +1,108 @@
+"""What the files of the contract with Dassl share: a toy data set, and a trainer of it."""
+
+import dassl
+import torch
+import torch.nn.functional as F
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from PIL import Image
+from torch.nn import Linear
+
+COMPAT = getattr(dassl, "__compat__", False)
+
+
+@DATASET_REGISTRY.register(force=True)
+class ContractToy(DatasetBase):
+    """`<split>_<label>_<number>.png` under DATASET.ROOT; label 0 is dark, label 1 bright."""
+
+    def __init__(self, cfg):
+        names = {0: "dark", 1: "bright"}
+        super().__init__(
+            **{
+                part: [
+                    Datum(f"{cfg.DATASET.ROOT}/{part}_{y}_{i}.png", y, 0, names[y])
+                    for y in names
+                    for i in range(5)
+                ]
+                for part in ("train_x", "val", "test")
+            }
+        )
+
+
+@TRAINER_REGISTRY.register(force=True)
+class ContractTrainer(TrainerX):
+    """A linear classifier of pixels, written as CoOp's trainers are."""
+
+    def build_model(self):
+        self.model = Linear(3 * 8 * 8, 2).to(self.device)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("linear", self.model, self.optim, self.sched)
+
+    def parse_batch_train(self, batch):
+        image, label, _ = super().parse_batch_train(batch)
+        return image, label
+
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        output = self.model_inference(image)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+
+    def model_inference(self, image):
+        return self.model(image.flatten(1))
+
+
+def draw(folder):
+    """The pictures of `ContractToy`; returns its DATASET.ROOT."""
+    for part in ("train_x", "val", "test"):
+        for i in range(5):
+            Image.new("RGB", (8, 8), (10 + i, 20, 30)).save(folder / f"{part}_0_{i}.png")
+            Image.new("RGB", (8, 8), (250 - i, 240, 230)).save(folder / f"{part}_1_{i}.png")
+    return str(folder)
+
+
+def toy_cfg(root, out):
+    """Configuration of a small run of `ContractTrainer` on `ContractToy`."""
+    cfg = get_cfg_default()
+    cfg.merge_from_list(
+        [
+            "OUTPUT_DIR",
+            str(out),
+            "USE_CUDA",
+            False,
+            "INPUT.SIZE",
+            (8, 8),
+            "INPUT.TRANSFORMS",
+            ("normalize",),
+            "DATASET.NAME",
+            "ContractToy",
+            "DATASET.ROOT",
+            root,
+            "TRAINER.NAME",
+            "ContractTrainer",
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "DATALOADER.TRAIN_X.BATCH_SIZE",
+            2,
+            "OPTIM.NAME",
+            "sgd",
+            "OPTIM.LR",
+            0.05,
+            "OPTIM.LR_SCHEDULER",
+            "cosine",
+            "OPTIM.MAX_EPOCH",
+            2,
+        ]
+    )
+    return cfg
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
