@@ -175,3 +175,20 @@ def cfg(root, tmp_path):
     from contract import toy_cfg
 
     return toy_cfg(root, tmp_path / "out")
+
+
+@pytest.fixture
+def service(monkeypatch):
+    """Makes servers of `services.py`, has their key in the environment, and closes them."""
+    from services import KEY, SCALE, openai, zero_shot
+
+    monkeypatch.setenv("BLACKBOX_KEY", KEY)
+    made = []
+
+    def start(kind="modality", **options):
+        made.append(zero_shot(SCALE) if kind == "hf" else openai(kind, **options))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()

@@ -1,4 +1,6 @@
-"""Servers on loopback with the wire shapes of services that exist, over the embedded model."""
+"""Servers on loopback with the wire shapes of services that exist, over the embedded model, and
+what is asked of them.
+"""
 
 import base64
 import io
@@ -10,17 +12,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.oracle.http import Http
+from dassl_blackbox.trainers.blackbox.oracle.services import build_service
 from PIL import Image
+from support import defaults
 from torchvision.transforms import functional as T
 
 MOST = 32  # pictures of one request to Infinity
 KEY = "key-of-a-test-8c1f"
 DATA = "data:image/png;base64,"
+NAMES = ["zero", "one_two", "three"]
+TEXTS = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
 
 
 @cache
 def tiny():
     return load_model("tiny", "fp32", torch.device("cpu"))
+
+
+SCALE = tiny().description.logit_scale
 
 
 def embed_texts(texts):
@@ -171,3 +181,30 @@ def zero_shot(scale):
         return 200, {}, sorted(found, key=lambda entry: -entry["score"])
 
     return Served(answer)
+
+
+def at(server, cache="", api="openai", **more):
+    """Options of a run over a server."""
+    given = {"URL": server.url, "API": api, "CACHE": cache, "LOGIT_SCALE": SCALE, "PATIENCE": 5.0}
+    given |= more
+    oracle = [part for key, value in given.items() for part in (f"ORACLE.{key}", str(value))]
+    return [*oracle, "INPUT.SIZE", "(32, 32)", "INPUT.INTERPOLATION", "bicubic"]
+
+
+def oracle_at(server, classes=NAMES, **more):
+    """An oracle with classes, its pictures normalised as the model's are."""
+    cfg, about = defaults(), tiny().description
+    cfg.merge_from_list([*at(server, **more), "MODEL.BACKBONE.NAME", "tiny"])
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = list(about.mean), list(about.std)
+    line = Http(cfg.ORACLE.URL, cfg.ORACLE.TIMEOUT, cfg.ORACLE.PATIENCE)
+    oracle = build_service(cfg, line, "cpu", "a test")
+    oracle.set_classes(classes, "a photo of a {}.")
+    return oracle
+
+
+def local_logits(pixels, texts):
+    model = tiny()
+    with torch.no_grad():
+        image = model.model.encode_image(pixels)
+        text = model.model.encode_text(model.tokenizer(texts))
+    return SCALE * torch.cosine_similarity(image[:, None], text[None], dim=-1)

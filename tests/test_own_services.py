@@ -1,0 +1,45 @@
+"""A service by a class of one's own: it runs as others do, and what is none is a sentence."""
+
+import pytest
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from services import at, oracle_at
+from support import accuracy, run
+
+OWN = """
+import base64
+import torch
+from dassl_blackbox.trainers.blackbox.oracle.services import FeatureService
+
+class Mine(FeatureService):
+    def embed_texts(self, texts):
+        return self.post("/embeddings", {"input": texts, "modality": "text"}, rows)
+    def embed_images(self, pictures):
+        coded = ["data:image/png;base64," + base64.b64encode(png).decode() for png in pictures]
+        return self.post("/embeddings", {"input": coded, "modality": "image"}, rows)
+
+def rows(body):
+    return torch.tensor([entry["embedding"] for entry in body["data"][::-1]])
+"""
+
+
+def test_a_service_of_ones_own(service, data_root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_service_of_a_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for options in ((), at(service(), api="my_service_of_a_test:Mine")):
+        assert run("ZeroshotOracle", data_root, tmp_path / str(len(found)), *options) == 0
+        found.append(accuracy(capsys.readouterr().out))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "api, words",
+    [
+        ("no_such_module:Mine", "the class Mine of the module no_such_module is not found"),
+        ("json:Mine", "the class Mine of the module json is not found"),
+        ("json:JSONDecoder", "which is no subclass of FeatureService or ScoreService"),
+    ],
+)
+def test_a_class_that_is_no_service_is_a_sentence(service, api, words):
+    with pytest.raises(BlackBoxError, match=words):
+        oracle_at(service(), api=api)

@@ -1,0 +1,100 @@
+"""What is kept of a service's answers, in a process and on disk, and when it is asked anew."""
+
+import pickle
+import sqlite3
+
+import pytest
+import torch
+from dassl_blackbox.trainers.blackbox.oracle import Prompt
+from dassl_blackbox.trainers.blackbox.oracle.services.answers import Answers
+from dassl_blackbox.trainers.blackbox.oracle.services.disk import Disk
+from services import SCALE, TEXTS, local_logits, oracle_at
+from support import difference
+
+
+def asked(server, digits, cache, **more):
+    """Pictures that a new oracle sends."""
+    before, oracle = server.pictures, oracle_at(server, cache=cache, **more)
+    answer = oracle.query(oracle.upload(digits), Prompt())[0]
+    assert difference(answer, local_logits(digits, TEXTS)) < 1e-5
+    return server.pictures - before
+
+
+def test_answers_outlive_the_process_by_what_they_are_about(service, digits, tmp_path):
+    server = service()
+    first = asked(server, digits[:20], tmp_path)
+    assert first > 10 and asked(server, digits[:20], tmp_path) == 0
+    assert asked(server, digits[:20], tmp_path, LOGIT_SCALE=SCALE) == 0
+    assert asked(server, digits[:20], "") == first
+    scores = service("hf")
+    assert asked_scores(scores, digits[:20], tmp_path) == first
+    assert asked_scores(scores, digits[:20], tmp_path) == 0
+
+
+def asked_scores(server, digits, cache):
+    before, oracle = server.pictures, oracle_at(server, cache=cache, api="hf")
+    oracle.query(oracle.upload(digits), Prompt())
+    return server.pictures - before
+
+
+@pytest.mark.parametrize("what", ["a file", "a database of noise", "no package"])
+def test_a_folder_that_cannot_be_used_is_passed_over(
+    service, digits, tmp_path, capsys, monkeypatch, what
+):
+    folder = tmp_path / "cache"
+    if what == "a file":
+        folder.write_text("x")
+    elif what == "a database of noise":
+        (folder / "answers").mkdir(parents=True)
+        (folder / "answers" / "cache.db").write_bytes(b"noise" * 5000)
+    else:
+        monkeypatch.setitem(__import__("sys").modules, "diskcache", None)
+    assert asked(service(), digits[:3], folder) > 0
+    assert f"Note: answers are not kept in ORACLE.CACHE, {folder} (" in capsys.readouterr().out
+
+
+def test_home_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Disk("~/kept").put({"a": b"1234"})
+    assert Disk(str(tmp_path / "kept")).get("a") == b"1234"
+
+
+def test_what_is_damaged_on_disk_is_as_what_is_missing(tmp_path):
+    disk, file = Disk(str(tmp_path)), tmp_path / "answers" / "cache.db"
+    disk.put({name: name.encode() * 8 for name in ("a", "b", "c")})
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE Cache SET value = zeroblob(24) WHERE key = 'a'")
+        loaded = sqlite3.Binary(pickle.dumps(Loaded(tmp_path / "loaded")))
+        database.execute("UPDATE Cache SET value = ?, mode = 4 WHERE key = 'b'", (loaded,))
+    fresh = Disk(str(tmp_path))
+    assert [fresh.get(name) for name in "abcd"] == [None, None, b"c" * 8, None]
+    assert not (tmp_path / "loaded").exists()
+
+
+class Loaded:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.write_text, ("x",)
+
+
+def test_another_model_behind_the_name_is_asked_anew(service, digits, tmp_path, capsys):
+    server = service()
+    assert asked(server, digits[:3], tmp_path) > 0
+    noise = torch.randn(128).tolist()
+    server.faults = [(200, {}, {"data": [{"index": 0, "embedding": noise}]})]
+    assert asked(server, digits[:3], tmp_path) > 0
+    assert "no longer answers about tiny as ORACLE.CACHE has it" in capsys.readouterr().out
+
+
+def test_what_is_kept_in_a_process_is_bounded(monkeypatch):
+    from dassl_blackbox.trainers.blackbox.oracle.services import answers as module
+
+    monkeypatch.setattr(module, "LIMIT", 3 * (16 + module.ROW_BYTES))
+    answers = Answers("", ["a model"])
+    answers.keep("text", {str(i): torch.full((4,), float(i)) for i in range(5)})
+    assert sorted(answers.known("text", map(str, range(5)), 4)) == ["2", "3", "4"]
+    assert answers.known("image", "234", 4) == {} == answers.known("text", "234", 5)

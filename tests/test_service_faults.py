@@ -1,0 +1,133 @@
+"""A service that refuses, is busy, or answers damaged: asked again within bounds, or a sentence."""
+
+import time
+
+import pytest
+from dassl_blackbox.trainers.blackbox.oracle import Prompt
+from dassl_blackbox.trainers.blackbox.oracle.http import Refused
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from services import KEY, TEXTS, at, local_logits, oracle_at
+from support import difference, run
+
+
+@pytest.mark.parametrize(
+    "status, content, words",
+    [
+        (401, {"detail": "Unauthorized"}, "401: Unauthorized.*BLACKBOX_KEY"),
+        (402, {"detail": "Insufficient balance"}, "a budget is spent: Insufficient balance"),
+        (404, {"detail": "Not Found"}, "embeddings is not there.*ORACLE.URL"),
+        (413, b"<html>too large</html>", "413: .*ORACLE.BATCH"),
+        (400, {"error": {"message": "bad", "type": "t", "param": None, "code": 400}}, "400: bad"),
+    ],
+)
+def test_what_no_repetition_cures_is_a_sentence(service, digits, status, content, words):
+    server = service()
+    oracle = oracle_at(server)
+    server.always = status, {}, content
+    with pytest.raises(Refused, match=words) as raised:
+        oracle.query(oracle.upload(digits), Prompt())
+    assert len(server.requests) == 2 and "\n" not in str(raised.value)
+
+
+def test_a_request_with_too_many_pictures_is_a_sentence_of_a_line(service, digits):
+    oracle = oracle_at(service(), BATCH=40)
+    with pytest.raises(Refused, match="422: .*at most 32 items.*ORACLE.BATCH") as raised:
+        oracle.query(oracle.upload(digits), Prompt())
+    assert len(str(raised.value)) < 600 and "\n" not in str(raised.value)
+
+
+def test_a_busy_service_is_waited_for_as_long_as_it_says(service, digits):
+    server = service()
+    oracle = oracle_at(server)
+    server.faults = [(429, {"Retry-After": "1"}, {"error": {"message": "overloaded"}})]
+    start = time.monotonic()
+    oracle.query(oracle.upload(digits), Prompt())
+    assert time.monotonic() - start > 1
+    assert oracle.usage()["texts"] == 4 == server.texts
+
+
+DAMAGED = {
+    "garbage": b"\x00\xff<html>",
+    "cut": b'{"object": "list", "data": [{"embed',
+    "none": {"data": []},
+    "no index": {"data": [{"embedding": [1.0, 2.0]}] * 3},
+    "one twice": {"data": [{"index": 0, "embedding": [1.0, 2.0]}] * 3},
+    "of words": {"data": [{"index": i, "embedding": ["a", "b"]} for i in range(3)]},
+    "no base64": {"data": [{"index": i, "embedding": "%%%%"} for i in range(3)]},
+    "cut base64": {"data": [{"index": i, "embedding": "AAAAAAA="} for i in range(3)]},
+    "not finite": b'{"data": [{"index": 0, "embedding": [NaN]}, {"index": 1, "embedding": [1]}, '
+    b'{"index": 2, "embedding": [1]}]}',
+    "ragged": {"data": [{"index": i, "embedding": [1.0] * (i + 1)} for i in range(3)]},
+    "a list": [1, 2],
+    "too large a number": b'{"data": [{"index": 0, "embedding": [1e999]}, {"index": 1, "embedding":'
+    b' [1]}, {"index": 2, "embedding": [1]}]}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_answer_is_asked_for_again(service, digits, content):
+    server = service()
+    oracle = oracle_at(server)
+    server.faults = [(200, {}, content)]
+    answer = oracle.query(oracle.upload(digits), Prompt())[0]
+    assert difference(answer, local_logits(digits, TEXTS)) < 1e-5
+
+
+def test_an_answer_that_stops_half_way_is_asked_for_again(service, digits):
+    server = service()
+    oracle = oracle_at(server)
+    server.faults = [(200, {"Content-Length": "1000"}, b'{"data": [')]
+    assert oracle.query(oracle.upload(digits), Prompt()).shape == (1, 60, 3)
+
+
+def test_answers_that_stay_damaged_are_not_bought_for_ever(service, digits):
+    server = service("hf")
+    oracle = oracle_at(server, api="hf", PATIENCE=60.0)
+    server.always = 200, {}, [{"label": "another", "score": 0.5}]
+    with pytest.raises(BlackBoxError, match="answers, but not as expected.*ORACLE.API"):
+        oracle.query(oracle.upload(digits), Prompt())
+    assert len(server.requests) == 5
+
+
+def test_a_space_of_pictures_alone_is_a_sentence(service, digits):
+    server = service()
+    oracle = oracle_at(server)
+    rows = [{"index": i, "embedding": [1.0] * 64} for i in range(3)]
+    server.faults = [(200, {}, {"data": rows})]
+    with pytest.raises(BlackBoxError, match=r"\[3, 64\] of 3 texts, where \[3, 128\] is expected"):
+        oracle.query(oracle.upload(digits), Prompt())
+
+
+def test_a_spent_budget_ends_a_run_with_a_sentence(service, data_root, tmp_path, capsys):
+    server = service()
+    server.always = 402, {}, {"error": {"message": "You exceeded your current quota"}}
+    assert run("SONAR", data_root, tmp_path, *at(server)) == 1
+    assert "exceeded your current quota" in capsys.readouterr().err
+
+
+def test_no_key_is_written_anywhere(service, data_root, tmp_path, capsys):
+    server = service()
+    options = at(server, tmp_path / "cache")
+    assert run("ZeroshotOracle", data_root, tmp_path / "a", *options) == 0
+    server.always = 401, {}, {"detail": "Unauthorized"}
+    assert run("ZeroshotOracle", data_root, tmp_path / "b", *options) == 1
+    said = capsys.readouterr()
+    assert KEY not in said.out + said.err
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 3 and not any(KEY.encode() in path.read_bytes() for path in written)
+
+
+@pytest.mark.parametrize(
+    "names, template, words",
+    [
+        ([], "{}", "There are no classes"),
+        (["a", 3], "{}", "3 is not a text"),
+        (["a", "\ud800"], "{}", "is not a text"),
+        (["a", " _"], "{}", "has no words"),
+        (["a"], "a photo", "has no slot"),
+    ],
+)
+def test_names_that_cannot_be_sent_are_sentences(service, names, template, words):
+    oracle = oracle_at(service())
+    with pytest.raises(BlackBoxError, match=words):
+        oracle.set_classes(names, template)
