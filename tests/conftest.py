@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 # of this process and of those it starts: runs are compared bit for bit, and a fault is raised
@@ -192,3 +193,11 @@ def service(monkeypatch):
     yield start
     for server in made:
         server.close()
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """`loaded(kind)`: the model that `oracles.make` makes, which a file's tests share."""
+    from oracles import make
+
+    return cache(make)

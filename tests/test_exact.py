@@ -12,8 +12,8 @@ from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
+from oracles import SMALL, make, pixels
 from support import difference
-from test_oracle import SMALL, make, pixels
 
 LARGE = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50-quickgelu"]  # seconds each: one case
 KINDS = [*EMBEDDED, *SMALL, *LARGE]

@@ -11,7 +11,7 @@ from dassl_blackbox.trainers.blackbox.openclip import store as storing
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.openclip.store import KEY_BYTES, FeatureStore
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from test_oracle import contexts_of, counter, oracle_over, pixels
+from oracles import contexts_of, counter, oracle_over, pixels
 
 
 def test_images_are_known_again_by_their_content():
