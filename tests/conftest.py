@@ -201,3 +201,19 @@ def loaded():
     from oracles import make
 
     return cache(make)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """`call(main, *args)`: (status, stdout, stderr) of a tool."""
+    from finished import called
+
+    return lambda main, *args: called(capsys, monkeypatch, main, *args)
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """A folder of finished runs: two seeds of a method, and zero-shot."""
+    from finished import two_methods
+
+    return two_methods(tmp_path / "sound")
