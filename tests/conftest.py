@@ -154,6 +154,24 @@ def budget(data_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def runs(data_root, tmp_path_factory):
+    """A folder of finished runs, to be read: ZIP with two seeds (the first in a process of its
+    own), zero-shot, the white-box ceiling.
+    """
+    from support import arguments, process, run
+
+    root = tmp_path_factory.mktemp("output")
+    options = "ORACLE.MAX_QUERIES", 47, "OPTIM.MAX_EPOCH", 2
+    first = process("train.py", *arguments("ZIP", data_root, root / "ZIP" / "seed1", *options[:2]))
+    assert first.returncode == 0, first.stderr
+    (root / "stdout").write_text(first.stdout)
+    assert run("ZIP", data_root, root / "ZIP" / "seed2", *options[:2], seed=2) == 0
+    assert run("ZeroshotOracle", data_root, root / "ZeroshotOracle" / "seed1") == 0
+    assert run("WhiteBox", data_root, root / "WhiteBox" / "seed1", *options) == 0
+    return root
+
+
+@pytest.fixture(scope="session")
 def digits(data_root):
     """60 test images as the embedded model takes them, `[60, 3, 32, 32]`."""
     from support import build

@@ -137,6 +137,17 @@ def run(*args, **kwargs):
     return train.main(train.parse_args(arguments(*args, **kwargs)))
 
 
+def sentence(capsys, *args, **kwargs):
+    """Run, and return the one sentence that it fails with."""
+    capsys.readouterr()
+    assert run(*args, **kwargs) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and err.endswith(errors[0] + "\n")
+    return errors[0]
+
+
 def build(*args, **kwargs):
     """A trainer, built as `train.py` builds it."""
     cfg = train.setup_cfg(train.parse_args(arguments(*args, **kwargs)))
@@ -178,6 +189,11 @@ def bill(folder):
 def accuracy(text):
     """The last accuracy that a log or stdout reports, as it is printed."""
     return re.findall(r"^\* accuracy: (.*)$", text, re.M)[-1]
+
+
+def printed(folder):
+    """The last accuracy in a run's log."""
+    return accuracy((folder / "log.txt").read_text())
 
 
 def last_checkpoint(folder, name="prompt_learner"):

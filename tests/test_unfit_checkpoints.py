@@ -1,0 +1,139 @@
+"""Checkpoints that do not fit: of another method, size or backbone, damaged, not there."""
+
+import re
+import shutil
+
+import pytest
+import torch
+from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
+from dassl_blackbox.trainers.blackbox.run.files import save_state
+from support import printed, run, sentence
+
+
+def another_method(folder):
+    path = folder / "prompt_learner" / "model.pth.tar-500"
+    state = torch.load(path, weights_only=True)
+    state["blackbox"]["identity"]["method"] = "Foreign"
+    save_state(path, state)
+
+
+def truncated(folder):
+    path = folder / "prompt_learner" / "model.pth.tar-500"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def of_coop(folder):
+    save_state(
+        folder / "prompt_learner" / "model.pth.tar-500",
+        {"state_dict": {"ctx": torch.zeros(8, 128)}, "epoch": 200},
+    )
+
+
+UNFIT = {
+    "of another method": (another_method, [], "Foreign.*ZIP"),
+    "of another prompt size": (None, ["TRAINER.ZIP.N_CTX", "4"], "prompt of another size"),
+    "of another rank": (None, ["TRAINER.ZIP.RANK", "3"], "prompt of another size"),
+    "truncated": (truncated, [], "model.pth.tar-500 is not a checkpoint that can be read"),
+    "of CoOp": (of_coop, [], "was not written by this version of a black-box trainer"),
+}
+
+
+@pytest.mark.parametrize("how", ["--eval-only", "--resume"])
+@pytest.mark.parametrize("change, options, words", UNFIT.values(), ids=UNFIT)
+def test_a_checkpoint_that_does_not_fit(
+    runs, data_root, tmp_path, capsys, change, options, words, how
+):
+    folder = tmp_path / "trained"
+    shutil.copytree(runs / "ZIP" / "seed1", folder)
+    if change:
+        change(folder)
+    flags = ["--eval-only", "--model-dir", folder] if how == "--eval-only" else ["--resume", folder]
+    assert re.search(
+        words, sentence(capsys, "ZIP", data_root, tmp_path / "out", *options, flags=flags)
+    )
+    if how == "--eval-only":
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trained_with", [True, False])
+def test_a_checkpoint_with_or_without_a_head(data_root, tmp_path, capsys, budget, trained_with):
+    assert (
+        run(
+            "CraFT",
+            data_root,
+            tmp_path / "run",
+            *budget("CraFT", 1),
+            "TRAINER.CRAFT.HEAD",
+            trained_with,
+        )
+        == 0
+    )
+    flags = "--eval-only", "--model-dir", tmp_path / "run"
+    assert "head" in sentence(
+        capsys,
+        "CraFT",
+        data_root,
+        tmp_path / "out",
+        "TRAINER.CRAFT.HEAD",
+        not trained_with,
+        flags=flags,
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
+    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1", "--load-epoch", 77
+    text = sentence(capsys, "ZIP", data_root, tmp_path / "out", flags=flags)
+    assert (
+        f"No checkpoint at {runs}/ZIP/seed1/prompt_learner/model.pth.tar-77. In that folder: "
+        "model.pth.tar-500." in text
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
+    state = embedded_state_dict("tiny")
+    state["positional_embedding"] *= 1.01
+    torch.save(state, tmp_path / "other.pt")
+    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
+    text = sentence(
+        capsys,
+        "ZIP",
+        data_root,
+        tmp_path / "out",
+        "MODEL.BACKBONE.NAME",
+        tmp_path / "other.pt",
+        flags=flags,
+    )
+    assert "tiny" in text and str(tmp_path / "other.pt") in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_does_not_depend_on_where_its_backbone_lies(runs, data_root, tmp_path):
+    torch.save(embedded_state_dict("tiny"), tmp_path / "same.pt")
+    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
+    assert (
+        run(
+            "ZIP",
+            data_root,
+            tmp_path / "out",
+            "MODEL.BACKBONE.NAME",
+            tmp_path / "same.pt",
+            flags=flags,
+        )
+        == 0
+    )
+    assert printed(tmp_path / "out") == printed(runs / "ZIP" / "seed1")
+
+
+@pytest.mark.parametrize("folder", ["ZIP/seed1", "nothing"])
+def test_the_white_box_refuses_what_is_not_its_own(runs, data_root, tmp_path, capsys, folder):
+    text = sentence(
+        capsys,
+        "WhiteBox",
+        data_root,
+        tmp_path / "out",
+        flags=("--eval-only", "--model-dir", runs / folder),
+    )
+    assert str(runs / folder) in text
+    assert not (tmp_path / "out").exists()
