@@ -25,7 +25,7 @@ def test_all_of_them_can_be_imported():
     [
         "oracle.py --models ViT-B/32 --classes 2 --contexts 1 --candidates 1 --batches 1",
         "jolt.py --model ViT-B/32 --directions 8 --batch 8 --classes 2 --contexts 1",
-        "folding.py --models photo --batch 2",
+        "image_tower.py --models photo --batch 2",
         "recognition.py --sides 32 --batch 2",
     ],
 )

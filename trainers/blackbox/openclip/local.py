@@ -13,6 +13,7 @@ from torch import nn
 from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
 from ..oracle.prompt import Prompt
 from ..oracle.texts import Texts
+from ..parts import tower_batch
 from ..run.errors import BlackBoxError, one_of
 from . import patches
 from .blocks import positions_at_once
@@ -47,6 +48,7 @@ class LocalOracle(Oracle):
         self.description, self.grants, self.client = loaded.description, frozenset(grants), client
         self.text, self.further_text = TextPath(loaded), TextPath(loaded)
         self.short = patches.fits(self.model.visual)
+        self.tower_batch = tower_batch(self.model.visual, self.device)
         self.store = FeatureStore()
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
             loaded.precision, torch.float32
@@ -105,7 +107,9 @@ class LocalOracle(Oracle):
             none = torch.zeros(1, 0, width, device=self.device)
             return self.encode_with_tokens(pixels, none)[0]
         with self.autocast():
-            return F.normalize(self.model.encode_image(pixels.to(self.dtype)).float(), dim=-1)
+            parts = pixels.to(self.dtype).split(self.tower_batch or max(1, len(pixels)))
+            found = torch.cat([self.model.encode_image(part) for part in parts])
+            return F.normalize(found.float(), dim=-1)
 
     def encode_with_tokens(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         visual = self.model.visual
