@@ -256,6 +256,15 @@ def budgets(found: list[Group], path: str | Path, title: str) -> int:
     return len(lines) + len(levels)
 
 
+def note_fewer_seeds(found: list[Group]) -> None:
+    """Say of which methods fewer seeds are drawn than of others; zero-shot is the same for all."""
+    trained = [group for group in found if group.known.trainer != ZERO_SHOT]
+    most = max((len(group.runs) for group in trained), default=0)
+    for group in trained:
+        if len(group.runs) < most:
+            note(f"{group.path} has {len(group.runs)} of {most} seeds, and is drawn from these.")
+
+
 def short(paths: list[str]) -> list[str]:
     """Paths without their budgets, and without the folders that all of them begin with."""
     parts = [re.sub(r"_?\d+queries", "", path).strip("/").split("/") for path in paths]
@@ -281,6 +290,7 @@ def main() -> None:
         )
     if Path(args.out).is_dir():
         raise SystemExit(f"error: {args.out} is a folder. Give --out the name of a file.")
+    note_fewer_seeds(found)
     if args.kind == "queries":
         drawn = queries(
             {str(group.path): [run.folder for run in group.runs] for group in found},

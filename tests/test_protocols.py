@@ -376,6 +376,14 @@ def test_what_the_plots_show(tree, tmp_path):
     assert plots.curve([*folders, tree / "ZeroshotOracle" / "tiny" / "eurosat"]) == []
 
 
+def test_a_method_with_fewer_seeds_than_others_is_told(tree, capsys):
+    plots.note_fewer_seeds(results.groups(tree))  # of zero-shot there is one seed, too
+    assert re.findall("note: (.*) has (.*) seeds", capsys.readouterr().err) == [
+        ("caltech101/ZIP/tiny_2shots", "1 of 2"),
+        ("eurosat/ZIP/tiny_4shots", "1 of 2"),
+    ]
+
+
 def test_nothing_to_draw_is_a_sentence(tree, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="error: nothing to draw .* train with ORACLE.VAL_EVERY"):
         plotted(

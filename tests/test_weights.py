@@ -189,6 +189,19 @@ def test_weights_that_half_precision_does_not_hold(value, state, tmp_path):
         load_model(f"of-file:{tmp_path / 'model.pt'}", "fp16")
 
 
+def test_weights_that_were_not_copied_to_their_end_are_noted(state, tmp_path, capsys):
+    """A file whose space was taken beforehand has zeros where the copy did not come."""
+    torch.save(state, tmp_path / "model.pt")
+    load_model(f"of-file:{tmp_path / 'model.pt'}")
+    assert "is 0" not in capsys.readouterr().out
+    lost = {k: torch.zeros_like(v) for k, v in state.items() if k.startswith("transformer.")}
+    torch.save({**state, **lost}, tmp_path / "model.pt")
+    load_model(f"of-file:{tmp_path / 'model.pt'}", "fp16")
+    said = capsys.readouterr().out
+    assert "number of 'transformer.resblocks.0" in said and "more is 0" in said
+    assert "fp16 takes a CPU longer" in said
+
+
 @pytest.mark.parametrize("prefix", ["", "of-file-quickgelu:"])
 @pytest.mark.parametrize("kind", ["text", "cut in the middle", "zero bytes"])
 def test_damaged_safetensors_are_a_sentence(kind, prefix, state, tmp_path):

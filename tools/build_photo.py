@@ -93,6 +93,10 @@ def of_this_build(args: argparse.Namespace) -> dict:
     }
 
 
+def store(content: dict, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def claim(out: Path, about: dict) -> None:
     """Make the folder of a build; what an interrupted one left there must be of the same build."""
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ def claim(out: Path, about: dict) -> None:
             f"error: {out} holds a build of other parts or settings, which {path} tells. Choose "
             f"another --output, or move that one away."
         )
-    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    store(about, path)
 
 
 def build(args: argparse.Namespace) -> dict:
@@ -139,8 +143,7 @@ def build(args: argparse.Namespace) -> dict:
     state = {k: v.detach() for k, v in model.state_dict().items()}
     rows = torch.tensor(lessons.vocabulary)
     save_file(pack(state, rows), out / "photo.safetensors")
-    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
-    (out / "photo.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    store({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}, out / "photo.json")
     recipe = {
         "parts": PACKAGES,
         **about,
@@ -155,7 +158,7 @@ def build(args: argparse.Namespace) -> dict:
         "minutes of the last start": round((time.monotonic() - started) / 60, 1),
         "sha256": digest(out / "photo.safetensors"),
     }
-    (out / "photo_recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    store(recipe, out / "photo_recipe.json")
     return recipe
 
 
@@ -176,8 +179,7 @@ def export(out: Path) -> None:
     state = embedded_state_dict("photo", out)
     save_file({k: v.contiguous() for k, v in state.items()}, out / "open_clip_model.safetensors")
     shutil.copyfile(out / "photo.json", out / "open_clip_config.json")
-    text = json.dumps({**MODEL, "quick_gelu": False}, indent=2) + "\n"
-    (out / "photo-arch.json").write_text(text, encoding="utf-8")
+    store({**MODEL, "quick_gelu": False}, out / "photo-arch.json")
 
 
 if __name__ == "__main__":

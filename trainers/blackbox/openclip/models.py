@@ -15,7 +15,7 @@ from .describe import check_model, describe, image_size, resized_otherwise
 from .folding import fold_batch_norms
 from .identity import fingerprint, identify
 from .sources import find
-from .weights import check_finite, reason
+from .weights import check_finite, reason, zero_matrices
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
@@ -64,7 +64,9 @@ def load_model(
     check_model(name, model, tokenizer, get_cast_dtype(precision) or torch.float32)
     if precision == "fp32":
         model.visual = fold_batch_norms(model.visual, *image_size(model.visual))
-    for note in source.notes + resized_otherwise(name, model.visual):
+    if precision == "fp16" and device.type == "cpu":
+        print("Note: fp16 takes a CPU longer than fp32, up to ten times as long")
+    for note in source.notes + resized_otherwise(name, model.visual) + zero_matrices(name, model):
         print(f"Note: {note}")
     return LoadedModel(model, tokenizer, describe(name, model, found), precision, device)
 

@@ -147,3 +147,12 @@ def check_finite(name: str, model: nn.Module) -> None:
                 f"The weights of {name} have variances below 0 in '{key}': the file is damaged. "
                 f"Copy it again."
             )
+
+
+def zero_matrices(name: str, model: nn.Module) -> list[str]:
+    """A note, if there are matrices of zeros alone: a copy that stopped midway can leave such."""
+    found = [k for k, p in model.named_parameters() if p.ndim > 1 and p.numel() and not p.any()]
+    if not found:
+        return []
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return [f"in {name} every number of '{found[0]}'{more} is 0; is the file a whole copy?"]
