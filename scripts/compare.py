@@ -190,6 +190,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if len(set(args.seeds)) < len(args.seeds) or not all(0 <= s < 2**32 for s in args.seeds):
         parser.error("--seeds takes whole numbers from 0 to 2**32 - 1, each of them once")
+    if not args.root:
+        parser.error("--root is empty; it takes the folder of the data sets")
     args.methods = list(dict.fromkeys(args.methods)) if args.methods else with_settings(args.cfg)
     return args
 
