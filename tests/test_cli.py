@@ -134,9 +134,7 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_skip_done_skips_a_finished_run_of_the_same_configuration(
-    runs, data_root, tmp_path, capsys
-):
+def test_skip_done_skips_a_finished_run_of_the_same_configuration(data_root, tmp_path, capsys):
     folder = tmp_path / "seed1"
     options = "ORACLE.MAX_QUERIES", 20
     assert (

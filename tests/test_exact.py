@@ -12,7 +12,7 @@ from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from oracles import SMALL, make, pixels
+from oracles import SMALL, contexts_of, make, pixels
 from support import difference
 
 LARGE = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50-quickgelu"]  # seconds each: one case
@@ -70,14 +70,6 @@ def some_names(rng, count):
     return names + names[:1] if count > 1 else names
 
 
-def contexts_for(oracle, P, n, seed):
-    size = P, n, oracle.description.width
-    return (
-        torch.randn(size, generator=torch.Generator().manual_seed(seed))
-        * oracle.description.token_std
-    )
-
-
 def largest_context(oracle):
     return oracle.description.context_length - 2 - max(len(text) for text in oracle.text.texts)
 
@@ -99,7 +91,7 @@ def test_logits_are_the_plain_ones(oracles, kind, n, count):
     oracle, rng = oracles(kind), random.Random(f"{kind} {n} {count}")
     oracle.set_classes(some_names(rng, count))
     n = largest_context(oracle) if n == "largest" else n
-    images, contexts = pixels(oracle, B=2, seed=count), contexts_for(oracle, 2, n, count)
+    images, contexts = pixels(oracle, B=2, seed=count), contexts_of(oracle, 2, n, count)
     assert (
         difference(
             oracle.query(oracle.upload(images), Prompt(contexts)),
@@ -129,7 +121,7 @@ def test_image_tokens_by_parts_equal_the_hooked_tower(oracles, kind, at_once, mo
         torch.randn(3, 4, fast.description.image_width, generator=torch.Generator().manual_seed(2))
         * 0.1
     )
-    contexts = contexts_for(fast, 3, 2, 1)
+    contexts = contexts_of(fast, 3, 2, 1)
     for oracle in (fast, slow):
         oracle.set_classes(["one", "two", "a longer name"])
     answers = [
@@ -144,7 +136,7 @@ def test_a_vit_of_one_layer():
     oracle = LocalOracle(model, ("contexts", "logits", "image_tokens"))
     assert oracle.short and oracle.text.short
     oracle.set_classes(["one", "two"])
-    images, contexts = pixels(oracle), contexts_for(oracle, 2, 3, 1)
+    images, contexts = pixels(oracle), contexts_of(oracle, 2, 3, 1)
     assert (
         difference(
             oracle.query(oracle.upload(images), Prompt(contexts)),
@@ -171,7 +163,7 @@ def test_a_vit_that_is_read_otherwise(change):
     if change != "both outputs":
         oracle = LocalOracle(model)
         oracle.set_classes(["one", "two"])
-        images, contexts = pixels(oracle), contexts_for(oracle, 2, 3, 1)
+        images, contexts = pixels(oracle), contexts_of(oracle, 2, 3, 1)
         assert (
             difference(
                 oracle.query(oracle.upload(images), Prompt(contexts)),
@@ -193,7 +185,7 @@ def test_predictions_in_half_precision(digits, precision, device):
         oracle.set_classes(names)
     images, contexts = (
         digits.to(device),
-        contexts_for(exact, 3, 4, 0).to(device) + exact.embed("a photo of a"),
+        contexts_of(exact, 3, 4, 0).to(device) + exact.embed("a photo of a"),
     )
     fast, plain = (
         half.query(half.upload(images), Prompt(contexts)),

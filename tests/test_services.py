@@ -149,7 +149,7 @@ def test_a_probability_that_underflows_counts_as_the_smallest(service, digits):
     assert torch.allclose(answer, torch.tensor([0.0, -87.3365, -87.3365]))
 
 
-def test_two_classes_of_one_text_are_refused_before_anything_is_sent(service, data_root, tmp_path):
+def test_two_classes_of_one_text_are_refused_before_anything_is_sent(service):
     server = service("hf")
     with pytest.raises(BlackBoxError, match="2 classes have the same text, 'a photo of a b a.'"):
         oracle_at(server, ["b_a", "c", "b a"], api="hf")
