@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from .console import note, tool
-from .results import Group, groups
+from .results import ZERO_SHOT, Group, groups, note_fewer_seeds
 from .trainers.blackbox.run import metrics
 from .trainers.blackbox.run.errors import BlackBoxError
 from .trainers.blackbox.run.files import read_text
@@ -30,7 +30,8 @@ from .trainers.blackbox.run.files import read_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ZERO_SHOT, QUERIES = "ZeroshotOracle", "training queries (one candidate on at most 128 images)"
+QUERIES = "training queries (one candidate on at most 128 images)"
+DASHES = ":", "--", "-."  # of levels
 DECADES = 100  # a ratio of queries above which their axis is logarithmic
 
 
@@ -150,10 +151,10 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
     """Test accuracy against shots; one label has runs of several `<n>shots`.
 
     Returns the number of lines. Where there are several data sets, a line is the mean of those that
-    have all its numbers of shots. Zero-shot is a level.
+    have all its numbers of shots. Zero-shot is a level: of a backbone, and a mean over the data
+    sets that the lines are of.
     """
     lines: dict[str, dict[int, dict[str, Group]]] = defaultdict(lambda: defaultdict(dict))
-    levels = [group.mean() for group in found if group.known.trainer == ZERO_SHOT]
     for group in found:
         count = group.known.shots
         if group.known.trainer == ZERO_SHOT:
@@ -163,20 +164,42 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
             continue
         label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
         lines[label][count][group.dataset] = group
+    drawn = set().union(*(shared_names(points) for points in lines.values()))
+    trained = {group.known.backbone for group in found if group.known.trainer != ZERO_SHOT}
+    levels = levels_of(found, drawn, trained)
 
     def draw(axes: Axes) -> None:
         for label, points in lines.items():
             x, means, errors = line_of(points)
             axes.errorbar(x, means, errors, label=label, marker="o", capsize=3)
-        if levels:
-            axes.axhline(fmean(levels), color="black", linestyle=":", label="zero-shot")
+        for backbone, values in levels.items():
+            name = f"zero-shot ({backbone})" if len(levels) > 1 else "zero-shot"
+            axes.axhline(fmean(values), color="black", linestyle=next(dashes), label=name)
         axes.set_xscale("log", base=2)
         ticks = sorted({count for points in lines.values() for count in points})
         axes.set_xticks(ticks, list(map(str, ticks)))
 
+    dashes = cycle(DASHES)
     if lines:
         save(path, draw, xlabel="shots a class", ylabel="test accuracy, %", title=title)
     return len(lines)
+
+
+def levels_of(
+    found: list[Group], datasets: set[str], backbones: set[str]
+) -> dict[str, list[float]]:
+    """Zero-shot accuracies on these data sets, by backbone."""
+    levels: dict[str, list[float]] = defaultdict(list)
+    for group in found:
+        run = group.known
+        if run.trainer == ZERO_SHOT and run.dataset in datasets and run.backbone in backbones:
+            levels[run.backbone].append(group.mean())
+    return levels
+
+
+def shared_names(points: Mapping[int, Mapping[str, Group]]) -> set[str]:
+    """Data sets that all numbers of shots have."""
+    return set.intersection(*map(set, points.values()))
 
 
 def line_of(
@@ -186,7 +209,7 @@ def line_of(
 
     The errors are those of one data set's seeds, and 0 for a mean over several data sets.
     """
-    shared = sorted(set.intersection(*map(set, points.values())))
+    shared = sorted(shared_names(points))
     x = sorted(points) if shared else []
     means = [fmean(points[count][name].mean() for name in shared) for count in x]
     if len(shared) > 1:
@@ -236,7 +259,9 @@ def budgets(found: list[Group], path: str | Path, title: str) -> int:
     for label, group in zip(short([str(group.path) for group in found]), found, strict=True):
         mean, error = group.mean_and_error()
         counts = [run.counts["training"]["queries"] for run in group.runs if run.counts]
-        if counts and all(counts):
+        if 0 < len(counts) < len(group.runs):
+            note(f"{group.path} has runs without a bill, and is left out.")
+        elif counts and all(counts):
             lines[label].append((fmean(counts), mean, error or 0.0))
         else:
             levels[label] = mean
@@ -250,19 +275,10 @@ def budgets(found: list[Group], path: str | Path, title: str) -> int:
         logarithmic(axes)
         axes.grid(alpha=0.3)
 
-    dashes = cycle([":", "--", "-."])
+    dashes = cycle(DASHES)
     if lines:
         save(path, draw, xlabel=QUERIES, ylabel="test accuracy, %", title=title)
     return len(lines) + len(levels)
-
-
-def note_fewer_seeds(found: list[Group]) -> None:
-    """Say of which methods fewer seeds are drawn than of others; zero-shot is the same for all."""
-    trained = [group for group in found if group.known.trainer != ZERO_SHOT]
-    most = max((len(group.runs) for group in trained), default=0)
-    for group in trained:
-        if len(group.runs) < most:
-            note(f"{group.path} has {len(group.runs)} of {most} seeds, and is drawn from these.")
 
 
 def short(paths: list[str]) -> list[str]:
@@ -291,6 +307,11 @@ def main() -> None:
     if Path(args.out).is_dir():
         raise SystemExit(f"error: {args.out} is a folder. Give --out the name of a file.")
     note_fewer_seeds(found)
+    if args.kind != "queries":  # whose curves are of val
+        for group in found:
+            if group.known.split == "val":
+                note(f"{group.path} was evaluated on val, and is left out.")
+        found = [group for group in found if group.known.split != "val"]
     if args.kind == "queries":
         drawn = queries(
             {str(group.path): [run.folder for run in group.runs] for group in found},

@@ -25,6 +25,7 @@ from .runs import ACCESS, Run, read_result
 from .trainers.blackbox.run import metrics
 from .trainers.blackbox.run.errors import BlackBoxError, first_line
 
+ZERO_SHOT = "ZeroshotOracle"
 HEADERS: tuple[str, ...] = (
     "run",
     "method",
@@ -93,10 +94,11 @@ class Group:
         return mean_and_error([run.metrics["accuracy"] for run in self.runs])
 
     def cell(self) -> str:
-        """The mean, its error where there are several seeds, and a mark where queries were lost."""
+        """The mean, its error where there are several seeds, and marks: of val, of lost queries."""
         mean, error = self.mean_and_error()
         spread = "" if error is None else f" ± {error:.1f}"
-        return f"{mean:.1f}{spread}" + (" !" if self.lost_much else "")
+        split = " (val)" if self.known.split == "val" else ""
+        return f"{mean:.1f}{spread}{split}" + (" !" if self.lost_much else "")
 
     def mean(self) -> float:
         return self.mean_and_error()[0]
@@ -124,7 +126,30 @@ def groups(root: str | Path) -> list[Group]:
         seed = re.fullmatch(r"seed\d+", folder.name) and folder != Path(root)
         group = folder.parent if seed else folder
         found.setdefault(group.relative_to(root), []).append(run)
-    return [Group(path, runs) for path, runs in found.items()]
+    return [Group(path, runs) for path, runs in found.items() if alike(path, runs)]
+
+
+def alike(path: Path, runs: list[Run]) -> bool:
+    """Whether runs can be averaged: seeds of one experiment, as far as they tell; if not, a note.
+
+    Their queries may differ: a budget can end a run where it stands.
+    """
+    for name in ("trainer", "dataset", "backbone", "classes", "shots", "split"):
+        values = {getattr(run, name) for run in runs} - {"?", None}
+        if len(values) > 1:
+            listed = ", ".join(sorted(map(str, values)))
+            note(f"{path} holds runs that differ in {name} ({listed}), and is left out.")
+            return False
+    return True
+
+
+def note_fewer_seeds(found: list[Group]) -> None:
+    """Say which methods have fewer seeds than others; zero-shot is the same for all."""
+    trained = [group for group in found if group.known.trainer != ZERO_SHOT]
+    most = max((len(group.runs) for group in trained), default=0)
+    for group in trained:
+        if len(group.runs) < most:
+            note(f"{group.path} has {len(group.runs)} seeds of {most}; its mean is of these.")
 
 
 def uncounted(runs: list[Run]) -> str:
@@ -212,9 +237,11 @@ def base2new(found: list[Group]) -> tuple[tuple[str, ...], list]:
     rows = []
     for label in dict.fromkeys(label for label, _ in halves):
         pairs = {
-            name: (pair["train_base"], pair["test_new"])
+            name: both
             for (of, name), pair in halves.items()
-            if of == label and len(pair) == 2
+            if of == label
+            and len(pair) == 2
+            and (both := of_same_seeds(pair["train_base"], pair["test_new"]))
         }
         rows += [
             [label, name, base.cell(), new.cell(), f"{harmonic(base.mean(), new.mean()):.1f}"]
@@ -226,6 +253,22 @@ def base2new(found: list[Group]) -> tuple[tuple[str, ...], list]:
                 [label, "mean", f"{means[0]:.1f}", f"{means[1]:.1f}", f"{harmonic(*means):.1f}"]
             )
     return ("method", "data set", "base", "new", "H"), rows
+
+
+def of_same_seeds(base: Group, new: Group) -> tuple[Group, Group] | None:
+    """The seeds that both halves have; None where there are none. What is left out is noted."""
+    names = [{run.folder.name for run in half.runs} for half in (base, new)]
+    if names[0] != names[1]:
+        lone = ", ".join(sorted(names[0] ^ names[1]))
+        note(f"{base.path} has {lone} of one half alone, which is left out.")
+    shared = names[0] & names[1]
+    if not shared:
+        return None
+    one, other = (
+        Group(half.path, [run for run in half.runs if run.folder.name in shared])
+        for half in (base, new)
+    )
+    return one, other
 
 
 def harmonic(base: float, new: float) -> float:
@@ -270,6 +313,7 @@ def main() -> None:
             f"{args.directory}"
         )
     if args.across:
+        note_fewer_seeds(found)
         headers, rows = across(found, args.published)
     elif not args.base2new:
         # what asks for least comes first, so that methods of one access stand together

@@ -54,6 +54,7 @@ class Run:
         uncounted: what stands in a table where there are no counts.
         access: the most demanding of what the method needs, of `ACCESS`.
         test_queries: of the test, a batch of at most 128 images; None: not known.
+        split: of the evaluation.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Run:
     uncounted: str = "–"
     access: str = "?"
     test_queries: float | None = None
+    split: str = "?"  # test, or val
 
     @property
     def lost_much(self) -> bool:
@@ -153,6 +155,7 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
         found(section, str, "all", "classes"),
         access=access_of(needs),
         test_queries=test_queries,
+        split=found(section, str, "?", "split"),
     )
 
 

@@ -30,7 +30,15 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 HOME = Path(__file__).resolve().parents[1]
-# The adapter joins after one epoch: a small budget can end before the tenth, the paper's.
+# what the folders and labels tell, which the flags set
+NAMED = (
+    "SEED",
+    "OUTPUT_DIR",
+    "DATASET.NAME",
+    "DATASET.NUM_SHOTS",
+    "TRAINER.NAME",
+    "ORACLE.MAX_QUERIES",
+)
 # label: (trainer, whether a budget and a curve apply, further options; {words} are the template's)
 METHODS = {
     "zero-shot": ("ZeroshotOracle", False, []),
@@ -52,6 +60,7 @@ METHODS = {
             "True",
             "ORACLE.GRANTS",
             "('contexts', 'logits', 'features')",
+            # a small budget can end before the tenth, the paper's
             "TRAINER.CBBT.ADAPTER_EPOCH",
             "1",
         ],
@@ -193,6 +202,10 @@ def parse_args() -> argparse.Namespace:
     if not args.root:
         parser.error("--root is empty; it takes the folder of the data sets")
     args.methods = list(dict.fromkeys(args.methods)) if args.methods else with_settings(args.cfg)
+    for label in args.methods:  # whose name, or whose folder's, would be wrong
+        fixed = {*METHODS[label][2][::2], *NAMED} & set(args.opts[::2])
+        if fixed:
+            parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
     return args
 
 
@@ -207,19 +220,15 @@ def with_settings(cfg: str) -> list[str]:
     return [label for label in METHODS if label in found or not found]
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """Every method with every seed.
-
-    Raises:
-        SystemExit: what failed, a line each, when all have had their turn.
-    """
+def run_all(args: argparse.Namespace) -> dict[str, str]:
+    """Every method with every seed; {method: what failed, a line a seed}."""
     for label in args.methods:
         among(configs_of(METHODS[label][0]), args.cfg, f"--cfg of {label}")
     runs = [(label, seed) for label in args.methods for seed in args.seeds]
     share = max(1, (os.cpu_count() or 1) // args.jobs)
     environment = {"OMP_NUM_THREADS": str(share), **os.environ}
 
-    def run(label: str, seed: int) -> str | None:
+    def run(label: str, seed: int) -> str:
         line = command(args, label, seed)
         tqdm.write(shlex.join(line))
         done = subprocess.run(
@@ -232,12 +241,15 @@ def run_all(args: argparse.Namespace) -> None:
         )
         bar.update()
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        return None if done.returncode == 0 else f"{label}, seed {seed}: {last}"
+        return "" if done.returncode == 0 else f"{label}, seed {seed}: {last}"
 
     with tqdm(total=len(runs), unit="run") as bar, ThreadPoolExecutor(args.jobs) as pool:
-        failures = [failure for failure in pool.map(lambda task: run(*task), runs) if failure]
-    if failures:
-        raise SystemExit("\n".join(failures))
+        failures = list(pool.map(lambda task: run(*task), runs))
+    failed: dict[str, list[str]] = {}
+    for (label, _), failure in zip(runs, failures, strict=True):
+        if failure:
+            failed.setdefault(label, []).append(failure)
+    return {label: "\n".join(lines) for label, lines in failed.items()}
 
 
 def group_of(args: argparse.Namespace, label: str) -> Group:
@@ -281,8 +293,10 @@ def main() -> None:
         args.methods = without
     if not args.methods:
         raise SystemExit("error: no method is left")
-    run_all(args)
-    groups = [group_of(args, label) for label in args.methods]
+    failed = run_all(args)
+    groups = [group_of(args, label) for label in args.methods if label not in failed]
+    if not groups:
+        raise SystemExit("\n".join(failed.values()))
     target, table = folder_of(args, "x").parent, table_of(groups)
     try:
         (target / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -297,6 +311,8 @@ def main() -> None:
     print(f"± is the standard error over seeds. The table is in {target}/table.md.")
     if curves:
         print(f"The plot of validation accuracy against queries is {target}/val_curves.png.")
+    if failed:
+        raise SystemExit("\n".join(["Not in the table:", *failed.values()]))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,12 @@ BAD = {
         [],
         "No checkpoint at no/such/run/prompt_learner",
     ),
+    "no model": (["--eval-only"], [], "no model of ZIP to evaluate.*--model-dir"),
+    "a tag of an embedded model": (
+        [],
+        ["MODEL.BACKBONE.NAME", "photo:x"],
+        "photo has one set of weights, and takes no tag",
+    ),
 }
 
 

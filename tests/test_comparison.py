@@ -52,6 +52,9 @@ def test_a_comparison_is_ordered_by_access(tmp_path):
         (["--seeds", "1", "1"], "--seeds takes whole numbers"),
         (["--seeds", "-1"], "--seeds takes whole numbers"),
         (["--seeds", str(2**32)], "--seeds takes whole numbers"),
+        (["--root", ""], "--root is empty"),
+        (["--opts", "DATASET.NUM_SHOTS", "4"], "--opts may not set DATASET.NUM_SHOTS"),
+        (["--opts", "ORACLE.TOP_K", "4", "TRAINER.SONAR.VIEWS", "4"], "head alone has it fixed"),
     ],
 )
 def test_a_comparison_that_cannot_be(tmp_path, call, arguments, words):
@@ -63,6 +66,13 @@ def test_a_comparison_reports_what_its_runs_said(tmp_path, data_root, call):
     options = "--methods", "zero-shot", "--seeds", "1", "--opts", "TEST.SPLIT", "foo"
     status, _, err = call(compare.main, "--root", data_root, "--output", tmp_path, *options)
     assert status == 1 and "zero-shot, seed 1: error: TEST.SPLIT is 'foo'; one of test, val" in err
+
+
+def test_a_method_that_fails_leaves_the_table_to_the_others(tmp_path, data_root, call):
+    options = "--queries", 2, "--seeds", 1, "--shots", 1, "--methods", "zero-shot", "CraFT"
+    status, out, err = call(compare.main, "--root", data_root, "--output", tmp_path, *options)
+    assert status == 1 and "| zero-shot |" in out and "| CraFT |" not in out
+    assert "Not in the table:\nCraFT, seed 1: error: " in err and list(tmp_path.rglob("table.md"))
 
 
 @pytest.mark.parametrize("cfg, gone", [("photo", {"BPT-VLM", "BPT-VLM, from words"}), ("x", set())])

@@ -4,8 +4,8 @@ import re
 import shutil
 
 import pytest
-from dassl_blackbox import plots
-from finished import CURVE
+from dassl_blackbox import plots, results
+from finished import BILL, CURVE, make, store
 
 
 @pytest.mark.parametrize("first, log", [(5, True), (500, False)])
@@ -28,6 +28,39 @@ def test_plots_that_cannot_be_written(sound, tmp_path, call):
         assert status == 1 and err.startswith(f"error: {out} ")
     status, _, err = call(plots.main, "gain", sound, "--out", tmp_path / "a.zebra")
     assert status == 1 and "Choose another ending" in err
+
+
+def test_zero_shot_is_of_what_the_lines_are_of(tmp_path, call):
+    """A level a backbone, over the data sets that are drawn."""
+    for backbone, accuracies in {"tiny": {"Digits": 40.0, "Letters": 90.0}, "photo": {}}.items():
+        store(make(tmp_path / backbone / "ZIP" / "16shots"), backbone=backbone)
+        for name, accuracy in {"Digits": 20.0, **accuracies}.items():
+            folder = make(tmp_path / backbone / name)
+            store(
+                folder,
+                trainer=results.ZERO_SHOT,
+                dataset=name,
+                accuracy=accuracy,
+                shots=1,
+                backbone=backbone,
+            )
+    found = results.groups(tmp_path)
+    levels = plots.levels_of(found, {"Digits"}, {"tiny", "photo"})
+    assert levels == {"tiny": [40.0], "photo": [20.0]}
+    out = tmp_path / "plot.svg"
+    assert call(plots.main, "shots", tmp_path, "--out", out)[0] == 0
+    assert {"zero-shot (tiny)", "zero-shot (photo)"} <= set(
+        re.findall(r"<!-- (.*) -->", out.read_text())
+    )
+
+
+def test_what_cannot_be_drawn_beside_the_others_is_left_out(sound, tmp_path, call):
+    (sound / "ZIP_16shots" / "seed2" / BILL).unlink()
+    store(make(sound / "CraFT_16shots" / "seed1"), split="val")
+    status, _, err = call(plots.main, "budgets", sound, "--out", tmp_path / "a.png")
+    assert status == 0
+    assert "ZIP_16shots has runs without a bill, and is left out." in err
+    assert "CraFT_16shots was evaluated on val, and is left out." in err
 
 
 def test_plots_of_folders_and_titles_with_dollars(sound, tmp_path, call):

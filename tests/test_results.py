@@ -13,7 +13,7 @@ from dassl_blackbox import results
 from dassl_blackbox.runs import is_finished, read_run
 from dassl_blackbox.textlog import LIFE, is_evaluated
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from finished import CURVE, DAMAGE, OWN, TOOLS, YAML, damaged, make
+from finished import CURVE, DAMAGE, OWN, TOOLS, YAML, damaged, make, store
 from support import REPO, run
 
 import interpret_prompt
@@ -172,3 +172,35 @@ def test_output_that_is_closed_early(sound):
     )
     assert done.stdout == f"Parsing files in {sound}/ZIP_16shots\n141\n", done.stderr
     assert not re.search("Error|Exception|Traceback", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"dataset": "Letters"}, "dataset (Digits, Letters)"),
+        ({"shots": 2}, "shots (16, 2)"),
+        ({"split": "val"}, "split (test, val)"),
+    ],
+)
+def test_runs_of_several_experiments_are_not_averaged(tmp_path, call, changes, words):
+    store(make(tmp_path / "ZIP" / "seed1"), split="test")
+    store(make(tmp_path / "ZIP" / "seed2"), split="test")
+    assert "2" in call(results.main, tmp_path)[1]
+    store(make(tmp_path / "ZIP" / "seed3"), **{"split": "test"} | changes)
+    status, _, err = call(results.main, tmp_path)
+    assert status == 1 and f"ZIP holds runs that differ in {words}, and is left out" in err
+
+
+def test_a_result_on_val_is_told(tmp_path, call):
+    store(make(tmp_path / "ZIP" / "seed1"), split="val")
+    assert "70.0 (val)" in call(results.main, tmp_path)[1]
+
+
+def test_both_halves_of_a_protocol_are_of_the_same_seeds(tmp_path, call):
+    for half, seeds in (("train_base", (1, 2, 3)), ("test_new", (2, 3, 4))):
+        for seed in seeds:
+            folder = make(tmp_path / half / "ZIP" / f"seed{seed}")
+            store(folder, accuracy=10.0 * seed, classes=half[-4:].strip("_"))
+    _, out, err = call(results.main, tmp_path, "--base2new", "--format", "csv")
+    assert "ZIP,Digits,25.0 ± 5.0,25.0 ± 5.0,25.0" in out
+    assert "ZIP has seed1, seed4 of one half alone, which is left out" in err

@@ -1,9 +1,13 @@
 """SONAR: further texts and their cost, the whitening, the convex head, and what a run leaves."""
 
+import csv
+
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox import billed, engine
 from dassl_blackbox.trainers.blackbox.collector import Collector, Gathered
+from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads import AffineScores
 from dassl_blackbox.trainers.blackbox.heads.affine import centred
 from dassl_blackbox.trainers.blackbox.heads.convex import PENALTIES, errors, fit, held_out_path
@@ -253,6 +257,36 @@ def test_a_budget_that_ends_first_still_leads_to_a_head(data_root, tmp_path, cap
         assert run("SONAR", data_root, folder, "ORACLE.MAX_QUERIES", str(budget)) == 0
         assert bill(folder)["training"]["image_queries"] == 30 * (1 + views)
         assert "chosen on held-out images" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["SONAR", "GDA"])
+def test_the_curve_has_what_was_fitted(name, data_root, tmp_path, capsys):
+    """Before all answers are there nothing is fitted, and nothing is looked at."""
+    options = "ORACLE.VAL_EVERY", 1, "TEST.FINAL_MODEL", "best_val"
+    assert run(name, data_root, tmp_path, *options) == 0
+    ((queries, _, on_val),) = csv.reader((tmp_path / "val_curve.csv").open())
+    assert int(queries) == bill(tmp_path)["training"]["queries"]
+    assert f"* accuracy: {float(on_val):.1f}%" in (tmp_path / "log.txt").read_text()
+
+
+def test_classes_take_turns(data_root, tmp_path):
+    trainer = build("SONAR", data_root, tmp_path)
+    items = trainer.dm.dataset.train_x
+    loader = ordered_loader(trainer.cfg, items, trainer.pictures, batch_size=10, in_turns=True)
+    for batch in loader:
+        assert sorted(batch["label"].tolist()) == list(range(10))
+        of_index = [items[number].label for number in batch["index"]]
+        assert batch["label"].tolist() == of_index
+
+
+def test_classes_that_the_budget_does_not_reach_are_told(data_root, tmp_path, capsys, monkeypatch):
+    for module in (billed, engine):
+        monkeypatch.setattr(module, "QUERY_IMAGES", 8)
+    trainer = build("GDA", data_root, tmp_path, "ORACLE.MAX_IMAGE_QUERIES", "8")
+    trainer.train()
+    assert "pays for 8 images, one of each of so many classes; of the other 2" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_checkpoint_holds_its_further_texts(data_root, tmp_path, capsys):

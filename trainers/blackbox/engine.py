@@ -78,6 +78,12 @@ class BlackBoxTrainer(Billed):
         super().before_train()
         self.note_lost()
         print(f"The whole run: {self.describe_cost()}")
+        images = self.plan.images(self.steps_total())
+        if self.recipe.views is not None and images < self.num_classes:
+            print(
+                f"Note: the budget pays for {images:,} images, one of each of so many classes; of "
+                f"the other {self.num_classes - images:,} nothing is learnt"
+            )
         if self.recipe.whole_set:
             self.batches = [self.upload_set()]
         self.saved_at = self.steps_done, self.spent()
@@ -107,6 +113,7 @@ class BlackBoxTrainer(Billed):
                 self.pictures,
                 augmentation if self.epoch else None,
                 QUERY_IMAGES,
+                in_turns=True,
             )
 
     def after_epoch(self) -> None:
@@ -118,19 +125,25 @@ class BlackBoxTrainer(Billed):
         line = self.head_optim.finish() if self.head_optim else ""
         if line:
             tqdm.write(f"{self.cfg.TRAINER.NAME}: {line}")
+        if self.recipe.views is not None and self.cfg.ORACLE.VAL_EVERY:
+            self.look_at_val()
 
     def after_step(self) -> None:
-        """With `ORACLE.VAL_EVERY`, a line of `val_curve.csv` after so many queries more.
+        """With `ORACLE.VAL_EVERY`, look at val after so many queries more.
 
-        It decides nothing.
+        What is fitted when the answers are there (`Recipe.views`) is looked at then alone.
         """
-        every, counts = self.cfg.ORACLE.VAL_EVERY, self.oracle.counts["training"]
-        before = counts["queries"] - self.plan.step(self.steps_done - 1).queries
-        if every and counts["queries"] // every > before // every:
-            accuracy = self.test(split="val")
-            self.set_model_mode("train")
-            line = f"{counts['queries']},{counts['image_queries']},{accuracy}\n"
-            append(f"{self.output_dir}/val_curve.csv", line)
+        every, asked = self.cfg.ORACLE.VAL_EVERY, self.oracle.counts["training"]["queries"]
+        before = asked - self.plan.step(self.steps_done - 1).queries
+        if every and asked // every > before // every and self.recipe.views is None:
+            self.look_at_val()
+
+    def look_at_val(self) -> None:
+        """Write a line of `val_curve.csv`; it decides nothing."""
+        counts, accuracy = self.oracle.counts["training"], self.test(split="val")
+        self.set_model_mode("train")
+        line = f"{counts['queries']},{counts['image_queries']},{accuracy}\n"
+        append(f"{self.output_dir}/val_curve.csv", line)
 
     def forward_backward(self, batch: Any) -> dict[str, float]:
         """One step; it draws nothing from the global random sources, save with `whole_set`.

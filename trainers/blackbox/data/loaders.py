@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ..run.errors import BlackBoxError, first_line
 from .checks import check_pictures, need_apart, need_val, note_rules, training_images
@@ -170,17 +171,38 @@ class Pictured:
         super().before_epoch()  # type: ignore[misc]  # Dassl's
 
 
+class InTurns(Subset):
+    """A data set of `items` that goes one image of every class, then a second of every class, ….
+
+    What a budget leaves of the last view is then spread over the classes. An item keeps its number.
+    """
+
+    def __init__(self, reader: ImageReader, items: Sequence[Any]) -> None:
+        before: Counter[int] = Counter()
+        turns = []
+        for item in items:
+            turns.append(before[item.label])
+            before[item.label] += 1
+        super().__init__(reader, sorted(range(len(items)), key=turns.__getitem__))
+
+
 def ordered_loader(
     cfg: Any,
     items: Sequence[Any],
     pictures: Pictures,
     augmentation: Augmentation | None = None,
     batch_size: int = 0,
+    in_turns: bool = False,
 ) -> DataLoader:
     """The items in order, the last batch kept: for fitness on a whole set, and for its views.
 
-    Un-augmented without an `augmentation`.
+    Un-augmented without an `augmentation`; the classes take turns with `in_turns`.
     """
+
+    def wrapper(cfg: Any, items: Sequence[Any], **options: Any) -> Any:
+        reader = ImageReader(pictures, augmentation or Augmentation(0), cfg, items, **options)
+        return InTurns(reader, items) if in_turns else reader
+
     return build_data_loader(
         cfg,
         "SequentialSampler",
@@ -188,7 +210,7 @@ def ordered_loader(
         batch_size or cfg.DATALOADER.TEST.BATCH_SIZE,
         tfm=build_transform(cfg, is_train=augmentation is not None),
         is_train=False,
-        dataset_wrapper=partial(ImageReader, pictures, augmentation or Augmentation(0)),
+        dataset_wrapper=wrapper,
     )
 
 

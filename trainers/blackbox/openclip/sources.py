@@ -76,6 +76,11 @@ def find(name: str) -> Source:
             f"config.json:weights of an architecture of your own, or the path of a checkpoint file."
         )
     arch, tag = name.split(":", 1)
+    if arch in EMBEDDED:
+        raise BlackBoxError(
+            f"The embedded model {arch} has one set of weights, and takes no tag: give "
+            f"MODEL.BACKBONE.NAME {arch}."
+        )
     arch = arch.replace("/", "-")
     one_of("architecture of open_clip", arch, open_clip.list_models())
     check_tokenizer(arch, open_clip.get_model_config(arch))

@@ -196,10 +196,16 @@ class Checkpointed:
         return state["epoch"]
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a model for evaluation: that of `epoch`, with `best_val` the best, or the last."""
+        """Load a model for evaluation: that of `epoch`, with `best_val` the best, or the last.
+
+        Raises:
+            BlackBoxError: no folder, or none with such a model.
+        """
         if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
-            return
+            raise BlackBoxError(
+                f"There is no model of {self.cfg.TRAINER.NAME} to evaluate: name the folder of its "
+                f"training run with --model-dir. Without training, take --trainer ZeroshotOracle."
+            )
         best = self.cfg.TEST.FINAL_MODEL == "best_val"
         path = choose(self.folder(directory), epoch, best)
         state = load(path, self)
