@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.collector import Gathered
+from dassl_blackbox.trainers.blackbox.collector import Collector, Gathered
 from dassl_blackbox.trainers.blackbox.features import descend, rows_by_view
 from dassl_blackbox.trainers.blackbox.heads.alignment import (
     between,
@@ -24,6 +24,7 @@ from dassl_blackbox.trainers.blackbox.heads.featured import (
 )
 from dassl_blackbox.trainers.blackbox.heads.selection import choose, held_out
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.recipe import Answer, Batch
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.clap import batches, multipliers, penalty
 from dassl_blackbox.trainers.gda import discriminant
@@ -263,7 +264,8 @@ def test_rlas_penalty_holds_the_map_and_goes_with_the_shots(data_root, tmp_path,
 def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged():
     folds = torch.arange(10) % 3
     seen = []
-    for fitted, judged in held_out(GATHERED, folds):
+    for fitted, judged, weight in held_out(GATHERED, folds):
+        assert weight == 1
         assert not set(fitted.index.tolist()) & set(judged.index.tolist())
         assert torch.equal(judged.rows, X[:10][folds == folds[judged.index[0]]])  # the first ten
         assert len(fitted.index) + sum(
@@ -272,6 +274,30 @@ def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged
         seen += judged.index.tolist()
     assert sorted(seen) == list(range(10))
     assert list(held_out(GATHERED, torch.zeros(10, dtype=torch.long))) == []
+
+
+def test_where_images_are_alone_in_their_class_views_are_judged_as_well():
+    answers = Gathered(X[[0, 1, 2] * 3], torch.arange(3).repeat(3), torch.arange(3).repeat(3), T)
+    found = list(held_out(answers, torch.tensor([0, 1, 0])))
+    assert [sorted(judged.index.tolist()) for _, judged, _ in found] == [[0, 2], [1]] + [
+        [0, 1, 2]
+    ] * 3
+    assert sum(weight * len(judged.index) for _, judged, weight in found) == pytest.approx(2 * 3)
+    assert all(len(fitted.index) == 6 for fitted, _, _ in found[2:])
+
+
+def test_answers_are_in_the_order_of_the_images_view_by_view():
+    """However they were asked for."""
+    seen = []
+    collector = Collector(lambda gathered: seen.append(gathered) or "", None)
+    batch = Batch(None, torch.tensor([5, 6, 7, 5, 6]), torch.tensor([2, 0, 1, 2, 0]), None)
+    rows = torch.arange(5.0)[:, None]
+    collector.see(Answer(torch.zeros(1, 5, 3), rows, T[None]), 0, batch)
+    collector.finish()
+    (gathered,) = seen
+    assert gathered.index.tolist() == [0, 1, 2, 0, 2] and gathered.views.tolist() == [0, 0, 0, 1, 1]
+    assert gathered.rows[:, 0].tolist() == [1, 2, 0, 4, 3]
+    assert gathered.labels.tolist() == [6, 7, 5, 6, 5]
 
 
 def test_the_first_of_the_best_values_is_chosen():

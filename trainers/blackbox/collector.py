@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .recipe import Answer, Batch, Teacher, side_by_side
 
 @dataclass(frozen=True)
 class Gathered:
-    """What came back about all views that the budget paid for, in the order of the requests.
+    """What came back about all views that the budget paid for, view by view.
 
     Attributes:
         rows: scores `[N, A]`, or image features `[N, E]`.
@@ -27,14 +27,19 @@ class Gathered:
     index: torch.Tensor
     text: torch.Tensor | None = None
 
-    def view(self, number: int) -> torch.Tensor:
-        """Which rows are of view `number` of their image, from 0: `[N]`, true or false."""
+    @property
+    def views(self) -> torch.Tensor:
+        """Which view of its image a row is of, from 0, the un-augmented one: `[N]`."""
         order = self.index.argsort(stable=True)
         sorted_index = self.index[order]
         first = torch.searchsorted(sorted_index, sorted_index)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device) - first
-        return rank == number
+        return rank
+
+    def part(self, rows: torch.Tensor) -> Gathered:
+        """Some of the rows: numbers, or true and false `[N]`."""
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows], index=self.index[rows])
 
 
 class Collector(Teacher):
@@ -64,7 +69,10 @@ class Collector(Teacher):
             return ""
         rows, labels, index = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         text = None if self.text is None else self.text[0]
-        return self.solve(Gathered(rows, labels, index, text))
+        gathered = Gathered(rows, labels, index, text)
+        # a view's images were asked about in another order than theirs, for the budget's sake
+        order = (gathered.views * (index.max() + 1) + index).argsort()
+        return self.solve(gathered.part(order))
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": [list(parts) for parts in self.kept], "text": self.text}

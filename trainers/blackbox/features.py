@@ -59,12 +59,12 @@ def texts_of(gathered: Gathered) -> torch.Tensor:
 
 
 def rows_by_view(gathered: Gathered) -> list[torch.Tensor]:
-    """Numbers of the rows of each view, un-augmented ones first.
+    """Numbers of the rows of each view, the un-augmented one first.
 
-    One that the budget cut short is left out, since training images are in the order of classes.
+    One that the budget cut short is left out.
     """
-    count = int(gathered.index.bincount().max())
-    views = [gathered.view(number).nonzero()[:, 0] for number in range(count)]
+    of_view = gathered.views
+    views = [(of_view == number).nonzero()[:, 0] for number in of_view.unique()]
     return [view for view in views if len(view) == len(views[0])]
 
 

@@ -9,29 +9,11 @@ import torch
 from ..collector import Gathered
 from .affine import AffineScores, centred
 from .convex import WORSE, fit, held_out_path
+from .selection import held_out_rows
 from .whitening import Whitening, resolution
 
 POWERS: tuple[float, ...] = (0.0, 0.5, 0.9)
 WORK = 2**25  # rows x components x classes above which less is tried: one power, one fold
-
-
-def held_out_rows(gathered: Gathered, folds: torch.Tensor) -> list[torch.Tensor]:
-    """Which rows are held out in turn: sets of problems `[K, N]`, true where a row is held out.
-
-    All views of an image together. Where most images are the only one of their class, so that a
-    class is held out with its image, each view of all images besides: the first says what learning
-    costs other classes, the second, too kindly, what it gains its own.
-
-    Args:
-        folds: of the training images.
-    """
-    fold, labels = folds[gathered.index], gathered.labels[gathered.view(0)]
-    sets = [fold == fold.unique()[:, None]]
-    single = labels.bincount()[labels] == 1
-    views = int(gathered.index.bincount().max())
-    if views > 1 and 2 * int(single.sum()) > len(labels):
-        sets.append(torch.stack([gathered.view(number) for number in range(views)]))
-    return sets
 
 
 @torch.no_grad()

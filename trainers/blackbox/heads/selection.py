@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -13,28 +12,40 @@ from ..collector import Gathered
 Value = TypeVar("Value")
 
 
-def part(gathered: Gathered, rows: torch.Tensor) -> Gathered:
-    """Some of the rows."""
-    return replace(
-        gathered,
-        rows=gathered.rows[rows],
-        labels=gathered.labels[rows],
-        index=gathered.index[rows],
-    )
+def held_out_rows(gathered: Gathered, folds: torch.Tensor) -> list[torch.Tensor]:
+    """Which rows are held out in turn: sets of problems `[K, N]`, true where a row is held out.
 
-
-def held_out(gathered: Gathered, folds: torch.Tensor) -> Iterator[tuple[Gathered, Gathered]]:
-    """All views of the images of the other folds, and the un-augmented ones of this fold.
-
-    Nothing where all rows are of one fold.
+    All views of an image together. Where most images are the only one of their class, so that a
+    class is held out with its image, each view of all images besides: the first says what learning
+    costs other classes, the second, too kindly, what it gains its own.
 
     Args:
         folds: of the training images.
     """
-    fold, first = folds[gathered.index], gathered.view(0)
-    numbers = fold.unique().tolist()
-    for number in numbers if len(numbers) > 1 else ():
-        yield part(gathered, fold != number), part(gathered, (fold == number) & first)
+    fold, labels = folds[gathered.index], gathered.labels[gathered.views == 0]
+    sets = [fold == fold.unique()[:, None]]
+    single = labels.bincount()[labels] == 1
+    views = gathered.views
+    if views.any() and 2 * int(single.sum()) > len(labels):
+        sets.append(views == views.unique()[:, None])
+    return sets
+
+
+def held_out(gathered: Gathered, folds: torch.Tensor) -> Iterator[tuple[Gathered, Gathered, float]]:
+    """What is fitted to, what is judged, and the weight of that, of `held_out_rows` in turn.
+
+    Of a fold the un-augmented images are judged, of a view all. Every image weighs 1 in each set of
+    problems. Nothing where all rows are of one fold.
+
+    Args:
+        folds: of the training images.
+    """
+    first = gathered.views == 0
+    for number, problems in enumerate(held_out_rows(gathered, folds)):
+        for rows in problems:
+            if not rows.all():
+                judged, weight = (rows, 1 / len(problems)) if number else (rows & first, 1.0)
+                yield gathered.part(~rows), gathered.part(judged), weight
 
 
 def choose(
@@ -51,8 +62,8 @@ def choose(
         logits_of: fits to its first argument and gives the logits `[M, C]` of the rows of its
             second, for every value in turn.
     """
-    right = [0] * len(values)
-    for fitted, judged in held_out(gathered, folds):
+    right = [0.0] * len(values)
+    for fitted, judged, weight in held_out(gathered, folds):
         for number, logits in enumerate(logits_of(fitted, judged)):
-            right[number] += int((logits.argmax(-1) == judged.labels).sum())
+            right[number] += weight * int((logits.argmax(-1) == judged.labels).sum())
     return values[right.index(max(right))]
