@@ -1,4 +1,4 @@
-"""White-box prompt tuning (CoOp, IJCV 2022): the ceiling that a black-box method gives up."""
+"""White-box prompt tuning (CoOp, IJCV 2022): what a prompt reaches with gradients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class WhiteBoxPrompt(nn.Module):
 
 @register_trainer
 class WhiteBox(ResumableTrainer):
-    """The same start and loaders as ZIP's, back-propagation, CoOp's SGD and schedule.
+    """ZIP's start, back-propagation, CoOp's SGD and schedule, with its YAMLs' rate and batch.
 
     Local models only. No query is counted: a gradient is not one. An image or view is encoded when
     it is first seen and its features kept, so `INPUT.VIEWS` above 0 spares most of the time.
