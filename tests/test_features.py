@@ -284,6 +284,7 @@ def test_where_images_are_alone_in_their_class_views_are_judged_as_well():
     ] * 3
     assert sum(weight * len(judged.index) for _, judged, weight in found) == pytest.approx(2 * 3)
     assert all(len(fitted.index) == 6 for fitted, _, _ in found[2:])
+    assert len(list(held_out(answers, torch.tensor([0, 1, 0]), class_bound=False))) == 2
 
 
 def test_answers_are_in_the_order_of_the_images_view_by_view():
