@@ -22,8 +22,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from .console import note, tool
-from .results import ZERO_SHOT, Group, groups, note_fewer_seeds
-from .trainers.blackbox.run import metrics
+from .results import ZERO_SHOT, Group, note_fewer_seeds, some_groups
 from .trainers.blackbox.run.errors import BlackBoxError
 from .trainers.blackbox.run.files import read_text
 
@@ -298,12 +297,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the file to write; its ending is the format")
     parser.add_argument("--title", default="")
     args = parser.parse_args()
-    found = groups(args.directory)
-    if not found:
-        raise SystemExit(
-            f"error: no finished run (a {metrics.NAME}, or a log.txt with an accuracy) below "
-            f"{args.directory}"
-        )
+    found = some_groups(args.directory)
     if Path(args.out).is_dir():
         raise SystemExit(f"error: {args.out} is a folder. Give --out the name of a file.")
     note_fewer_seeds(found)

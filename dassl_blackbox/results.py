@@ -129,6 +129,17 @@ def groups(root: str | Path) -> list[Group]:
     return [Group(path, runs) for path, runs in found.items() if alike(path, runs)]
 
 
+def some_groups(directory: str) -> list[Group]:
+    """`groups` for a tool, which ends in a sentence where there are none."""
+    found = groups(directory)
+    if not found:
+        raise SystemExit(
+            f"error: no finished run (a {metrics.NAME}, or a log.txt with an accuracy) below "
+            f"{directory}"
+        )
+    return found
+
+
 def alike(path: Path, runs: list[Run]) -> bool:
     """Whether runs can be averaged: seeds of one experiment, as far as they tell; if not, a note.
 
@@ -306,12 +317,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.published and not args.across:
         parser.error("--published adds rows to the table of --across")
-    found = groups(args.directory)
-    if not found:
-        raise SystemExit(
-            f"error: no finished run (a {metrics.NAME}, or a log.txt with an accuracy) below "
-            f"{args.directory}"
-        )
+    found = some_groups(args.directory)
     if args.across:
         note_fewer_seeds(found)
         headers, rows = across(found, args.published)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..run.errors import BlackBoxError
+from .featured import FeatureHead
 
 
 def mlp(outer: int, inner: int) -> nn.Sequential:
@@ -31,7 +32,7 @@ class PredictionRefinement(nn.Module):
         return logits + self.mlp(logits)
 
 
-class FeatureAdapter(nn.Module):
+class FeatureAdapter(FeatureHead):
     """CBBT's adapter in CLIP-Adapter's form, on image features `[..., E]`.
 
     `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew; then logits `scale f T^T`.
@@ -45,18 +46,16 @@ class FeatureAdapter(nn.Module):
         ratio: share of the MLP's output.
     """
 
-    reads = "features"
-
     active: torch.Tensor
 
     def __init__(self, dim: int, width: int, scale: float, ratio: float = 0.2) -> None:
-        super().__init__()
-        self.mlp, self.scale, self.ratio = mlp(dim, width), scale, ratio
+        super().__init__(scale)
+        self.mlp, self.ratio = mlp(dim, width), ratio
         self.register_buffer("active", torch.tensor(False))
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Logits `[..., B, C]` of image features `[B, E]` and text features `[..., C, E]`."""
-        return self.scale * self.adapted(image) @ text.mT
+        return super().forward(self.adapted(image), text)
 
     def adapted(self, image: torch.Tensor) -> torch.Tensor:
         if not self.active:
