@@ -160,7 +160,7 @@ def note_fewer_seeds(found: list[Group]) -> None:
     most = max((len(group.runs) for group in trained), default=0)
     for group in trained:
         if len(group.runs) < most:
-            note(f"{group.path} has {len(group.runs)} seeds of {most}; its mean is of these.")
+            note(f"{group.path} has {len(group.runs)} of {most} seeds, and its mean is of these.")
 
 
 def uncounted(runs: list[Run]) -> str:

@@ -377,7 +377,7 @@ def test_what_the_plots_show(tree, tmp_path):
 
 
 def test_a_method_with_fewer_seeds_than_others_is_told(tree, capsys):
-    plots.note_fewer_seeds(results.groups(tree))  # of zero-shot there is one seed, too
+    results.note_fewer_seeds(results.groups(tree))  # of zero-shot there is one seed, too
     assert re.findall("note: (.*) has (.*) seeds", capsys.readouterr().err) == [
         ("caltech101/ZIP/tiny_2shots", "1 of 2"),
         ("eurosat/ZIP/tiny_4shots", "1 of 2"),
