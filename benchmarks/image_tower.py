@@ -1,5 +1,5 @@
 """What the oracle spares of an image tower's time: the tower as open_clip builds it, with its batch
-norms folded, and folded with as few images at a time as the oracle encodes, in one run.
+norms folded, and as the oracle encodes with it, few images at a time, in one run.
 
     python benchmarks/image_tower.py --models photo RN50 --batch 128 --threads 1
 
@@ -19,21 +19,19 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.openclip.describe import image_size
 from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED, build_embedded
 from dassl_blackbox.trainers.blackbox.openclip.folding import fold_batch_norms
-from dassl_blackbox.trainers.blackbox.parts import tower_batch
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from oracle import machine, random_model, timed
 from tabulate import tabulate
 
 
-def tower(name, device):
-    """An image tower in float32 as it is loaded: of an embedded model, or on random weights."""
+def model_and_tower(name, device):
+    """A model in float32, and its image tower as it is built; of random weights if not embedded."""
     if name not in EMBEDDED:
-        return random_model(name, "fp32", device).model.visual
-    return build_embedded(name, "fp32").visual.to(device).eval().requires_grad_(False)
-
-
-def in_parts(visual, pixels):
-    size = tower_batch(visual, pixels.device) or len(pixels)
-    return torch.cat([visual(part) for part in pixels.split(size)])
+        loaded = random_model(name, "fp32", device)
+        return loaded, loaded.model.visual
+    built = build_embedded(name, "fp32").visual.to(device).eval().requires_grad_(False)
+    return load_model(name, device=device), built
 
 
 @torch.no_grad()
@@ -49,14 +47,16 @@ def main():
     torch.set_num_threads(args.threads)
     device, rows = torch.device(args.device), []
     for name in args.models:
-        plain = tower(name, device)
+        loaded, plain = model_and_tower(name, device)
         folded = fold_batch_norms(plain, *image_size(plain))
         pixels = torch.rand(args.batch, 3, *image_size(plain), device=device)
         if hasattr(plain, "trunk"):  # as `load_model` has it
             plain, folded = (t.to(memory_format=torch.channels_last) for t in (plain, folded))
-        calls = partial(plain, pixels), partial(folded, pixels), partial(in_parts, folded, pixels)
+        loaded.model.visual = folded
+        encode = LocalOracle(loaded).encode_pixels
+        calls = [partial(way, pixels) for way in (plain, folded, encode)]
         first, *others = (timed(call, device) for call in calls)
-        apart = F.normalize(plain(pixels), dim=-1) - F.normalize(in_parts(folded, pixels), dim=-1)
+        apart = F.normalize(plain(pixels), dim=-1) - encode(pixels)
         cells = [f"{seconds:.3f} ({first / seconds:.2f})" for seconds in others]
         rows.append([name, args.batch, f"{first:.3f}", *cells, f"{apart.abs().max():.0e}"])
     headers = [

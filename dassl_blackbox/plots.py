@@ -184,6 +184,14 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
     return len(lines)
 
 
+def on_test(found: list[Group]) -> list[Group]:
+    """Without what was evaluated on val, which is noted."""
+    for group in found:
+        if group.known.split == "val":
+            note(f"{group.path} was evaluated on val, and is left out.")
+    return [group for group in found if group.known.split != "val"]
+
+
 def levels_of(
     found: list[Group], datasets: set[str], backbones: set[str]
 ) -> dict[str, list[float]]:
@@ -301,12 +309,7 @@ def main() -> None:
     if Path(args.out).is_dir():
         raise SystemExit(f"error: {args.out} is a folder. Give --out the name of a file.")
     note_fewer_seeds(found)
-    if args.kind != "queries":  # whose curves are of val
-        for group in found:
-            if group.known.split == "val":
-                note(f"{group.path} was evaluated on val, and is left out.")
-        found = [group for group in found if group.known.split != "val"]
-    if args.kind == "queries":
+    if args.kind == "queries":  # whose curves are of val
         drawn = queries(
             {str(group.path): [run.folder for run in group.runs] for group in found},
             args.out,
@@ -314,7 +317,7 @@ def main() -> None:
         )
     else:
         kinds = {"shots": shots, "gain": gain, "budgets": budgets}
-        drawn = kinds[args.kind](found, args.out, args.title)
+        drawn = kinds[args.kind](on_test(found), args.out, args.title)
     if not drawn:
         missing = {
             "queries": "no run has a val_curve.csv: train with ORACLE.VAL_EVERY",

@@ -62,7 +62,7 @@ class GDA(BlackBoxTrainer):
             return (head.scale * x @ text.mT + alpha * added for alpha in ALPHAS)
 
         def solve(gathered: Gathered) -> str:
-            alpha = choose(gathered, folds.to(gathered.index.device), ALPHAS, logits_of)
+            alpha = choose(gathered, folds, ALPHAS, logits_of)
             weight, bias = discriminant(gathered.rows, gathered.labels, classes)
             head.weight.copy_(alpha * weight)
             head.bias.copy_(alpha * bias)

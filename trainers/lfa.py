@@ -57,8 +57,7 @@ class LFA(BlackBoxTrainer):
         def solve(gathered: Gathered) -> str:
             beta, text = TRANSFER_BETA, texts_of(gathered)
             if not node.TRANSFER:
-                device = gathered.index.device
-                beta = choose(gathered, folds.to(device), BETAS, logits_of, class_bound=False)
+                beta = choose(gathered, folds, BETAS, logits_of, class_bound=False)
             closed = procrustes(gathered.rows, text[gathered.labels])
             matrix = between(closed, beta).to(text).requires_grad_()
             average = torch.eye(len(matrix)).to(text)

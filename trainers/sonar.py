@@ -50,7 +50,7 @@ class SONAR(BlackBoxTrainer):
         folds = folds_of(dataset.train_x, node.FOLDS)
 
         def solve(gathered: Gathered) -> str:
-            return fit_scores(head, gathered, folds.to(gathered.index.device))
+            return fit_scores(head, gathered, folds)
 
         return Recipe(
             MoreTexts(texts) if texts else ClassTexts(),

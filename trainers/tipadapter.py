@@ -94,7 +94,7 @@ class TipAdapterF(BlackBoxTrainer):
             return (scale * x @ texts_of(fitted).mT + a * added[beta] for a, beta in GRID)
 
         def solve(gathered: Gathered) -> str:
-            alpha, beta = choose(gathered, folds.to(gathered.index.device), GRID, logits_of)
+            alpha, beta = choose(gathered, folds, GRID, logits_of)
             for buffer, part in zip((head.keys, head.values), fitted_cache(gathered), strict=True):
                 buffer.copy_(part)
             head.alpha.fill_(alpha)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Gathered:
     index: torch.Tensor
     text: torch.Tensor | None = None
 
-    @property
+    @cached_property
     def views(self) -> torch.Tensor:
         """Which view of its image a row is of, from 0, the un-augmented one: `[N]`."""
         order = self.index.argsort(stable=True)

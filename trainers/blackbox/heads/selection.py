@@ -26,10 +26,10 @@ def held_out_rows(
         class_bound: whether what is fitted has numbers of every class; one that has none is judged
             fairly by images of classes that it never saw.
     """
-    fold, labels = folds[gathered.index], gathered.labels[gathered.views == 0]
+    fold, views = folds.to(gathered.index.device)[gathered.index], gathered.views
     sets = [fold == fold.unique()[:, None]]
+    labels = gathered.labels[views == 0]
     single = labels.bincount()[labels] == 1
-    views = gathered.views
     if class_bound and views.any() and 2 * int(single.sum()) > len(labels):
         sets.append(views == views.unique()[:, None])
     return sets

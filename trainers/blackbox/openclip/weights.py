@@ -7,7 +7,7 @@ import pickle
 import stat
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,6 +128,12 @@ def describe(content: object) -> str:
     return "an empty one" if not content else f"a dict with {next(iter(content))!r:.40}"
 
 
+def named(keys: Sequence[str]) -> str:
+    """The first of the names of weights, and how many there are besides."""
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"'{keys[0]}'{more}"
+
+
 def check_finite(name: str, model: nn.Module) -> None:
     """Raise a BlackBoxError where a weight is infinite or no number, or a variance below 0."""
     tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.numel()}
@@ -136,9 +142,8 @@ def check_finite(name: str, model: nn.Module) -> None:
     suspects = [k for k, fine in zip(tensors, sums.isfinite().tolist(), strict=True) if not fine]
     bad = [k for k in suspects if not tensors[k].isfinite().all()]
     if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise BlackBoxError(
-            f"The weights of {name} are infinite or no numbers in '{bad[0]}'{more}. The file is "
+            f"The weights of {name} are infinite or no numbers in {named(bad)}. The file is "
             f"damaged, or ORACLE.PREC too narrow for it: get it anew, or try ORACLE.PREC fp32."
         )
     for key, tensor in tensors.items():
@@ -151,8 +156,9 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 def zero_matrices(name: str, model: nn.Module) -> list[str]:
     """A note, if there are matrices of zeros alone: a copy that stopped midway can leave such."""
-    found = [k for k, p in model.named_parameters() if p.ndim > 1 and p.numel() and not p.any()]
+    matrices = {k: p for k, p in model.named_parameters() if p.ndim > 1 and p.numel()}
+    # its first row, since most have a number there: all of a large model take a while
+    found = [k for k, p in matrices.items() if not p[0].any() and not p.any()]
     if not found:
         return []
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return [f"in {name} every number of '{found[0]}'{more} is 0; is the file a whole copy?"]
+    return [f"in {name} every number of {named(found)} is 0; is the file a whole copy?"]
