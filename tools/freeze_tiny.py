@@ -19,17 +19,17 @@ import sys
 from pathlib import Path
 
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-
-def freeze(source):
+def freeze(source: str) -> str:
     """Write the three files; returns the SHA-256 of the weights."""
     import pretrain_tiny as pretraining
     from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS
     from safetensors.torch import save_file
+    from tiny.judge import digits_training_split
 
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     state, recipe = checkpoint["state_dict"], json.loads(checkpoint["recipe"])
@@ -39,7 +39,12 @@ def freeze(source):
     tensors["token_embedding.rows"] = rows.to(torch.int32)
     ASSETS.mkdir(parents=True, exist_ok=True)
     save_file(tensors, ASSETS / "tiny.safetensors")
-    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {
+        "mean": OPENAI_DATASET_MEAN,
+        "std": OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     config = {"model_cfg": recipe.pop("model"), "preprocess_cfg": preprocess}
     (ASSETS / "tiny.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     recipe["commands"] = [
@@ -48,7 +53,7 @@ def freeze(source):
         if line.strip().startswith("python tools/pretrain_tiny.py")
     ]
     recipe["zero_shot"]["digits, the data set's template"] = template_accuracy(
-        pretraining.digits_training_split()
+        digits_training_split()
     )
     recipe["zero_shot_note"] = (
         "per cent, by the script's judge: digits is the training split of Digits with 'a photo of "
@@ -59,23 +64,23 @@ def freeze(source):
     return recipe["sha256"]
 
 
-def template_accuracy(digits):
+def template_accuracy(digits: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Zero-shot accuracy in per cent of the frozen model on images `[N, 3, 32, 32]` and labels,
     with Digits' own template.
     """
-    import pretrain_tiny as pretraining
     from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
     from dassl_blackbox.trainers.blackbox.openclip.models import load_model
     from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
+    from tiny.captions import DIGITS
 
     images, labels = digits
     oracle = LocalOracle(load_model("tiny"))
-    oracle.set_classes(pretraining.DIGITS, TEMPLATES["Digits"])
+    oracle.set_classes(DIGITS, TEMPLATES["Digits"])
     logits = oracle.query(oracle.upload(images), torch.zeros(1, 0, oracle.description.width))[0]
     return 100 * (logits.argmax(1) == labels).float().mean().item()
 
 
-def export(target):
+def export(target: str) -> None:
     from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
     from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 

@@ -15,6 +15,8 @@ import numpy as np
 import scipy.sparse
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import ridge_regression
+from text_tower import text_features
 from tqdm import tqdm
 
 from .wordnet import WordNet
@@ -190,14 +192,6 @@ class Student:
                 block.attn.in_proj_weight[2 * width :].copy_(identity)
                 block.attn.out_proj.weight.copy_(identity)
 
-    def features(self, ids: torch.Tensor) -> torch.Tensor:
-        """`[B, L]` -> unit vectors `[B, E]`, read at the end of text."""
-        model, length = self.model, ids.shape[1]
-        x = model.token_embedding(ids) + model.positional_embedding[:length]
-        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-        x = model.ln_final(x[torch.arange(len(x)), ids.argmax(1)])
-        return F.normalize(x @ model.text_projection, dim=1)
-
     def pad(self, texts: list[list[int]]) -> torch.Tensor:
         """Token numbers between the start and the end of text, `[B, L]`."""
         end = len(self.lessons.vocabulary) - 1
@@ -246,7 +240,7 @@ class Student:
             optim.param_groups[0]["lr"] = rate * share
             loss = torch.zeros(())
             for ids, rows in self.batches(size, review):
-                near = (self.features(ids) * self.lessons.targets[rows]).sum(1)
+                near = (text_features(self.model, ids) * self.lessons.targets[rows]).sum(1)
                 loss = loss + (1 - near).sum() / size
             optim.zero_grad()
             loss.backward()
@@ -285,14 +279,15 @@ class Student:
         for kind, lesson in {"taught": lessons.names, "kept aside": lessons.unseen}.items():
             count = min(2000, len(lesson.tokens))
             some = np.random.default_rng(0).choice(len(lesson.tokens), count, replace=False)
-            features = self.features(self.pad([front + lesson.tokens[i] + back for i in some]))
+            ids = self.pad([front + lesson.tokens[i] + back for i in some])
+            features = text_features(self.model, ids)
             near = (features * lessons.targets[lesson.rows[some]]).sum(1)
             found[kind] = round(near.mean().item(), 3)
         return found
 
 
 def token_meanings(lessons: Lessons, targets: np.ndarray) -> np.ndarray:
-    """Ridge regression from bags of tokens to prototypes, `[V, D]`, by conjugate gradients."""
+    """Ridge regression from bags of tokens to prototypes, `[V, D]`."""
     rows, columns, values, wanted = [], [], [], []
     for lesson in (lessons.names, *lessons.alone):
         for tokens, row in zip(lesson.tokens, lesson.rows, strict=True):
@@ -302,14 +297,6 @@ def token_meanings(lessons: Lessons, targets: np.ndarray) -> np.ndarray:
             wanted.append(row)
     shape = len(wanted), len(lessons.vocabulary)
     bags = scipy.sparse.csr_matrix((values, (rows, columns)), shape)
-    aim = bags.T @ targets[wanted]
-    found, residual = np.zeros_like(aim), aim.copy()
-    step, norm = residual.copy(), (residual**2).sum(0)
-    for _ in range(60):
-        product = bags.T @ (bags @ step) + INITIAL_RIDGE * step
-        length = norm / np.maximum((step * product).sum(0), 1e-12)
-        found += length * step
-        residual -= length * product
-        norm, before = (residual**2).sum(0), norm
-        step = residual + norm / np.maximum(before, 1e-12) * step
-    return found
+    return ridge_regression(
+        bags, targets[wanted], INITIAL_RIDGE, solver="sparse_cg", max_iter=60, tol=1e-4
+    ).T
