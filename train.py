@@ -7,6 +7,7 @@ data-set YAML < trainer YAML < flags < trailing KEY VALUE options
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import signal
@@ -14,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -23,13 +24,15 @@ import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a 
 import dassl
 import torch
 from dassl.config import get_cfg_default
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
+from dassl_blackbox.trainers.blackbox.data.checks import training_images
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
+from dassl_blackbox.trainers.blackbox.run.checkpoints import Checkpointed, contents_of
 from dassl_blackbox.trainers.blackbox.run.errors import (
     BlackBoxError,
     Interrupted,
@@ -39,12 +42,14 @@ from dassl_blackbox.trainers.blackbox.run.errors import (
 from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
 from dassl_blackbox.trainers.blackbox.run.metrics import forget
+from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.run.settings import (
     as_text,
     differences,
     larger,
     read_settings,
     settings,
+    with_contents,
 )
 from dassl_blackbox.trainers.blackbox.unread import unread
 from yacs.config import CfgNode
@@ -176,7 +181,7 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
             f"{folder} holds a finished run without its config.yaml, which would tell its "
             "settings. Choose another --output-dir, or move it away."
         )
-    differ = differences(read_settings(config), settings(cfg.dump()))
+    differ = differences(*before_and_now(cfg, config))
     if not differ:
         print(f"{folder} holds a finished run of this configuration: skipped{marks(folder)}")
         return True
@@ -187,6 +192,25 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
         )
     print(f"{folder} holds a finished run of a smaller budget ({as_text(differ)}): it goes on")
     return False
+
+
+def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings of the finished run in the output folder, and of this one.
+
+    A checkpoint tells of training images and a bank's content too. A run without one (zero-shot)
+    knows its data by their folder.
+    """
+    made, here = read_settings(config), settings(cfg.dump())
+    known = contents_of(Path(cfg.OUTPUT_DIR) / Checkpointed.model_name)
+    if known is None:
+        folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT
+        then, now = (str(Path(root).expanduser().resolve()) for root in folders)
+        return {**made, "DATASET.ROOT": then}, {**here, "DATASET.ROOT": now}
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)  # as before the draw of a run's shots
+    with redirect_stdout(io.StringIO()):
+        images = training_images(build_dataset(cfg).train_x)
+    return {**made, **known}, with_contents(here, images)
 
 
 def marks(folder: str) -> str:

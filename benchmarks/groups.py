@@ -26,25 +26,29 @@ from tabulate import tabulate
 
 LIST = Path(__file__).with_name("caltech101_in_imagenet.txt")
 LINE = re.compile(r"\* class: \d+ \((.*)\)\ttotal: ([\d,]+)\tcorrect: ([\d,]+)\t")
-TEST = "Evaluate on the *test* set"
+EVALUATION = "Evaluate on"
+TEST = f"{EVALUATION} the *test* set"
 BLOCK = "=> per-class result"
 
 
 def read_classes(log):
-    """{class name: (images, correct)} of the last evaluation on test in a log, if it has any."""
+    """[(class name, images, correct)] of the last evaluation on test in a log, if it has any."""
     _, _, after = log.read_text(encoding="utf-8", errors="replace").rpartition(TEST)
-    result, found, block = after.partition(BLOCK)
-    lines = LINE.findall(block) if found and "Evaluate on" not in result else []
-    return {
-        name: (int(total.replace(",", "")), int(correct.replace(",", "")))
-        for name, total, correct in lines
-    }
+    _, _, block = after.partition(EVALUATION)[0].partition(BLOCK)
+    return [
+        (name, int(total.replace(",", "")), int(correct.replace(",", "")))
+        for name, total, correct in LINE.findall(block)
+    ]
 
 
 def accuracies(counts, listed):
     """Per cent of all images, of those of the classes listed, and of the others'."""
-    groups = counts, counts.keys() & listed, counts.keys() - listed
-    sums = [[sum(counts[n][i] for n in group) for i in (0, 1)] for group in groups]
+    groups = (
+        counts,
+        [row for row in counts if row[0] in listed],
+        [row for row in counts if row[0] not in listed],
+    )
+    sums = [[sum(row[i] for row in group) for i in (1, 2)] for group in groups]
     return [100 * correct / total if total else float("nan") for total, correct in sums]
 
 
@@ -61,7 +65,7 @@ def main():
         if read_result(log.parent) is None:
             note(f"{log.parent} holds no finished run, and is left out.")
         elif counts := read_classes(log):
-            missing = listed - counts.keys()
+            missing = listed - {name for name, _, _ in counts}
             if missing:
                 raise BlackBoxError(
                     f"{log.parent} knows no class '{min(missing)}' of {args.list}. Give the list "

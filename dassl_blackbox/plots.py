@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import cycle, takewhile
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .console import note, tool
 from .results import ZERO_SHOT, Group, note_fewer_seeds, some_groups
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
 QUERIES = "training queries (one candidate on at most 128 images)"
 DASHES = ":", "--", "-."  # of levels
 DECADES = 100  # a ratio of queries above which their axis is logarithmic
+
+
+class Kind(NamedTuple):
+    """What accuracies are compared on."""
+
+    dataset: str
+    backbone: str
+    classes: str  # all, base, or new
+
+
+def kind(group: Group) -> Kind:
+    run = group.known
+    return Kind(run.dataset, run.backbone, run.classes)
 
 
 def read_curve(path: Path) -> dict[int, float]:
@@ -150,10 +163,10 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
     """Test accuracy against shots; one label has runs of several `<n>shots`.
 
     Returns the number of lines. Where there are several data sets, a line is the mean of those that
-    have all its numbers of shots. Zero-shot is a level: of a backbone, and a mean over the data
-    sets that the lines are of.
+    have all its numbers of shots. Zero-shot is a level: of a backbone and of all, the base or the
+    new classes, and a mean over the data sets that the lines are of.
     """
-    lines: dict[str, dict[int, dict[str, Group]]] = defaultdict(lambda: defaultdict(dict))
+    lines: dict[str, dict[int, dict[Kind, Group]]] = defaultdict(lambda: defaultdict(dict))
     for group in found:
         count = group.known.shots
         if group.known.trainer == ZERO_SHOT:
@@ -162,18 +175,17 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
             note(f"{group.path} does not tell its number of shots, and is left out.")
             continue
         label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
-        lines[label][count][group.dataset] = group
-    drawn = set().union(*(shared_names(points) for points in lines.values()))
-    trained = {group.known.backbone for group in found if group.known.trainer != ZERO_SHOT}
-    levels = levels_of(found, drawn, trained)
+        lines[label][count][kind(group)] = group
+    levels = levels_of(found, set().union(*(shared_kinds(points) for points in lines.values())))
 
     def draw(axes: Axes) -> None:
         for label, points in lines.items():
             x, means, errors = line_of(points)
             axes.errorbar(x, means, errors, label=label, marker="o", capsize=3)
-        for backbone, values in levels.items():
-            name = f"zero-shot ({backbone})" if len(levels) > 1 else "zero-shot"
-            axes.axhline(fmean(values), color="black", linestyle=next(dashes), label=name)
+        for (backbone, classes), level in levels.items():
+            of = backbone if classes == "all" else f"{backbone}, {classes} classes"
+            name = f"zero-shot ({of})" if len(levels) > 1 else "zero-shot"
+            axes.axhline(level, color="black", linestyle=next(dashes), label=name)
         axes.set_xscale("log", base=2)
         ticks = sorted({count for points in lines.values() for count in points})
         axes.set_xticks(ticks, list(map(str, ticks)))
@@ -192,31 +204,39 @@ def on_test(found: list[Group]) -> list[Group]:
     return [group for group in found if group.known.split != "val"]
 
 
-def levels_of(
-    found: list[Group], datasets: set[str], backbones: set[str]
-) -> dict[str, list[float]]:
-    """Zero-shot accuracies on these data sets, by backbone."""
-    levels: dict[str, list[float]] = defaultdict(list)
+def zero_shot(found: list[Group]) -> dict[Kind, float]:
+    """Zero-shot accuracies; of several of a kind that differ the first, which is noted."""
+    first: dict[Kind, Group] = {}
     for group in found:
-        run = group.known
-        if run.trainer == ZERO_SHOT and run.dataset in datasets and run.backbone in backbones:
-            levels[run.backbone].append(group.mean())
-    return levels
+        if group.known.trainer == ZERO_SHOT:
+            taken = first.setdefault(kind(group), group)
+            if taken.mean() != group.mean():  # by another template, perhaps
+                note(f"{group.path} has not the accuracy of {taken.path}, and is left out.")
+    return {of: group.mean() for of, group in first.items()}
 
 
-def shared_names(points: Mapping[int, Mapping[str, Group]]) -> set[str]:
-    """Data sets that all numbers of shots have."""
+def levels_of(found: list[Group], drawn: set[Kind]) -> dict[tuple[str, str], float]:
+    """Zero-shot accuracies by backbone and classes, means over the data sets that are drawn."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for of, accuracy in zero_shot(found).items():
+        if of in drawn:
+            values[of.backbone, of.classes].append(accuracy)
+    return {level: fmean(accuracies) for level, accuracies in values.items()}
+
+
+def shared_kinds(points: Mapping[int, Mapping[Kind, Group]]) -> set[Kind]:
+    """What all numbers of shots have."""
     return set.intersection(*map(set, points.values()))
 
 
 def line_of(
-    points: Mapping[int, Mapping[str, Group]],
+    points: Mapping[int, Mapping[Kind, Group]],
 ) -> tuple[list[int], list[float], list[float]]:
-    """Shots, mean accuracies and errors of one line, from `{shots: {data set: its seeds}}`.
+    """Shots, mean accuracies and errors of one line, from `{shots: {kind: its seeds}}`.
 
     The errors are those of one data set's seeds, and 0 for a mean over several data sets.
     """
-    shared = sorted(shared_names(points))
+    shared = sorted(shared_kinds(points))
     x = sorted(points) if shared else []
     means = [fmean(points[count][name].mean() for name in shared) for count in x]
     if len(shared) > 1:
@@ -226,12 +246,7 @@ def line_of(
 
 def gain(found: list[Group], path: str | Path, title: str) -> int:
     """Bars of accuracy above zero-shot on the same classes by the same backbone: how many."""
-
-    def kind(group: Group) -> tuple[str, str, str]:
-        run = group.known
-        return run.dataset, run.backbone, run.classes
-
-    zero = {kind(group): group.mean() for group in found if group.known.trainer == ZERO_SHOT}
+    zero = zero_shot(found)
     bars: dict[str, dict[str, float]] = {}
     for group in found:
         if kind(group) in zero and group.known.trainer != ZERO_SHOT:

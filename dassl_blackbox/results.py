@@ -71,9 +71,8 @@ class Group:
     def label(self) -> str:
         """The path without the data set's part: the same for one method on all of them."""
         known = {row.name: row.config for row in ROWS}
-        return "/".join(
-            part for part in self.path.parts if part != known.get(self.dataset, self.dataset)
-        )
+        name = self.dataset.partition(" ")[0]
+        return "/".join(part for part in self.path.parts if part != known.get(name, name))
 
     @property
     def access(self) -> str:

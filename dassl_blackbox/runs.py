@@ -24,10 +24,12 @@ from .textlog import (
 )
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
 from .trainers.blackbox.run import metrics as stored
+from .trainers.blackbox.run.checkpoints import Checkpointed
 from .trainers.blackbox.run.errors import BlackBoxError, first_line
 from .trainers.blackbox.run.files import read_text
 from .trainers.blackbox.run.reading import read_yaml
 
+OWN_PICTURES = "ImageFolder"  # the data set whose name does not tell what it is
 LEFT_OUT, UNCOUNTED = "The run is left out.", "Its queries are shown as '?'."
 # from the least that must cross the wall to the most: what is needed beside words and pictures
 ACCESS = {
@@ -50,7 +52,7 @@ class Run:
         metrics: accuracies and the like, per cent; from a log, as they are printed there.
         counts: `training`, `evaluation` and `lost`, as in `queries.json`; None: there are none.
         seconds: of training and evaluation; None: not known.
-        dataset: registry name.
+        dataset: registry name, with the folder for pictures of one's own.
         uncounted: what stands in a table where there are no counts.
         access: the most demanding of what the method needs, of `ACCESS`.
         test_queries: of the test, a batch of at most 128 images; None: not known.
@@ -91,15 +93,20 @@ def is_finished(folder: str | Path) -> bool:
 def read_result(folder: str | Path) -> Run | None:
     """A finished training run, or else a finished evaluation; None where the folder holds neither.
 
-    What an unfinished run saw on val is no result. What is damaged is noted on stderr.
+    What an unfinished run saw on val is no result, nor is an evaluation of it in its own folder.
+    What is damaged is noted on stderr.
 
     Raises:
         BlackBoxError: there is no result in `metrics.json`, and the log is damaged.
     """
     runs = read_stored(folder)
     trained = runs.get(stored.END_OF_TRAINING) or read_run(folder)
-    if trained or stored.EVALUATION in runs:
-        return trained or runs[stored.EVALUATION]
+    if trained:
+        return trained
+    if (Path(folder) / Checkpointed.model_name).is_dir():  # training that is not finished
+        return None
+    if stored.EVALUATION in runs:
+        return runs[stored.EVALUATION]
     evaluated = ends_with_evaluation(read_log(folder, LEFT_OUT))
     return read_run(folder, RESULT) if evaluated else None
 
@@ -149,7 +156,7 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
         metrics,
         counts,
         found(section, float, None, "seconds"),
-        found(section, str, "?", "dataset"),
+        named(found(section, str, "?", "dataset"), found(section, str, "", "root")),
         shots if shots > 0 else None,
         found(section, str, "?", "backbone"),
         found(section, str, "all", "classes"),
@@ -157,6 +164,11 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
         test_queries=test_queries,
         split=found(section, str, "?", "split"),
     )
+
+
+def named(dataset: str, root: str) -> str:
+    """A data set's name, which tells two folders of one's own pictures apart."""
+    return f"{dataset} ({root})" if dataset == OWN_PICTURES and root else dataset
 
 
 def access_of(needs: list[str]) -> str:
@@ -224,7 +236,9 @@ def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | Non
         metrics,
         counts,
         seconds_in(text),
-        found(config, str, "?", "DATASET", "NAME"),
+        named(
+            found(config, str, "?", "DATASET", "NAME"), found(config, str, "", "DATASET", "ROOT")
+        ),
         shots if shots > 0 else None,
         found(config, str, "?", "MODEL", "BACKBONE", "NAME"),
         found(config, str, "all", "DATASET", "SUBSAMPLE_CLASSES"),

@@ -276,3 +276,23 @@ def test_a_template_that_cannot_be_filled(template, pictures, tmp_path, capsys):
         capsys, "ImageFolder", pictures, tmp_path / "no", *options, trainer="ZeroshotOracle"
     )
     assert text.startswith("error: TRAINER.ZEROSHOT.TEMPLATE is ")
+
+
+def test_a_finished_run_on_other_pictures_is_not_skipped(pictures, tmp_path, capsys):
+    """Zero-shot knows them by their folder, what is trained by their content."""
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    other = shutil.copytree(pictures, tmp_path / "other")
+    for image in (other / "train").glob("*/*.png"):
+        image.write_bytes((other / "train" / "red_circle" / "0.png").read_bytes())
+    for trainer in ("ZIP", "ZeroshotOracle"):
+        out = tmp_path / trainer
+
+        def ask(root, code, trainer=trainer, out=out):
+            return said(capsys, "ImageFolder", root, out, trainer=trainer, code=code, done=True)
+
+        ask(pictures, 0)
+        assert "skipped" in ask(pictures, 0)
+        words = "training images" if trainer == "ZIP" else f"DATASET.ROOT: {pictures} there"
+        assert words in ask(other, 1)
+        if trainer == "ZIP":
+            assert "skipped" in ask(moved, 0)

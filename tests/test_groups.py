@@ -26,8 +26,8 @@ def test_accuracies_of_two_groups_of_classes(by_class, call, tmp_path):
     listed.write_text(" zero \n\none\n")
     status, out, err = call(groups.main, by_class.parent.parent, "--list", listed)
     counts = groups.read_classes(by_class / "log.txt")
-    few = [counts[name] for name in ("zero", "one")]
-    expected = 100 * sum(correct for _, correct in few) / sum(total for total, _ in few)
+    few = [row for row in counts if row[0] in ("zero", "one")]
+    expected = 100 * sum(row[2] for row in few) / sum(row[1] for row in few)
     cells = out.splitlines()[-1].split("|")
     assert not status and not err and len(counts) == 10
     assert float(cells[3]) == round(read_result(by_class).metrics["accuracy"], 1)
@@ -37,6 +37,15 @@ def test_accuracies_of_two_groups_of_classes(by_class, call, tmp_path):
     assert status == 1 and "knows no class 'cat'" in err
     status, _, err = call(groups.main, by_class.parent.parent, "--list", tmp_path / "none")
     assert status == 1 and "cannot be read" in err
+
+
+def test_a_look_at_val_afterwards_changes_nothing(by_class, data_root, tmp_path):
+    folder = shutil.copytree(by_class, tmp_path / "seed1")
+    before = groups.read_classes(folder / "log.txt")
+    options = "TEST.PER_CLASS_RESULT", True, "TEST.SPLIT", "val"
+    flags = "--eval-only", "--model-dir", folder
+    assert not run("ZeroshotOracle", data_root, folder, *options, flags=flags)
+    assert groups.read_classes(folder / "log.txt") == before
 
 
 def test_what_an_unfinished_run_saw_on_val_is_no_group(by_class, call, tmp_path):

@@ -54,7 +54,7 @@ def test_an_evaluation_leaves_the_result_of_training(data_root, budget, tmp_path
             assert evaluated["queries"]["evaluation"] == bill(folder)["evaluation"]
         assert evaluated["accuracy"] == trained["accuracy"]
         assert stored(folder).get("end_of_training", trained) == trained
-        assert read_result(folder).counts["training"]["queries"] == (20 if name == "run" else 0)
+        assert read_result(folder).counts["training"]["queries"] == 20
 
 
 def test_a_look_at_val_is_no_result(data_root, budget, tmp_path):

@@ -44,9 +44,16 @@ def test_zero_shot_is_of_what_the_lines_are_of(tmp_path, call):
                 shots=1,
                 backbone=backbone,
             )
+    store(
+        make(tmp_path / "new" / "zero"),
+        trainer=results.ZERO_SHOT,
+        classes="new",
+        accuracy=99.0,
+        shots=1,
+    )
     found = results.groups(tmp_path)
-    levels = plots.levels_of(found, {"Digits"}, {"tiny", "photo"})
-    assert levels == {"tiny": [40.0], "photo": [20.0]}
+    drawn = {plots.Kind("Digits", name, "all") for name in ("tiny", "photo")}
+    assert plots.levels_of(found, drawn) == {("tiny", "all"): 40.0, ("photo", "all"): 20.0}
     out = tmp_path / "plot.svg"
     assert call(plots.main, "shots", tmp_path, "--out", out)[0] == 0
     assert {"zero-shot (tiny)", "zero-shot (photo)"} <= set(

@@ -9,7 +9,7 @@ import sys
 
 import parse_test_res
 import pytest
-from dassl_blackbox import results
+from dassl_blackbox import plots, results
 from dassl_blackbox.runs import is_finished, read_run
 from dassl_blackbox.textlog import LIFE, is_evaluated
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
@@ -204,3 +204,29 @@ def test_both_halves_of_a_protocol_are_of_the_same_seeds(tmp_path, call):
     _, out, err = call(results.main, tmp_path, "--base2new", "--format", "csv")
     assert "ZIP,Digits,25.0 ± 5.0,25.0 ± 5.0,25.0" in out
     assert "ZIP has seed1, seed4 of one half alone, which is left out" in err
+
+
+def test_an_evaluation_of_unfinished_training_is_no_result(tmp_path, call):
+    """In its own folder; elsewhere it is one."""
+    for folder in (make(tmp_path / "ZIP" / "seed1"), make(tmp_path / "evaluation" / "seed1")):
+        (folder / "log.txt").write_text("no end\n")
+        store(folder, "evaluation")
+    (tmp_path / "ZIP" / "seed1" / "prompt_learner").mkdir()
+    status, out, err = call(results.main, tmp_path)
+    assert not status and "evaluation" in out and "ZIP/seed1" not in out.replace(str(tmp_path), "")
+    assert "ZIP/seed1/log.txt has no result" in err
+
+
+def test_two_folders_of_pictures_are_two_data_sets(tmp_path, call):
+    figures = {"cats": (40.0, 60.0), "cars": (90.0, 95.0)}
+    for name, accuracies in figures.items():
+        for trainer, accuracy in zip((results.ZERO_SHOT, "ZIP"), accuracies):
+            folder = make(tmp_path / name / trainer / "seed1")
+            store(
+                folder, trainer=trainer, dataset="ImageFolder", root=f"/{name}", accuracy=accuracy
+            )
+    found = results.groups(tmp_path)
+    zero = plots.zero_shot(found)
+    gains = {g.dataset: g.mean() - zero[plots.kind(g)] for g in found if g.known.trainer == "ZIP"}
+    assert gains == {"ImageFolder (/cats)": 20.0, "ImageFolder (/cars)": 5.0}
+    assert call(plots.main, "gain", tmp_path, "--out", tmp_path / "gain.png")[0] == 0

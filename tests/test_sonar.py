@@ -21,7 +21,7 @@ from dassl_blackbox.trainers.blackbox.probes import generic_names, probe_texts
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import accuracy, bill, build, difference, run, seeded
+from support import accuracy, assert_same, bill, build, difference, run, seeded, trained
 
 ONE_VIEW = "TRAINER.SONAR.VIEWS", "1"
 
@@ -187,13 +187,45 @@ def test_further_texts_are_drawn_from_the_bank(tmp_path):
     assert len(probe_texts("names", 5000, ["tench"], "{}", seeded())) == 999
     phrases = probe_texts("phrases", 5, ["cat", "dog"], "{}", seeded()).names
     assert [name.split()[-1] for name in phrases] == ["cat.", "dog.", "cat.", "dog.", "cat."]
-    (tmp_path / "bank.txt").write_text("a lamp\n\na chair\nCat\n")
+    (tmp_path / "bank.txt").write_text("\ufeffa lamp\n\na chair\nCat\n")
     own = probe_texts(str(tmp_path / "bank.txt"), 5, ["cat"], "my {}.", seeded())
     assert set(own.names) == {"a lamp", "a chair"} and own.template == "my {}."
     assert probe_texts("names", 0, ["cat"], "{}", seeded()) is None
     for path in ("no such file", tmp_path):
         with pytest.raises(BlackBoxError, match="BANK"):
             probe_texts(str(path), 5, ["cat"], "{}", seeded())
+
+
+def test_a_bank_with_fewer_texts_is_told_and_its_content_counts(data_root, tmp_path, capsys):
+    bank, options = tmp_path / "bank.txt", ("TRAINER.SONAR.VIEWS", 0, "INPUT.VIEWS", 1)
+    for content, words in (("lamp\nchair\n", None), ("lamp\ndoor\n", "TRAINER.SONAR.BANK")):
+        bank.write_text(content)
+        named = "TRAINER.SONAR.BANK", bank
+        capsys.readouterr()
+        status = run("SONAR", data_root, tmp_path / "run", *named, *options, flags=["--skip-done"])
+        out, err = capsys.readouterr()
+        assert status == bool(words)
+        if words:
+            assert "another configuration (TRAINER.SONAR.BANK" in err
+        else:
+            assert "has 2 further texts of the 40" in out and "reads no INPUT.VIEWS" in out
+
+
+def test_views_of_its_own_are_none_of_the_input_s(data_root, tmp_path):
+    rows = []
+    for views in (0, 1):
+        options = "INPUT.VIEWS", views, *ONE_VIEW, "TRAINER.SONAR.PROBES", 0
+        trainer = trained("SONAR", data_root, tmp_path / str(views), *options)
+        rows.append(trainer.head_optim.kept)
+    assert_same(*rows)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(6, 3), torch.zeros(1, 3)])
+def test_images_that_score_alike_teach_nothing(rows):
+    head, index = AffineScores([3]), torch.arange(len(rows))
+    gathered = Gathered(rows, index % 3, index)
+    assert "nothing is learnt" in fit_scores(head, gathered, index % 2)
+    assert torch.equal(head(rows), AffineScores([3])(rows))
 
 
 def test_further_texts_are_scored_after_the_classes_and_charged(digits):

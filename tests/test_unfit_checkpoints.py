@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
+from dassl_blackbox.trainers.blackbox.registry import node_of
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.files import save_state
-from support import printed, run, sentence
+from support import OURS, TRAINED, build, printed, run, seeded, sentence
 
 
 def another_method(folder):
@@ -137,3 +139,54 @@ def test_the_white_box_refuses_what_is_not_its_own(runs, data_root, tmp_path, ca
     )
     assert str(runs / folder) in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(4, 3, 32, 32, generator=seeded())
+
+
+def answers(trainer, folder, pixels):
+    """What the model of a run says of images."""
+    trainer.load_model(str(folder))
+    trainer.set_model_mode("eval")
+    with torch.no_grad(), trainer.evaluating():
+        return trainer.model_inference(pixels)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TRAINED)
+def test_evaluation_with_another_setting_is_the_same_or_says_so(
+    data_root, budget, tmp_path, capsys, name, pixels
+):
+    """Of every key of the method: a checkpoint carries it, or a note or an error names it."""
+    folder = tmp_path / "run"
+    assert not run(name, data_root, folder, *budget(name, 2))
+    expected = answers(build(name, data_root, tmp_path / "same"), folder, pixels)
+    for key, entry in OURS[name].keys.items():
+        full = f"TRAINER.{node_of(OURS[name])}.{key}"
+        for number, value in enumerate(entry.rule.good[:3]):
+            out = tmp_path / f"{key}{number}"
+            capsys.readouterr()
+            try:
+                found = answers(build(name, data_root, out, full, value), folder, pixels)
+            except BlackBoxError as e:
+                assert str(e)
+                continue
+            if full not in capsys.readouterr().out:
+                assert torch.equal(found, expected), (full, value)
+
+
+def test_a_head_is_not_evaluated_on_other_answers_than_it_was_fitted_to(
+    data_root, budget, tmp_path, capsys
+):
+    for name in ("SONAR", "BlackVIP"):
+        assert not run(name, data_root, tmp_path / name, *budget(name, 2))
+    flags = "--eval-only", "--model-dir", tmp_path / "SONAR"
+    for name, value in (("TRAINER.SONAR.TEMPLATE", "an odd {}"), ("ORACLE.TOP_K", 2)):
+        error = sentence(capsys, "SONAR", data_root, tmp_path / "out", name, value, flags=flags)
+        assert f"fitted with other settings ({name}: " in error
+    flags = "--eval-only", "--model-dir", tmp_path / "BlackVIP"
+    options = "TRAINER.BLACKVIP.EPS", 0.5
+    assert not run("BlackVIP", data_root, tmp_path / "noted", *options, flags=flags)
+    assert "that evaluation reads: TRAINER.BLACKVIP.EPS" in capsys.readouterr().out

@@ -127,9 +127,10 @@ def make(name, root):
     return NAMES, (train, val, test)
 
 
-def said(capsys, name, root, out, *options, trainer="ZIP", code=1):
+def said(capsys, name, root, out, *options, trainer="ZIP", code=1, done=False):
     """The sentence with which a run ends."""
-    flags = "--dataset-config-file", REPO / "configs" / "datasets" / f"{ROW[name].config}.yaml"
+    flags = ["--dataset-config-file", REPO / "configs" / "datasets" / f"{ROW[name].config}.yaml"]
+    flags += ["--skip-done"] if done else []
     capsys.readouterr()
     assert run(trainer, root, out, "ORACLE.MAX_QUERIES", 20, *options, flags=flags) == code
     told = capsys.readouterr()

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 CLASSES, PARTS = 20, {"train": (0, 16), "val": (16, 20), "test": (20, 50)}
+PHOTOGRAPHS = 50  # of a class
 
 
 def contours(image):
@@ -40,13 +41,21 @@ def photographs(archive):
         for label in range(len(archive["classnames"]))
         if label not in set(archive["novel"].tolist())
     ]
+    if len(known) < CLASSES:
+        raise SystemExit(f"error: the archive has {len(known)} known classes of {CLASSES}.")
     jpeg, offsets, chosen = archive["jpeg"], archive["offsets"], {}
     for label in known[:: len(known) // CLASSES][:CLASSES]:
         name = str(archive["classnames"][label]).split(",")[0].strip()
+        if name in chosen:
+            raise SystemExit(f"error: two classes of the archive are called '{name}'.")
         chosen[name] = [
             jpeg[offsets[i] : offsets[i + 1]].tobytes()
-            for i in np.flatnonzero(archive["labels"] == label)[:50]
+            for i in np.flatnonzero(archive["labels"] == label)[:PHOTOGRAPHS]
         ]
+        if len(chosen[name]) < PHOTOGRAPHS:
+            raise SystemExit(
+                f"error: '{name}' has {len(chosen[name])} photographs of {PHOTOGRAPHS}."
+            )
     return chosen
 
 

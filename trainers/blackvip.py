@@ -40,7 +40,7 @@ class BlackVIP(BlackBoxTrainer):
     keys = {
         "METHOD": Key("scratch", one("scratch", "pca", "padding"), "the encoder; padding: none"),
         **template_keys(),
-        "EPS": Key(1.0, number(above=0), "factor of the prompt", coordinated),
+        "EPS": Key(1.0, number(above=0), "factor of the prompt", coordinated, True),
         # published: False
         "ZERO_INIT": Key(False, flag(), "start at zero-shot, the last layer zero", coordinated),
         # of padding: A 10 to 40, ALPHA 0.5

@@ -86,7 +86,9 @@ class CBBT(BlackBoxTrainer):
         ),
         "CLIP": Key(5.0, number(above=0), "largest norm of the gradient estimate"),
         "ADAPTER": Key(False, flag(), "train an adapter on image features too (grant features)"),
-        "ADAPTER_RATIO": Key(0.2, number(0, 1), "share of its output in the feature", ADAPTED),
+        "ADAPTER_RATIO": Key(
+            0.2, number(0, 1), "share of its output in the feature", ADAPTED, True
+        ),
         "ADAPTER_WIDTH": Key(
             0.25, number(above=0, high=100), "hidden width / feature's width", ADAPTED
         ),

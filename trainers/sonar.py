@@ -46,6 +46,11 @@ class SONAR(BlackBoxTrainer):
         template, classes = template_for(self.cfg), dataset.classnames
         count = node.PROBES * len(classes)
         texts = probe_texts(node.BANK, count, classes, template, generator)
+        if count and (found := len(texts) if texts else 0) < count:
+            print(
+                f"Note: TRAINER.SONAR.BANK has {found:,} further texts of the {count:,} that "
+                f"PROBES {node.PROBES} asks for with {len(classes):,} classes"
+            )
         head = AffineScores([len(classes), *([len(texts)] if texts else [])])
         folds = folds_of(dataset.train_x, node.FOLDS)
 

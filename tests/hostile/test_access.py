@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from dassl_blackbox.serve.access import read_accounts
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, normalised, pack
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import seeded
 
 from hostile.client import JSON, KEY, KEYS, QUESTIONS, WIDTH
@@ -140,3 +142,17 @@ def test_names_of_requests(served):
     assert ask(b"two").status == 200  # what was refused did not take the name
     assert served.usage()["requests"] - before["requests"] == 4
     line.billed["full"] -= 1  # answered twice, billed once
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("- {name: me, key: a-long-key-1, max_queries: 9, max_queries: 0}", "given twice"),
+        ("name: me", "no list of keys"),
+        ("- {name: me", "cannot be read"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_meant(tmp_path, content, words):
+    (tmp_path / "keys.yaml").write_text(content)
+    with pytest.raises(BlackBoxError, match=words):
+        read_accounts(str(tmp_path / "keys.yaml"), ("logits",), 0)

@@ -43,6 +43,11 @@ class BlackBoxTrainer(Billed):
         self.head, self.head_optim, self.sched = recipe.head, recipe.teacher, recipe.schedule
         if recipe.views is not None:
             self.max_epoch = min(self.max_epoch, 1 + recipe.views)
+            if self.augmentation.views:  # which would ask about the same view again
+                print(
+                    f"Note: {self.cfg.TRAINER.NAME} has views of its own and reads no INPUT.VIEWS"
+                )
+                self.augmentation.views = 0
         theta = self.optim.solution.to(self.device)
         self.learner = PromptLearner(self.space, theta, self.head).to(self.device)
         self.register_model(self.model_name, self.learner, self.optim, self.sched)

@@ -68,12 +68,14 @@ class Key(NamedTuple):
         rule: what it may hold.
         about: what it is.
         when: whether it is read, by the values of the node that it is in.
+        inferred_with: whether evaluation reads it too, and no checkpoint carries it.
     """
 
     default: Any
     rule: Rule
     about: str
     when: Callable[[Any], bool] = always
+    inferred_with: bool = False
 
 
 def where(name: str, value: Any) -> Callable[[Any], bool]:

@@ -46,7 +46,9 @@ def local_keys() -> dict[str, Key]:
             "what the model's owner lets out or in",
             is_local,
         ),
-        "TOP_K": Key(0, whole(0), "0: logits; k: an image's k largest log-probabilities", is_local),
+        "TOP_K": Key(
+            0, whole(0), "0: logits; k: an image's k largest log-probabilities", is_local, True
+        ),
     }
 
 
@@ -69,7 +71,7 @@ def remote_keys() -> dict[str, Key]:
         "TIMEOUT": Key(60.0, number(above=0), "seconds without a byte before a new try", is_remote),
         "PATIENCE": Key(300.0, number(0), "seconds before a request is given up", is_remote),
         # for OpenAI's and OpenCLIP's CLIP models; no service tells it
-        "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", is_service),
+        "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", is_service, True),
         "IMAGES": Key(
             "modality", one("modality", "items", "data_uri"), "an image in JSON", speaks_openai
         ),

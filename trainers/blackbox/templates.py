@@ -61,7 +61,7 @@ def template_rule() -> Rule:
 def template_keys() -> dict[str, Key]:
     """The key of a method that reads class texts without a context."""
     text = "text with a slot {} for the class name; empty: the set's"
-    return {"TEMPLATE": Key("", template_rule(), text)}
+    return {"TEMPLATE": Key("", template_rule(), text, inferred_with=True)}
 
 
 def template_for(cfg: Any) -> str:

@@ -29,6 +29,8 @@ def fit_scores(head: AffineScores, gathered: Gathered, folds: torch.Tensor) -> s
     scores, labels, sets = gathered.rows, gathered.labels, held_out_rows(gathered, folds)
     rows = centred(scores.double(), head.parts)
     whitening = Whitening(rows, resolution(scores))
+    if not len(whitening.values) or any(problems.all(1).any() for problems in sets):
+        return "nothing is learnt, the head is zero-shot: the images are too few, or score alike"
     powers = POWERS
     if len(scores) * len(whitening.values) * head.parts[0] > WORK:
         sets, powers = [problems[:1] for problems in sets], (0.5,)

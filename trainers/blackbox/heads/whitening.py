@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision
@@ -17,7 +18,8 @@ def resolution(scores: torch.Tensor) -> float:
     found = values.unique()
     if len(found) < 2 or 4 * len(found) > len(values):
         return 0.0
-    low, high = values.double().quantile(torch.tensor([0.05, 0.95]).to(values.double()))
+    # of numpy, since torch before 2.5 takes no more than 2^24 numbers
+    low, high = np.quantile(values.double().cpu().numpy(), [0.05, 0.95])
     inside = int(((found >= low) & (found <= high)).sum())
     return float(high - low) / max(1, inside - 1)
 
@@ -31,7 +33,7 @@ def components(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = rows.shape[0] < rows.shape[1]
     squares, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
     squares, vectors = squares.flip(0), vectors.flip(1)
-    kept = squares > 1e-12 * squares[0]
+    kept = squares > 1e-12 * squares.clamp_min(0).amax()
     values, vectors = squares[kept].sqrt(), vectors[:, kept]
     return values, rows.T @ vectors / values if wide else vectors
 
@@ -50,7 +52,7 @@ class Whitening:
     Attributes:
         mean: `[A]`.
         values: singular values that are kept `[r]`, those above `CUT` of the largest and above
-            twice what rounding gives.
+            twice what rounding gives; none where all rows are alike.
     """
 
     def __init__(self, rows: torch.Tensor, noise: float = 0.0) -> None:
@@ -59,7 +61,7 @@ class Whitening:
         values, vectors = components(rows - self.mean)
         # the largest singular value of a random matrix of this shape (uniform rounding error)
         floor = noise / 12**0.5 * (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5)
-        kept = values > max(CUT * float(values[0]), 2 * floor)
+        kept = values > (CUT * values[:1]).clamp_min(2 * floor)
         self.values, self.vectors = values[kept], vectors[:, kept]
 
     def matrix(self, power: float) -> torch.Tensor:

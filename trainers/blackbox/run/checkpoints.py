@@ -15,10 +15,10 @@ from torch import nn
 from ..data.loaders import training_images
 from ..data.reader import Augmentation
 from .errors import BlackBoxError
-from .files import read_text, save_state, write_atomically
-from .matching import check_settings, identity, load
+from .files import load_state, read_text, save_state, write_atomically
+from .matching import check_inference, check_settings, identity, load
 from .rng import rng_state
-from .settings import settings
+from .settings import CONTENTS, settings, with_contents
 
 BEST, RESUME, POINTER = "model-best.pth.tar", "model-resume.pth.tar", "checkpoint"
 NONE_YET = "(none yet)"  # what the pointer file says before the first checkpoint is whole
@@ -74,6 +74,21 @@ def choose(folder: str | Path, epoch: int | None = None, best: bool = False) -> 
     return newest(folder) or folder / "model.pth.tar"
 
 
+def contents_of(folder: str | Path) -> dict[str, str] | None:
+    """What the newest checkpoint in a folder says of what lies behind its run's settings.
+
+    None where there is none, or one of version 0.1.0, which knew no contents.
+
+    Raises:
+        BlackBoxError: it is damaged.
+    """
+    path = newest(folder)
+    extra = load_state(path).get("blackbox", {}) if path else {}
+    if "format" not in extra:
+        return None
+    return {name: extra["settings"][name] for name in CONTENTS if name in extra["settings"]}
+
+
 class Checkpointed:
     """The part of a trainer that saves, resumes and loads.
 
@@ -98,6 +113,7 @@ class Checkpointed:
     batches_done: int
     epoch_rng: dict[str, Any] | None
     saved_at: tuple[int, int]
+    loaded_counts: dict | None = None  # of the training whose model is evaluated
 
     def clock(self) -> int:
         """What the bar and the curves are drawn over, in `unit`."""
@@ -121,7 +137,7 @@ class Checkpointed:
         """What must agree for a run to go on: its resolved settings, and its training images."""
         if self.images_digest is None:
             self.images_digest = training_images(self.dm.dataset.train_x)
-        return {**settings(self.cfg.dump()), "training images": self.images_digest}
+        return with_contents(settings(self.cfg.dump()), self.images_digest)
 
     def write_checkpoint(self, name: str, is_newest: bool = True, val_result: Any = None) -> Path:
         """Everything that evaluation and resumption need; tensors and plain values only."""
@@ -209,7 +225,9 @@ class Checkpointed:
         best = self.cfg.TEST.FINAL_MODEL == "best_val"
         path = choose(self.folder(directory), epoch, best)
         state = load(path, self)
+        bound = getattr(self.head, "class_bound", False)
+        check_inference(path, state["blackbox"], settings(self.cfg.dump()), bound)
         self.learner.load_state_dict(state["state_dict"])
-        counts = state["blackbox"]["counts"]
+        self.loaded_counts = counts = state["blackbox"]["counts"]
         queries = f", {counts['training']['queries']:,} queries" if counts else ""
         print(f"Load {path} (epoch {state['epoch']}{queries})")

@@ -70,7 +70,7 @@ def sweep(folder: str | Path) -> None:
 
 
 def read_text(path: str | Path, cure: str) -> str:
-    """The text of a file.
+    """The text of a file, without the byte order mark that some editors put in front.
 
     Raises:
         BlackBoxError: it cannot be read, or is not text; ends with `cure`, what to do.
@@ -78,7 +78,7 @@ def read_text(path: str | Path, cure: str) -> str:
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError("not a regular file")
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise BlackBoxError(f"{path} cannot be read ({first_line(e)}). {cure}") from e
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import BlackBoxError
 from .files import load_state
-from .settings import BUDGETS, NOT_TRAINING, as_text, differences
+from .settings import BUDGETS, NOT_TRAINING, as_text, differences, inferred_with
 
 PARTS = {"state_dict", "epoch", "optimizer", "scheduler", "blackbox"}
 
@@ -101,6 +101,32 @@ def few(names: list[str] | None) -> str:
     if names is None:
         return "of no head"
     return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
+
+
+def check_inference(
+    path: Path, extra: dict[str, Any], here: dict[str, str], class_bound: bool
+) -> None:
+    """Compare what evaluation reads beside the checkpoint with what training read.
+
+    A prompt may be tried with another value, which is noted; a head that is tied to its classes
+    was fitted to these very answers.
+
+    Raises:
+        BlackBoxError: they differ, and there is such a head.
+    """
+    differ = {
+        name: pair
+        for name, pair in differences(extra.get("settings", {}), here).items()
+        if name in inferred_with(here)
+    }
+    if not differ:
+        return
+    if class_bound:
+        raise BlackBoxError(
+            f"{path} has a head that was fitted with other settings ({as_text(differ)}), which "
+            f"decide what it is given. Give the same in evaluation."
+        )
+    print(f"Note: {path} was trained with other settings that evaluation reads: {as_text(differ)}")
 
 
 def check_settings(

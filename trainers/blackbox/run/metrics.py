@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -91,12 +92,16 @@ def entry(
     if queries and before:
         asked = queries["evaluation"]
         queries[TEST] = {unit: asked[unit] - before["evaluation"][unit] for unit in asked}
+    if queries and not trained and trainer.loaded_counts:
+        known = queries["training"], trainer.loaded_counts["training"]
+        queries["training"] = max(known, key=lambda counts: counts["queries"])
     return {
         "version": getattr(sys.modules.get("dassl_blackbox"), "__version__", None),
         "trainer": cfg.TRAINER.NAME,
         "access": access(trainer),
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "dataset": cfg.DATASET.NAME,
+        "root": os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)),
         "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
         "shots": cfg.DATASET.NUM_SHOTS,
         "seed": cfg.SEED,

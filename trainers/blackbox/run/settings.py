@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 from dassl.config import get_cfg_default
 
-from ..config import extend_cfg, leaves
+from ..config import extend_cfg, leaves, tables
 from ..registry import node_of, ours
 from .errors import BlackBoxError
 from .reading import read_yaml
@@ -39,6 +40,7 @@ NOT_TRAINING = (
     "ORACLE.VAL_EVERY",
     "MODEL.",
 )  # the model is known to a checkpoint by its weights
+CONTENTS = IMAGES, BANK = "training images", "TRAINER.SONAR.BANK"
 SHOWN = 3
 # where a method's SPACE had its sizes before every method had its own
 SIZES = {
@@ -60,6 +62,15 @@ def settings(text: str) -> dict[str, str]:
     return counting(yaml.safe_load(text))
 
 
+def with_contents(run: dict[str, str], images_digest: str) -> dict[str, str]:
+    """Settings, with what lies behind names in them: training images, and a bank's content."""
+    content = {IMAGES: images_digest}
+    bank = Path(run.get(BANK, ""))
+    if bank.is_file():
+        content[BANK] = f"{bank.name}, SHA-256 {hashlib.sha256(bank.read_bytes()).hexdigest()[:12]}"
+    return {**run, **content}
+
+
 def read_settings(path: str | Path) -> dict[str, str]:
     """The same of the `config.yaml` of a run.
 
@@ -73,6 +84,18 @@ def read_settings(path: str | Path) -> dict[str, str]:
     if missing or broken:
         raise BlackBoxError(f"{path} is damaged: it has no whole {(missing + broken)[0]}. {cure}")
     return counting(content)
+
+
+def inferred_with(run: dict[str, str]) -> set[str]:
+    """Names of the settings that the evaluation of this run reads and no checkpoint carries."""
+    trainer = ours().get(run.get("TRAINER.NAME", ""))
+    nodes = {"ORACLE", f"TRAINER.{node_of(trainer)}" if trainer else ""}
+    return {
+        f"{node}.{key}"
+        for node, keys in tables().items()
+        for key, entry in keys.items()
+        if node in nodes and entry.inferred_with
+    }
 
 
 def before(run: dict[str, str]) -> dict[str, str]:
@@ -117,7 +140,7 @@ def larger(name: str, there: str | None, here: str | None) -> bool:
 def as_text(differing: dict[str, tuple[str | None, str | None]]) -> str:
     """The first few of them."""
     words = [
-        name if name == "training images" else f"{name}: {there} there, {here} here"
+        name if name == IMAGES else f"{name}: {there} there, {here} here"
         for name, (there, here) in differing.items()
     ]
     return "; ".join(words[:SHOWN]) + (
