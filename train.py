@@ -198,9 +198,11 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     """Settings of the finished run in the output folder, and of this one.
 
     A checkpoint tells of training images and a bank's content too. A run without one (zero-shot)
-    knows its data by their folder.
+    knows its data by their folder. Where they are gone, there is nothing to compare.
     """
     made, here = read_settings(config), settings(cfg.dump())
+    if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
+        return made, here
     known = contents_of(Path(cfg.OUTPUT_DIR) / Checkpointed.model_name)
     if known is None:
         folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT

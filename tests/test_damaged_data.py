@@ -294,5 +294,6 @@ def test_a_finished_run_on_other_pictures_is_not_skipped(pictures, tmp_path, cap
         assert "skipped" in ask(pictures, 0)
         words = "training images" if trainer == "ZIP" else f"DATASET.ROOT: {pictures} there"
         assert words in ask(other, 1)
+        assert "skipped" in ask(tmp_path / "gone", 0)
         if trainer == "ZIP":
             assert "skipped" in ask(moved, 0)

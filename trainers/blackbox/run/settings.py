@@ -11,6 +11,7 @@ import yaml
 from dassl.config import get_cfg_default
 
 from ..config import extend_cfg, leaves, tables
+from ..probes import NAMES, PHRASES
 from ..registry import node_of, ours
 from .errors import BlackBoxError
 from .reading import read_yaml
@@ -66,7 +67,7 @@ def with_contents(run: dict[str, str], images_digest: str) -> dict[str, str]:
     """Settings, with what lies behind names in them: training images, and a bank's content."""
     content = {IMAGES: images_digest}
     bank = Path(run.get(BANK, ""))
-    if bank.is_file():
+    if str(bank) not in (NAMES, PHRASES) and bank.is_file():
         content[BANK] = f"{bank.name}, SHA-256 {hashlib.sha256(bank.read_bytes()).hexdigest()[:12]}"
     return {**run, **content}
 
