@@ -34,7 +34,11 @@ def of_coop(folder):
 UNFIT = {
     "of another method": (another_method, [], "Foreign.*ZIP"),
     "of another prompt size": (None, ["TRAINER.ZIP.N_CTX", "4"], "prompt of another size"),
-    "of another rank": (None, ["TRAINER.ZIP.RANK", "3"], "prompt of another size"),
+    "of another rank": (
+        None,
+        ["TRAINER.ZIP.RANK", "3"],
+        r"prompt of another size.* as in training \(TRAINER.ZIP.RANK: 5 there, 3 here\)",
+    ),
     "truncated": (truncated, [], "model.pth.tar-500 is not a checkpoint that can be read"),
     "of CoOp": (of_coop, [], "was not written by this version of a black-box trainer"),
 }
@@ -71,7 +75,8 @@ def test_a_checkpoint_with_or_without_a_head(data_root, tmp_path, capsys, budget
         == 0
     )
     flags = "--eval-only", "--model-dir", tmp_path / "run"
-    assert "head" in sentence(
+    words = f"TRAINER.CRAFT.HEAD: {trained_with} there, {not trained_with} here"
+    assert words in sentence(
         capsys,
         "CraFT",
         data_root,

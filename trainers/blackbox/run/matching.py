@@ -9,7 +9,14 @@ from typing import Any
 
 from .errors import BlackBoxError
 from .files import load_state
-from .settings import BUDGETS, NOT_TRAINING, as_text, differences, inferred_with
+from .settings import (
+    BUDGETS,
+    NOT_TRAINING,
+    as_text,
+    differences,
+    inferred_with,
+    settings,
+)
 
 PARTS = {"state_dict", "epoch", "optimizer", "scheduler", "blackbox"}
 
@@ -33,15 +40,39 @@ def load(path: Path, trainer: Any) -> dict[str, Any]:
             "same --trainer as in training."
         )
     check_model(path, state, made, here)
-    if made.get("classes", here["classes"]) != here["classes"]:
-        raise BlackBoxError(
-            f"{path} has a head for the classes {few(made['classes'])}; here they are "
-            f"{few(here['classes'])}. This head is tied to the classes that it was trained "
-            "on and cannot move to others: evaluate on the same ones, or train the prompt alone, "
-            "which moves."
-        )
-    check_shapes(path, state["state_dict"], trainer.learner.state_dict())
+    differing = method_settings(state, trainer)
+    check_classes(path, made.get("classes", here["classes"]), here["classes"], differing)
+    check_shapes(path, state["state_dict"], trainer.learner.state_dict(), differing)
     return state
+
+
+def check_classes(
+    path: Path, made: list[str] | None, here: list[str] | None, differing: str
+) -> None:
+    """Raise unless both sides have a head for the same classes, or neither has one."""
+    if (made is None) != (here is None):
+        heads = ["a head" if names else "no head" for names in (made, here)]
+        raise BlackBoxError(
+            f"{path} was trained with {heads[0]} that is tied to its classes, and this run has "
+            f"{heads[1]}. Give the same settings as in training{differing}."
+        )
+    if made and here and made != here:
+        raise BlackBoxError(
+            f"{path} has a head for the classes {few(made)}; here they are {few(here)}. This head "
+            "is tied to the classes that it was trained on and cannot move to others: evaluate on "
+            "the same ones, or train the prompt alone, which moves."
+        )
+
+
+def method_settings(state: dict[str, Any], trainer: Any) -> str:
+    """What of the method's settings is not as in training, in brackets, for an error's cure."""
+    made = state["blackbox"].get("settings", {})
+    differ = {
+        name: pair
+        for name, pair in differences(made, settings(trainer.cfg.dump())).items()
+        if name.startswith("TRAINER.")
+    }
+    return f" ({as_text(differ)})" if differ else ""
 
 
 def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> None:
@@ -66,7 +97,7 @@ def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> No
         )
 
 
-def check_shapes(path: Path, saved: dict, here: dict) -> None:
+def check_shapes(path: Path, saved: dict, here: dict, differing: str) -> None:
     # what is no tensor, such as texts, has no shape and must only be there
     there, ours = (
         {k: tuple(getattr(v, "shape", ())) for k, v in side.items()} for side in (saved, here)
@@ -79,7 +110,7 @@ def check_shapes(path: Path, saved: dict, here: dict) -> None:
                 cure = "settings of the head as in training, or train anew"
             raise BlackBoxError(
                 f"{path} has {part}: '{k}' is {there.get(k, 'absent')} there and "
-                f"{ours.get(k, 'absent')} here. Give the same {cure}."
+                f"{ours.get(k, 'absent')} here. Give the same {cure}{differing}."
             )
 
 
@@ -97,9 +128,7 @@ def identity(trainer: Any) -> dict[str, Any]:
     }
 
 
-def few(names: list[str] | None) -> str:
-    if names is None:
-        return "of no head"
+def few(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
 
 
