@@ -18,7 +18,7 @@ def resolution(scores: torch.Tensor) -> float:
     found = values.unique()
     if len(found) < 2 or 4 * len(found) > len(values):
         return 0.0
-    # of numpy, since torch before 2.5 takes no more than 2^24 numbers
+    # of numpy: that of older versions of torch takes no more than 2^24 numbers
     low, high = np.quantile(values.double().cpu().numpy(), [0.05, 0.95])
     inside = int(((found >= low) & (found <= high)).sum())
     return float(high - low) / max(1, inside - 1)
