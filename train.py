@@ -32,7 +32,7 @@ from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
 from dassl_blackbox.trainers.blackbox.data.checks import training_images
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
-from dassl_blackbox.trainers.blackbox.run.checkpoints import Checkpointed, contents_of
+from dassl_blackbox.trainers.blackbox.run.checkpoints import Checkpointed, settings_of
 from dassl_blackbox.trainers.blackbox.run.errors import (
     BlackBoxError,
     Interrupted,
@@ -45,6 +45,7 @@ from dassl_blackbox.trainers.blackbox.run.metrics import forget
 from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.run.settings import (
     as_text,
+    content_names,
     differences,
     larger,
     read_settings,
@@ -203,7 +204,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     made, here = read_settings(config), settings(cfg.dump())
     if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
         return made, here
-    known = contents_of(Path(cfg.OUTPUT_DIR) / Checkpointed.model_name)
+    known = settings_of(Path(cfg.OUTPUT_DIR) / Checkpointed.model_name)
     if known is None:
         folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT
         then, now = (str(Path(root).expanduser().resolve()) for root in folders)
@@ -212,7 +213,8 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
         set_random_seed(cfg.SEED)  # as before the draw of a run's shots
     with redirect_stdout(io.StringIO()):
         images = training_images(build_dataset(cfg).train_x)
-    return {**made, **known}, with_contents(here, images)
+    told = {name: known[name] for name in content_names(cfg.TRAINER.NAME) & known.keys()}
+    return {**made, **told}, with_contents(here, images)
 
 
 def marks(folder: str) -> str:

@@ -71,7 +71,7 @@ class Group:
     def label(self) -> str:
         """The path without the data set's part: the same for one method on all of them."""
         known = {row.name: row.config for row in ROWS}
-        name = self.dataset.partition(" ")[0]
+        name = self.known.registered
         return "/".join(part for part in self.path.parts if part != known.get(name, name))
 
     @property

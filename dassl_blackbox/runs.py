@@ -52,7 +52,8 @@ class Run:
         metrics: accuracies and the like, per cent; from a log, as they are printed there.
         counts: `training`, `evaluation` and `lost`, as in `queries.json`; None: there are none.
         seconds: of training and evaluation; None: not known.
-        dataset: registry name, with the folder for pictures of one's own.
+        registered: name of the data set in the registry.
+        root: folder of the data; empty: not known.
         uncounted: what stands in a table where there are no counts.
         access: the most demanding of what the method needs, of `ACCESS`.
         test_queries: of the test, a batch of at most 128 images; None: not known.
@@ -64,7 +65,7 @@ class Run:
     metrics: dict[str, float]
     counts: dict[str, Counts] | None
     seconds: float | None
-    dataset: str = "?"
+    registered: str = "?"
     shots: int | None = None
     backbone: str = "?"
     classes: str = "all"  # or base, or new
@@ -72,6 +73,13 @@ class Run:
     access: str = "?"
     test_queries: float | None = None
     split: str = "?"  # test, or val
+    root: str = ""
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name, which tells two folders of one's own pictures apart."""
+        own = self.registered == OWN_PICTURES and self.root
+        return f"{self.registered} ({self.root})" if own else self.registered
 
     @property
     def lost_much(self) -> bool:
@@ -156,19 +164,15 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
         metrics,
         counts,
         found(section, float, None, "seconds"),
-        named(found(section, str, "?", "dataset"), found(section, str, "", "root")),
+        found(section, str, "?", "dataset"),
         shots if shots > 0 else None,
         found(section, str, "?", "backbone"),
         found(section, str, "all", "classes"),
         access=access_of(needs),
         test_queries=test_queries,
         split=found(section, str, "?", "split"),
+        root=found(section, str, "", "root"),
     )
-
-
-def named(dataset: str, root: str) -> str:
-    """A data set's name, which tells two folders of one's own pictures apart."""
-    return f"{dataset} ({root})" if dataset == OWN_PICTURES and root else dataset
 
 
 def access_of(needs: list[str]) -> str:
@@ -236,13 +240,12 @@ def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | Non
         metrics,
         counts,
         seconds_in(text),
-        named(
-            found(config, str, "?", "DATASET", "NAME"), found(config, str, "", "DATASET", "ROOT")
-        ),
+        found(config, str, "?", "DATASET", "NAME"),
         shots if shots > 0 else None,
         found(config, str, "?", "MODEL", "BACKBONE", "NAME"),
         found(config, str, "all", "DATASET", "SUBSAMPLE_CLASSES"),
         uncounted,
+        root=found(config, str, "", "DATASET", "ROOT"),
     )
 
 

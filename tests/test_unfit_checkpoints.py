@@ -146,13 +146,9 @@ def test_the_white_box_refuses_what_is_not_its_own(runs, data_root, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def pixels():
-    return torch.randn(4, 3, 32, 32, generator=seeded())
-
-
-def answers(trainer, folder, pixels):
-    """What the model of a run says of images."""
+def answers(trainer, folder):
+    """What the model of a run says of four images."""
+    pixels = torch.randn(4, 3, 32, 32, generator=seeded())
     trainer.load_model(str(folder))
     trainer.set_model_mode("eval")
     with torch.no_grad(), trainer.evaluating():
@@ -162,19 +158,19 @@ def answers(trainer, folder, pixels):
 @pytest.mark.long
 @pytest.mark.parametrize("name", TRAINED)
 def test_evaluation_with_another_setting_is_the_same_or_says_so(
-    data_root, budget, tmp_path, capsys, name, pixels
+    data_root, budget, tmp_path, capsys, name
 ):
     """Of every key of the method: a checkpoint carries it, or a note or an error names it."""
     folder = tmp_path / "run"
     assert not run(name, data_root, folder, *budget(name, 2))
-    expected = answers(build(name, data_root, tmp_path / "same"), folder, pixels)
+    expected = answers(build(name, data_root, tmp_path / "same"), folder)
     for key, entry in OURS[name].keys.items():
         full = f"TRAINER.{node_of(OURS[name])}.{key}"
         for number, value in enumerate(entry.rule.good[:3]):
             out = tmp_path / f"{key}{number}"
             capsys.readouterr()
             try:
-                found = answers(build(name, data_root, out, full, value), folder, pixels)
+                found = answers(build(name, data_root, out, full, value), folder)
             except BlackBoxError as e:
                 assert str(e)
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .blackbox.collector import Collector, Gathered
@@ -11,7 +13,7 @@ from .blackbox.heads.folds import folds_of
 from .blackbox.heads.scores import fit_scores
 from .blackbox.keys import Key, text, whole
 from .blackbox.optimizers import Fixed
-from .blackbox.probes import probe_texts
+from .blackbox.probes import NAMES, PHRASES, probe_texts
 from .blackbox.prompts import ClassTexts, MoreTexts
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
@@ -36,7 +38,12 @@ class SONAR(BlackBoxTrainer):
         **template_keys(),
         # C further texts each, for the C classes of the task
         "PROBES": Key(4, whole(0, 1000), "further queries a batch, in evaluation too"),
-        "BANK": Key("names", text(), "further texts: names, phrases, or a file with a name a line"),
+        "BANK": Key(
+            NAMES,
+            replace(text(), names=(NAMES, PHRASES)),
+            "further texts: names, phrases, or a file with a name a line",
+            names_file=True,
+        ),
         "VIEWS": Key(4, whole(0, 1000), "augmented views of a training image, beside itself"),
         "FOLDS": Key(5, whole(2, 100), "parts of the training images that are held out in turn"),
     }

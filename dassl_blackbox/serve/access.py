@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
 from ..trainers.blackbox.oracle.interface import GRANTS
 from ..trainers.blackbox.run.errors import BlackBoxError, one_of
 from ..trainers.blackbox.run.files import read_text
-from ..trainers.blackbox.run.reading import StrictLoader
+from ..trainers.blackbox.run.reading import parse_yaml
 from .errors import Refusal
 
 KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key
@@ -131,12 +129,8 @@ def read_accounts(path: str, grants: Sequence[str], top_k: int) -> tuple[list[Ac
     """
     entries: list[Any] = []
     if path:
-        cure = "A list of keys is expected, each with 'name' and 'key'."
-        try:
-            entries = yaml.load(read_text(path, cure), StrictLoader) or []
-        except yaml.YAMLError as e:
-            words = " ".join(str(e).split())
-            raise BlackBoxError(f"The keys in {path} cannot be read ({words}). {cure}") from e
+        cure = "So the keys cannot be read: a list is expected, each with 'name' and 'key'."
+        entries = parse_yaml(read_text(path, cure), path, cure) or []
         if not isinstance(entries, list):
             raise BlackBoxError(f"{path} is no list of keys, each with 'name' and 'key'.")
     for pair in filter(None, os.environ.get(KEYS, "").split(",")):

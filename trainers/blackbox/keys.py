@@ -69,6 +69,8 @@ class Key(NamedTuple):
         about: what it is.
         when: whether it is read, by the values of the node that it is in.
         inferred_with: whether evaluation reads it too, and no checkpoint carries it.
+        names_file: whether it may be the path of a file, whose content counts; the rule's names
+            are none.
     """
 
     default: Any
@@ -76,6 +78,7 @@ class Key(NamedTuple):
     about: str
     when: Callable[[Any], bool] = always
     inferred_with: bool = False
+    names_file: bool = False
 
 
 def where(name: str, value: Any) -> Callable[[Any], bool]:

@@ -33,7 +33,7 @@ def components(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = rows.shape[0] < rows.shape[1]
     squares, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
     squares, vectors = squares.flip(0), vectors.flip(1)
-    kept = squares > 1e-12 * squares.clamp_min(0).amax()
+    kept = squares > 1e-12 * squares[0]
     values, vectors = squares[kept].sqrt(), vectors[:, kept]
     return values, rows.T @ vectors / values if wide else vectors
 

@@ -18,7 +18,7 @@ from .errors import BlackBoxError
 from .files import load_state, read_text, save_state, write_atomically
 from .matching import check_inference, check_settings, identity, load
 from .rng import rng_state
-from .settings import CONTENTS, settings, with_contents
+from .settings import settings, with_contents
 
 BEST, RESUME, POINTER = "model-best.pth.tar", "model-resume.pth.tar", "checkpoint"
 NONE_YET = "(none yet)"  # what the pointer file says before the first checkpoint is whole
@@ -74,8 +74,8 @@ def choose(folder: str | Path, epoch: int | None = None, best: bool = False) -> 
     return newest(folder) or folder / "model.pth.tar"
 
 
-def contents_of(folder: str | Path) -> dict[str, str] | None:
-    """What the newest checkpoint in a folder says of what lies behind its run's settings.
+def settings_of(folder: str | Path) -> dict[str, str] | None:
+    """The settings, and what lies behind them, that the newest checkpoint in a folder tells.
 
     None where there is none, or one of version 0.1.0, which knew no contents.
 
@@ -84,9 +84,7 @@ def contents_of(folder: str | Path) -> dict[str, str] | None:
     """
     path = newest(folder)
     extra = load_state(path).get("blackbox", {}) if path else {}
-    if "format" not in extra:
-        return None
-    return {name: extra["settings"][name] for name in CONTENTS if name in extra["settings"]}
+    return extra["settings"] if "format" in extra else None
 
 
 class Checkpointed:
@@ -225,8 +223,7 @@ class Checkpointed:
         best = self.cfg.TEST.FINAL_MODEL == "best_val"
         path = choose(self.folder(directory), epoch, best)
         state = load(path, self)
-        bound = getattr(self.head, "class_bound", False)
-        check_inference(path, state["blackbox"], settings(self.cfg.dump()), bound)
+        check_inference(path, state, self)
         self.learner.load_state_dict(state["state_dict"])
         self.loaded_counts = counts = state["blackbox"]["counts"]
         queries = f", {counts['training']['queries']:,} queries" if counts else ""

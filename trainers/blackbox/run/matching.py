@@ -40,21 +40,19 @@ def load(path: Path, trainer: Any) -> dict[str, Any]:
             "same --trainer as in training."
         )
     check_model(path, state, made, here)
-    differing = method_settings(state, trainer)
-    check_classes(path, made.get("classes", here["classes"]), here["classes"], differing)
-    check_shapes(path, state["state_dict"], trainer.learner.state_dict(), differing)
+    check_classes(path, state, made.get("classes", here["classes"]), trainer)
+    check_shapes(path, state, trainer)
     return state
 
 
-def check_classes(
-    path: Path, made: list[str] | None, here: list[str] | None, differing: str
-) -> None:
+def check_classes(path: Path, state: dict[str, Any], made: list[str] | None, trainer: Any) -> None:
     """Raise unless both sides have a head for the same classes, or neither has one."""
+    here = bound_classes(trainer)
     if (made is None) != (here is None):
         heads = ["a head" if names else "no head" for names in (made, here)]
         raise BlackBoxError(
             f"{path} was trained with {heads[0]} that is tied to its classes, and this run has "
-            f"{heads[1]}. Give the same settings as in training{differing}."
+            f"{heads[1]}. Give the same settings as in training{method_settings(state, trainer)}."
         )
     if made and here and made != here:
         raise BlackBoxError(
@@ -66,13 +64,17 @@ def check_classes(
 
 def method_settings(state: dict[str, Any], trainer: Any) -> str:
     """What of the method's settings is not as in training, in brackets, for an error's cure."""
-    made = state["blackbox"].get("settings", {})
     differ = {
         name: pair
-        for name, pair in differences(made, settings(trainer.cfg.dump())).items()
+        for name, pair in differing(state, trainer).items()
         if name.startswith("TRAINER.")
     }
     return f" ({as_text(differ)})" if differ else ""
+
+
+def differing(state: dict[str, Any], trainer: Any) -> dict[str, tuple[str | None, str | None]]:
+    """{name: (in training, here)} of the settings that are not the same."""
+    return differences(state["blackbox"].get("settings", {}), settings(trainer.cfg.dump()))
 
 
 def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> None:
@@ -97,7 +99,8 @@ def check_model(path: Path, state: dict[str, Any], made: dict, here: dict) -> No
         )
 
 
-def check_shapes(path: Path, saved: dict, here: dict, differing: str) -> None:
+def check_shapes(path: Path, state: dict[str, Any], trainer: Any) -> None:
+    saved, here = state["state_dict"], trainer.learner.state_dict()
     # what is no tensor, such as texts, has no shape and must only be there
     there, ours = (
         {k: tuple(getattr(v, "shape", ())) for k, v in side.items()} for side in (saved, here)
@@ -110,7 +113,8 @@ def check_shapes(path: Path, saved: dict, here: dict, differing: str) -> None:
                 cure = "settings of the head as in training, or train anew"
             raise BlackBoxError(
                 f"{path} has {part}: '{k}' is {there.get(k, 'absent')} there and "
-                f"{ours.get(k, 'absent')} here. Give the same {cure}{differing}."
+                f"{ours.get(k, 'absent')} here. Give the same "
+                f"{cure}{method_settings(state, trainer)}."
             )
 
 
@@ -119,22 +123,26 @@ def identity(trainer: Any) -> dict[str, Any]:
 
     Class names, in their order, only where a head is tied to them.
     """
-    description, tied = trainer.description, getattr(trainer.head, "class_bound", False)
+    description = trainer.description
     return {
         "method": trainer.cfg.TRAINER.NAME,
         "backbone": description.name,
         "weights": description.fingerprint,
-        "classes": list(trainer.dm.dataset.classnames) if tied else None,
+        "classes": bound_classes(trainer),
     }
+
+
+def bound_classes(trainer: Any) -> list[str] | None:
+    """The classes that the trainer's head is tied to, if it has such a head."""
+    tied = getattr(trainer.head, "class_bound", False)
+    return list(trainer.dm.dataset.classnames) if tied else None
 
 
 def few(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
 
 
-def check_inference(
-    path: Path, extra: dict[str, Any], here: dict[str, str], class_bound: bool
-) -> None:
+def check_inference(path: Path, state: dict[str, Any], trainer: Any) -> None:
     """Compare what evaluation reads beside the checkpoint with what training read.
 
     A prompt may be tried with another value, which is noted; a head that is tied to its classes
@@ -143,14 +151,11 @@ def check_inference(
     Raises:
         BlackBoxError: they differ, and there is such a head.
     """
-    differ = {
-        name: pair
-        for name, pair in differences(extra.get("settings", {}), here).items()
-        if name in inferred_with(here)
-    }
+    read = inferred_with(trainer.cfg.TRAINER.NAME)
+    differ = {name: pair for name, pair in differing(state, trainer).items() if name in read}
     if not differ:
         return
-    if class_bound:
+    if bound_classes(trainer):
         raise BlackBoxError(
             f"{path} has a head that was fitted with other settings ({as_text(differ)}), which "
             f"decide what it is given. Give the same in evaluation."

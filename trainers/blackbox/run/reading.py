@@ -48,6 +48,20 @@ def bounded(content: Any) -> bool:
     return True
 
 
+def parse_yaml(text: str, path: str | Path, cure: str) -> Any:
+    """What the text of a YAML file holds.
+
+    Raises:
+        BlackBoxError: it is no YAML; ends with `cure`.
+    """
+    try:
+        return yaml.load(text, StrictLoader)
+    except yaml.YAMLError as e:
+        raise BlackBoxError(f"{path} is not YAML ({' '.join(str(e).split())}). {cure}") from e
+    except Exception as e:  # what PyYAML's constructors raise on odd numbers, dates and nesting
+        raise BlackBoxError(f"{path} is not YAML ({first_line(e)}). {cure}") from e
+
+
 def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
     """The mapping in a YAML file, as it is nested there.
 
@@ -57,12 +71,7 @@ def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
     text = read_text(path, cure)
     if len(text) > LIMIT:
         raise BlackBoxError(f"{path} is larger than a configuration ever is. {cure}")
-    try:
-        content = yaml.load(text, StrictLoader)
-    except yaml.YAMLError as e:
-        raise BlackBoxError(f"{path} is not YAML ({' '.join(str(e).split())}). {cure}") from e
-    except Exception as e:  # what PyYAML's constructors raise on odd numbers, dates and nesting
-        raise BlackBoxError(f"{path} is not YAML ({first_line(e)}). {cure}") from e
+    content = parse_yaml(text, path, cure)
     if not isinstance(content, dict) or not content:
         kind = f"a {type(content).__name__}" if content else "empty"
         raise BlackBoxError(f"{path} is {kind}, where sections of keys are expected. {cure}")

@@ -11,7 +11,7 @@ import yaml
 from dassl.config import get_cfg_default
 
 from ..config import extend_cfg, leaves, tables
-from ..probes import NAMES, PHRASES
+from ..keys import Key
 from ..registry import node_of, ours
 from .errors import BlackBoxError
 from .reading import read_yaml
@@ -41,7 +41,7 @@ NOT_TRAINING = (
     "ORACLE.VAL_EVERY",
     "MODEL.",
 )  # the model is known to a checkpoint by its weights
-CONTENTS = IMAGES, BANK = "training images", "TRAINER.SONAR.BANK"
+IMAGES = "training images"
 SHOWN = 3
 # where a method's SPACE had its sizes before every method had its own
 SIZES = {
@@ -64,12 +64,24 @@ def settings(text: str) -> dict[str, str]:
 
 
 def with_contents(run: dict[str, str], images_digest: str) -> dict[str, str]:
-    """Settings, with what lies behind names in them: training images, and a bank's content."""
+    """Settings, with what lies behind names in them: training images, and the content of files."""
     content = {IMAGES: images_digest}
-    bank = Path(run.get(BANK, ""))
-    if str(bank) not in (NAMES, PHRASES) and bank.is_file():
-        content[BANK] = f"{bank.name}, SHA-256 {hashlib.sha256(bank.read_bytes()).hexdigest()[:12]}"
+    for name, key in files_of(run["TRAINER.NAME"]).items():
+        path = Path(run[name])
+        if run[name] not in key.rule.names and path.is_file():
+            sha = hashlib.sha256(path.read_bytes()).hexdigest()
+            content[name] = f"{path.name}, SHA-256 {sha[:12]}"
     return {**run, **content}
+
+
+def content_names(trainer: str) -> set[str]:
+    """Names of the settings of a trainer's run behind which contents may lie."""
+    return {IMAGES, *files_of(trainer)}
+
+
+def files_of(trainer: str) -> dict[str, Key]:
+    """The keys of a trainer's run that may name a file."""
+    return {name: key for name, key in keys_of(trainer).items() if key.names_file}
 
 
 def read_settings(path: str | Path) -> dict[str, str]:
@@ -87,15 +99,19 @@ def read_settings(path: str | Path) -> dict[str, str]:
     return counting(content)
 
 
-def inferred_with(run: dict[str, str]) -> set[str]:
-    """Names of the settings that the evaluation of this run reads and no checkpoint carries."""
-    trainer = ours().get(run.get("TRAINER.NAME", ""))
-    nodes = {"ORACLE", f"TRAINER.{node_of(trainer)}" if trainer else ""}
+def inferred_with(trainer: str) -> set[str]:
+    """Names of the settings that a trainer's evaluation reads and no checkpoint carries."""
+    return {name for name, key in keys_of(trainer).items() if key.inferred_with}
+
+
+def keys_of(trainer: str) -> dict[str, Key]:
+    """The keys under ORACLE and of one trainer, by their full names."""
+    nodes = {"ORACLE"} | ({f"TRAINER.{node_of(ours()[trainer])}"} if trainer in ours() else set())
     return {
-        f"{node}.{key}"
+        f"{node}.{key}": entry
         for node, keys in tables().items()
+        if node in nodes
         for key, entry in keys.items()
-        if node in nodes and entry.inferred_with
     }
 
 
