@@ -1,0 +1,1 @@
+"""What people met, through the real command line: one module a topic."""
