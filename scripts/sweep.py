@@ -151,7 +151,7 @@ def on_ray(args: argparse.Namespace, signals: Sequence[int]) -> Call:
 
         ray.init(args.ray, **options)  # and shut down when this process ends
     except ImportError as e:
-        raise BlackBoxError("--ray needs Ray: pip install 'dassl-blackbox[ray]'") from e
+        raise BlackBoxError("--ray needs Ray: pip install -e '.[ray]'") from e
     except (OSError, RuntimeError, ValueError) as e:
         raise BlackBoxError(f"There is no Ray at '{args.ray}' ({first_line(e)}).") from e
     for kind, share in (("CPU", args.cpus_per_run), ("GPU", args.gpus_per_run)):

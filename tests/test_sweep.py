@@ -102,7 +102,7 @@ def test_a_grid_is_every_combination_once(tmp_path):
         (("--trainers", "ZIP", "--datasets", "digit"), (), "'digit': did you mean digits"),
         (alone("ZIP", "--cfg", "tyni"), (), "of ZIP (--cfg) 'tyni': did you mean tiny"),
         (alone("ZIP"), ("ORACLE.MAX_QUERYS", "5"), "ORACLE.MAX_QUERIES"),
-        (alone("ZIP", "--ray"), (), "--ray needs Ray: pip install 'dassl-blackbox[ray]'"),
+        (alone("ZIP", "--ray"), (), "--ray needs Ray: pip install -e '.[ray]'"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_starts(args, options, sentence, starts, tmp_path):

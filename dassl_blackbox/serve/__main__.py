@@ -70,7 +70,8 @@ def serve(args: argparse.Namespace, bound: socket.socket) -> None:
         from .connection import Connection
     except ImportError as e:
         raise BlackBoxError(
-            f"The server needs the package {e.name}: pip install 'dassl-blackbox[serve]'."
+            f"The server needs the package {e.name}. In a clone of dassl-blackbox: "
+            f"pip install -e '.[serve]'"
         ) from e
     own = ("host", "port", "prec", "replicas", "gpus_each")
     given = {name: value for name, value in vars(args).items() if name not in own}

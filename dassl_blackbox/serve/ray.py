@@ -56,7 +56,9 @@ def serve_replicas(
         import ray
         from ray import serve
     except ImportError as e:
-        raise BlackBoxError("Replicas need Ray: pip install 'dassl-blackbox[ray]'.") from e
+        raise BlackBoxError(
+            "Replicas need Ray. In a clone of dassl-blackbox: pip install -e '.[ray]'"
+        ) from e
 
     def build() -> FastAPI:
         return build_app(build_service(options, accounts))

@@ -65,8 +65,8 @@ class Http:
             import tenacity
         except ImportError as e:
             raise BlackBoxError(
-                f"A model behind HTTP needs the package {e.name}: pip install "
-                f"'dassl-blackbox[remote]'."
+                f"A model behind HTTP needs the package {e.name}. In a clone of dassl-blackbox: "
+                f"pip install -e '.[remote]'"
             ) from e
         self.httpx, self.tenacity = httpx, tenacity
         self.url, self.patience, self.waiting = url.rstrip("/"), patience, False

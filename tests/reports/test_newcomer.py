@@ -1,0 +1,37 @@
+"""What is typed first: commands of the documents name what there is; a missing extra has a cure."""
+
+import importlib.util
+import re
+import sys
+
+import pytest
+from dassl_blackbox.serve.__main__ import main as serve
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from support import REPO, sentence
+
+DOCUMENTS = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
+FILE = re.compile(r"(?<![\w/])(?:scripts|benchmarks|tools)/[\w/]+\.(?:py|sh)")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_name_what_there_is(path):
+    text = path.read_text(encoding="utf-8")
+    commands = "\n".join(re.findall(r"^    .*$", text, re.M))
+    for module in re.findall(r"python -m (dassl_blackbox[\w.]*)", commands):
+        assert importlib.util.find_spec(module), module
+    for file in FILE.findall(commands):
+        assert (REPO / file).is_file(), file
+    for trainer, dataset, cfg in re.findall(r"scripts/main\.sh (\w+) (\w+) (\w+)", commands):
+        assert (REPO / "configs" / "datasets" / f"{dataset}.yaml").is_file(), dataset
+        assert (REPO / "configs" / "trainers" / trainer / f"{cfg}.yaml").is_file(), (trainer, cfg)
+    assert not re.search(r"pip install ['\"]?dassl-blackbox", text), "no index has the package"
+
+
+def test_a_missing_extra_is_installed_from_a_clone(data_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    url = "ORACLE.URL", "http://127.0.0.1:9"
+    cure = "needs the package httpx. In a clone of dassl-blackbox: pip install -e '.[remote]'"
+    assert cure in sentence(capsys, "SONAR", data_root, tmp_path, *url)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(BlackBoxError, match=r"package uvicorn. .* pip install -e '.\[serve\]'$"):
+        serve(["--backbone", "tiny", "--port", "0"])
