@@ -48,9 +48,12 @@ def reason(error: BaseException) -> str:
 def need_folder(row: Row, path: str) -> str:
     """`path`, which must be a folder."""
     if not os.path.isdir(path):
+        cure = (
+            "Put it there as DATASETS.md says" if row.folder else "Move the class folders into it"
+        )
         raise DatasetError(
-            f"{row.name} is not complete: there is no folder {path}. Put it there as DATASETS.md "
-            f"says, or pass --root with the folder that holds {row.folder or 'train'}."
+            f"{row.name} is not complete: there is no folder {path}. {cure}, or pass --root (DATA "
+            f"for the scripts) with the folder that holds {row.folder or 'train'}."
         )
     return path
 

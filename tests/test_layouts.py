@@ -402,7 +402,7 @@ BREAK = {
     "no train": (
         "ImageFolder",
         lambda f: shutil.rmtree(f / "train"),
-        "there is no folder .*/train",
+        "there is no folder .*/train. Move the class folders into it, or pass --root .DATA for",
     ),
     "a test class that train lacks": (
         "ImageFolder",
