@@ -170,8 +170,8 @@ def test_new_methods_are_compared(checkout, data_root, tmp_path):
     assert all(f" {name}" in helped for name in METHODS)
 
 
-def test_the_loop_in_the_readme_runs(digits):
-    (code,) = python_blocks("README.md")
+def test_the_loop_in_contributing_runs(digits):
+    code = next(code for code in python_blocks("CONTRIBUTING.md") if "build_oracle" in code)
     names = {"pixels": digits[:8], "labels": torch.arange(8) % 2}
     exec(code.replace("range(500)", "range(2)"), names)
     assert names["oracle"].counts["training"] == {"queries": 20, "image_queries": 160}
