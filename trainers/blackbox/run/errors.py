@@ -5,6 +5,7 @@ Their text is one sentence or a few: what was wrong, what was expected, what to 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection
 from difflib import get_close_matches
 from signal import Signals
@@ -32,11 +33,19 @@ class Interrupted(SystemExit):
         self.name = Signals(signum).name
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+def printable(text: str) -> str:
+    r"""The text with escapes such as `\x1b` for characters that a terminal would obey or not show:
+    control characters, line ends, marks that turn the direction of writing.
+    """
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one printable line; its kind where it says nothing."""
+    lines = (printable(line.strip()) for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def nearest(name: object, valid: Collection[str]) -> str:
