@@ -17,8 +17,8 @@ from statistics import fmean, pstdev
 
 from dassl_blackbox.console import note, tool
 from dassl_blackbox.results import mean_and_error
-from dassl_blackbox.runs import END_OF_TRAINING, RESULT, Run, read_run
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.runs import END_OF_TRAINING, RESULT, Run, once, read_run
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, printable
 
 
 def subfolders(directory: str | Path) -> list[Path]:
@@ -48,8 +48,8 @@ def parse(directory: str | Path, keyword: str, end_signal: str, ci95: bool) -> f
     Raises:
         SystemExit: a run without a log.
     """
-    print(f"Parsing files in {directory}")
-    values = []
+    print(f"Parsing files in {printable(str(directory))}")
+    runs = []
     for folder in subfolders(directory):
         log = folder / "log.txt"
         if not os.path.lexists(log):
@@ -64,14 +64,16 @@ def parse(directory: str | Path, keyword: str, end_signal: str, ci95: bool) -> f
         if run is None or keyword not in run.metrics:
             note(f"{log} has no '{end_signal}' followed by '* {keyword}: x%': it is left out.")
             continue
-        values.append(run.metrics[keyword])
-        print(f"file: {log}. {keyword}: {values[-1]:.2f}%. queries: {queries(run)}.")
-    if not values:
+        runs.append(run)
+        line = f"file: {log}. {keyword}: {run.metrics[keyword]:.2f}%. queries: {queries(run)}."
+        print(printable(line))
+    if not runs:
         return None
+    values = [run.metrics[keyword] for run in once(runs)]
     mean, error = mean_and_error(values)
     spread = pstdev(values) * (1.96 / len(values) ** 0.5 if ci95 else 1)
     print("===")
-    print(f"Summary of directory: {directory}")
+    print(f"Summary of directory: {printable(str(directory))}")
     print(f"* {keyword}: {mean:.2f}% +- {spread:.2f}%")
     print(
         f"* {keyword}, standard error over {len(values)} seeds: "

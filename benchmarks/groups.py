@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 from dassl_blackbox.console import note, tool
-from dassl_blackbox.runs import read_result
+from dassl_blackbox.results import groups
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.files import read_text
 from tabulate import tabulate
@@ -33,7 +33,8 @@ BLOCK = "=> per-class result"
 
 def read_classes(log):
     """[(class name, images, correct)] of the last evaluation on test in a log, if it has any."""
-    _, _, after = log.read_text(encoding="utf-8", errors="replace").rpartition(TEST)
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    _, _, after = text.rpartition(TEST)
     _, _, block = after.partition(EVALUATION)[0].partition(BLOCK)
     return [
         (name, int(total.replace(",", "")), int(correct.replace(",", "")))
@@ -60,29 +61,27 @@ def main():
     parser.add_argument("--list", type=Path, default=LIST, help="class names, one a line")
     args = parser.parse_args()
     lines = read_text(args.list, "--list takes a text file with a class name a line.").splitlines()
-    listed, runs = {line.strip() for line in lines} - {""}, {}
-    for log in sorted(args.directory.rglob("seed*/log.txt")):
-        if read_result(log.parent) is None:
-            note(f"{log.parent} holds no finished run, and is left out.")
-        elif counts := read_classes(log):
+    listed, rows = {line.strip() for line in lines} - {""}, []
+    for group in groups(args.directory):
+        found = []
+        for run in group.runs:
+            counts = read_classes(run.folder / "log.txt")
             missing = listed - {name for name, _, _ in counts}
-            if missing:
+            if counts and missing:
                 raise BlackBoxError(
-                    f"{log.parent} knows no class '{min(missing)}' of {args.list}. Give the list "
+                    f"{run.folder} knows no class '{min(missing)}' of {args.list}. Give the list "
                     f"of this data set (--list)."
                 )
-            run = log.parent.parent.relative_to(args.directory)
-            runs.setdefault(str(run), []).append(accuracies(counts, listed))
-        else:
-            note(f"{log} has no per-class result on test, and is left out.")
-    if not runs:
+            if counts:
+                found.append(accuracies(counts, listed))
+            else:
+                note(f"{run.folder}/log.txt has no per-class result on test, and is left out.")
+        means = [f"{fmean(column):.1f}" for column in zip(*found, strict=True)]
+        rows += [[str(group.path), len(found), *means]] if found else []
+    if not rows:
         raise BlackBoxError(
             f"No run below {args.directory} has a per-class result: TEST.PER_CLASS_RESULT True."
         )
-    rows = [
-        [run, len(found), *(f"{fmean(column):.1f}" for column in zip(*found, strict=True))]
-        for run, found in runs.items()
-    ]
     headers = ["run", "seeds", "all", "listed classes", "other classes"]
     print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .datasets.base import DatasetError
-from .trainers.blackbox.run.errors import BlackBoxError, first_line
+from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
 
 PLAIN = {"±": "+-", "–": "-", "…": "..."}  # where a terminal knows ASCII alone
 
 
 def note(text: str) -> None:
     """A line on stderr about something that was left out."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def plain(error: UnicodeError) -> tuple[str, int]:
@@ -35,6 +35,7 @@ def tool(main: Callable[[], int | None]) -> int:
     nobody foresaw (70). Where the reader of the output has gone (`| head`) or Ctrl-C was pressed,
     nothing is said.
     """
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's, which may not be installed, ends the import
     codecs.register_error("plain", plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -51,7 +52,12 @@ def tool(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 130
     except (BlackBoxError, DatasetError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(e).splitlines()))}", file=sys.stderr)
+        return 1
+    except SystemExit as e:
+        if not isinstance(e.code, str):
+            raise
+        print(*map(printable, e.code.splitlines()), sep="\n", file=sys.stderr)
         return 1
     except Exception as e:
         place = traceback.extract_tb(e.__traceback__)[-1]

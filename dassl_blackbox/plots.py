@@ -22,8 +22,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from .console import note, tool
-from .results import ZERO_SHOT, Group, note_fewer_seeds, some_groups
-from .trainers.blackbox.run.errors import BlackBoxError
+from .results import ZERO_SHOT, Group, note_fewer_seeds, put, some_groups
+from .trainers.blackbox.run.errors import BlackBoxError, first_line
 from .trainers.blackbox.run.files import read_text
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ def rendered(draw: Callable[[Axes], None], kind: str, labels: Mapping[str, str])
         from matplotlib import rc_context, rcParams
         from matplotlib.figure import Figure
         from matplotlib.rcsetup import cycler
-    except ImportError as e:
-        raise BlackBoxError(f"Plots need matplotlib ({e}). Install it, and try again.") from e
+    except (ImportError, ValueError) as e:  # the second is of its own settings
+        raise BlackBoxError(
+            f"Plots need matplotlib ({first_line(e)}). Install it, and try again."
+        ) from e
 
     picture = io.BytesIO()
     with rc_context({"text.parse_math": False}):  # a folder may have dollars in its name
@@ -175,7 +177,7 @@ def shots(found: list[Group], path: str | Path, title: str) -> int:
             note(f"{group.path} does not tell its number of shots, and is left out.")
             continue
         label = re.sub(r"_?\d+shots|shots_\d+/?", "", group.label)
-        lines[label][count][kind(group)] = group
+        put(lines[label][count], kind(group), group)
     levels = levels_of(found, set().union(*(shared_kinds(points) for points in lines.values())))
 
     def draw(axes: Axes) -> None:
@@ -247,10 +249,10 @@ def line_of(
 def gain(found: list[Group], path: str | Path, title: str) -> int:
     """Bars of accuracy above zero-shot on the same classes by the same backbone: how many."""
     zero = zero_shot(found)
-    bars: dict[str, dict[str, float]] = {}
+    bars: dict[str, dict[str, Group]] = {}
     for group in found:
         if kind(group) in zero and group.known.trainer != ZERO_SHOT:
-            bars.setdefault(group.label, {})[group.dataset] = group.mean() - zero[kind(group)]
+            put(bars.setdefault(group.label, {}), group.dataset, group)
     names = list(dict.fromkeys(name for heights in bars.values() for name in heights))
 
     def draw(axes: Axes) -> None:
@@ -258,7 +260,7 @@ def gain(found: list[Group], path: str | Path, title: str) -> int:
         for i, (label, heights) in enumerate(bars.items()):
             axes.bar(
                 [names.index(name) + (i + 0.5) * width - 0.4 for name in heights],
-                list(heights.values()),
+                [group.mean() - zero[kind(group)] for group in heights.values()],
                 width,
                 label=label,
             )

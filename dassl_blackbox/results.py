@@ -1,6 +1,7 @@
 """Tables of the runs below a folder:
 
-python -m dassl_blackbox.results output                       # a row a group of seeds, with queries
+python -m dassl_blackbox.results output                       # a row a group of seeds
+python -m dassl_blackbox.results output --wide                # with all counts of queries
 python -m dassl_blackbox.results output --across              # data sets across, methods down, mean
 python -m dassl_blackbox.results output/base2new --base2new   # base, new, their harmonic mean H
 """
@@ -12,19 +13,23 @@ import csv
 import os
 import re
 import sys
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from tabulate import tabulate, tabulate_formats
 
 from .console import note, tool
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
-from .runs import ACCESS, Run, read_result
+from .runs import ACCESS, Run, once, read_result
+from .trainers.blackbox.registry import ours
 from .trainers.blackbox.run import metrics
-from .trainers.blackbox.run.errors import BlackBoxError, first_line
+from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
 
+Cell = TypeVar("Cell", bound=Hashable)
 ZERO_SHOT = "ZeroshotOracle"
 HEADERS: tuple[str, ...] = (
     "run",
@@ -39,6 +44,9 @@ HEADERS: tuple[str, ...] = (
     "queries a test batch",
     "seconds",
 )
+SHOWN = "access", "test accuracy %", "training queries", "queries a test batch"
+FOLD, HEADER = 18, 8  # characters of a cell's lines, so that the narrow table has about 80
+FORMULA = tuple("=+-@＝＋－＠")  # what makes a spreadsheet compute a cell
 LOST = (
     "! : more than a tenth of a run's training queries were lost when its process was ended, and "
     "trained nothing"
@@ -124,8 +132,25 @@ def groups(root: str | Path) -> list[Group]:
             continue
         seed = re.fullmatch(r"seed\d+", folder.name) and folder != Path(root)
         group = folder.parent if seed else folder
-        found.setdefault(group.relative_to(root), []).append(run)
-    return [Group(path, runs) for path, runs in found.items() if alike(path, runs)]
+        found.setdefault(Path(printable(str(group.relative_to(root)))), []).append(run)
+    made = [Group(path, once(runs)) for path, runs in found.items() if alike(path, runs)]
+    for each in made:
+        check_names(each.known)
+    return made
+
+
+def check_names(run: Run) -> None:
+    """Note a folder that is named after another trainer, data set or number of shots."""
+    folder, configs = run.folder.parent, {row.config: row.name for row in ROWS}
+    shots = re.findall(r"(?<!\d)(\d+)shots|shots_(\d+)", str(folder))
+    for what, told, named in (
+        ("trainer", run.trainer, ours().keys() & folder.parts),
+        ("data set", run.registered, {configs[part] for part in configs.keys() & folder.parts}),
+        ("number of shots", run.shots, {int(a or b) for a, b in shots}),
+    ):
+        if named and told not in {*named, "?", None}:
+            names = ", ".join(sorted(map(str, named)))
+            note(f"{folder} names the {what} {names}, and its run is of {told}, which counts.")
 
 
 def some_groups(directory: str) -> list[Group]:
@@ -160,6 +185,12 @@ def note_fewer_seeds(found: list[Group]) -> None:
     for group in trained:
         if len(group.runs) < most:
             note(f"{group.path} has {len(group.runs)} of {most} seeds, and its mean is of these.")
+
+
+def put(cells: dict[Cell, Group], cell: Cell, group: Group) -> None:
+    """Put a group into a cell of a table or a plot; where another has it, a note."""
+    if (first := cells.setdefault(cell, group)) is not group:
+        note(f"{group.path} has the place of {first.path}, and is left out.")
 
 
 def uncounted(runs: list[Run]) -> str:
@@ -199,6 +230,29 @@ def row(group: Group) -> list:
     ]
 
 
+def table(found: list[Group], wide: bool = False) -> tuple[tuple[str, ...], list]:
+    """Headers and rows, a row a group; what asks for least comes first within a data set.
+
+    The narrow one has runs without the folders that all of them are in, and that of the method.
+    """
+    found = sorted(found, key=lambda group: (group.dataset, group.demand))
+    if wide:
+        return HEADERS, [row(group) for group in found]
+    shared = os.path.commonpath([group.path.parent for group in found])
+    rows = []
+    for group in found:
+        method, path = group.known.trainer, group.path.relative_to(shared)
+        run = "/".join(part for part in path.parts if part != method) or str(path)
+        rows.append([method, run, *narrow(group)])
+    return ("method", f"run in {shared}/" if shared else "run", *SHOWN), rows
+
+
+def narrow(group: Group) -> list:
+    """The cells of a group below `SHOWN`."""
+    cells = dict(zip(HEADERS, row(group), strict=True))
+    return [cells[name] for name in SHOWN]
+
+
 def across(found: list[Group], published: bool = False) -> tuple[tuple[str, ...], list]:
     """Headers and rows of the papers' table; the mean is given where no data set is missing."""
     order = {name: i for i, name in enumerate(row.name for row in ROWS)}
@@ -208,7 +262,10 @@ def across(found: list[Group], published: bool = False) -> tuple[tuple[str, ...]
     )
     rows = []
     for label in dict.fromkeys(group.label for group in found):
-        cells = {group.dataset: group for group in found if group.label == label}
+        cells: dict[str, Group] = {}
+        for group in found:
+            if group.label == label:
+                put(cells, group.dataset, group)
         means = [cells[name].mean() if name in cells else None for name in names]
         shown = [cells[name].cell() if name in cells else "–" for name in names]
         rows.append([label, *shown, mean_of_all(means)])
@@ -243,7 +300,7 @@ def base2new(found: list[Group]) -> tuple[tuple[str, ...], list]:
     for group in found:
         if group.path.parts[:1] in (("train_base",), ("test_new",)):
             rest = Group(Path(*group.path.parts[1:]), group.runs)
-            halves.setdefault((rest.label, group.dataset), {})[group.path.parts[0]] = group
+            put(halves.setdefault((rest.label, group.dataset), {}), group.path.parts[0], group)
     rows = []
     for label in dict.fromkeys(label for label, _ in halves):
         pairs = {
@@ -267,7 +324,7 @@ def base2new(found: list[Group]) -> tuple[tuple[str, ...], list]:
 
 def of_same_seeds(base: Group, new: Group) -> tuple[Group, Group] | None:
     """The seeds that both halves have; None where there are none. What is left out is noted."""
-    names = [{run.folder.name for run in half.runs} for half in (base, new)]
+    names = [{run.seed_name for run in half.runs} for half in (base, new)]
     if names[0] != names[1]:
         lone = ", ".join(sorted(names[0] ^ names[1]))
         note(f"{base.path} has {lone} of one half alone, which is left out.")
@@ -275,7 +332,7 @@ def of_same_seeds(base: Group, new: Group) -> tuple[Group, Group] | None:
     if not shared:
         return None
     one, other = (
-        Group(half.path, [run for run in half.runs if run.folder.name in shared])
+        Group(half.path, [run for run in half.runs if run.seed_name in shared])
         for half in (base, new)
     )
     return one, other
@@ -285,12 +342,28 @@ def harmonic(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def show(headers: tuple[str, ...], rows: list, form: str) -> None:
-    """Print a table in a format of tabulate, or as CSV."""
+def show(headers: Sequence[str], rows: list, form: str = "simple", fold: bool = True) -> None:
+    """Print a table in a format of tabulate, or as CSV.
+
+    Args:
+        fold: whether long cells of the format "simple" have several lines.
+    """
+    cells = [[printable(str(cell)) for cell in line] for line in (headers, *rows)]
     if form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([headers, *rows])
-    else:
-        print(tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True))
+        safe = [["'" * cell.startswith(FORMULA) + cell for cell in line] for line in cells]
+        csv.writer(sys.stdout, lineterminator="\n").writerows(safe)
+        return
+    if fold and form == "simple":
+        cells = [
+            [folded(cell, FOLD if i else HEADER) for cell in line] for i, line in enumerate(cells)
+        ]
+    print(tabulate(cells[1:], headers=cells[0], tablefmt=form, disable_numparse=True))
+
+
+def folded(cell: str, width: int) -> str:
+    """Lines of at most `width`, which end with a folder, else with a word, if they can."""
+    some = f".{{0,{width - 1}}}"
+    return "\n".join(map(str.rstrip, re.findall(f"{some}.$|{some}/|{some}[_ -]|{some}.", cell)))
 
 
 def main() -> None:
@@ -299,6 +372,7 @@ def main() -> None:
     )
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--wide", action="store_true", help="all columns, which csv always has")
     shape.add_argument("--across", action="store_true", help="data sets across, methods down")
     shape.add_argument("--base2new", action="store_true", help="base, new, and their harmonic mean")
     parser.add_argument(
@@ -317,13 +391,13 @@ def main() -> None:
     if args.published and not args.across:
         parser.error("--published adds rows to the table of --across")
     found = some_groups(args.directory)
-    if args.across:
+    wide = args.wide or args.format == "csv"
+    if args.across or not (wide or args.base2new):  # which tell the seeds, or compare them
         note_fewer_seeds(found)
+    if args.across:
         headers, rows = across(found, args.published)
     elif not args.base2new:
-        # what asks for least comes first, so that methods of one access stand together
-        ordered = sorted(found, key=lambda group: (group.dataset, group.demand))
-        headers, rows = HEADERS, [row(group) for group in ordered]
+        headers, rows = table(found, wide)
     else:
         headers, rows = base2new(found)
         if not rows:
@@ -332,12 +406,12 @@ def main() -> None:
                 f"scripts/base2new_train.sh and scripts/base2new_test.sh, and give the folder that "
                 f"holds the two."
             )
-    show(headers, rows, args.format)
+    show(headers, rows, args.format, fold=not (args.wide or args.across))
     say = note if args.format == "csv" else print
     if args.format != "csv":
         print(
-            "± is the standard error over seeds; a query is one candidate scored on one batch of at"
-            " most 128 images; – : none is counted, or no run; ? : not known"
+            "± is the standard error over seeds; a query is one candidate scored on one batch\n"
+            "of at most 128 images; – : none is counted, or no run; ? : not known"
         )
     if any(group.lost_much for group in found):
         say(LOST)

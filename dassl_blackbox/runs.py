@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +21,13 @@ from .textlog import (
     read_log,
     read_metrics,
     seconds_in,
+    seed_in,
     trainer_in,
 )
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
 from .trainers.blackbox.run import metrics as stored
 from .trainers.blackbox.run.checkpoints import Checkpointed
-from .trainers.blackbox.run.errors import BlackBoxError, first_line
+from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
 from .trainers.blackbox.run.files import read_text
 from .trainers.blackbox.run.reading import read_yaml
 
@@ -58,6 +60,7 @@ class Run:
         access: the most demanding of what the method needs, of `ACCESS`.
         test_queries: of the test, a batch of at most 128 images; None: not known.
         split: of the evaluation.
+        seed: of the run, or of the training whose model was evaluated; None: not known, or none.
     """
 
     folder: Path
@@ -74,6 +77,12 @@ class Run:
     test_queries: float | None = None
     split: str = "?"  # test, or val
     root: str = ""
+    seed: int | None = None
+
+    @property
+    def seed_name(self) -> str:
+        """The name that the folder should have: by its seed, or, where that is not known, as is."""
+        return self.folder.name if self.seed is None else f"seed{self.seed}"
 
     @property
     def dataset(self) -> str:
@@ -87,6 +96,18 @@ class Run:
         if self.counts is None:
             return False
         return 10 * self.counts[LOST]["queries"] > self.counts["training"]["queries"]
+
+
+def once(runs: list[Run]) -> list[Run]:
+    """Every seed once: a folder may be a copy, or have been made with another's seed; a note."""
+    taken: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.folder.name != run.seed_name):
+        first = taken.setdefault(run.seed_name, run)
+        if first is not run:
+            note(f"{run.folder} is of seed {run.seed}, as {first.folder} is, and is left out.")
+        elif run.folder.name != run.seed_name and re.fullmatch(r"seed\d+", run.folder.name):
+            note(f"{run.folder} is of seed {run.seed}, and counts as that.")
+    return [run for run in runs if taken[run.seed_name] is run]
 
 
 def is_finished(folder: str | Path) -> bool:
@@ -158,6 +179,7 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
         asked, once = counts_in(section["queries"], stored.TEST), found(section, int, 0, "batches")
         test_queries = asked["queries"] / once if once > 0 else None
     needs, shots = found(section, list, ["?"], "access"), found(section, int, 0, "shots")
+    seed = found(section, int, -1, "seed")
     return Run(
         folder,
         found(section, str, "?", "trainer"),
@@ -172,6 +194,7 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
         test_queries=test_queries,
         split=found(section, str, "?", "split"),
         root=found(section, str, "", "root"),
+        seed=seed if seed >= 0 else None,
     )
 
 
@@ -197,10 +220,15 @@ def counts_of(bill: Any) -> dict[str, Counts]:
 
 
 def found(content: dict, kind: type[T], default: D, *keys: str) -> T | D:
-    """The value below these keys of nested dictionaries, or the default for one of another kind."""
+    """The value below these keys of nested dictionaries, or the default for one of another kind.
+
+    A text is as it can be printed.
+    """
     value: object = content
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, str):
+        value = printable(value)
     return value if type(value) is kind else default
 
 
@@ -232,7 +260,9 @@ def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | Non
             config = read_yaml(folder / "config.yaml", "Its data set and method are not known.")
     except BlackBoxError as e:
         note(str(e))
-    shots = found(config, int, 0, "DATASET", "NUM_SHOTS")
+    shots, seed = found(config, int, 0, "DATASET", "NUM_SHOTS"), -1
+    if end_signal == END_OF_TRAINING or not ends_with_evaluation(text):  # whose seed draws nothing
+        seed = found(config, int, seed_in(text), "SEED")
     return Run(
         folder,
         # CoOp's logs stand beside no configuration
@@ -246,6 +276,7 @@ def read_run(folder: str | Path, end_signal: str = END_OF_TRAINING) -> Run | Non
         found(config, str, "all", "DATASET", "SUBSAMPLE_CLASSES"),
         uncounted,
         root=found(config, str, "", "DATASET", "ROOT"),
+        seed=seed if seed >= 0 else None,
     )
 
 

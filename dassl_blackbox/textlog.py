@@ -65,6 +65,12 @@ def trainer_in(text: str) -> str | None:
     return named[-1] if named else None
 
 
+def seed_in(text: str) -> int:
+    """The seed that the last process was given, as its log tells; -1: none."""
+    given = re.findall(r"^seed: (-?\d+)$", text, re.M)
+    return int(given[-1]) if given else -1
+
+
 def seconds_in(text: str) -> float | None:
     """The time that a log tells; every life of a run that ended with a result tells its own."""
     elapsed = [

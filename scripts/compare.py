@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dassl_blackbox import plots
 from dassl_blackbox.console import note, tool
-from dassl_blackbox.results import HEADERS, LOST, Group, row
+from dassl_blackbox.results import HEADERS, LOST, SHOWN, Group, narrow, row, show
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, nearest
@@ -307,8 +307,11 @@ def main() -> None:
         target / "val_curves.png",
         f"{name}, {args.shots} shots, mean of {len(args.seeds)} seeds ({args.cfg})",
     )
-    print(table)
-    print(f"± is the standard error over seeds. The table is in {target}/table.md.")
+    groups.sort(key=lambda group: group.demand)
+    show(("method", *SHOWN), [[str(group.path), *narrow(group)] for group in groups])
+    if any(group.lost_much for group in groups):
+        print(LOST)
+    print(f"± is the standard error over seeds. The table with all counts is {target}/table.md.")
     if curves:
         print(f"The plot of validation accuracy against queries is {target}/val_curves.png.")
     if failed:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from dassl_blackbox.console import tool
-from dassl_blackbox.results import HEADERS, groups, row, show
+from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, one_of
 from tqdm import tqdm
@@ -262,9 +262,9 @@ def main() -> int:
             failed = run_all(args, left, bar)
     mine = {Path(folder).parent.relative_to(args.output) for folder in tasks}
     found = [group for group in groups(args.output) if group.path in mine]
-    found.sort(key=lambda group: (group.dataset, group.demand))
-    show(HEADERS, [row(group) for group in found], "simple")
-    print("± is the standard error over seeds")
+    if found:
+        show(*table(found))
+        print("± is the standard error over seeds")
     for folder, sentence in failed.items():
         log = f"{folder}/log.txt"
         where = f"log: {log}" if os.path.isfile(log) else "no log"

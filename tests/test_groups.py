@@ -57,4 +57,4 @@ def test_what_an_unfinished_run_saw_on_val_is_no_group(by_class, call, tmp_path)
     (folder / "metrics.json").unlink()
     (folder / "log.txt").write_text(log.replace("Finish training", ""))
     status, _, err = call(groups.main, tmp_path / "runs")
-    assert status == 1 and "holds no finished run" in err
+    assert status == 1 and "the run is not finished" in err

@@ -82,7 +82,9 @@ def test_parse_test_res_fails_in_a_sentence(runs, tmp_path, monkeypatch, capsys)
 def test_the_table_of_results(runs, monkeypatch, capsys):
     rows = [
         line.split("|")[1:-1]
-        for line in parsed(monkeypatch, capsys, results, runs, "--format", "github").splitlines()
+        for line in parsed(
+            monkeypatch, capsys, results, runs, "--wide", "--format", "github"
+        ).splitlines()
         if line.startswith("| ")
     ]
     table = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows[1:]}

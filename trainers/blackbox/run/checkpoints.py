@@ -111,7 +111,9 @@ class Checkpointed:
     batches_done: int
     epoch_rng: dict[str, Any] | None
     saved_at: tuple[int, int]
-    loaded_counts: dict | None = None  # of the training whose model is evaluated
+    # of the training whose model is evaluated
+    loaded_counts: dict | None = None
+    loaded_seed: int | None = None
 
     def clock(self) -> int:
         """What the bar and the curves are drawn over, in `unit`."""
@@ -226,5 +228,7 @@ class Checkpointed:
         check_inference(path, state, self)
         self.learner.load_state_dict(state["state_dict"])
         self.loaded_counts = counts = state["blackbox"]["counts"]
+        # version 0.1.0 told no settings
+        self.loaded_seed = int(state["blackbox"].get("settings", {}).get("SEED", -1))
         queries = f", {counts['training']['queries']:,} queries" if counts else ""
         print(f"Load {path} (epoch {state['epoch']}{queries})")

@@ -104,7 +104,7 @@ def entry(
         "root": os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)),
         "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
         "shots": cfg.DATASET.NUM_SHOTS,
-        "seed": cfg.SEED,
+        "seed": cfg.SEED if trainer.loaded_seed is None else trainer.loaded_seed,
         "split": "val" if on_val else "test",
         "images": images,
         # what one candidate on all of them costs, in queries
