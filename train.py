@@ -202,12 +202,12 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     knows its data by their folder. Where they are gone, there is nothing to compare.
     """
     made, here = read_settings(config), settings(cfg.dump())
-    if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
         return made, here
     known = settings_of(Path(cfg.OUTPUT_DIR) / Checkpointed.model_name)
     if known is None:
         folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT
-        then, now = (str(Path(root).expanduser().resolve()) for root in folders)
+        then, now = (os.path.realpath(os.path.expanduser(root)) for root in folders)
         return {**made, "DATASET.ROOT": then}, {**here, "DATASET.ROOT": now}
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)  # as before the draw of a run's shots
@@ -262,6 +262,7 @@ def main(args: argparse.Namespace) -> int:
     A sentence is in the log too, where there is one. With DASSL_BLACKBOX_TRACEBACK set, a fault is
     raised instead of being written down.
     """
+    os.environ["MPLBACKEND"] = "Agg"  # pycma and Letters import matplotlib, which reads it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
