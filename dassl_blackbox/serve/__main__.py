@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import socket
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..console import tool
+from ..trainers.blackbox.openclip.embedded import EMBEDDED
 from ..trainers.blackbox.oracle.interface import GRANTS
 from ..trainers.blackbox.run.errors import BlackBoxError, first_line
+
+if TYPE_CHECKING:
+    from .access import Account
+    from .building import Options
 
 GRACE = 30  # seconds that requests have to end when the server is told to stop
 BACKLOG = 128
@@ -77,13 +84,12 @@ def serve(args: argparse.Namespace, bound: socket.socket) -> None:
     given = {name: value for name, value in vars(args).items() if name not in own}
     options = Options(**given, precision=args.prec)
     accounts, made = read_accounts(options.keys, options.grants, options.top_k)
-    if made:
-        print(f"No keys were given; this one was made for as long as the server runs: {made}")
     if args.replicas:
         from .ray import serve_replicas
 
         host, port = bound.getsockname()[:2]
         bound.close()
+        tell(options, accounts, made, f"http://{host}:{port}")
         serve_replicas(options, accounts, args.replicas, (host, port), args.gpus_each)
         return
     service = build_service(options, accounts)
@@ -98,8 +104,32 @@ def serve(args: argparse.Namespace, bound: socket.socket) -> None:
         "server_header": False,
     }
     host, port = bound.getsockname()[:2]
-    print(f"{service.description.name} listens on http://{host}:{port}", flush=True)
+    tell(options, accounts, made, url := f"http://{host}:{port}")
+    print(f"{service.description.name} listens on {url}", flush=True)
     uvicorn.Server(uvicorn.Config(build_app(service), **config)).run(sockets=[bound])
+
+
+def tell(options: Options, accounts: Sequence[Account], made: str, url: str) -> None:
+    """Print what is served to whom, and, where a key was made, how a client is started."""
+    name = options.name or options.backbone
+    print(f"{name} is served; a request and an answer have at most {options.max_mb} MiB")
+    for account in accounts:
+        numbers = {
+            "queries": account.max_queries,
+            "image queries": account.max_image_queries,
+            "requests a minute": account.rate,
+            "log-probabilities an image": account.top_k,
+        }
+        limits = ", ".join(f"{n:,} {of}" for of, n in numbers.items() if n) or "no limits"
+        print(f"  {account.name}: {', '.join(sorted(account.grants)) or 'no grants'}; {limits}")
+    if made:
+        cfg = name if name in EMBEDDED else "vit_b16"
+        print(
+            f"No keys were given; one was made for as long as the server runs. A client:\n"
+            f"BLACKBOX_KEY={made} bash scripts/main.sh SONAR digits {cfg} 16 ORACLE.URL {url}"
+            + f" MODEL.BACKBONE.NAME {shlex.quote(name)}"
+            * (name not in EMBEDDED)
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,29 @@ class Options:
     def folder(self) -> Path:
         """Where the state is."""
         home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        return Path(self.state or f"{home}/dassl-blackbox").expanduser()
+        folder = os.path.expanduser(self.state or f"{home}/dassl-blackbox")
+        if folder.startswith("~"):
+            raise BlackBoxError(f"There is no home folder for {folder}. Give --state, a folder.")
+        return Path(folder)
+
+
+def usable(device: str) -> str:
+    """The device that is asked for, or cuda where there is one.
+
+    Raises:
+        BlackBoxError: it is not here.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as e:  # torch raises errors of many kinds
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        no_cuda = device.startswith("cuda") and len(here) == 1
+        reason = "there is no CUDA device here" if no_cuda else first_line(e)
+        raise BlackBoxError(
+            f"--device is {device}, which cannot be used: {reason}. Give one of {', '.join(here)}."
+        ) from e
+    return device
 
 
 def build_service(options: Options, accounts: Sequence[Account]) -> Service:
@@ -82,8 +104,7 @@ def build_service(options: Options, accounts: Sequence[Account]) -> Service:
         )
     # each of another text is printed, and remembered to be printed once
     warnings.filterwarnings("ignore", module="PIL")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(options.backbone, options.precision, device)
+    loaded = load_model(options.backbone, options.precision, usable(options.device))
     if options.name:
         loaded.description = replace(loaded.description, name=options.name)
     contents = Contents(options.folder / "contents", 2**20 * options.store_mb, loaded.description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -27,6 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
         self.app, self.accounts = app, accounts
+        self.met: set[str] = set()  # names of the accounts that have asked something
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != HEALTH:
@@ -36,6 +38,10 @@ class Guard:
             except Refusal as refusal:
                 await answer_refusal(refusal)(scope, receive, send)
                 return
+            if account.name not in self.met:
+                self.met.add(account.name)
+                with suppress(OSError):  # of a terminal that is gone
+                    print(f"{account.name} asks for the first time", flush=True)
             scope[ACCOUNT] = account
         await self.app(scope, receive, send)
 
