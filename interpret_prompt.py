@@ -8,12 +8,11 @@ words of CLIP's vocabulary are compared.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dassl_blackbox.console import tool  # isort: skip  first: it finds a Dassl
+from dassl_blackbox.console import parser_of, tool  # isort: skip  first: it finds a Dassl
 import open_clip
 import torch
 from dassl.config import get_cfg_default
@@ -106,9 +105,7 @@ def nearest_words(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("interpret_prompt.py", __doc__)
     parser.add_argument("folder", help="output folder of a run")
     parser.add_argument("topk", type=int, nargs="?", default=3, help="words to show for each token")
     parser.add_argument(

@@ -9,13 +9,12 @@ Each run is listed with its queries; the summary has mean and standard deviation
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from statistics import fmean, pstdev
 
-from dassl_blackbox.console import note, tool
+from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import mean_and_error
 from dassl_blackbox.runs import END_OF_TRAINING, RESULT, Run, once, read_run
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, printable
@@ -84,9 +83,7 @@ def parse(directory: str | Path, keyword: str, end_signal: str, ci95: bool) -> f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("parse_test_res.py", __doc__)
     parser.add_argument("directory", help="path to directory")
     parser.add_argument(
         "--ci95",

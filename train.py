@@ -27,6 +27,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
+from dassl_blackbox.console import parser_of
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
@@ -332,9 +333,7 @@ def fault(error: Exception, log: RunLog) -> str:
 
 
 def parse_args(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("train.py", __doc__)
     parser.add_argument("--root", default="", help="path to the data sets")
     parser.add_argument("--output-dir", default="", help="output directory")
     parser.add_argument(

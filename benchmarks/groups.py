@@ -9,7 +9,6 @@ benchmarks/caltech101_showing_imagenet.txt`: those too that show one under anoth
 cougar_face does. Mean over seeds.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
-from dassl_blackbox.console import note, tool
+from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import groups
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.files import read_text
@@ -54,9 +53,7 @@ def accuracies(counts, listed):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("benchmarks/groups.py", __doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--list", type=Path, default=LIST, help="class names, one a line")
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import os
 import sys
@@ -13,6 +14,20 @@ from .datasets.base import DatasetError
 from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
 
 PLAIN = {"±": "+-", "–": "-", "…": "..."}  # where a terminal knows ASCII alone
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and the defaults that are something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        none = default in (None, "", [], argparse.SUPPRESS) or isinstance(default, bool)
+        return text if none or "default" in text else f"{text} (default: %(default)s)"
+
+
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python <name>`."""
+    return argparse.ArgumentParser(f"python {name}", description=description, formatter_class=Help)
 
 
 def note(text: str) -> None:

@@ -8,7 +8,6 @@ python -m dassl_blackbox.plots budgets output/compare/digits --out budgets.png  
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from .console import note, tool
+from .console import note, parser_of, tool
 from .results import ZERO_SHOT, Group, note_fewer_seeds, put, some_groups
 from .trainers.blackbox.run.errors import BlackBoxError, first_line
 from .trainers.blackbox.run.files import read_text
@@ -314,13 +313,11 @@ def short(paths: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("kind", choices=["shots", "queries", "gain", "budgets"])
+    parser = parser_of("-m dassl_blackbox.plots", __doc__)
+    parser.add_argument("kind", choices=["shots", "queries", "gain", "budgets"], help="as above")
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     parser.add_argument("--out", required=True, help="the file to write; its ending is the format")
-    parser.add_argument("--title", default="")
+    parser.add_argument("--title", default="", help="above the plot")
     args = parser.parse_args()
     found = some_groups(args.directory)
     if Path(args.out).is_dir():

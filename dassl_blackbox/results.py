@@ -8,7 +8,6 @@ python -m dassl_blackbox.results output/base2new --base2new   # base, new, their
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import re
@@ -21,7 +20,7 @@ from typing import TypeVar
 
 from tabulate import tabulate, tabulate_formats
 
-from .console import note, tool
+from .console import note, parser_of, tool
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
 from .runs import ACCESS, Run, once, read_result
@@ -367,9 +366,7 @@ def folded(cell: str, width: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("-m dassl_blackbox.results", __doc__)
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--wide", action="store_true", help="all columns, which csv always has")

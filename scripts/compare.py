@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dassl_blackbox import plots
-from dassl_blackbox.console import note, tool
+from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import HEADERS, LOST, SHOWN, Group, narrow, row, show
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.registry import ours
@@ -168,14 +168,12 @@ def positive(text: str) -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("scripts/compare.py", __doc__)
     parser.add_argument("--root", default="data", help="folder of the data sets")
     parser.add_argument("--dataset", default="digits", help="name of a YAML in configs/datasets")
     parser.add_argument("--cfg", default="tiny", help="name of the trainers' YAMLs")
-    parser.add_argument("--shots", type=positive, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shots", type=positive, default=16, help="of a class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of each method")
     parser.add_argument(
         "--queries", type=positive, default=5000, help="training budget of every black-box method"
     )
@@ -189,7 +187,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=positive, default=1, help="runs at a time; each gets its share of the cores"
     )
-    parser.add_argument("--output", default="output/compare")
+    parser.add_argument("--output", default="output/compare", help="folder of the runs")
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,

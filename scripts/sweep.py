@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from dassl_blackbox.console import tool
+from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, one_of
@@ -221,17 +221,15 @@ def figures(folder: str) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("scripts/sweep.py", __doc__)
     add = parser.add_argument
     add("--trainers", nargs="+", required=True, help="folders in configs/trainers")
     add("--datasets", nargs="+", required=True, help="names of YAMLs in configs/datasets")
-    add("--shots", type=int, nargs="+", default=[16])
-    add("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    add("--shots", type=int, nargs="+", default=[16], help="training images of a class")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of draws and methods")
     add("--cfg", default="tiny", help="name of the trainers' YAMLs")
     add("--root", default="data", help="folder of the data sets")
-    add("--output", default="output")
+    add("--output", default="output", help="folder of the runs")
     add("--tag", default="", help="added to a run's folder where options make it another one")
     add("--jobs", type=int, default=1, help="runs at a time; each has its share of the cores")
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="in place of --jobs")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..console import tool
+from ..console import parser_of, tool
 from ..trainers.blackbox.openclip.embedded import EMBEDDED
 from ..trainers.blackbox.oracle.interface import GRANTS
 from ..trainers.blackbox.run.errors import BlackBoxError, first_line
@@ -25,16 +25,17 @@ HEADER_BYTES = 2**14  # of a request's headers
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m dassl_blackbox.serve", description=__doc__)
+    parser = parser_of("-m dassl_blackbox.serve", __doc__)
     add = parser.add_argument
     add("--backbone", required=True, help="the model, as MODEL.BACKBONE.NAME names it")
     add("--name", default="", help="under which clients know it (default: as --backbone)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    add("--port", type=int, default=8900, help="0: any that is free (default: 8900)")
-    add("--prec", default="fp32", help="fp32, fp16, bf16 or amp (default: fp32)")
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=8900, help="0: any that is free")
+    add("--prec", default="fp32", help="fp32, fp16, bf16 or amp")
     add("--device", default="", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add("--keys", default="", help="YAML file of keys; see docs/REMOTE.md")
-    add("--grants", nargs="*", default=["contexts", "logits"], choices=GRANTS)
+    grants = "of keys that name none of their own"
+    add("--grants", nargs="*", default=["contexts", "logits"], choices=GRANTS, help=grants)
     add("--top-k", type=int, default=0, help="log-probabilities let out an image; 0: logits")
     add("--state", default="", help="folder of ledger and images (default: the user's)")
     add("--store-mb", type=int, default=8192, help="bound of the images that are kept")

@@ -1,0 +1,20 @@
+"""What can be run; each tells its options with --help.
+
+python -m dassl_blackbox.results   tables of finished runs
+python -m dassl_blackbox.plots     their plots
+python -m dassl_blackbox.datasets  which data sets are there, and whole
+python -m dassl_blackbox.configs   copies the YAMLs of data sets and trainers
+python -m dassl_blackbox.serve     lets others query a model over HTTP
+
+In a checkout:
+bash scripts/quickstart.sh         a first look, without a download of data or of a model
+bash scripts/main.sh               one method on one data set, all seeds
+python train.py                    one run, with CoOp's flags
+python parse_test_res.py           results of several seeds, as CoOp's script prints them
+python interpret_prompt.py         the words nearest to a learned prompt
+python scripts/compare.py          all methods on one data set, under one budget
+python scripts/sweep.py            a grid of methods, data sets, shots and seeds
+"""
+
+if __name__ == "__main__":
+    print((__doc__ or "").strip())
