@@ -7,10 +7,10 @@ python -m dassl_blackbox.configs   copies the YAMLs of data sets and trainers
 python -m dassl_blackbox.serve     lets others query a model over HTTP
 
 In a checkout:
-bash scripts/quickstart.sh         a first look, without a download of data or of a model
+bash scripts/quickstart.sh         a first look; downloads no data
 bash scripts/main.sh               one method on one data set, all seeds
 python train.py                    one run, with CoOp's flags
-python parse_test_res.py           results of several seeds, as CoOp's script prints them
+python parse_test_res.py           CoOp's summary of several seeds
 python interpret_prompt.py         the words nearest to a learned prompt
 python scripts/compare.py          all methods on one data set, under one budget
 python scripts/sweep.py            a grid of methods, data sets, shots and seeds

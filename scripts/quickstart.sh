@@ -11,8 +11,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}
 WORDS="a scan of a handwritten"   # those of Digits' template
 
 run() {   # run TRAINER TAG [KEY VALUE ...]
-    echo "--- $1${2:+, $2} (log: $OUTPUT/digits/$1/tiny_16shots${2:+_$2}/seed*/log.txt)"
-    TAG=$2 bash scripts/main.sh "$1" digits tiny 16 "${@:3}" | { grep -E "^(\* accuracy|.*skipped)" || true; }
+    echo "--- $1${2:+, $2}"
+    TAG=$2 bash scripts/main.sh "$1" digits tiny 16 "${@:3}" | sed -En "s/^(\* accuracy|.*skipped)/$1${2:+, $2}: &/p"
 }
 
 run SONAR ""                    # first, alone: it writes the images
@@ -37,4 +37,14 @@ fi
 
 echo
 python -m dassl_blackbox.results "$OUTPUT"
-echo "The model is a stand-in trained by this project, not CLIP. Logs, checkpoints and bills: $OUTPUT/digits/<trainer>/<run>/seed<k>/"
+cat <<END
+The model is a stand-in trained by this project, not CLIP. Logs, checkpoints and
+bills: $OUTPUT/digits/<method>/<run>/seed<k>/
+
+Next, from this folder, in a new shell too:
+${VIRTUAL_ENV:+    . "${VIRTUAL_ENV#"$PWD"/}/bin/activate"
+}    python -m dassl_blackbox.plots budgets "$OUTPUT" --out budgets.png
+    DATA=/your/pictures bash scripts/main.sh SONAR imagefolder photo 8
+Your pictures are train/<class>/*, and perhaps test/<class>/*. All commands:
+    python -m dassl_blackbox
+END
