@@ -42,7 +42,7 @@ The model is a stand-in trained by this project, not CLIP. Logs, checkpoints and
 bills: $OUTPUT/digits/<method>/<run>/seed<k>/
 
 Next, from this folder, in a new shell too:
-${VIRTUAL_ENV:+    . "${VIRTUAL_ENV#"$PWD"/}/bin/activate"
+${VIRTUAL_ENV:+    . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
 }    python -m dassl_blackbox.plots budgets "$OUTPUT" --out budgets.png
     DATA=/your/pictures bash scripts/main.sh SONAR imagefolder photo 8
 Your pictures are train/<class>/*, and perhaps test/<class>/*. All commands:

@@ -5,6 +5,7 @@ import pwd
 import re
 import runpy
 import secrets
+import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -190,6 +191,30 @@ def test_help_tells_the_command_and_the_defaults(call, main, prog, default):
     assert status == 0 and out.startswith(f"usage: python {prog} ")
     assert default is None or f"(default: {default})" in " ".join(out.split())
     assert not re.search(r"default: (None|False|True|==SUPPRESS==|\[\])?\)", out)
+
+
+def test_the_quickstart_says_whose_a_line_is_and_what_comes_next(tmp_path):
+    """With a python that trains nothing."""
+    fake, output = tmp_path / "python", tmp_path / "output"
+    fake.write_text('#!/bin/sh\n[ "$1" != train.py ] || echo "* accuracy: 50.0%"\n')
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "scripts/quickstart.sh"],
+        cwd=REPO,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "VIRTUAL_ENV": f"{REPO}/.venv", "OUTPUT": output},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    accuracies = re.findall(r"^(.*): \* accuracy: 50.0%$", done.stdout, re.M)
+    methods = ["SONAR", "SONAR, alone", "ZeroshotOracle, template", "ZIP, words_500queries"]
+    assert sorted(accuracies) == sorted([*methods, "JOLT, 500queries"])
+    for line in (
+        "    . .venv/bin/activate\n",
+        f'    python -m dassl_blackbox.plots budgets "{output}" --out budgets.png\n',
+        "    DATA=/your/pictures bash scripts/main.sh SONAR imagefolder photo 8\n",
+    ):
+        assert line in done.stdout
 
 
 # The server
