@@ -61,6 +61,18 @@ ODD = {  # name: (format, picture, how it is saved, what is seen of it, the rule
     "32-bit TIFF to 65,535": ("TIFF", of(GREY, np.int32, 257), {}, GREYS, DEEP),
     "float TIFF to 1": ("TIFF", of(GREY, np.float32, 1 / 255), {}, GREYS, DEEP),
     "float TIFF to 255": ("TIFF", of(GREY, np.float32), {}, GREYS, DEEP),
+    "16-bit TIFF, white is 0": (
+        *("TIFF", of(GREY, np.uint16, 257), {"tiffinfo": {262: 0}}, 255 - GREYS),
+        DEEP,
+    ),
+    "16-bit TIFF to 4,095": (
+        *("TIFF", of(GREY, np.uint16, 4095 / 255), {"tiffinfo": {340: 0, 341: 4095}}),
+        *(np.rint((GREYS * (4095 / 255)).astype(int) * (255 / 4095)), DEEP),
+    ),
+    "float TIFF from -1 to 1, white is -1": (
+        *("TIFF", of(GREY / 127.5 - 1, np.float32)),
+        *({"tiffinfo": {262: 0, 340: -1.0, 341: 1.0}}, 255 - GREYS, DEEP),
+    ),
     "16-bit PNG, one level clear": (
         *("PNG", of(GREY, np.uint16, 257), {"transparency": int(GREY[0, 0]) * 257}),
         np.where(GREYS == GREY[0, 0], 255, GREYS),

@@ -12,10 +12,11 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..run.errors import BlackBoxError, first_line
 
@@ -30,6 +31,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 TOP_16 = 2**16 - 1
+DEEP_FORMATS = ("JPEG2000", "PNG", "PPM", "TIFF")
+# TIFF's tags about levels, which Pillow does not apply to grey of more than 8 bits. MaxSampleValue
+# is not among them: by TIFF 6.0 it must not change what is seen.
+BITS, PHOTOMETRIC, SAMPLE_FORMAT, LOWEST, HIGHEST = 258, 262, 339, 340, 341
+LONGEST = 1000  # times the shorter side: resized to a shorter side of 224, 50 million pixels
 # what is done to pictures that CoOp's loader reads otherwise, by the words of the note
 DEEP = "of more than 8 bits (scaled to 8, where CoOp clips them)"
 CLEAR = "with transparency (composited on white, where CoOp drops it)"
@@ -101,7 +107,7 @@ def opened(source: str | BinaryIO) -> Image.Image:
 
     Raises:
         Exception: of any kind that Pillow raises; ValueError where it has more pixels than Pillow
-            deems safe.
+            deems safe, or would have when its shorter side is enlarged to the model's input.
     """
     if isinstance(source, str):
         regular(source)
@@ -110,6 +116,12 @@ def opened(source: str | BinaryIO) -> Image.Image:
     if most is not None and pixels > most:
         image.close()
         raise ValueError(f"it has {pixels:,} pixels, more than the {most:,} that Pillow deems safe")
+    if max(image.size) > LONGEST * min(image.size):
+        image.close()
+        raise ValueError(
+            f"it is {image.width:,} x {image.height:,} pixels, and the longer side may be at most "
+            f"{LONGEST:,} times the shorter"
+        )
     return image
 
 
@@ -161,25 +173,40 @@ def shallow(image: Image.Image) -> Image.Image:
     """A grey picture of more than 8 bits -> RGB of 8: 0 is black, the top of its range white.
 
     Integers of 32 bits and floats say nothing of their range: it is the smallest of 1 (floats), 255
-    and 65,535 that holds them.
+    and 65,535 that holds them. A TIFF's tags can name another range, or make white 0.
 
     Raises:
-        ValueError: none does.
+        ValueError: no range holds the levels; deep levels of the format are not known here.
     """
+    if image.format not in DEEP_FORMATS:
+        raise ValueError(
+            f"it has more than 8 bits a level, which are not read from {image.format}; save it as "
+            f"PNG or TIFF"
+        )
     levels = np.asarray(image)
+    tags: Any = image.tag_v2 if isinstance(image, TiffImageFile) else {PHOTOMETRIC: 1}
     low, high = levels.min(), levels.max()
-    tops: tuple[int, ...] = (TOP_16,)
+    bits, signed = tags.get(BITS, (16,))[0], tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    top = 2 ** (bits - signed) - 1 if bits <= 16 else TOP_16
+    tops: tuple[int, ...] = (top,)
     if image.mode == "F":
-        tops = (1, 255, TOP_16)
-    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # those have 16 bits
-        tops = (255, TOP_16)
-    top = next((top for top in tops if 0 <= low and high <= top), None)
+        tops = (1, 255, top)
+    elif image.mode == "I" and image.format == "TIFF":
+        tops = (255, top)
+    lowest, *highest = (
+        float(np.ravel(tags.get(tag, default))[0])
+        for tag, default in ((LOWEST, 0), *((HIGHEST, top) for top in tops))
+    )
+    top = next((top for top in highest if lowest <= low and high <= top and lowest < top), None)
     if top is None:
         raise ValueError(
-            f"its levels go from {low:g} to {high:g}, and grey levels end at "
-            f"{' or '.join(map(str, tops))}; save it with 8 or 16 bits"
+            f"its levels go from {low:g} to {high:g}, and grey levels go from {lowest:g} to "
+            f"{' or '.join(f'{top:g}' for top in dict.fromkeys(highest))}; save it with 8 or 16 "
+            f"bits"
         )
-    grey = np.rint(levels.astype(np.float32) * (255 / top)).astype(np.uint8)
+    # without the tag, Pillow takes white for 0 in 8 bits
+    black, white = (lowest, top) if tags.get(PHOTOMETRIC, 0) else (top, lowest)
+    grey = np.rint((levels.astype(np.float32) - black) * (255 / (white - black))).astype(np.uint8)
     clear = image.info.get("transparency")
     if clear is not None:
         grey[levels == clear] = 255
