@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +28,7 @@ __all__ = [
     "augmented_loader",
     "build_data",
     "match_input",
+    "naming_workers",
     "need_val",
     "ordered_loader",
     "training_images",
@@ -117,6 +120,27 @@ def manage(cfg: Any, wrapper: Any, transform: Any) -> DataManager:
         raise BlackBoxError(
             f"The loaders of {cfg.DATASET.NAME} cannot be built ({first_line(e)}). Check SAMPLER, "
             f"BATCH_SIZE, N_INS and N_DOMAIN in DATALOADER, and INPUT.TRANSFORMS."
+        ) from e
+
+
+@contextmanager
+def naming_workers(workers: int) -> Iterator[None]:
+    """Turn a failure of the loaders' worker processes into a sentence.
+
+    A worker that dies is told by a signal, in the midst of whatever is done here.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(e.__traceback__))
+        at_loader = any(file.endswith("dataloader.py") for file in files)
+        if not workers or not (at_loader or "DataLoader worker" in str(e)):
+            raise
+        raise BlackBoxError(
+            f"The loaders' worker processes failed ({str(e).strip().splitlines()[-1]}). They hand "
+            f"over images in shared memory, /dev/shm, and need memory of their own. Make /dev/shm "
+            f"larger (docker run --shm-size 8g), or set DATALOADER.NUM_WORKERS to a smaller number "
+            f"or to 0."
         ) from e
 
 

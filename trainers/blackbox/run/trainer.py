@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import check_cfg
-from ..data.loaders import Pictured, build_data, match_input
+from ..data.loaders import Pictured, build_data, match_input, naming_workers
 from ..keys import Key
 from . import metrics
 from .checkpoints import BEST, RESUME, Checkpointed
@@ -95,7 +95,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
     # ------------------------------------------------------------------ training
 
     def train(self) -> None:
-        with self.stop:
+        with self.stop, naming_workers(self.cfg.DATALOADER.NUM_WORKERS):
             try:
                 self.train_to_the_end()
             finally:
@@ -229,7 +229,8 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         """
         random_sources, trained, before = rng_state(), self.stop.active, metrics.bill(self)
         try:
-            with self.evaluating(), nullcontext() if trained else self.stop:
+            workers = naming_workers(self.cfg.DATALOADER.NUM_WORKERS)
+            with self.evaluating(), workers, nullcontext() if trained else self.stop:
                 accuracy = super().test(split)
         finally:
             set_rng_state(random_sources)
