@@ -1,4 +1,4 @@
-"""Which data sets are there, whole, and of the published size:
+"""Which data sets are there, whole, and of the published size; or what a folder of one's own holds:
 
 python -m dassl_blackbox.datasets check --root "$DATA"
 """
@@ -10,42 +10,54 @@ import contextlib
 import io
 import os
 import sys
+from collections import Counter
 
 from tabulate import tabulate
 
-from .base import Row, differences, need_items, sizes_of
-from .labels import check_labels
+from .base import Row, differences, sizes_of
+from .folders import read_pictures
+from .labels import check_labels, need_items, note_names
 from .listing import UNREADABLE, DatasetError, shown
-from .readers import Split
+from .readers import PARTS, Split
 from .table import ROWS
 
 HEADERS = ("data set", "configuration", "folder", "classes", "train", "val", "test", "state")
 
 
-def check(row: Row, root: str) -> tuple[list[str], bool]:
-    """A line of the table, and whether the data set is broken. No image is opened."""
-    folder = os.path.join(root, row.folder)
-    line = [row.name, f"{row.config}.yaml", row.folder + "/"]
+def check(row: Row, root: str) -> tuple[list[str], bool, str]:
+    """A line of the table, whether the data set is broken, and what was printed about it.
+
+    No image is opened, and nothing is written.
+    """
+    folder, told = os.path.abspath(os.path.join(root, row.folder)), io.StringIO()
+    line = [row.name, f"{row.config}.yaml", f"{row.folder or '.'}/"]
     written = not row.default_root or os.path.isfile(os.path.join(folder, row.split))
     if not os.path.isdir(folder) or not written:
         later = ": written when it is first used" if row.default_root else ""
-        return [*line, *[""] * 4, f"not here{later}"], False
+        return [*line, *[""] * 4, f"not here{later}"], False, ""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            split = row.read(row, folder)
+        with contextlib.redirect_stdout(told):
+            split = row.read(row, folder) if row.folder else read_pictures(row, folder, keep=False)
+            if not row.folder:
+                print_classes(row, split)
         need_items(row, "all", split[0], split[2])
         check_labels(row, folder, *split)
         other = "; ".join(filter(None, (differences(row, split), overlap(split))))
     except DatasetError as error:
-        return [*line, *[""] * 4, str(error)], True
+        return [*line, *[""] * 4, str(error)], True, told.getvalue()
     except (*UNREADABLE, ArithmeticError, AttributeError) as error:
-        return [
-            *line,
-            *[""] * 4,
-            shown(f"it cannot be read: {type(error).__name__}: {error}"),
-        ], True
+        state = shown(f"it cannot be read: {type(error).__name__}: {error}")
+        return [*line, *[""] * 4, state], True, told.getvalue()
     sizes = ("–" if size is None else f"{size:,}" for size in sizes_of(split))
-    return [*line, *sizes, other or "complete"], bool(other)
+    return [*line, *sizes, other or "complete"], bool(other), told.getvalue()
+
+
+def print_classes(row: Row, split: Split) -> None:
+    """A table of the images of every class, and the note on the names."""
+    counts = [Counter(name for _, _, name in items or ()) for items in split]
+    lines = [[shown(name), *(count[name] for count in counts)] for name in counts[0]]
+    print(tabulate(lines, headers=("class", *PARTS), disable_numparse=True))
+    note_names(row, list(counts[0]))
 
 
 def overlap(split: Split) -> str:
@@ -80,8 +92,19 @@ def main() -> int:
             f"error: {shown(args.root)} is not a folder. Pass --root with the folder that holds "
             f"the data sets."
         )
-    lines, broken = zip(*(check(row, args.root) for row in ROWS if row.folder), strict=True)
-    text = tabulate(lines, headers=HEADERS, disable_numparse=True)
+    own = os.path.isdir(os.path.join(args.root, "train"))
+    lines, broken, told = zip(
+        *(check(row, args.root) for row in ROWS if row.folder or own), strict=True
+    )
+    here = [line for line in lines if not line[-1].startswith("not here")]
+    text = tabulate(here if own else lines, headers=HEADERS, disable_numparse=True)
+    if own:
+        text += f"\n{told[-1].rstrip()}"  # ImageFolder's
+    elif not here:
+        text += (
+            f"\nNote: no data set is in {shown(args.root)}. Pictures of your own belong into its "
+            f"folders train/<class>/"
+        )
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return int(any(broken))

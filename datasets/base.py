@@ -10,13 +10,14 @@ import math
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-from .labels import by_label, check_labels, note_names
+from .labels import by_label, check_labels, need_items, note_names
 from .listing import DatasetError, Item, shown
 from .readers import Split, read_json_split
 
@@ -86,15 +87,16 @@ def choose_classes(which: str, *split: list[Item] | None) -> Split:
     ]
 
 
-def need_items(row: Row, which: str, train: Sequence[Item], test: Sequence[Item]) -> None:
-    """Raise where nothing is left to train or to test on."""
-    for part, items in (("training", train), ("test", test)):
-        if not items:
-            among = "" if which == "all" else f" among the {which} half of its classes"
-            raise DatasetError(
-                f"{row.name} has no {part} image{among}. Complete the data set"
-                f"{', or set DATASET.SUBSAMPLE_CLASSES to all' if among else ''}."
-            )
+def note_shots(row: Row, train: Sequence[Item], shots: int) -> None:
+    """Print how many classes have fewer images than were to be drawn."""
+    counts = Counter(label for _, label, _ in train).values()
+    fewer = sum(count < shots for count in counts)
+    if fewer:
+        print(
+            f"Note: {row.name}: {fewer:,} of {len(counts):,} classes have fewer than the "
+            f"{shots:,} training images of DATASET.NUM_SHOTS, and all of theirs are taken: "
+            f"{len(train):,} images in all"
+        )
 
 
 def datums(row: Row, items: Sequence[Item]) -> list[Datum]:
@@ -144,6 +146,7 @@ class FewShotDataset(DatasetBase):
         train, val = draw_shots(train, shots, rng), draw_shots(val, min(shots, 4), rng)
         split = choose_classes(which, train, val, test)
         need_items(row, which, split[0], split[2])
+        note_shots(row, split[0], shots)
         train_x, val, test = (items and datums(row, items) for items in split)
         super().__init__(train_x=train_x, val=val, test=test)
         note_names(row, self.classnames)

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .labels import by_label, check_labels
+from .labels import by_label, check_labels, need_items
 from .listing import (
     UNREADABLE,
     Classes,
     DatasetError,
     Item,
+    class_folders,
     entries,
     in_folders,
     need_folder,
@@ -27,7 +28,7 @@ from .listing import (
     reason,
     shown,
 )
-from .readers import PARTS, Split, read_json_split
+from .readers import PARTS, Split, class_names, label_folders, read_json_split
 
 if TYPE_CHECKING:
     from .base import Row
@@ -38,17 +39,28 @@ TAKEN = "taken from train"
 
 
 def classes_of(row: Row, folder: str) -> Classes:
-    folders = entries(row, need_folder(row, os.path.join(folder, "train")))[0]
-    return {name: (label, name) for label, name in enumerate(folders)}
+    """Named by classnames.txt where there is one, else as their folders."""
+    path = need_folder(row, os.path.join(folder, "train"))
+    if os.path.lexists(os.path.join(folder, "classnames.txt")):
+        return label_folders(row, path, class_names(row, folder))
+    return {name: (label, name) for label, name in enumerate(class_folders(row, path))}
 
 
 def read_parts(row: Row, folder: str, parts: Sequence[str]) -> dict[str, list[Item]]:
-    """The pictures of the parts, each of which must be there."""
+    """The pictures of the parts, each of which must be there.
+
+    A class that has none in any part is left out.
+    """
     classes, passed = classes_of(row, folder), Counter()
     paths = {part: need_folder(row, os.path.join(folder, part)) for part in parts}
     found = {part: in_folders(row, path, classes, passed) for part, path in paths.items()}
     note_passed(row, folder, passed)
-    return found
+    used = {label for items in found.values() for _, label, _ in items}
+    new = {label: n for n, label in enumerate(sorted(used))}
+    return {
+        part: [(image, new[label], name) for image, label, name in items]
+        for part, items in found.items()
+    }
 
 
 def present(folder: str) -> list[str]:
@@ -62,11 +74,11 @@ def read_folders(row: Row, folder: str) -> Split:
     return [found.get(part) for part in PARTS]
 
 
-def read_pictures(row: Row, folder: str) -> Split:
+def read_pictures(row: Row, folder: str, keep: bool = True) -> Split:
     """The user's own folder.
 
-    A part without a folder is taken from the train images, class by class, once: the split is
-    written down beside them.
+    A part without a folder is taken from the train images, class by class, once: with `keep` the
+    split is written down beside them.
     """
     found = read_parts(row, folder, ["train", *(p for p in present(folder) if p != "train")])
     note_other_folders(row, folder)
@@ -76,11 +88,14 @@ def read_pictures(row: Row, folder: str) -> Split:
     path = os.path.join(folder, row.split)
     if os.path.isfile(path):
         return read_taken(row, folder, path, found, missing)
+    need_items(row, "all", found["train"], found["train"])  # before a split is written
     check_labels(row, folder, found["train"])
     found.update(take_parts(row, found["train"], missing))
     sizes = ", ".join(f"{len(found[part]):,} {part}" for part in PARTS)
-    print(f"No folder for {' and '.join(missing)} in {shown(folder)}: taken from train, {sizes}")
-    write_split(path, folder, found, missing)
+    where = f"{row.name} in {shown(folder)}"
+    print(f"Note: {where}: no folder for {' and '.join(missing)}: taken from train, {sizes}")
+    if keep:
+        write_split(path, folder, found, missing)
     return [found[part] for part in PARTS]
 
 

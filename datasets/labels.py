@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import html
-import unicodedata
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .listing import DatasetError, Item, shown
+from .listing import DatasetError, Item, composed, few, shown
 
 if TYPE_CHECKING:
     from .base import Row
 
-SHOWN = 3  # texts in a note
+WNID = re.compile(r"n\d{8}")  # WordNet's ids, ImageNet's folders
+# no word is in it: "0", "c3", "class_12"
+NUMBER = re.compile(r"(class|label|[^\W\d_])?[\W\d_]*\d[\W\d_]*", re.IGNORECASE)
 
 
 def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
@@ -26,7 +28,23 @@ def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
 def text_of(name: str) -> str:
     """What CLIP's tokenizer makes of a class name: underscores are spaces, capitals are small."""
     plain = html.unescape(html.unescape(name.replace("_", " ")))
-    return " ".join(unicodedata.normalize("NFC", plain).lower().split())
+    return " ".join(composed(plain).lower().split())
+
+
+def need_items(row: Row, which: str, train: Sequence[Item], test: Sequence[Item]) -> None:
+    """Raise where nothing is left to train or to test on, or to tell apart."""
+    among = "" if which == "all" else f" among the {which} half of its classes"
+    cure = ", or set DATASET.SUBSAMPLE_CLASSES to all" if among else ""
+    for part, items in (("training", train), ("test", test)):
+        if not items:
+            raise DatasetError(
+                f"{row.name} has no {part} image{among}. Complete the data set{cure}."
+            )
+    if len({label for _, label, _ in train}) == 1:
+        raise DatasetError(
+            f'{row.name} has one class only{among}, "{train[0][2]}": every answer would be right. '
+            f"Add another class, perhaps one of pictures that are none of it{cure}."
+        )
 
 
 def check_labels(
@@ -88,16 +106,29 @@ def check_name(where: str, label: int, name: str) -> None:
 
 
 def note_names(row: Row, names: Sequence[str]) -> None:
-    """Print which classes have the same text, by which the model cannot tell them apart."""
+    """Print which classes have the same text, or none that says what they are.
+
+    The model tells classes apart by their texts. Names of published data sets may be numbers.
+    """
     labels: dict[str, list[int]] = {}
     for label, name in enumerate(names):
         labels.setdefault(text_of(name), []).append(label)
     alike = [f'"{text}" ({", ".join(map(str, of))})' for text, of in labels.items() if len(of) > 1]
     if alike:
-        more = f", and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
         print(
             shown(
                 f"Note: {row.name} has classes of the same text, which the model cannot tell "
-                f"apart: {', '.join(alike[:SHOWN])}{more}"
+                f"apart: {few(alike)}"
+            )
+        )
+    codes = [
+        name for name in names if WNID.match(name) or (not row.sizes and NUMBER.fullmatch(name))
+    ]
+    if codes:
+        print(
+            shown(
+                f"Note: {row.name} has classes that are called by ids or numbers, which tell a "
+                f"model little: {few(codes)}. Name their folders by words, or write a file "
+                f'classnames.txt beside them, with lines such as "n01440764 tench"'
             )
         )

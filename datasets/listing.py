@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from .base import Row
 
 Item = tuple[str, int, str]  # path of an image, label, class name
-Classes = Mapping[str, tuple[int, str]]  # label and class name by folder
+Classes = Mapping[str, tuple[int, str]]  # label and class name by folder, `composed`
+SHOWN = 3  # names in a note
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError)
 # what is passed over, beside the endings of files that are no pictures
 BARE, NESTED, BESIDE = (
@@ -43,6 +45,17 @@ def shown(text: str) -> str:
 def reason(error: BaseException) -> str:
     """What an exception says, without the path that the sentence has already."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def composed(name: str) -> str:
+    """A name as lists and people write it: a Mac's disk has letters and accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of several names, and how many there are besides."""
+    more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def need_folder(row: Row, path: str) -> str:
@@ -75,8 +88,30 @@ def entries(row: Row, path: str) -> tuple[list[str], list[str], list[str]]:
             f"or put the data set there anew."
         ) from error
     for names in found:
-        names.sort()
+        names.sort(key=composed)
     return found
+
+
+def class_folders(row: Row, path: str) -> list[str]:
+    """Sorted names of the class folders in `path`, composed."""
+    return list(dict.fromkeys(map(composed, entries(row, path)[0])))
+
+
+def on_disk(path: str, listed: dict[str, dict[str, str]]) -> str:
+    """A path with every name as its folder spells it, `composed` or not.
+
+    `listed` keeps what folders hold for the next path.
+    """
+    folder, name = os.path.split(path)
+    if os.path.lexists(path) or not name:
+        return path
+    folder = on_disk(folder, listed)
+    if folder not in listed:
+        try:
+            listed[folder] = {composed(entry): entry for entry in os.listdir(folder)}
+        except (OSError, ValueError):  # of a NUL
+            listed[folder] = {}
+    return os.path.join(folder, listed[folder].get(composed(name), name))
 
 
 def kind(entry: os.DirEntry) -> int:
@@ -97,13 +132,16 @@ def picture_endings() -> set[str]:
 
 
 def in_folders(row: Row, path: str, classes: Classes, passed: Counter[str]) -> list[Item]:
-    """Items of `path/<folder>/*` that are pictures by their ending; the rest counts in `passed`."""
-    items, endings = [], picture_endings()
+    """Items of `path/<folder>/*` that are pictures by their ending; the rest counts in `passed`.
+
+    Prints a note on folders without a picture.
+    """
+    items, endings, empty = [], picture_endings(), []
     folders, files, _ = entries(row, path)
     passed[BESIDE] += sum(ending(name) in endings for name in files)
     for folder in folders:
         inside = os.path.join(path, folder)
-        if folder not in classes:
+        if composed(folder) not in classes:
             raise DatasetError(
                 f"{row.name}: {inside} is no class of it. Move that folder away, or complete the "
                 f"list of classes."
@@ -117,16 +155,17 @@ def in_folders(row: Row, path: str, classes: Classes, passed: Counter[str]) -> l
             )
         passed.update(ending(name) for name in files + others if ending(name) not in endings)
         passed[NESTED] += sum(pictures_below(os.path.join(inside, name)) for name in nested)
-        items += [
-            (os.path.join(inside, name), *classes[folder])
-            for name in files
-            if ending(name) in endings
-        ]
+        images = [os.path.join(inside, name) for name in files if ending(name) in endings]
+        items += [(image, *classes[composed(folder)]) for image in images]
+        if not images:
+            empty.append(folder)
     if not items:
         raise DatasetError(
             f"{row.name}: there are no images in {path}, which should hold a folder for every "
             f"class{f' ({words(passed)})' if passed.total() else ''}. See DATASETS.md."
         )
+    if empty:
+        print(shown(f"Note: {row.name}: without a picture in {path}: {few(empty)}"))
     return items
 
 
@@ -186,7 +225,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_lines(row: Row, path: str) -> list[str]:
-    """The lines of a text file that are not blank."""
+    """The lines of a text file that are not blank, composed."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
@@ -194,4 +233,4 @@ def read_lines(row: Row, path: str) -> list[str]:
             f"{row.name}: {path} cannot be read ({reason(error)}). Put it there as DATASETS.md "
             f"says."
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    return [composed(line.strip()) for line in lines if line.strip()]

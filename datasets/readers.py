@@ -7,21 +7,22 @@ there is none.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .labels import by_label, check_labels
+from .labels import WNID, by_label, check_labels
 from .listing import (
     UNREADABLE,
     Classes,
     DatasetError,
     Item,
-    entries,
+    class_folders,
+    composed,
     in_folders,
     need_folder,
     note_passed,
+    on_disk,
     read_json,
     read_lines,
     reason,
@@ -35,7 +36,6 @@ __all__ = ["DatasetError", "by_label", "check_labels", "read_json_split"]
 
 Split = Sequence["list[Item] | None"]
 PARTS = ("train", "val", "test")
-WNID = re.compile(r"n\d{8}")
 # where the split is ours and not published
 AFRESH = ", or move the split file away, and the images are split anew"
 
@@ -71,8 +71,7 @@ def read_json_split(row: Row, folder: str, parts: Sequence[str] = PARTS) -> list
             f"{reason(error)}): expected {words}, lists of [image, label, class name]. Download it "
             f"again as DATASETS.md says."
         ) from error
-    need_images(row, path, [image for items in split for image, _, _ in items])
-    return split
+    return need_images(row, path, split)
 
 
 def items_of(part: str, found: Any, images: str) -> list[Item]:
@@ -91,7 +90,7 @@ def items_of(part: str, found: Any, images: str) -> list[Item]:
                 f"and "
                 f"the label a whole number from 0 on"
             )
-    return [(os.path.join(images, image), label, name) for image, label, name in found]
+    return [(os.path.join(images, image), label, composed(name)) for image, label, name in found]
 
 
 def is_item(image: Any, label: Any, name: Any) -> bool:
@@ -99,8 +98,13 @@ def is_item(image: Any, label: Any, name: Any) -> bool:
     return bool(texts) and type(label) is int and label >= 0
 
 
-def need_images(row: Row, path: str, images: Sequence[str]) -> None:
-    """Raise unless all images that a list names are files."""
+def need_images(row: Row, path: str, split: Sequence[list[Item]]) -> list[list[Item]]:
+    """The items with the paths as the disk spells them; all images must be files."""
+    listed: dict[str, dict[str, str]] = {}
+    split = [
+        [(on_disk(image, listed), label, name) for image, label, name in items] for items in split
+    ]
+    images = [image for items in split for image, _, _ in items]
     absent = [image for image in images if not os.path.isfile(image)]
     if absent:
         there = " (which is no regular file, or not readable)" if os.path.lexists(absent[0]) else ""
@@ -109,6 +113,7 @@ def need_images(row: Row, path: str, images: Sequence[str]) -> None:
             f"first of them {absent[0]}{there}. Put them back as DATASETS.md says"
             f"{AFRESH if not row.folder else ''}."
         )
+    return split
 
 
 def read_svhn(row: Row, folder: str) -> Split:
@@ -142,8 +147,7 @@ def read_aircraft(row: Row, folder: str) -> Split:
             (os.path.join(folder, row.images, f"{image}.jpg"), label_of[name], name)
             for image, name in pairs
         ]
-        need_images(row, path, [image for image, _, _ in items])
-        split.append(items)
+        split += need_images(row, path, [items])
     return split
 
 
@@ -182,7 +186,7 @@ def read_variant(row: Row, folder: str) -> Split:
     """
     names, passed = class_names(row, folder), Counter()
     path = need_folder(row, os.path.join(folder, row.images))
-    folders = entries(row, path)[0]
+    folders = class_folders(row, path)
     if folders and all(name.isdecimal() for name in folders):
         strange = next((wnid for wnid in names if not WNID.fullmatch(wnid)), None)
         if strange is not None or len(names) != len(folders):
@@ -202,11 +206,11 @@ def read_variant(row: Row, folder: str) -> Split:
 
 def label_folders(row: Row, path: str, names: Mapping[str, str]) -> Classes:
     """`{folder: (label, class name)}` of the class folders in `path`, labelled in sorted order."""
-    folders = entries(row, path)[0]
+    folders = class_folders(row, path)
     unnamed = next((folder for folder in folders if folder not in names), None)
     if unnamed is not None:
         raise DatasetError(
             f"{row.name}: classnames.txt has no line for the folder {os.path.join(path, unnamed)}. "
-            f"Copy the file that DATASETS.md names."
+            f"Write one, or copy the file that DATASETS.md names."
         )
     return {folder: (label, names[folder]) for label, folder in enumerate(folders)}

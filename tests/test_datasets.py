@@ -161,7 +161,7 @@ def test_below_one_shot_everything_is_taken(caltech, shots):
 
 def test_a_data_set_without_val_has_none(tmp_path):
     (tmp_path / "a.png").touch()
-    items = [(str(tmp_path / "a.png"), 0, "a")]
+    items = [(str(tmp_path / "a.png"), label, name) for label, name in enumerate("abc")]
     cls = type(
         "NoVal",
         (FewShotDataset,),

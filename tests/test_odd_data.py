@@ -187,18 +187,20 @@ def test_a_test_part_may_spell_names_otherwise(eurosat):
     assert load("EuroSAT", root).classnames == trees.NAMES
 
 
-def test_halves_without_classes_or_images(eurosat, tmp_path, capsys):
-    def one_class(split):
-        return {
-            part: [[i, 0, "cat"] for i, label, _ in split[part] if label == 2] for part in split
-        }
+@pytest.mark.parametrize("half", ["base", "new"])
+def test_one_class_is_no_task(half, eurosat, tmp_path, capsys):
+    def classes(count):
+        return lambda s: {part: [item for item in s[part] if item[1] < count] for part in s}
 
-    text = said(
-        capsys, "EuroSAT", eurosat(one_class), tmp_path / "no", "DATASET.SUBSAMPLE_CLASSES", "new"
-    )
+    options = "DATASET.SUBSAMPLE_CLASSES", half
+    name = {"base": "red circle", "new": "blue heart"}[half]
+    text = said(capsys, "EuroSAT", eurosat(classes(2)), tmp_path / "no", *options)
     assert text.startswith(
-        "error: EuroSAT has no training image among the new half of its classes."
+        f'error: EuroSAT has one class only among the {half} half of its classes, "{name}": every '
     )
+    text = said(capsys, "EuroSAT", eurosat(classes(1)), tmp_path / "no", *options)
+    assert text.startswith('error: EuroSAT has one class only, "red circle": every answer would be')
+    assert text.endswith("that are none of it.")
 
 
 def test_a_half_that_is_never_tested(eurosat):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,7 +114,8 @@ def training_images(items: Sequence[Any]) -> str:
         contents = list(pool.map(content, paths))
     every = hashlib.sha256()
     for item, found in zip(items, contents, strict=True):
-        line = [*Path(item.impath).parts[-2:], item.label, item.classname, found]
+        names = (unicodedata.normalize("NFC", part) for part in Path(item.impath).parts[-2:])
+        line = [*names, item.label, item.classname, found]
         every.update(json.dumps(line).encode())
     return every.hexdigest()
 
