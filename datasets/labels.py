@@ -129,6 +129,7 @@ def note_names(row: Row, names: Sequence[str]) -> None:
             shown(
                 f"Note: {row.name} has classes that are called by ids or numbers, which tell a "
                 f"model little: {few(codes)}. Name their folders by words, or write a file "
-                f'classnames.txt beside them, with lines such as "n01440764 tench"'
+                f"classnames.txt into the data set's folder, with lines such as "
+                f'"{codes[0]} red fox"'
             )
         )

@@ -120,7 +120,7 @@ def opened(source: str | BinaryIO) -> Image.Image:
         image.close()
         raise ValueError(
             f"it is {image.width:,} x {image.height:,} pixels, and the longer side may be at most "
-            f"{LONGEST:,} times the shorter"
+            f"{LONGEST:,} times the shorter; crop it"
         )
     return image
 
