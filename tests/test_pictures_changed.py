@@ -111,6 +111,15 @@ def test_fewer_stages_are_the_last_of_five():
     assert shapes[1][-6:] == shapes[0][-6:]
 
 
+def test_the_decoder_starts_as_wide_as_the_authors(description):
+    """Their 1 x 1 layers are transposed: within 1 / sqrt(channels that leave)."""
+    large = replace(description, image_size=(224, 224))
+    space = CoordinatorSpace(large, "scratch", seeded())
+    mixing = [p for p in space.decoder.parameters() if p.dim() == 4 and p.shape[2:] == (1, 1)]
+    for part, leaving in zip(mixing, (64, 32, 32, 16), strict=True):
+        assert part.abs().max() == pytest.approx(leaving**-0.5, rel=0.02)
+
+
 def test_pictures_too_small_for_an_encoder(description):
     with pytest.raises(BlackBoxError, match="2 x 2 pixels are too small .* Choose METHOD scratch"):
         CoordinatorSpace(replace(description, image_size=(2, 2)), "pca", seeded())
@@ -136,7 +145,7 @@ def test_running_statistics_follow_every_candidate(description, digits):
         weights = one[: 32 * 5].split([128, 32])  # 32 -> 32 by twos, and its bias
         mixed = one[160 : 160 + 32 * 32].view(32, 32, 1, 1)
         maps = F.conv_transpose2d(z, weights[0].view(32, 1, 2, 2), weights[1], 2, groups=32)
-        mean = F.conv2d(maps, mixed).mean((0, 2, 3))
+        mean = F.conv_transpose2d(maps, mixed).mean((0, 2, 3))
         expected = 0.9 * expected + 0.1 * mean
     space(theta, digits[:8])
     assert torch.allclose(norm.running_mean, expected, atol=1e-5)

@@ -111,13 +111,17 @@ class PCAEncoder(FrozenEncoder):
 
 
 def build_decoder(stages: int) -> nn.Sequential:
-    """Maps `[B, 32, h, w]` to prompts `[B, 3, 2^s h, 2^s w]`, s stages: the last ones of five."""
+    """Maps `[B, 32, h, w]` to prompts `[B, 3, 2^s h, 2^s w]`, s stages: the last ones of five.
+
+    The 1 x 1 layers are transposed too, as the authors' are: torch takes the fan-in of a transposed
+    layer from the channels that leave it, so that 64 to 32 starts wider by sqrt(2).
+    """
     layers: list[nn.Module] = []
     channels = CHANNELS
     for inner, out in DECODER[len(DECODER) + 1 - stages :]:
         layers += [
             nn.ConvTranspose2d(channels, inner, 2, stride=2, groups=channels),
-            nn.Conv2d(inner, out, 1, bias=False),
+            nn.ConvTranspose2d(inner, out, 1, bias=False),
             nn.BatchNorm2d(out),
             nn.GELU(),
         ]
