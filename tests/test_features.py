@@ -174,6 +174,12 @@ def test_without_a_penalty_the_prototypes_go_further(data_root, tmp_path):
     assert 0 < distance(5.0) < 0.8 * distance(0.0)
 
 
+def test_the_prototypes_do_not_decay(data_root, tmp_path):
+    """Long ones hardly turn, so that what is left of the shift is their length's."""
+    options = "TRAINER.CLAP.WEIGHT", 0, "TRAINER.CLAP.LENGTH", 1000
+    assert trained("CLAP", data_root, tmp_path, *options).head.shift.norm(dim=-1).max() < 1e-3
+
+
 # LFA
 
 

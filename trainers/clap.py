@@ -76,7 +76,7 @@ class CLAP(BlackBoxTrainer):
             weights = multipliers(scale * x @ text.mT, labels)
             start = node.LENGTH * text
             prototypes = start.clone().requires_grad_()
-            sgd = torch.optim.SGD([prototypes], lr=node.LR, momentum=0.9, weight_decay=5e-4)
+            sgd = torch.optim.SGD([prototypes], lr=node.LR, momentum=0.9)
             images = len(gathered.index.unique())
             drawn = batches(len(x), images, torch.Generator().manual_seed(seed))
 
