@@ -199,6 +199,42 @@ def test_procrustes_finds_a_rotation():
     torch.testing.assert_close(procrustes(X.double(), X.double() @ rotation), rotation)
 
 
+def test_procrustes_of_few_classes_is_the_map_nearest_to_the_identity():
+    e, classes = 32, 10
+    texts, common = unit(classes, e, seed=7), unit(1, e, seed=8)
+    labels = torch.arange(60) % classes
+    rows = F.normalize(unit(60, e, seed=9) + texts[labels] + 3 * common, dim=-1).double()
+    targets = F.normalize(texts + 2 * common, dim=-1)[labels].double()
+    found = procrustes(rows, targets)
+    torch.testing.assert_close(found @ found.T, torch.eye(e).double())
+
+    # among all that have the least distance, by another way to the open directions
+    left, spread, right = torch.linalg.svd(rows.T @ targets)
+    assert spread[classes - 1] > 1e-6 > spread[classes]
+    pair = left[:, classes:].T, right[classes:]
+    fixed = left[:, :classes] @ right[:classes]
+    for turn in (torch.eye(e - classes), -torch.eye(e - classes)):
+        other = fixed + pair[0].T @ turn.double() @ pair[1]
+        assert (rows @ found - targets).norm() <= (rows @ other - targets).norm() * (1 + 1e-9)
+        assert found.trace() > other.trace() + 1
+    inner, _, outer = torch.linalg.svd(pair[0] @ pair[1].T)
+    torch.testing.assert_close(
+        found, fixed + pair[0].T @ inner @ outer @ pair[1], atol=1e-5, rtol=0
+    )
+
+    # whatever the order of the images, rounding and the axes
+    order = torch.randperm(60, generator=seeded(0))
+    noise = 1e-12 * torch.randn(60, e, generator=seeded(1)).double()
+    axes = torch.linalg.qr(torch.randn(e, e, generator=seeded(2)).double()).Q
+    for again in (
+        procrustes(rows[order], targets[order]),
+        procrustes(rows + noise, targets),
+        procrustes(rows, targets + noise),
+        axes @ procrustes(rows @ axes, targets @ axes) @ axes.T,
+    ):
+        torch.testing.assert_close(again, found, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_the_reranking_loss_by_loops(k):
     total = 0.0

@@ -7,14 +7,19 @@ from math import exp
 import torch
 
 NOISE, DROPOUT = 0.035, 0.05
+TIE = 1e-8  # of the norm of X^T T: above the rounding of an SVD, below what its data decide
 
 
 def procrustes(rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The orthogonal W `[E, E]` with the least `|X W - T|`, for rows and targets `[M, E]`; float64.
 
-    Of fewer classes than E it leaves directions open, and any rotation of those is as good.
+    With fewer classes than E many have it, and which of them an SVD returns differs between
+    LAPACK's drivers and devices. This is the one nearest to the identity, of which `X^T T` gets a
+    little.
     """
-    left, _, right = torch.linalg.svd(rows.double().mT @ targets.double())
+    cross = rows.double().mT @ targets.double()
+    cross.diagonal().add_(TIE * cross.norm())
+    left, _, right = torch.linalg.svd(cross)
     return left @ right
 
 
