@@ -26,10 +26,11 @@ from dassl_blackbox.trainers.blackbox.heads.selection import choose, held_out
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.recipe import Answer, Batch
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from dassl_blackbox.trainers.clap import batches, multipliers, penalty
 from dassl_blackbox.trainers.gda import discriminant
 from dassl_blackbox.trainers.rla import loss_of
-from dassl_blackbox.trainers.tipadapter import cache_of
+from dassl_blackbox.trainers.tipadapter import TUNING_ALPHA, cache_of
 from support import assert_same, bill, seeded, test_logits
 from support import build as build_small
 
@@ -465,3 +466,12 @@ def test_tip_adapter_keeps_its_keys(data_root, tmp_path):
     assert torch.allclose(still.head.keys.norm(dim=-1), torch.ones(30), atol=1e-5)
     assert torch.equal(still.head.values, tuned.head.values)
     assert not torch.allclose(still.head.keys, tuned.head.keys, atol=1e-3)
+
+
+def test_the_keys_are_tuned_by_the_data_sets_alpha(data_root, tmp_path, monkeypatch):
+    assert set(TUNING_ALPHA) <= set(TEMPLATES)  # names as they are registered
+    fixed = trained("TipAdapterF", data_root, tmp_path / "one").head.keys
+    monkeypatch.setitem(TUNING_ALPHA, "Digits", 0.0)
+    untouched = trained("TipAdapterF", data_root, tmp_path / "none").head.keys
+    assert torch.allclose(untouched.norm(dim=-1), torch.ones(30), atol=1e-3)
+    assert not torch.allclose(fixed, untouched, atol=1e-3)

@@ -23,6 +23,20 @@ ALPHAS = (0.0, *(2.0**exponent for exponent in range(-3, 6)))
 BETAS = tuple(2.0**exponent for exponent in range(-1, 6))
 GRID = [(alpha, beta) for alpha in ALPHAS for beta in BETAS]
 TUNED = where("FINETUNE", True)
+# the authors' init_alpha, by which the keys are tuned; their init_beta is 1 for all
+TUNING_ALPHA = {
+    "Caltech101": 3.0,
+    "DescribableTextures": 2.0,
+    "EuroSAT": 2.0,
+    "FGVCAircraft": 5.0,
+    "Food101": 1.17,
+    "ImageNet": 1.17,
+    "OxfordFlowers": 10.0,
+    "OxfordPets": 1.17,
+    "StanfordCars": 3.0,
+    "SUN397": 1.17,
+    "UCF101": 3.0,
+}
 
 
 def cache_of(gathered: Gathered, images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,12 +58,13 @@ class TipAdapterF(BlackBoxTrainer):
 
     Access: words and pictures in, features out.
     `logits = s x T^T + alpha exp(-beta (1 - x K^T)) Y`, Y the labels; with `FINETUNE` the keys K
-    are tuned with alpha = beta = 1. It costs `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a
-    batch in evaluation. The paper has 10 views for the keys, new ones in every epoch of the tuning
-    (here the same take turns), chooses alpha and beta by the validation split (here by training
-    images that are held out in turn, from a coarser grid), and its code keeps the epoch with the
-    best test accuracy (here the last). The head holds a key for every training image, so that a
-    checkpoint is evaluated with the DATASET.NUM_SHOTS of its training.
+    are tuned with beta 1 and the authors' alpha of the data set (1 where they have none). It costs
+    `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a batch in evaluation. The paper has 10 views
+    for the keys, new ones in every epoch of the tuning (here the same take turns), chooses alpha
+    and beta by the validation split (here by training images that are held out in turn, from a
+    coarser grid), and its code keeps the epoch with the best test accuracy (here the last). The
+    head holds a key for every training image, so that a checkpoint is evaluated with the
+    DATASET.NUM_SHOTS of its training.
     """
 
     keys = {
@@ -64,7 +79,7 @@ class TipAdapterF(BlackBoxTrainer):
         items, scale = self.dm.dataset.train_x, self.description.logit_scale
         images, classes = len(items), self.num_classes
         head = Cache(images, classes, self.description.embed_dim, scale)
-        folds = folds_of(items, node.FOLDS)
+        folds, tuning = folds_of(items, node.FOLDS), TUNING_ALPHA.get(self.cfg.DATASET.NAME, 1.0)
 
         def fitted_cache(gathered: Gathered) -> tuple[torch.Tensor, torch.Tensor]:
             keys, values = cache_of(gathered, images, classes)
@@ -82,7 +97,7 @@ class TipAdapterF(BlackBoxTrainer):
 
             def loss(number: int) -> torch.Tensor:
                 rows = drawn[number]
-                logits = prior[rows] + cache_scores(x[rows], keys, values, 1.0)
+                logits = prior[rows] + tuning * cache_scores(x[rows], keys, values, 1.0)
                 return F.cross_entropy(logits, labels[rows])
 
             descend(torch.optim.AdamW([keys], lr=node.LR, eps=1e-4), len(drawn), loss)
