@@ -21,8 +21,8 @@ SHORT = {  # what a method of features takes long for
     "SONAR": ("TRAINER.SONAR.VIEWS", "1"),
     "TipAdapterF": ("TRAINER.TIPADAPTERF.VIEWS", "1"),
 }
-# of heads that make more of the last bits of features: so much comes of noise of 3e-8 as well
-APART = {"LFA": 0.2, "SONAR": 1e-2}
+# of a head that makes more of the last bits of features: so much comes of noise of 3e-8 as well
+APART = {"SONAR": 1e-2}
 LOCAL = ("ORACLE.GRANTS", "('logits', 'features')")
 MORE = Texts.of(["cat", "a_dog"], "an image of {}")
 
