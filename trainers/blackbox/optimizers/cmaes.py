@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ COVARIANCES = {
     "vkd": "GaussVkDSampler",
 }
 RESULTS = ("mean", "best")
+PLAIN = (bool, int, float, type(None))
 FAILED = "failed, by its numbers or by options that do not fit (CMA_OPTIONS, SIGMA)"
 
 
@@ -37,13 +37,45 @@ def import_cma() -> ModuleType:
     return cma
 
 
-def global_randn(*shape: int) -> np.ndarray:
-    """NumPy's global source, by name.
+def of_pycma(thing: Any) -> bool:
+    return type(thing).__module__.partition(".")[0] == "cma"
 
-    Pickling `np.random.randn` itself would copy the source, and a loaded state would draw from
-    that copy.
+
+def numbers(thing: Any, seen: dict[int, Any]) -> Any:
+    """The numbers of an object of pycma by attribute, arrays as tensors; `...` for all else.
+
+    An array that stands in two places becomes one tensor, so that it comes back as one.
     """
-    return np.random.randn(*shape)
+    if isinstance(thing, np.ndarray) and thing.dtype.kind in "biuf":
+        # in its own order in memory, on which the last digits of a product depend
+        return seen.setdefault(id(thing), torch.from_numpy(thing.copy("K")))
+    if isinstance(thing, np.generic):
+        return thing.item()
+    if type(thing) in (list, range):
+        entries = [numbers(entry, seen) for entry in thing]
+        return ... if any(entry is ... for entry in entries) else entries
+    if of_pycma(thing) and id(thing) not in seen:
+        seen[id(thing)] = ...
+        parts = {name: numbers(value, seen) for name, value in vars(thing).items()}
+        return {name: part for name, part in parts.items() if part is not ...}
+    return thing if isinstance(thing, PLAIN) else ...
+
+
+def put_back(thing: Any, found: dict[str, Any]) -> None:
+    """Give an object the numbers that `numbers` told; of what else a file may hold, none."""
+    for name, part in found.items():
+        if not isinstance(part, dict):
+            setattr(thing, name, arrays(part))
+        elif of_pycma(inner := vars(thing).get(name)):
+            put_back(inner, part)
+
+
+def arrays(part: Any) -> Any:
+    if isinstance(part, list):
+        return [arrays(entry) for entry in part]
+    if not isinstance(part, (*PLAIN, torch.Tensor)):
+        raise TypeError(f"a {type(part).__name__} is no number")
+    return part.cpu().numpy() if isinstance(part, torch.Tensor) else part
 
 
 class CMAES(Optimizer):
@@ -111,7 +143,6 @@ class CMAES(Optimizer):
         settings: dict[str, Any] = {
             "popsize": population,
             "seed": np.nan,
-            "randn": global_randn,
             "verbose": -9,
             "verb_log": 0,
             "signals_filename": None,
@@ -131,8 +162,6 @@ class CMAES(Optimizer):
             warnings.filterwarnings("ignore", message=".*not a safe string")
             settings.update(zip(options[::2], options[1::2], strict=True))
             self.es = cma.CMAEvolutionStrategy(start.double().cpu().numpy(), sigma, settings)
-            if hasattr(self.es.sm, "randn"):  # the restricted models keep a source of their own
-                self.es.sm.randn = global_randn
         self.best, self.best_loss = start.clone(), float("inf")
         self.asked: Any = None  # the generation, a list of vectors, until its losses are told
         self.param_groups = [{"params": [], "lr": float(sigma)}]
@@ -188,7 +217,7 @@ class CMAES(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         name, keys, position, has_gauss, cached = self.numpy_state
         return {
-            "es": torch.frombuffer(bytearray(self.es.pickle_dumps()), dtype=torch.uint8),
+            "es": numbers(self.es, {}),
             "best": self.best,
             "best_loss": self.best_loss,
             "random": {
@@ -201,12 +230,14 @@ class CMAES(Optimizer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back a state.
-
-        pycma's is a pickle: only resuming reads it, and only from runs that one trusts; evaluation
-        never does.
-        """
-        self.es = pickle.loads(state["es"].cpu().numpy().tobytes())
+        """Put back the numbers of an optimiser that was made with the same arguments."""
+        with self.pycma("cannot go on from this checkpoint (train anew in another --output-dir)"):
+            done = state["es"]["countiter"]
+            for before in sorted({0, done - 1}) if done else ():
+                # a generation makes the parts that pycma makes on the way, the first and the last
+                asked, self.es.countiter = self.es.ask(), before
+                self.es.tell(asked, [float(i) for i in range(self.population)])
+            put_back(self.es, state["es"])
         self.best, self.best_loss = state["best"].to(self.device, self.dtype), state["best_loss"]
         r = state["random"]
         self.numpy_state = (
