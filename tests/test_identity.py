@@ -6,7 +6,7 @@ import os
 import open_clip
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.openclip import identity, models
+from dassl_blackbox.trainers.blackbox.openclip import identity, models, weights
 from dassl_blackbox.trainers.blackbox.openclip.identity import fingerprint
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from open_clip.model import CLIP, CustomTextCLIP
@@ -146,12 +146,13 @@ def test_the_precision_does_not_count(configs, tmp_path):
         assert len(found) == 1 and all(len(text) == 64 for text in found)
 
 
-def test_the_way_to_the_same_weights_does_not_count(configs, tmp_path):
+def test_the_way_to_the_same_weights_does_not_count(configs, tmp_path, monkeypatch):
     """OpenAI's archive and state dict, open_clip's name; half and single precision."""
     state = {k: v.half().float() for k, v in make(text=TEXT, quick_gelu=True).state_dict().items()}
     torch.save(state, tmp_path / "single.pt")
     torch.save(openai_state(state), tmp_path / "half.pt")
     archive(openai_state(state), tmp_path / "archive.pt")
+    monkeypatch.setattr(weights, "is_openais", lambda path: True)
     names = [
         *(str(tmp_path / f"{file}.pt") for file in ("single", "half", "archive")),
         *(f"of-id-quickgelu:{tmp_path / file}.pt" for file in ("single", "archive")),

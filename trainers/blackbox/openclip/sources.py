@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
@@ -28,7 +29,15 @@ from .activation import check_bare, check_tag, check_weights, released
 from .architecture import own_arch, split_name
 from .describe import check_tokenizer
 from .embedded import ASSETS, EMBEDDED, build_embedded, embedded_config
-from .weights import OPENAI_MARKS, is_script, is_there, read_weights, reason
+from .weights import (
+    OPENAI_MARKS,
+    Weights,
+    is_script,
+    is_there,
+    numpy_values,
+    read_weights,
+    reason,
+)
 
 # CoOp's names mean OpenAI's weights, trained with QuickGELU; open_clip's plain names have GELU.
 OPENAI = {
@@ -123,7 +132,8 @@ def tagged_source(arch: str, tag: str) -> Source:
             f"file to this machine and give its path: MODEL.BACKBONE.NAME {arch}:/path/to/file, or "
             f"a file of OpenAI's, such as ViT-B-16.pt, into ~/.cache/clip."
         ) from e
-    return arch_source(arch, path, listed, is_script(path), {})
+    weights = read_weights(path) if is_script(path) else Weights({}, False, True)
+    return arch_source(arch, path, listed, weights)
 
 
 def file_source(arch: str, path: Path, own: Path | None = None) -> Source:
@@ -136,7 +146,7 @@ def file_source(arch: str, path: Path, own: Path | None = None) -> Source:
             f"MODEL.BACKBONE.NAME {path}."
         )
     listed = released(path) or common_preprocessing(arch)
-    source = arch_source(arch, path, listed, weights.script, weights.state)
+    source = arch_source(arch, path, listed, weights)
     return replace(source, notes=notes)
 
 
@@ -168,32 +178,37 @@ def common_preprocessing(arch: str) -> dict[str, Any]:
     return found[0] if found and all(one == found[0] for one in found) else {}
 
 
-def arch_source(
-    arch: str, path: Path, listed: dict[str, Any], script: bool, state: dict[str, torch.Tensor]
-) -> Source:
+def arch_source(arch: str, path: Path, listed: dict[str, Any], weights: Weights) -> Source:
     """Weights that open_clip reads into one of its architectures.
 
     Args:
         listed: how images are prepared, as open_clip lists it.
-        script: whether the file is a TorchScript archive.
-        state: what the file holds, as far as it was looked at.
+        weights: what the file holds, as far as it was looked at.
     """
     config, known = open_clip.get_model_config(arch), vars(PreprocessCfg())
     preprocess = {key: value for key, value in listed.items() if key in known}
 
     def build(precision: str) -> nn.Module:
         try:
-            with warnings.catch_warnings():
+            with (
+                warnings.catch_warnings(),
+                torch.serialization.safe_globals(numpy_values()),
+                TemporaryDirectory() as folder,
+            ):
                 warnings.simplefilter("ignore")
+                file = path.absolute()
+                if not weights.direct:
+                    file = Path(folder) / "weights.pt"
+                    torch.save(without_marks(weights.state), file)
                 model = open_clip.create_model(
                     arch,
-                    pretrained=str(path.absolute()),
+                    pretrained=str(file),
                     precision=precision,
                     force_preprocess_cfg=preprocess,
                     require_pretrained=True,
-                    weights_only=not script,  # a TorchScript archive is never unpickled
+                    weights_only=True,
                 )
-            check_types(model, state)
+            check_types(model, weights.state)
             return model
         except Exception as e:
             raise BlackBoxError(
@@ -202,6 +217,10 @@ def arch_source(
             ) from e
 
     return Source(path, arch, build, [arch, config, preprocess, open_clip.__version__])
+
+
+def without_marks(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name not in OPENAI_MARKS}
 
 
 def check_types(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -215,7 +234,7 @@ def openai_source(path: Path) -> Source:
     """A state dict or archive in OpenAI's layout (QuickGELU, head width 64)."""
     weights = read_weights(path)
     notes = check_bare(path, weights)
-    state = {name: value for name, value in weights.state.items() if name not in OPENAI_MARKS}
+    state = without_marks(weights.state)
 
     def build(precision: str) -> nn.Module:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import stat
@@ -9,9 +10,11 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from open_clip.pretrained import get_pretrained_url, list_pretrained_models_by_tag
 from torch import nn
 
 from ..run.errors import BlackBoxError, first_line
@@ -19,6 +22,8 @@ from ..run.errors import BlackBoxError, first_line
 # numbers that OpenAI's archives hold beside the weights
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 TEXT_LENGTH = 240  # of an exception that is quoted
+HOLDERS = ("state_dict", "model", "model_state_dict")  # under which training code saves the weights
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 class Weights(NamedTuple):
@@ -26,6 +31,7 @@ class Weights(NamedTuple):
 
     state: dict[str, torch.Tensor]
     script: bool  # whether it is a TorchScript archive
+    direct: bool  # whether open_clip finds this state in the file by itself
 
     @property
     def openai(self) -> bool:
@@ -67,7 +73,8 @@ def check_file(path: str | Path) -> None:
 def read_weights(path: str | Path) -> Weights:
     """The tensors of a file, on the CPU, as they are stored; where the format allows, mapped.
 
-    Reads safetensors, what `torch.save` wrote, bare or under "state_dict", and TorchScript.
+    Reads safetensors, what `torch.save` wrote, bare or within a checkpoint, and the TorchScript
+    archives that OpenAI released. What wraps a model in training leaves names as they were before.
 
     Raises:
         BlackBoxError: no such file, or one that is damaged or holds something else.
@@ -77,36 +84,83 @@ def read_weights(path: str | Path) -> Weights:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces that it will drop TorchScript
             content, script = read(path)
+    except BlackBoxError:
+        raise
     except pickle.UnpicklingError as e:  # whose text advises to run what is in the file
         raise BlackBoxError(
             f"{path} is not a file of weights that can be read: it is damaged, or holds something "
-            f"else than tensors."
+            f"else than tensors and numbers. Copy it again, or save its state dict alone."
         ) from e
     except Exception as e:
         raise BlackBoxError(
             f"{path} is not a file of weights that can be read ({type(e).__name__}: {reason(e)}). "
             f"It may be damaged: copy it again."
         ) from e
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(map(is_tensor, content.items())):
+    found = content
+    while isinstance(found, Mapping):
+        inner = next((found[key] for key in HOLDERS if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    if not isinstance(found, Mapping) or not found or not all(map(is_tensor, found.items())):
         raise BlackBoxError(
-            f"{path} holds no state dict, that is tensors by name, but {describe(content)}."
+            f"{path} holds no state dict, that is tensors by name, but {describe(found)}."
         )
-    if all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return Weights(dict(content), script)
+    state = unwrapped(found)
+    direct = not script and (found is content or found is content.get("state_dict"))
+    return Weights(state, script, direct and state.keys() == found.keys())
 
 
-def read(path: str | Path) -> tuple[object, bool]:
+def unwrapped(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names without those of wrappers, and without what stands ahead of all of them."""
+    names = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in state]
+    scale = next((name for name in names if name.endswith("logit_scale")), "")
+    ahead = scale.removesuffix("logit_scale")
+    if all(name.startswith(ahead) for name in names):
+        names = [name.removeprefix(ahead) for name in names]
+    named = dict(zip(names, state.values(), strict=True))
+    return named if len(named) == len(state) else dict(state)
+
+
+def read(path: str | Path) -> tuple[Any, bool]:
     if str(path).endswith(".safetensors"):
         from safetensors.torch import load_file
 
         return load_file(path), False
     if is_script(path):
+        if not is_openais(path):
+            raise BlackBoxError(
+                f"{path} is a TorchScript archive, which runs code of its own when it is read, and "
+                f"none that OpenAI released. If you trust whoever made it, convert it: python -c "
+                f"\"import torch; torch.save(torch.jit.load('{path}', 'cpu').state_dict(), "
+                f"'{path}.weights')\", and name {path}.weights."
+            )
         return torch.jit.load(str(path), map_location="cpu").state_dict(), True
     mapped = zipfile.is_zipfile(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), False
+    with torch.serialization.safe_globals(numpy_values()):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), False
+
+
+def numpy_values() -> list[Any]:
+    """What a pickle needs for numbers and arrays of NumPy: none of it runs anything."""
+    parts = {"scalar": np.float64(0), "_reconstruct": np.zeros(0)}
+    makers = [
+        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for name, value in parts.items()
+        for core in ("core", "_core")  # before NumPy 2, and since
+    ]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    return [*makers, *kinds, np.dtype, np.ndarray]
+
+
+def is_openais(path: str | Path) -> bool:
+    """Whether a file is one that OpenAI released, whose addresses have its SHA-256."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as f:
+        while part := f.read(2**20):
+            sha.update(part)
+    models = list_pretrained_models_by_tag("openai")
+    return any(f"/{sha.hexdigest()}/" in get_pretrained_url(name, "openai") for name in models)
 
 
 def is_script(path: str | Path) -> bool:
