@@ -184,7 +184,7 @@ def write_split(
         ]
     draft = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(draft, "w", encoding="utf-8") as file:
+        with open(draft, "x", encoding="utf-8") as file:  # never through somebody's link
             json.dump(content, file)
         os.replace(draft, path)
         print(f"Split written to {shown(path)}")

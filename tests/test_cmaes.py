@@ -1,7 +1,5 @@
 """CMA-ES as the published figures had it, and pycma's exceptions as sentences."""
 
-from copy import deepcopy
-
 import numpy as np
 import pytest
 import torch
@@ -47,15 +45,32 @@ def test_options_that_do_not_fit_are_a_sentence(options):
     assert "\n" not in str(caught.value) and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal", "vd", "vkd"])
-def test_a_state_goes_on_in_another_process_as_it_would_have_here(covariance):
+@pytest.mark.parametrize("generations", [0, 1, 6])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"covariance": "diagonal"},
+        {"covariance": "vd"},
+        {"covariance": "vkd", "bound": 0.6},
+        {"bound": 0.6},
+        {"options": ["CMA_mirrors", 1]},
+        {"options": ["CMA_elitist", True]},
+        {"options": ["CMA_diagonal", 3]},  # full from the fourth generation on
+        {"options": ["CMA_diagonal_decoding", 1.0]},
+        {"options": ["AdaptSigma", CMAAdaptSigmaTPA]},
+    ],
+)
+def test_a_state_goes_on_in_another_process_as_it_would_have_here(settings, generations, tmp_path):
     """NumPy's global source, which another process has in another state, is not drawn from."""
-    one = CMAES(torch.zeros(6), 0.5, 8, covariance=covariance, seed=3)
-    one.tell(one.ask().square().sum(1))
+    one = CMAES(torch.zeros(6), 0.5, 8, seed=3, **settings)
+    for _ in range(generations):
+        one.tell((one.ask() - 0.3).square().sum(1))
+    torch.save(one.state_dict(), tmp_path / "state")
     np.random.seed(1)
-    other = CMAES(torch.zeros(6), 0.5, 8, covariance=covariance, seed=4)
-    other.load_state_dict(deepcopy(one.state_dict()))
-    for _ in range(3):
+    other = CMAES(torch.zeros(6), 0.5, 8, seed=4, **settings)
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for _ in range(8):
         np.random.seed(None)
         a, b = one.ask(), other.ask()
         assert torch.equal(a, b)

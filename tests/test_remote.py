@@ -262,6 +262,7 @@ def test_keys_have_grants_budgets_rates_and_top_k(tmp_path, data_root, monkeypat
     ]
     path = tmp_path / "keys.yaml"
     path.write_text(yaml.safe_dump(keys))
+    path.chmod(0o600)
     with serving(tmp_path / "state", "--keys", path) as server:
         far = remote(server.url, 5)
         monkeypatch.setenv("BLACKBOX_KEY", "key-of-words")
@@ -296,6 +297,7 @@ def test_what_a_server_refuses_is_not_on_the_bill(tmp_path, data_root, monkeypat
     path = tmp_path / "keys.yaml"
     path.write_text(yaml.safe_dump([{"name": "poor", "key": "key-of-poor", "max_queries": 25}]))
     monkeypatch.setenv("BLACKBOX_KEY", "key-of-poor")
+    path.chmod(0o600)
     with serving(tmp_path / "state", "--keys", path) as server:
         assert run("ZIP", data_root, tmp_path / "run", *remote(server.url, 5)) == 0
         spent = usage(server.url, "key-of-poor")["queries"]

@@ -23,6 +23,8 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path):
     """No file may grow: the server says so, bills nothing, and goes on when there is room."""
     server = Server(tmp_path / "state", "--keys", write_keys(tmp_path), keys="").start()
     try:
+        kept = [*tmp_path.glob("state/*"), *tmp_path.glob("state/*/*")]
+        assert kept and not any(path.stat().st_mode & 0o077 for path in kept)  # the owner's alone
         found, pid = Served(server), server.process.pid
         usage = found.usage()
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))

@@ -218,12 +218,32 @@ def test_damaged_safetensors_are_a_sentence(kind, prefix, state, tmp_path):
         load_model(f"{prefix}{path}")
 
 
-def test_safetensors_and_checkpoints_of_a_training_run_load(state, tmp_path):
+def within(name):
+    """The names as `torch.compile` of one tower leaves them."""
+    return name.replace("visual.", "visual._orig_mod.")
+
+
+NUMPY = {"epoch": numpy.int64(3), "best": numpy.float64(0.5), "curve": numpy.ones(3, "float32")}
+
+
+@pytest.mark.parametrize(
+    "holder, rename",
+    [
+        (lambda s: {"epoch": 3, "state_dict": s}, "module.{}".format),
+        (lambda s: s, "_orig_mod.{}".format),
+        (lambda s: s, "module._orig_mod.{}".format),
+        (lambda s: {"state_dict": s}, "_orig_mod.module.{}".format),
+        (lambda s: s, within),
+        (lambda s: {"model": {"state_dict": s}}, "model._orig_mod.clip.{}".format),
+        (lambda s: {**NUMPY, "state_dict": s}, "{}".format),
+        (lambda s: {**NUMPY, "model_state_dict": s}, "model.module.{}".format),
+    ],
+)
+def test_safetensors_and_checkpoints_of_a_training_run_load(holder, rename, state, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
-    wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
-    torch.save(wrapped, tmp_path / "model.pt")
+    torch.save(holder({rename(k): v for k, v in state.items()}), tmp_path / "model.pt")
     names = [tmp_path / "model.safetensors", tmp_path / "model.pt"]
-    names += [f"of-file-quickgelu:{name}" for name in names]
+    names += [f"of-file-quickgelu:{tmp_path / 'model.pt'}"]
     assert len({load_model(str(name)).description.fingerprint for name in names}) == 1
 
 

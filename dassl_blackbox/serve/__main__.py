@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import socket
 import sys
@@ -63,6 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
+    os.umask(0o077)  # what clients sent is for the owner alone, whatever the folder's own mode
     with listen(args.host, args.port) as bound:
         serve(args, bound)
     return 0

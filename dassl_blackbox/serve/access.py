@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import yaml
+
 from ..trainers.blackbox.oracle.interface import GRANTS
-from ..trainers.blackbox.run.errors import BlackBoxError, one_of
+from ..trainers.blackbox.run.errors import BlackBoxError
 from ..trainers.blackbox.run.files import read_text
-from ..trainers.blackbox.run.reading import parse_yaml
+from ..trainers.blackbox.run.reading import StrictLoader
 from .errors import Refusal
 
 KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key
@@ -127,57 +129,74 @@ def read_accounts(path: str, grants: Sequence[str], top_k: int) -> tuple[list[Ac
         BlackBoxError: it cannot be read; an entry is unknown, missing or of another kind; two have
             one name or one key.
     """
-    entries: list[Any] = []
-    if path:
-        cure = "So the keys cannot be read: a list is expected, each with 'name' and 'key'."
-        entries = parse_yaml(read_text(path, cure), path, cure) or []
-        if not isinstance(entries, list):
-            raise BlackBoxError(f"{path} is no list of keys, each with 'name' and 'key'.")
-    for pair in filter(None, os.environ.get(KEYS, "").split(",")):
+    entries = read_entries(path) if path else []
+    for i, pair in enumerate(filter(None, os.environ.get(KEYS, "").split(",")), 1):
         name, _, key = pair.partition("=")
-        entries.append({"name": name.strip(), "key": key.strip()})
+        entries.append((f"Entry {i} of {KEYS}", {"name": name.strip(), "key": key.strip()}))
     made = ""
     if not entries:
         made = secrets.token_urlsafe(24)
-        entries = [{"name": "default", "key": made}]
-    accounts = [account_of(entry, grants, top_k) for entry in entries]
+        entries = [("The key", {"name": "default", "key": made})]
+    accounts = [account_of(entry, grants, top_k, where) for where, entry in entries]
     for part in ("name", "digest"):
         if len({getattr(account, part) for account in accounts}) < len(accounts):
             raise BlackBoxError("Two keys have the same name, or are the same key.")
-    if len(accounts) == 1 and "metrics" not in entries[0]:
+    if len(accounts) == 1 and "metrics" not in entries[0][1]:
         accounts = [replace(accounts[0], metrics=True)]
     return accounts, made
 
 
-def account_of(entry: Any, grants: Sequence[str], top_k: int) -> Account:
-    """One entry of the list, looked at."""
-    if not isinstance(entry, Mapping) or not all(isinstance(name, str) for name in entry):
-        raise BlackBoxError("An entry of the keys is no mapping with 'name' and 'key'.")
-    for name in entry:
-        one_of("entry of a key", name, ENTRIES)
+def read_entries(path: str) -> list[tuple[str, Any]]:
+    """The entries of a key file, each with the place where it stands.
+
+    Any text of the file may be a key, wherever it stands: no error quotes it.
+
+    Raises:
+        BlackBoxError: it cannot be read, is no list, or others may read it.
+    """
+    cure = "A list is expected, each entry with 'name' and 'key'."
+    text = read_text(path, cure)
+    if os.name == "posix" and os.stat(path).st_mode & 0o077:
+        raise BlackBoxError(f"Others may read {path}, which holds keys: chmod 600 {path}")
+    try:
+        content, node = yaml.load(text, StrictLoader), yaml.compose(text)
+    except Exception as e:  # PyYAML's own, and what its constructors raise
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark else ""
+        raise BlackBoxError(
+            f"{path}{line} is not YAML, or has an entry that is given twice. {cure}"
+        ) from None
+    if content is not None and not isinstance(content, list):
+        raise BlackBoxError(f"{path} is no list of keys. {cure}")
+    lines = [f"{path}, line {p.start_mark.line + 1}" for p in getattr(node, "value", [])]
+    return list(zip(lines, content or [], strict=True))
+
+
+def account_of(entry: Any, grants: Sequence[str], top_k: int, where: str = "A key") -> Account:
+    """One entry of the list, looked at; `where` it stands begins the errors."""
+    if not isinstance(entry, Mapping):
+        raise BlackBoxError(f"{where}: a mapping with 'name' and 'key' is expected.")
+    if not set(entry) <= set(ENTRIES):
+        raise BlackBoxError(f"{where}: it has an entry that is none of {', '.join(ENTRIES)}.")
     name, key = entry.get("name"), entry.get("key")
     if not isinstance(name, str) or not name or not name.isprintable():
-        raise BlackBoxError(f"A key's name is {name!r}; text that is not empty is expected.")
+        raise BlackBoxError(f"{where}: as its name, text that is not empty is expected.")
     if not isinstance(key, str) or len(key) < LEAST or not key.isascii() or " " in key:
         raise BlackBoxError(
-            f"The key of {name!r} is not one: {LEAST} or more characters of ASCII without a space "
-            f"are expected, in quotation marks."
+            f"{where}: as its key, {LEAST} or more characters of ASCII without a space are "
+            f"expected, in quotation marks in a file, and after '=' in {KEYS}."
         )
     granted = entry.get("grants", list(grants))
-    if not isinstance(granted, list):
-        raise BlackBoxError(f"The grants of {name!r} are no list.")
-    for grant in granted:
-        one_of(f"grant of {name!r}", grant, GRANTS)
+    if not isinstance(granted, list) or not all(grant in GRANTS for grant in granted):
+        raise BlackBoxError(f"{where}: as its grants, a list of {', '.join(GRANTS)} is expected.")
     numbers = {"top_k": top_k, "max_queries": 0, "max_image_queries": 0, "rate": 0}
     for entry_name in numbers:
         value = numbers[entry_name] = entry.get(entry_name, numbers[entry_name])
         if type(value) is not int or not 0 <= value < 2**53:
-            raise BlackBoxError(
-                f"{entry_name} of {name!r} is {value!r}; a whole number of 0 or more is expected."
-            )
+            raise BlackBoxError(f"{where}: {entry_name} is no whole number of 0 or more.")
     metrics = entry.get("metrics", False)
     if not isinstance(metrics, bool):
-        raise BlackBoxError(f"metrics of {name!r} is {metrics!r}; true or false is expected.")
+        raise BlackBoxError(f"{where}: metrics is neither true nor false.")
     if numbers["top_k"]:
         granted = [grant for grant in granted if grant != "features"]
     return Account(name, digest_of(key), frozenset(granted), **numbers, metrics=metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,13 +93,13 @@ def build_service(options: Options, accounts: Sequence[Account]) -> Service:
         raise BlackBoxError(
             f"The folder {options.folder} cannot be made ({first_line(e)}). Choose another --state."
         ) from e
-    # who may write there may put on any bill, and have the cache unpickle, what they like
+    # who may write there may put on any bill what they like
     if os.name == "posix" and (
-        found.st_mode & stat.S_IWOTH or (found.st_uid != os.getuid() and os.getuid())
+        found.st_mode & 0o022 or (found.st_uid != os.getuid() and os.getuid())
     ):
         raise BlackBoxError(
             f"Others may write to the folder {options.folder}, where bills and images would be "
-            f"kept. Choose a --state of your own."
+            f"kept: chmod 700 {options.folder}, or choose a --state of your own."
         )
     # each of another text is printed, and remembered to be printed once
     warnings.filterwarnings("ignore", module="PIL")

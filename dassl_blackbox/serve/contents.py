@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..trainers.blackbox.openclip.store import FeatureStore
 from ..trainers.blackbox.oracle.interface import Description
+from ..trainers.blackbox.oracle.services.disk import open_cache
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.wire import normalised
 from ..trainers.blackbox.run.errors import BlackBoxError, first_line
@@ -33,15 +33,10 @@ class Contents:
     """
 
     def __init__(self, folder: Path, limit: int, description: Description) -> None:
-        # a library of the extra `serve`
-        import diskcache
-
         self.shape = (3, *description.image_size)
         self.description = description
         try:
-            self.cache: Any = diskcache.Cache(
-                str(folder), size_limit=limit, eviction_policy="least-recently-stored"
-            )
+            self.cache = open_cache(folder, limit)
         except Exception as e:
             raise BlackBoxError(f"{folder} cannot hold what is sent ({first_line(e)}).") from e
 
@@ -60,7 +55,7 @@ class Contents:
     def image(self, name: str) -> torch.Tensor | None:
         """Normalised pixels `[3, H, W]`."""
         value = self.cache.get(f"image {name}")
-        if value is None:
+        if not value:
             return None
         kind = torch.uint8 if value[:1] == PICTURE else torch.float32
         stored = torch.frombuffer(bytearray(value[1:]), dtype=kind).view(self.shape)
@@ -72,7 +67,7 @@ class Contents:
 
     def texts(self, name: str) -> Texts | None:
         value = self.cache.get(f"texts {name}")
-        if value is None:
+        if not value:
             return None
         template, names = json.loads(value)
         return Texts.of(names, template)

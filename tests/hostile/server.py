@@ -56,4 +56,5 @@ def memory(server, name="VmRSS"):
 def write_keys(folder):
     path = folder / "keys.yaml"
     path.write_text(yaml.safe_dump([{"name": n, "key": KEY[n], **KEYS[n]} for n in KEYS]))
+    path.chmod(0o600)
     return path

@@ -149,10 +149,11 @@ def test_names_of_requests(served):
     [
         ("- {name: me, key: a-long-key-1, max_queries: 9, max_queries: 0}", "given twice"),
         ("name: me", "no list of keys"),
-        ("- {name: me", "cannot be read"),
+        ("- {name: me", "line 1, is not YAML"),
     ],
 )
 def test_a_file_of_keys_that_cannot_be_meant(tmp_path, content, words):
     (tmp_path / "keys.yaml").write_text(content)
+    (tmp_path / "keys.yaml").chmod(0o600)
     with pytest.raises(BlackBoxError, match=words):
         read_accounts(str(tmp_path / "keys.yaml"), ("logits",), 0)

@@ -47,7 +47,8 @@ def load_checkpoint(fpath):
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
-        return torch.load(fpath, map_location=None if torch.cuda.is_available() else "cpu")
+        device = None if torch.cuda.is_available() else "cpu"
+        return torch.load(fpath, map_location=device, weights_only=True)
     except Exception:
         print(f'Unable to load checkpoint from "{fpath}"')
         raise

@@ -232,12 +232,13 @@ class CMAES(Optimizer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the numbers of an optimiser that was made with the same arguments."""
         with self.pycma("cannot go on from this checkpoint (train anew in another --output-dir)"):
-            done = state["es"]["countiter"]
+            found = dict(state["es"])
+            done = found["countiter"]
             for before in sorted({0, done - 1}) if done else ():
                 # a generation makes the parts that pycma makes on the way, the first and the last
                 asked, self.es.countiter = self.es.ask(), before
                 self.es.tell(asked, [float(i) for i in range(self.population)])
-            put_back(self.es, state["es"])
+            put_back(self.es, found)
         self.best, self.best_loss = state["best"].to(self.device, self.dtype), state["best_loss"]
         r = state["random"]
         self.numpy_state = (

@@ -29,7 +29,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], Any
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as f:
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb") as f:  # never through a link that somebody put there
             content(f) if callable(content) else f.write(content)
             f.flush()
             os.fsync(f.fileno())

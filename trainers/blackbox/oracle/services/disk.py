@@ -18,6 +18,32 @@ MARK = 16  # bytes of the digest ahead of a value
 Found = TypeVar("Found")
 
 
+def open_cache(folder: Path, limit: int, **settings: Any) -> Any:
+    """A cache of `diskcache` that gives bytes alone: a pickle in the folder is never loaded.
+
+    Args:
+        folder: is made where it is missing, for its owner alone.
+        limit: bytes.
+        settings: others of `diskcache.Cache`.
+    """
+    library: Any = importlib.import_module("diskcache")
+
+    class Plain(library.Disk):
+        def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> bytes:
+            raw = mode in (library.core.MODE_RAW, library.core.MODE_BINARY)
+            found = super().fetch(mode, filename, value, read) if raw else b""
+            return found if isinstance(found, bytes) else b""
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return library.Cache(
+        str(folder),
+        disk=Plain,
+        size_limit=limit,
+        eviction_policy="least-recently-stored",
+        **settings,
+    )
+
+
 class Disk:
     """A database of `diskcache` that holds bytes alone; nothing that is pickled is read or written.
 
@@ -36,19 +62,8 @@ class Disk:
         path = Path(os.path.expanduser(self.folder))
         if path.parts[:1] == ("~",):
             raise OSError("there is no home folder")
-        library: Any = importlib.import_module("diskcache")
-
-        class Plain(library.Disk):
-            def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> bytes:
-                return value if isinstance(value, bytes) and mode == library.core.MODE_RAW else b""
-
-        return library.Cache(
-            str(path.absolute() / "answers"),
-            timeout=WAIT,
-            disk=Plain,
-            disk_min_file_size=FILE_BYTES,
-            size_limit=SIZE,
-            eviction_policy="least-recently-stored",
+        return open_cache(
+            path.absolute() / "answers", SIZE, timeout=WAIT, disk_min_file_size=FILE_BYTES
         )
 
     def tried(self, act: Callable[[], Found], otherwise: Found) -> Found:

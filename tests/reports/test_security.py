@@ -1,0 +1,165 @@
+"""What is read is never run, and secrets stay secret."""
+
+import hashlib
+import os
+import pickle
+import sqlite3
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dassl_blackbox.serve import __main__ as serve
+from dassl_blackbox.serve.contents import Contents
+from dassl_blackbox.trainers.blackbox.openclip import weights
+from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.run.files import load_state, save_state, write_atomically
+from support import run, sentence
+from torch import nn
+
+SECRET = "s3cr3t-of-somebody"
+
+
+class Planted:
+    """Its pickle makes a folder when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+class Script(nn.Module):
+    """TorchScript that overwrites a file when it is read."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    def forward(self):
+        return 0
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state[0], state[1]
+        torch.from_file(state[0], shared=True, size=4, dtype=torch.float32).zero_()
+
+
+@pytest.fixture
+def script(tmp_path):
+    """(file of weights, file that reading it would overwrite)."""
+    victim = tmp_path / "victim"
+    torch.jit.script(Script(str(victim))).save(str(tmp_path / "model.pt"))
+    victim.write_bytes(b"precious" * 4)
+    return tmp_path / "model.pt", victim
+
+
+@pytest.mark.parametrize("arch", ["", "ViT-B-32-quickgelu:"])
+def test_torchscript_is_not_run(arch, script, tmp_path, capsys):
+    path, victim = script
+    name = f"{arch}{path}"
+    said = sentence(capsys, "SONAR", tmp_path, tmp_path / "out", "MODEL.BACKBONE.NAME", name)
+    assert "TorchScript" in said and f"torch.jit.load('{path}'" in said
+    assert victim.read_bytes() == b"precious" * 4
+
+
+def test_openais_torchscript_is_known_by_its_sha_256(script, monkeypatch):
+    path, _ = script
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not weights.is_openais(path)
+    monkeypatch.setattr(weights, "get_pretrained_url", lambda *_: f"https://x/{sha}/ViT-B-32.pt")
+    assert weights.is_openais(path)
+
+
+def test_a_checkpoint_of_cma_es_holds_no_pickle(tmp_path, capsys):
+    small = ("TRAINER.CRAFT.HEAD", "False", "ORACLE.MAX_QUERIES", "12")
+    assert run("CraFT", tmp_path, tmp_path / "out", *small) == 0
+    (path,) = (tmp_path / "out" / "prompt_learner").glob("model.pth.tar-*")
+    state = load_state(path)
+    planted = pickle.dumps(Planted(tmp_path / "made"))
+    state["optimizer"]["es"] = torch.frombuffer(bytearray(planted), dtype=torch.uint8)
+    save_state(path, state)
+    more = (*small[:-1], "24")
+    assert "train anew" in sentence(capsys, "CraFT", tmp_path, tmp_path / "out", *more)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_cache_of_a_server_unpickles_nothing(tmp_path):
+    about = SimpleNamespace(image_size=(2, 2))
+    contents = Contents(tmp_path / "contents", 2**20, about)
+    contents.put_images(["a"], torch.zeros(1, 3, 2, 2))
+    contents.close()
+    planted = pickle.dumps(Planted(tmp_path / "made"))
+    with sqlite3.connect(tmp_path / "contents" / "cache.db") as db:
+        db.execute("UPDATE Cache SET mode = 4, value = ?", (planted,))
+    assert Contents(tmp_path / "contents", 2**20, about).image("a") is None
+    assert not (tmp_path / "made").exists()
+    assert (tmp_path / "contents").stat().st_mode & 0o077 == 0
+
+
+def test_no_draft_goes_through_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".bill.json.{os.getpid()}.tmp").symlink_to(victim)
+    write_atomically(tmp_path / "bill.json", b"new")
+    assert victim.read_text() == "precious" and (tmp_path / "bill.json").read_text() == "new"
+    assert not (tmp_path / "bill.json").is_symlink()
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """What the server ends with when it is started with a file of keys of this content."""
+    before = os.umask(0o022)
+
+    def of(content, mode=0o600):
+        path = tmp_path / "keys.yaml"
+        path.write_text(content)
+        path.chmod(mode)
+        arguments = ["--backbone", "tiny", "--port", "0", "--keys", str(path)]
+        with pytest.raises(BlackBoxError) as caught:
+            serve.main([*arguments, "--state", str(tmp_path / "state")])
+        return str(caught.value)
+
+    yield of
+    os.umask(before)
+
+
+FINE = "- {name: a, key: another-key}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"- {{name: me, key: {SECRET}",
+        f"- {{name: me, {SECRET}: 1, {SECRET}: 2}}",
+        f"- {{name: me, key: *{SECRET}}}",
+        f"- {{name: me, key: !{SECRET} a}}",
+        f"- {SECRET}",
+        f"- {{me: {SECRET}}}",
+        f"- {{{SECRET}: me}}",
+        f"- {{name: {SECRET}, key: me}}",
+        f"- {{name: me, key: '{SECRET} '}}",
+        f"- {{name: {SECRET}, key: {SECRET}, grants: all}}",
+        f"- {{name: me, key: a-long-key, grants: [{SECRET}]}}",
+        f"- {{name: me, key: a-long-key, rate: {SECRET}}}",
+        f"- {{name: me, key: a-long-key, metrics: {SECRET}}}",
+    ],
+)
+def test_no_error_quotes_a_file_of_keys(line, refusal):
+    said = refusal(FINE + line)
+    assert SECRET not in said and "keys.yaml, line " in said
+
+
+def test_no_error_quotes_the_keys_of_the_environment(refusal, monkeypatch):
+    monkeypatch.setenv("BLACKBOX_KEYS", SECRET)
+    said = refusal(FINE)
+    assert SECRET not in said and "Entry 1 of BLACKBOX_KEYS" in said
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_file_of_keys_that_others_may_read_is_refused(mode, refusal):
+    assert "chmod 600" in refusal(FINE, mode)
