@@ -75,16 +75,16 @@ def test_openais_torchscript_is_known_by_its_sha_256(script, monkeypatch):
     assert weights.is_openais(path)
 
 
-def test_a_checkpoint_of_cma_es_holds_no_pickle(tmp_path, capsys):
+def test_a_checkpoint_of_cma_es_holds_no_pickle(data_root, tmp_path, capsys):
     small = ("TRAINER.CRAFT.HEAD", "False", "ORACLE.MAX_QUERIES", "12")
-    assert run("CraFT", tmp_path, tmp_path / "out", *small) == 0
+    assert run("CraFT", data_root, tmp_path / "out", *small) == 0
     (path,) = (tmp_path / "out" / "prompt_learner").glob("model.pth.tar-*")
     state = load_state(path)
     planted = pickle.dumps(Planted(tmp_path / "made"))
     state["optimizer"]["es"] = torch.frombuffer(bytearray(planted), dtype=torch.uint8)
     save_state(path, state)
     more = (*small[:-1], "24")
-    assert "train anew" in sentence(capsys, "CraFT", tmp_path, tmp_path / "out", *more)
+    assert "train anew" in sentence(capsys, "CraFT", data_root, tmp_path / "out", *more)
     assert not (tmp_path / "made").exists()
 
 
@@ -121,7 +121,7 @@ def refusal(tmp_path):
         path.chmod(mode)
         arguments = ["--backbone", "tiny", "--port", "0", "--keys", str(path)]
         with pytest.raises(BlackBoxError) as caught:
-            serve.main([*arguments, "--state", str(tmp_path / "state")])
+            serve.main([*arguments, "--state", str(path)])  # no folder: it never comes to serve
         return str(caught.value)
 
     yield of
