@@ -39,6 +39,7 @@ from dassl_blackbox.trainers.blackbox.run.errors import (
     Interrupted,
     first_line,
     one_of,
+    printable,
 )
 from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
@@ -313,8 +314,8 @@ def sentence_of(error: Exception) -> str:
     """
     text = str(error).strip()
     if "Original Traceback" in text:
-        return text.splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
-    return " ".join(text.splitlines())
+        text = text.splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
+    return printable(" ".join(text.splitlines()))
 
 
 def fault(error: Exception, log: RunLog) -> str:

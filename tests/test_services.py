@@ -45,15 +45,16 @@ def test_answers_are_the_local_models(service, digits, spelling):
     assert text.shape == (1, 3, 128)
     assert difference(SCALE * feature @ text[0].mT, expected[:, :3]) < 1e-5
     distinct = len(set(images.ids))
-    assert [len(body["input"]) for body in server.requests[2:5]] == [25, 25, distinct - 50]
+    # the first picture comes twice: its answer must not depend on how its file is written
+    assert [len(body["input"]) for body in server.requests[2:6]] == [25, 1, 25, distinct - 50]
     assert oracle.usage() == {
-        "calls": 5,
-        "pictures": distinct,
+        "calls": 6,
+        "pictures": distinct + 1,
         "texts": 6,
         "pictures_cached": 60 - distinct + 2 * 60,
         "texts_cached": 3,  # and those of the last question are at hand
     }
-    assert server.pictures == distinct and server.texts == 6
+    assert server.pictures == distinct + 1 and server.texts == 6
 
 
 def test_changed_pictures_are_asked_about_each_time(service, digits, tmp_path):
@@ -64,7 +65,7 @@ def test_changed_pictures_are_asked_about_each_time(service, digits, tmp_path):
     for _ in range(2):
         answer = oracle.query(oracle.upload(digits[:5]), Prompt(pictures=changed))
         assert difference(answer, expected) < 1e-5
-    assert server.pictures == 20
+    assert server.pictures == 20 + 1  # the first one twice
 
 
 def test_pictures_out_of_files_are_8_bits_again(digits):
@@ -112,7 +113,8 @@ def test_blackvip_changes_pictures_over_a_service(service, data_root, tmp_path, 
     options = [*at(server, api=api), "OPTIM.MAX_EPOCH", "1", "ORACLE.MAX_QUERIES", "4"]
     options += ["DATASET.NUM_SHOTS", "1", "TEST.NO_TEST", "True"]
     assert run("BlackVIP", data_root, tmp_path, *options) == 0
-    assert server.pictures == bill(tmp_path)["training"]["image_queries"] > 0
+    twice = int(api == "openai")  # the first one
+    assert server.pictures - twice == bill(tmp_path)["training"]["image_queries"] > 0
 
 
 @pytest.mark.parametrize("name", ["BPTVLM", "CBBT", "CraFT", "JOLT", "ZIP"])

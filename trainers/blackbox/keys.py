@@ -31,6 +31,7 @@ class Rule:
         bad: values that are not.
         names: valid names, where there is a list; the nearest is offered.
         most: the bound that `expects` leaves out.
+        hides: whether an error leaves out the value, which may hold a secret.
     """
 
     expects: str
@@ -39,6 +40,7 @@ class Rule:
     bad: tuple[Any, ...]
     names: tuple[str, ...] = ()
     most: float | None = None
+    hides: bool = False
 
     def sentence(self, name: str, value: Any) -> str:
         """Why the key `name` cannot hold this value."""
@@ -53,7 +55,8 @@ class Rule:
             for near in get_close_matches(item, self.names, n=1, cutoff=0.4)
         ]
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"{name} is {shown(value)}; {expects} is expected.{hint}"
+        told = "not shown here, as it may hold a secret" if self.hides else shown(value)
+        return f"{name} is {told}; {expects} is expected.{hint}"
 
 
 def always(node: Any) -> bool:

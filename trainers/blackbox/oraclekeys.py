@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from .keys import Key, Rule, distinct, is_text, make, number, one, text, whole
 
 OURS, OPENAI, HF = "blackbox", "openai", "hf"
 APIS = (OURS, OPENAI, HF)
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+# names in a query that stand before a secret
+SECRET = re.compile(r"key|token|secret|passw|signature|auth|credential|^(sig|code|pwd?)$", re.I)
 
 
 def is_local(node: Any) -> bool:
@@ -63,10 +67,40 @@ def api_rule() -> Rule:
     )
 
 
+def is_url(value: Any) -> bool:
+    """Whether it is the URL of a service, with no secret in it: it is written into logs."""
+    try:
+        parts = urlsplit(value)
+        queries = parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True)
+        return (
+            is_text(value)
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0  # whose look at it raises for one that is no number
+            and "@" not in parts.netloc
+            and not any(SECRET.search(name) for name, _ in queries)
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def url_rule() -> Rule:
+    """Nothing, or a URL that `is_url`."""
+    rule = make(
+        "a URL without user, password or key (which BLACKBOX_KEY holds), http://… or https://…",
+        lambda value: value == "" or is_url(value),
+        ("", "http://127.0.0.1:8900", "https://models.example/@cf/v1?api-version=2024-02-01"),
+        ("x", "ftp://a", "http://", "http://a:b", "http://u:p@a", "https://a/v1?api_key=k"),
+    )
+    return replace(rule, hides=True)
+
+
 def remote_keys() -> dict[str, Key]:
     """A model behind HTTP. The environment variable BLACKBOX_KEY holds the key."""
     return {
-        "URL": Key("", text(), "of a service that holds the model; empty: it is in this process"),
+        "URL": Key(
+            "", url_rule(), "of a service that holds the model; empty: it is in this process"
+        ),
         "API": Key(OURS, api_rule(), "what it speaks: blackbox is our own server", is_remote),
         "TIMEOUT": Key(60.0, number(above=0), "seconds without a byte before a new try", is_remote),
         "PATIENCE": Key(300.0, number(0), "seconds before a request is given up", is_remote),

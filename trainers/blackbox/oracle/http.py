@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import email.utils
+import html
+import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, TypeVar
+from urllib.parse import quote, urldefrag, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from ..run.errors import BlackBoxError, BudgetSpent, first_line
+from ..run.errors import BlackBoxError, BudgetSpent, first_line, printable
 
 KEY = "BLACKBOX_KEY"  # the environment variable that holds the key
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses of what can be tried again
 DAMAGED = "damaged"  # code of our server's error where a body's digest is not the body's
 SHORTEST, LONGEST = 0.1, 10.0  # seconds between two tries
+LARGEST = 2**30  # bytes of an answer
+SAID = 400  # characters of what a service says that are repeated
+PAGE = re.compile(r"\s*<|.*<(!doctype|html)\b", re.IGNORECASE | re.DOTALL)
+TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 Answer = TypeVar("Answer")
 
 
@@ -69,24 +79,40 @@ class Http:
                 f"pip install -e '.[remote]'"
             ) from e
         self.httpx, self.tenacity = httpx, tenacity
-        self.url, self.patience, self.waiting = url.rstrip("/"), patience, False
+        self.url, self.patience, self.waiting = urldefrag(url).url, patience, False
         self.key = key = os.environ.get(KEY, "")
+        smaller = "Smaller DATALOADER.TRAIN_X.BATCH_SIZE and DATALOADER.TEST.BATCH_SIZE"
+        self.advice = {413: f"{smaller} put less into a request."}  # by status
         if not key.isascii() or not key.isprintable():
             raise BlackBoxError(f"{KEY} holds characters that no header can: check it.")
         known = {"Authorization": f"Bearer {key}"} if key else {}
         try:
+            host = httpx.URL(url).host
+        except httpx.InvalidURL as e:
+            raise BlackBoxError(f"ORACLE.URL is {url!r}, which is no URL ({first_line(e)}).") from e
+        try:
             self.client = httpx.Client(
                 timeout=timeout,
-                headers={**known, **(headers or {})},
+                # a compressed answer may be a thousand times as large as what was received
+                headers={"Accept-Encoding": "identity", **known, **(headers or {})},
                 # one request at a time, and none elsewhere: a redirect would carry the key along
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,
             )
-            scheme = httpx.URL(self.url).scheme
-        except Exception as e:
-            raise BlackBoxError(f"ORACLE.URL is {url!r}, which is no URL ({first_line(e)}).") from e
-        if scheme not in ("http", "https"):
-            raise BlackBoxError(f"ORACLE.URL is {url!r}; http://… or https://… is expected.")
+        except Exception as e:  # which all come of the environment, and may repeat a password
+            raise BlackBoxError(environment(e)) from e
+        if key and url.startswith("http:") and in_clear(host):
+            print(
+                f"Note: the key in {KEY} crosses the network in clear, since ORACLE.URL begins "
+                f"with http://; use https:// where others could listen"
+            )
+
+    def address(self, path: str) -> str:
+        """The URL of the service with a path behind its own, and the queries of both."""
+        (own, _, query), parts = path.partition("?"), urlsplit(self.url)
+        queries = "&".join(filter(None, (parts.query, query)))
+        place = parts.path.rstrip("/") + own if own else parts.path
+        return parts._replace(path=place, query=queries).geturl()
 
     def ask(
         self,
@@ -113,14 +139,10 @@ class Http:
 
         def once() -> Answer:
             try:
-                answer = self.client.request(
-                    method, self.url + path, content=content, json=json, headers=headers
-                )
+                answer = self.received(method, path, content=content, json=json, headers=headers)
             except self.httpx.TransportError as e:
-                raise Transient(f"{type(e).__name__}: {first_line(e)}") from e
-            except self.httpx.HTTPError as e:  # content that cannot be decoded
-                raise Transient(first_line(e)) from e
-            self.judge(answer)
+                raise Transient(self.quoted(f"{type(e).__name__}: {first_line(e)}")) from e
+            self.judge(answer, path)
             return read(answer)
 
         again = self.tenacity.Retrying(
@@ -141,6 +163,31 @@ class Http:
         self.waiting = False
         return found
 
+    def received(self, method: str, path: str, **body: Any) -> Any:
+        """The answer to one request, an `httpx.Response` that is read to its end.
+
+        Raises:
+            BlackBoxError: it is compressed, though it was not to be, or larger than `LARGEST`.
+        """
+        with self.client.stream(method, self.address(path), **body) as answer:
+            content, encoding = bytearray(), answer.headers.pop("Content-Encoding", "identity")
+            if encoding.strip().lower() == "identity":
+                for part in answer.iter_raw():
+                    content += part
+                    if len(content) > LARGEST:
+                        raise BlackBoxError(
+                            f"{self.url} sends an answer of more than {LARGEST:,} bytes, which is "
+                            f"not read. Check ORACLE.URL, or ask for less at a time."
+                        )
+            elif answer.status_code == 200:  # what an error's body says is only left out
+                raise BlackBoxError(
+                    f"{self.url} compresses its answer ({self.quoted(encoding)}), though plain "
+                    f"ones were asked for (Accept-Encoding: identity); such an answer has no bound "
+                    f"and is not read. Turn compression off there, or in the proxy before it."
+                )
+        status, headers, asked = answer.status_code, answer.headers, answer.request
+        return self.httpx.Response(status, headers=headers, content=bytes(content), request=asked)
+
     def wait(self, state: Any) -> float:
         """Seconds before the next try."""
         asked = state.outcome.exception().after
@@ -159,25 +206,66 @@ class Http:
                 file=sys.stderr,
             )
 
-    def judge(self, answer: Any) -> None:
+    def judge(self, answer: Any, path: str) -> None:
         """Raise unless the status is 200."""
-        status, words = answer.status_code, said(answer)
-        if self.key:  # which a service may repeat, and a log should not
-            words = words.replace(self.key, "…")
+        status = answer.status_code
         if status == 200:
             return
+        words = self.quoted(said(answer))
         if status in AGAIN or (status == 400 and DAMAGED in answer.text):
             raise Transient(f"{status}: {words}", seconds(answer.headers.get("Retry-After")))
         if status == 404:
             raise Missing(body_of(answer))
         if status == 402:
             raise RemoteBudgetSpent(f"{self.url} refuses, since a budget is spent: {words}")
+        whose = "a proxy before the service" if PAGE.match(answer.text) else "the service"
         reasons = {
             401: f"It does not know the key in {KEY}. Set it to one that its owner gave you.",
             403: "The key does not allow it.",
-            413: "The request is too large for it.",
+            413: f"The request is above the limit of {whose}.",
         }
-        raise Refused(f"{self.url} answers {status}: {words} {reasons.get(status, '')}".strip())
+        if not self.key:
+            unset = f"{KEY} is not set: set it to a key that the service's owner gave you."
+            reasons |= {401: unset, 403: unset}
+        if answer.has_redirect_location:
+            to = self.quoted(str(answer.url.join(answer.headers["Location"])))
+            reasons[status] = (
+                f"It points to {to}, which is not followed, since the key would be carried along. "
+                f"If that is the service, set ORACLE.URL to {to.replace(path, '', 1)} instead."
+            )
+        more = filter(None, (reasons.get(status), self.advice.get(status)))
+        raise Refused(" ".join((f"{self.url} answers {status}: {words.rstrip('.')}.", *more)))
+
+    def quoted(self, text: str) -> str:
+        """What a service says, for an error: in one printable line, cut short, without the key."""
+        if self.key:
+            forms = self.key, quote(self.key, ""), html.escape(self.key), json.dumps(self.key)[1:-1]
+            text = re.sub("|".join(map(re.escape, forms)), "…", text, flags=re.IGNORECASE)
+        return printable(" ".join(text.split()))[:SAID]
+
+
+def environment(error: Exception) -> str:
+    """What of the environment keeps any connection from being made, and how to mend it."""
+    about, cure = "_proxy=", "A proxy is written http://HOST:PORT; set it so, or unset it."
+    if isinstance(error, ImportError):
+        about = "_proxy=socks"
+        cure = "A SOCKS proxy needs the package socksio: pip install 'httpx[socks]', or unset it."
+    elif isinstance(error, OSError):
+        about, cure = "^ssl_cert", "No certificates can be read there; set or unset it."
+    names = [
+        k for k, v in sorted(os.environ.items()) if re.search(about, f"{k}={v}", re.IGNORECASE)
+    ]
+    return f"{' or '.join(names)} in the environment cannot be used. {cure}"
+
+
+def in_clear(host: str) -> bool:
+    """Whether others than this machine see what is sent to a host by http."""
+    try:
+        here = ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    proxied = {"http", "all"} & getproxies().keys() and not proxy_bypass(host)
+    return bool(proxied) or not here
 
 
 def body_of(answer: Any) -> Any:
@@ -188,9 +276,7 @@ def body_of(answer: Any) -> Any:
 
 
 def said(answer: Any) -> str:
-    """What an error's body says, in one line: our own shape, OpenAI's, FastAPI's, or the text."""
-    if answer.status_code == 200:
-        return ""
+    """What an error's body says: our shape, OpenAI's, FastAPI's, the title of a page, or text."""
     body = body_of(answer)
     for name in ("error", "detail", "message"):
         if isinstance(body, dict) and body.get(name):
@@ -198,7 +284,10 @@ def said(answer: Any) -> str:
     if isinstance(body, list):  # FastAPI's, which echo what they were sent
         body = "; ".join(str(e.get("msg", "")) if isinstance(e, dict) else str(e) for e in body)
     text = body if isinstance(body, str) else str(body) if body else answer.text
-    return " ".join(text.split())[:400]
+    if PAGE.match(text):
+        title = TITLE.search(text)
+        text = html.unescape(title[1]) if title else ""
+    return text.strip() or answer.reason_phrase
 
 
 def seconds(header: str | None) -> float | None:

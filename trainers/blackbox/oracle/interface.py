@@ -84,6 +84,8 @@ class Oracle(ABC):
     description: Description
     grants: Collection[str]
     client: str = "a method"
+    # what to do where something is not granted
+    remedy: str = "Where the model's owner allows it, add it to ORACLE.GRANTS."
 
     def require(self, *grants: str) -> None:
         """Raise AccessDenied unless all of the named grants are given."""
@@ -92,8 +94,7 @@ class Oracle(ABC):
             if grant not in self.grants:
                 raise AccessDenied(
                     f"{self.client} asked for '{grant}', which this oracle does not grant (it "
-                    f"grants: {', '.join(sorted(self.grants)) or 'nothing'}). Where the model's "
-                    f"owner allows it, add it to ORACLE.GRANTS."
+                    f"grants: {', '.join(sorted(self.grants)) or 'nothing'}). {self.remedy}"
                 )
 
     @abstractmethod
@@ -160,6 +161,10 @@ class Wrapper(Oracle):
     @property
     def client(self) -> str:  # type: ignore[override]  # read only
         return self.inner.client
+
+    @property
+    def remedy(self) -> str:  # type: ignore[override]  # read only
+        return self.inner.remedy
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.inner.set_classes(names, template)

@@ -62,6 +62,11 @@ class RemoteOracle(Oracle):
         BlackBoxError: the server cannot be reached, speaks otherwise, or holds another model.
     """
 
+    remedy = (
+        "Its owner grants it, with the server's --grants or among the grants of your key; "
+        "ORACLE.GRANTS has no effect here."
+    )
+
     def __init__(self, line: Http, device: torch.device, name: str, client: str) -> None:
         self.line, self.device, self.client = line, device, client
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -11,17 +10,19 @@ import torch
 
 from ...run.errors import BlackBoxError, first_line
 from ..http import Http, Missing, Refused, Transient
-from ..interface import AccessDenied, Description, Images, NoClasses, Oracle
+from ..interface import Description, Images, NoClasses, Oracle
 from ..prompt import Prompt
 from .answers import Answers, hashed
 from .pictures import Pictures, to_8bit
 from .wording import class_texts, counted, money
 
+FEW = 8  # pictures whose answers are compared
+UNLIKE = 4.0  # mean difference of two pictures that look unlike, in levels of 0 to 255
 TRIES = 5  # of a request whose answers cannot be read; each of them may be billed
-TOO_LARGE = re.compile(r"answers (413|422):")
 COUNTS = ("calls", "pictures", "texts", "pictures_cached", "texts_cached")
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 Parsed = TypeVar("Parsed")
+Several = tuple[torch.Tensor, ...]
 
 
 class ServiceOracle(Oracle):
@@ -50,24 +51,19 @@ class ServiceOracle(Oracle):
         self.model, self.price, self.spelling = cfg.MODEL.BACKBONE.NAME, node.PRICE, node.IMAGES
         self.batch = node.BATCH
         self.description = described(cfg)
-        self.answers = Answers(node.CACHE, (node.API, line.url, self.model))
+        line.advice = {413: self.advice, 422: self.advice}
+        owner = node.API, line.url.rstrip("/"), self.model, self.spelling
+        self.answers = Answers(node.CACHE, owner)
+        self.remedy = (
+            f"The service {line.url} takes words and pictures and lets out nothing else. Choose a "
+            f"method that needs no more, such as SONAR, or ask the model's owner for the server of "
+            f"dassl_blackbox.serve, which can grant all."
+        )
         self.tally = dict.fromkeys(COUNTS, 0)
         self.classes: list[str] = []
+        self.first: list[tuple[torch.Tensor, torch.Tensor]] = []  # pictures and their answers
 
     # ------------------------------------------------------------------ access
-
-    def require(self, *grants: str) -> None:
-        """Raise AccessDenied unless all of the named grants are given."""
-        try:
-            super().require(*grants)
-        except AccessDenied as e:
-            denied = next(grant for grant in grants if grant not in self.grants)
-            raise AccessDenied(
-                f"{self.client} asked for '{denied}', which the service {self.line.url} does not "
-                f"grant: words and pictures go in, {' or '.join(sorted(self.grants))} come out. "
-                f"Choose a method that needs no more, such as SONAR, or ask the model's owner for "
-                f"the server of dassl_blackbox.serve, which can grant all."
-            ) from e
 
     def check(self, n: int) -> None:
         if n:
@@ -95,6 +91,36 @@ class ServiceOracle(Oracle):
         self.description.check_images(images)
         return Pictures(to_8bit(images, self.description))
 
+    # ------------------------------------------------------------------ doubts
+
+    def look(self, picture: torch.Tensor, answer: torch.Tensor) -> None:
+        """Compare the answers about the first few pictures, before more of them are paid for.
+
+        Args:
+            picture: 8-bit values `[3, H, W]`; it counts where it looks unlike the first one.
+            answer: about it.
+
+        Raises:
+            BlackBoxError: they are not about what the pictures show.
+        """
+        if len(self.first) == FEW:
+            return
+        if self.first and (picture.float() - self.first[0][0].float()).abs().mean() < UNLIKE:
+            return
+        self.first.append((picture, answer))
+        if len(self.first) == FEW and not self.sees(*zip(*self.first, strict=True)):
+            raise BlackBoxError(
+                f"{self.line.url} answers, but not about what pictures show: different pictures "
+                f"are answered alike, or one picture differently where its file is written "
+                f"differently. {self.model} may read texts alone, or take pictures in another form "
+                f"than ORACLE.IMAGES {self.spelling}: check both. {self.tally['pictures']:,} "
+                f"pictures were sent."
+            )
+
+    @abstractmethod
+    def sees(self, pictures: Several, answers: Several) -> bool:
+        """Whether answers are about these pictures, all of which look unlike the first."""
+
     # ------------------------------------------------------------------ requests
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Parsed]) -> Parsed:
@@ -111,7 +137,7 @@ class ServiceOracle(Oracle):
         Raises:
             BlackBoxError: the service refuses, cannot be reached, or answers otherwise.
         """
-        url, tries = self.line.url + path, 0
+        url, tries = self.line.address(path), 0
 
         def read(answer: Any) -> Parsed:
             nonlocal tries
@@ -119,7 +145,7 @@ class ServiceOracle(Oracle):
             try:
                 return parse(answer.json())
             except UNREADABLE as e:
-                what = f"{type(e).__name__}: {first_line(e)}"[:200]
+                what = self.line.quoted(f"{type(e).__name__}: {first_line(e)}")
                 if tries < TRIES:
                     raise Transient(f"the answer cannot be read, {what}") from e
                 raise BlackBoxError(
@@ -131,10 +157,6 @@ class ServiceOracle(Oracle):
             return self.line.ask("POST", path, read, json=body)
         except Missing as e:
             raise Refused(f"{url} is not there (404). Check ORACLE.URL and ORACLE.API.") from e
-        except Refused as e:
-            if self.advice and TOO_LARGE.search(str(e)):
-                raise Refused(f"{first_line(e)} {self.advice}") from e
-            raise
 
     # ------------------------------------------------------------------ what it comes to
 

@@ -14,9 +14,11 @@ from ...run.errors import BlackBoxError
 from ..http import Http
 from ..interface import Images
 from ..prompt import Prompt
-from .base import ServiceOracle
+from .answers import alike
+from .base import ServiceOracle, Several
 from .pictures import Pictures, first_of_each, png, to_8bit
 
+ROUNDING = 1e-6  # of a cosine
 SAMPLE = "a photo of a dog."  # a text that is asked about in every process
 
 
@@ -104,7 +106,19 @@ class FeatureService(ServiceOracle):
         return self.rows("pictures", images.ids, send).to(self.device)
 
     def sent_pictures(self, content: torch.Tensor) -> torch.Tensor:
-        return self.sent(self.embed_images, [png(picture) for picture in content], "pictures")
+        rows = self.sent(self.embed_images, [png(picture) for picture in content], "pictures")
+        for picture, row in zip(content, rows, strict=True):
+            self.look(picture, row)
+        return rows
+
+    def sees(self, pictures: Several, answers: Several) -> bool:
+        """Whether the first is nearest to itself in a file that is written otherwise.
+
+        A model of texts that is given files as words embeds their bytes, not what they show.
+        """
+        first, others = answers[0], torch.stack(answers[1:])
+        again = self.sent(self.embed_images, [png(pictures[0], compress_level=0)], "pictures")[0]
+        return alike(first, again) and bool((others @ first).max() < again @ first - ROUNDING)
 
     def features_of_changed(self, pictures: torch.Tensor) -> torch.Tensor:
         """The same `[P, B, E]` of pixels `[P, B, 3, H, W]`; nothing of them is kept."""

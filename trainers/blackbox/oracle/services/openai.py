@@ -1,7 +1,8 @@
 """Embeddings as OpenAI's `/v1/embeddings` gives them, with pictures among what is embedded.
 
-Infinity, Jina, vLLM and Xinference speak it, and LiteLLM's proxy for Bedrock, Vertex, Cohere and
-Voyage. They differ in how a picture is written, which `ORACLE.IMAGES` says:
+Infinity, Jina and Xinference speak it, and LiteLLM's proxy for Bedrock, Vertex, Cohere and Voyage
+(vLLM for texts alone: its pictures are `messages` of a chat). They differ in how a picture is
+written, which `ORACLE.IMAGES` says:
 
     modality   {"input": ["data:image/png;base64,…"], "modality": "image"}     (Infinity)
     items      {"input": [{"image": "…"}]}, texts {"input": [{"text": "…"}]}   (Jina)

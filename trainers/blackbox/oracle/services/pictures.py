@@ -58,8 +58,8 @@ def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
     return rounded(values).contiguous()
 
 
-def png(picture: torch.Tensor) -> bytes:
-    """A PNG file of 8-bit values `[3, H, W]`; the format loses nothing."""
+def png(picture: torch.Tensor, **options: int) -> bytes:
+    """A PNG file of 8-bit values `[3, H, W]`; the format loses nothing, with any options."""
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG", **options)
     return file.getvalue()

@@ -13,10 +13,11 @@ from ...run.errors import BlackBoxError
 from ..interface import Images
 from ..prompt import Prompt
 from .answers import hashed
-from .base import ServiceOracle
+from .base import ServiceOracle, Several
 from .pictures import Pictures, first_of_each, png, to_8bit
 
 SMALLEST = torch.finfo(torch.float32).tiny
+CERTAIN = log(0.99)
 LOWEST = log(SMALLEST)  # about -87: what a probability that underflowed counts as
 
 
@@ -66,7 +67,15 @@ class ScoreService(ServiceOracle):
                 f"{self.line.url} gives scores {list(row.shape)} for {len(texts)} texts, where as "
                 f"many numbers are expected."
             )
-        return row.clamp_min(LOWEST)
+        row = row.clamp_min(LOWEST)
+        self.look(picture, row)
+        return row
+
+    def sees(self, pictures: Several, answers: Several) -> bool:
+        """Whether not all have the same scores; rounded ones of which one is nearly 1 may have."""
+        first = answers[0]
+        same = [row.shape == first.shape and torch.allclose(row, first) for row in answers]
+        return not all(same) or first.max().item() > CERTAIN
 
     def rows(self, images: Images, texts: list[str]) -> torch.Tensor:
         """`[B, M]` of uploaded pictures; each content is sent once, and kept before the next."""
