@@ -55,7 +55,8 @@ class Rule:
             for near in get_close_matches(item, self.names, n=1, cutoff=0.4)
         ]
         hint = f" Did you mean {close[0]}?" if close else ""
-        told = "not shown here, as it may hold a secret" if self.hides else shown(value)
+        hidden = self.hides and value is not None
+        told = "not shown here, as it may hold a secret" if hidden else shown(value)
         return f"{name} is {told}; {expects} is expected.{hint}"
 
 
