@@ -19,6 +19,20 @@ from ..run.errors import BlackBoxError, BudgetSpent, first_line, printable
 
 KEY = "BLACKBOX_KEY"  # the environment variable that holds the key
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses of what can be tried again
+# of a refusal since nothing is left to pay with, which waiting does not change: by its code, and by
+# its words where they do not say when to come again (those about a rate are alike)
+SPENT_CODE = re.compile(
+    r'"(code|type)":\s*"[\w.]*(insufficient_\w*(quota|credit|balance|fund)|billing|budget_exceeded)',
+    re.IGNORECASE,
+)
+SPENT_WORDS = re.compile(
+    r"insufficient[\w ]*[ _](balance|credit|quota|fund)"
+    r"|balance[\w ]* (insufficient|too low|not enough)"
+    r"|\b(used|out of|not enough|no|exceeded|reached)\b[\w ]* (credits|monthly|quota)"
+    r"|limited to [\w, ]*(/|per) ?month",
+    re.IGNORECASE,
+)
+RATE = re.compile(r"(retry|again) (in|after)|retryDelay|per.?(second|minute|hour)", re.IGNORECASE)
 DAMAGED = "damaged"  # code of our server's error where a body's digest is not the body's
 SHORTEST, LONGEST = 0.1, 10.0  # seconds between two tries
 LARGEST = 2**30  # bytes of an answer
@@ -132,7 +146,7 @@ class Http:
 
         Raises:
             Missing: 404.
-            RemoteBudgetSpent: 402.
+            RemoteBudgetSpent: 402, or another status with words to that effect.
             Refused: any other answer that a repetition does not change.
             BlackBoxError: patience is at an end.
         """
@@ -212,12 +226,12 @@ class Http:
         if status == 200:
             return
         words = self.quoted(said(answer))
+        if status == 402 or (status in (400, 403, 429) and nothing_left(answer)):
+            raise RemoteBudgetSpent(f"{self.url} refuses, since a budget is spent: {words}")
         if status in AGAIN or (status == 400 and DAMAGED in answer.text):
             raise Transient(f"{status}: {words}", seconds(answer.headers.get("Retry-After")))
         if status == 404:
             raise Missing(body_of(answer))
-        if status == 402:
-            raise RemoteBudgetSpent(f"{self.url} refuses, since a budget is spent: {words}")
         whose = "a proxy before the service" if PAGE.match(answer.text) else "the service"
         reasons = {
             401: f"It does not know the key in {KEY}. Set it to one that its owner gave you.",
@@ -266,6 +280,13 @@ def in_clear(host: str) -> bool:
         here = host == "localhost"
     proxied = {"http", "all"} & getproxies().keys() and not proxy_bypass(host)
     return bool(proxied) or not here
+
+
+def nothing_left(answer: Any) -> bool:
+    """Whether it refuses since nothing is left to pay with, and not for haste."""
+    text = answer.text
+    rate = "Retry-After" in answer.headers or RATE.search(text)
+    return bool(SPENT_CODE.search(text) or (not rate and SPENT_WORDS.search(text)))
 
 
 def body_of(answer: Any) -> Any:

@@ -18,7 +18,7 @@ from .wording import class_texts, counted, money
 
 FEW = 8  # pictures whose answers are compared
 UNLIKE = 4.0  # mean difference of two pictures that look unlike, in levels of 0 to 255
-TRIES = 5  # of a request whose answers cannot be read; each of them may be billed
+TRIES = 2  # of a request whose answers cannot be read; each of them may be billed
 COUNTS = ("calls", "pictures", "texts", "pictures_cached", "texts_cached")
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 Parsed = TypeVar("Parsed")

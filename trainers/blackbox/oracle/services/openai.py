@@ -46,14 +46,20 @@ class OpenAIService(FeatureService):
 
 
 def table(answer: Any, count: int) -> torch.Tensor:
-    """The features `[N, E]` of a decoded answer, put in order by "index".
+    """The features `[N, E]` of a decoded answer, put in order by "index" where it has any.
 
     Raises:
         ValueError, LookupError or TypeError: it is none, not about N items, or not of numbers.
     """
-    rows = {entry["index"]: numbers(entry["embedding"]) for entry in answer["data"]}
-    if len(answer["data"]) != count or rows.keys() != set(range(count)):
-        raise ValueError(f"{len(answer['data'])} embeddings where {count} are expected")
+    data = answer["data"]
+    if len(data) != count:
+        raise ValueError(f"{len(data)} embeddings where {count} are expected")
+    order = [entry.get("index") for entry in data]
+    if order == [None] * count:
+        order = list(range(count))
+    rows = {i: numbers(entry["embedding"]) for i, entry in zip(order, data, strict=True)}
+    if rows.keys() != set(range(count)):
+        raise ValueError(f"an index of {str(order)[:60]}, where 0 to {count - 1} are expected")
     if len({len(row) for row in rows.values()}) > 1:
         raise ValueError("embeddings of different lengths")
     found = torch.from_numpy(np.stack([rows[i] for i in range(count)]))
