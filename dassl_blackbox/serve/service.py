@@ -205,7 +205,10 @@ class Service:
                 413,
                 "answer_too_large",
                 f"The answer would have {numbers * NUMBER_BYTES:,} bytes, and "
-                f"{self.limits.body:,} may be. Ask about fewer images or candidates at once.",
+                f"{self.limits.body:,} may be (the server's --max-mb). Ask about fewer images or "
+                f"candidates at once: lower DATALOADER.TRAIN_X.BATCH_SIZE or "
+                f"DATALOADER.TEST.BATCH_SIZE, or, where a step is about all training images, "
+                f"DATASET.NUM_SHOTS.",
             )
         seen = len(prompt) * len(job.images) if prompt.image_tokens is not None else 0
         if seen > self.limits.encoded:

@@ -178,17 +178,19 @@ class Meter(Wrapper):
 
     @contextmanager
     def billed(self, *cost: int) -> Iterator[None]:
-        """Charge, and take it back where the model's owner refuses what is asked within."""
+        """Charge, and take it back where the model's owner refuses all of what is asked within."""
         before, sent = self.counts, self.sent()
         self.charge(*cost)
         try:
             yield
         except Refused:
-            self.write(before, self.lost)
-            self.counts = before
+            if self.sent() == sent:  # no part was answered
+                self.write(before, self.lost)
+                self.counts = before
             raise
-        if self.sent() != sent:
-            self.write(self.counts, self.lost)
+        finally:
+            if self.sent() != sent:
+                self.write(self.counts, self.lost)
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         super().set_classes(names, template)

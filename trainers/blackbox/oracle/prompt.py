@@ -39,22 +39,22 @@ class Prompt:
         if len(self.lengths()) > 1:
             raise ValueError(f"The parts of a prompt are of {sorted(self.lengths())} candidates.")
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parts that are there and are each candidate's own, by name."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
+
     def lengths(self) -> set[int]:
-        parts = (getattr(self, field.name) for field in fields(self))
-        return {len(part) for part in parts if isinstance(part, torch.Tensor)}
+        return set(map(len, self.tensors().values()))
 
     def __len__(self) -> int:
         return next(iter(self.lengths()), 1)
 
-    def split(self) -> Iterator[Prompt]:
-        """A prompt for every candidate."""
-        for i in range(len(self)):
-            parts: dict[str, Any] = {
-                field.name: part[i : i + 1]
-                for field in fields(self)
-                if isinstance(part := getattr(self, field.name), torch.Tensor)
-            }
-            yield replace(self, **parts)
+    def split(self, size: int) -> Iterator[Prompt]:
+        """Prompts of so many candidates each; the last may have fewer."""
+        for i in range(0, len(self), size):
+            parts: dict[str, Any] = self.tensors()
+            yield replace(self, **{name: part[i : i + size] for name, part in parts.items()})
 
     @property
     def tokens(self) -> int:

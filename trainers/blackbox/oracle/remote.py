@@ -12,7 +12,7 @@ from urllib.parse import quote
 import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent
-from .http import Http, Missing, RemoteBudgetSpent, Transient
+from .http import Http, Missing, Refused, Transient
 from .interface import Images, NoClasses, Oracle
 from .prompt import Prompt
 from .texts import Texts
@@ -29,6 +29,7 @@ from .wire import (
 )
 
 UPLOAD_BYTES = 2**24  # of one request with images
+ENVELOPE, NAME = 2**12, 80  # bytes of a body beside its tensors and names; of an image's name
 KNOWN = 100_000  # names of images that are remembered as sent
 AGAIN = 100  # repetitions where the server lost what a request names, or has it elsewhere
 
@@ -134,7 +135,8 @@ class RemoteOracle(Oracle):
     def send_images(self, images: RemoteImages, wanted: set[str]) -> None:
         """Send those of the images whose names are wanted, each once."""
         rows = {name: i for i, name in enumerate(images.ids) if name in wanted}
-        each = max(1, UPLOAD_BYTES // max(1, images.pixels[:1].nbytes))
+        room = min(UPLOAD_BYTES, self.most - ENVELOPE)
+        each = max(1, room // max(1, images.pixels[:1].nbytes))
         if not rows:
             return
         for part in torch.tensor(list(rows.values()), dtype=torch.long).split(each):
@@ -147,37 +149,49 @@ class RemoteOracle(Oracle):
     # ------------------------------------------------------------------ questions
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        pictures = prompt.pictures
-        if pictures is None or pictures.nbytes < self.most or prompt.texts is not None:
-            return self.ask("/v1/query", images, prompt)
-        # a request a candidate costs the same, and fits more often
-        answers: list[torch.Tensor] = []
-        for part in prompt.split():
-            try:
-                answers.append(self.ask("/v1/query", images, part))
-            except RemoteBudgetSpent as e:
-                # what was answered before it is billed
-                if answers:
-                    raise BudgetSpent(str(e)) from e
-                raise
-        return torch.cat(answers)
+        return self.in_parts("/v1/query", images, prompt, len(images))
 
     def image_features(self, images: Images) -> torch.Tensor:
         return self.ask("/v1/features/images", images, None)
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
-        return self.ask("/v1/features/texts", None, prompt)
+        return self.in_parts("/v1/features/texts", None, prompt, self.description.embed_dim)
+
+    def in_parts(
+        self, path: str, images: Images | None, prompt: Prompt, numbers: int
+    ) -> torch.Tensor:
+        """One answer, in as many requests as the server's bound on bodies and answers wants.
+
+        Each is about a part of the candidates: together they cost what one would, unless there are
+        further texts, which each would be charged for.
+
+        Args:
+            numbers: of the answer about one candidate and one text.
+        """
+        if prompt.texts is not None:
+            return self.ask(path, images, prompt)
+        answer = numbers * len(self.named_classes()) * torch.float32.itemsize
+        sent = sum(part.nbytes for part in prompt.tensors().values()) // len(prompt)
+        room = self.most - ENVELOPE - NAME * (0 if images is None else len(images))
+        at_once = min(self.most // max(1, answer), room // max(1, sent))
+        answers: list[torch.Tensor] = []
+        for part in prompt.split(max(1, at_once)):
+            try:
+                answers.append(self.ask(path, images, part))
+            except Refused as e:
+                if answers:  # which are billed
+                    kind = BudgetSpent if isinstance(e, BudgetSpent) else BlackBoxError
+                    raise kind(str(e)) from e
+                raise
+        return torch.cat(answers)
 
     def ask(self, path: str, images: Images | None, prompt: Prompt | None) -> torch.Tensor:
         """One request, under one name, until it is answered."""
         about: dict[str, Any] = {}
-        tensors: dict[str, torch.Tensor] = {}
+        tensors = {} if prompt is None else prompt.tensors()
         if prompt is not None:
             about["classes"] = self.named_classes().id
             about["texts"] = None if prompt.texts is None else prompt.texts.id
-            parts = ("contexts", "image_tokens", "pictures")
-            held = {part: getattr(prompt, part) for part in parts}
-            tensors = {part: value for part, value in held.items() if value is not None}
         if isinstance(images, RemoteImages) and "pictures" not in tensors:
             about["images"] = images.ids
             self.send_images(images, set(images.ids) - self.sent.keys())
