@@ -79,5 +79,5 @@ class Collector(Teacher):
         return {"kept": [list(parts) for parts in self.kept], "text": self.text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = [tuple(parts) for parts in state["kept"]]
-        self.text = state["text"]
+        self.kept = [tuple(part.to(self.device) for part in parts) for parts in state["kept"]]
+        self.text = None if state["text"] is None else state["text"].to(self.device)

@@ -41,6 +41,8 @@ class BlackBoxTrainer(Billed):
         self.oracle.set_classes(self.dm.dataset.classnames, recipe.template)
         self.space, self.optim = recipe.space.to(self.device), recipe.optimizer
         self.head, self.head_optim, self.sched = recipe.head, recipe.teacher, recipe.schedule
+        if recipe.teacher is not None:
+            recipe.teacher.device = self.device
         if recipe.views is not None:
             self.max_epoch = min(self.max_epoch, 1 + recipe.views)
             if self.augmentation.views:  # which would ask about the same view again
@@ -127,6 +129,8 @@ class BlackBoxTrainer(Billed):
         super().after_epoch()
 
     def finish(self) -> None:
+        if self.recipe.views is not None and self.steps_done:
+            tqdm.write(f"{self.cfg.TRAINER.NAME}: fitting the head")  # which may take long
         line = self.head_optim.finish() if self.head_optim else ""
         if line:
             tqdm.write(f"{self.cfg.TRAINER.NAME}: {line}")

@@ -64,8 +64,10 @@ class Teacher:
         loader: batches that are read for the head alone after every step, with the prompt in use;
             they are on the bill.
         text: features of the texts `[P, C, E]`, where they are known: they are not asked for then.
+        device: of the answers, and of what `load_state_dict` puts beside them.
     """
 
+    device = torch.device("cpu")
     loader: DataLoader | None = None
     text: torch.Tensor | None = None
 
