@@ -111,8 +111,8 @@ def test_no_train_announces_the_cost_and_leaves_nothing(data_root, tmp_path, cap
         == 0
     )
     assert (
-        "This run would cost 4 steps of 10 queries: 40 training queries, 320 image queries\n"
-        in capsys.readouterr().out
+        "This run would cost 4 steps of 10 queries: 40 training queries, 320 image queries; "
+        "2 evaluation queries, 61 image queries\n" in capsys.readouterr().out
     )
     assert not (tmp_path / "out").exists()
 

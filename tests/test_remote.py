@@ -15,6 +15,7 @@ import httpx
 import pytest
 import torch
 import yaml
+from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.http import Http, Refused, RemoteBudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle.remote import RemoteOracle
@@ -296,13 +297,24 @@ def test_keys_have_grants_budgets_rates_and_top_k(tmp_path, data_root, monkeypat
 
 
 def test_what_a_server_refuses_is_not_on_the_bill(tmp_path, data_root, monkeypatch, capsys):
+    """Another client of the key spends what was left for the third step when the run began."""
     path = tmp_path / "keys.yaml"
-    path.write_text(yaml.safe_dump([{"name": "poor", "key": "key-of-poor", "max_queries": 25}]))
+    path.write_text(yaml.safe_dump([{"name": "poor", "key": "key-of-poor", "max_queries": 35}]))
     monkeypatch.setenv("BLACKBOX_KEY", "key-of-poor")
     path.chmod(0o600)
     with serving(tmp_path / "state", "--keys", path) as server:
-        assert run("ZIP", data_root, tmp_path / "run", *remote(server.url, 5)) == 0
-        spent = usage(server.url, "key-of-poor")["queries"]
+        other = oracle(server)
+        other.set_classes(["one", "two"])
+        images, epoch = other.upload(torch.randn(3, 3, 32, 32)), BlackBoxTrainer.before_epoch
+
+        def spend(trainer):
+            other.query(images, Prompt(torch.zeros(10, 1, 128)))
+            epoch(trainer)
+
+        monkeypatch.setattr(BlackBoxTrainer, "before_epoch", spend)
+        given = "ORACLE.MAX_QUERIES", 30, *remote(server.url, 5)
+        assert run("ZIP", data_root, tmp_path / "run", *given) == 0
+        spent = usage(server.url, "key-of-poor")["queries"] - 10
     assert "refuses, since a budget is spent" in capsys.readouterr().out
     # two steps of 10; the third was refused; two batches of the test set
     assert spent == billed(tmp_path / "run")[0] == 22

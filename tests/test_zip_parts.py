@@ -234,7 +234,8 @@ def test_500_steps_of_10_queries_in_5000(data_root, tmp_path):
     assert tuple(trainer.plan.step(0)) == (10, 1280) and trainer.steps_total() == 500
     assert (
         trainer.describe_cost()
-        == "500 steps of 10 queries: 5,000 training queries, 640,000 image queries"
+        == "500 steps of 10 queries: 5,000 training queries, 640,000 image queries; "
+        "2 evaluation queries, 61 image queries"
     )
     published = trainer.cfg.TRAINER.ZIP
     assert (published.N_CTX, published.ID, published.RANK, published.SP_AVG, published.RULE) == (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .learner import PromptLearner
 from .oracle import QUERY_IMAGES, Description, Meter, build_oracle
 from .oracle.bill import UNITS
-from .plan import Plan, batches_of
+from .plan import Cost, Plan, batches_of
 from .recipe import Recipe
 from .run.errors import BlackBoxError, BudgetSpent
 from .run.trainer import ResumableTrainer
@@ -68,6 +70,7 @@ class Billed(ResumableTrainer):
             features=recipe.features,
             text_once=not self.optim.searches,
             head=batches_of(images, head.batch_size or images) if head else (),
+            tests_features=self.head is not None and recipe.head_reads == "features",
         )
 
     def steps_total(self) -> int:
@@ -76,22 +79,77 @@ class Billed(ResumableTrainer):
 
     def describe_cost(self) -> str:
         """What the whole run would ask of the model, as a line; `--no-train` prints it."""
-        if not self.recipe.trains:
-            return "no training queries"
-        steps = self.steps_total()
+        steps, line = self.steps_total(), "no training queries"
         queries, images = self.plan.until(steps)
-        most = max(cost.queries for cost in self.plan.epoch)
-        line = (
-            f"{steps:,} steps of {most:,} queries: {queries:,} training queries, "
-            f"{images:,} image queries"
-        )
-        # what a service keeps no answers of is sent again for every candidate
-        pictures = images if self.space.changes_pictures else self.plan.images(steps)
-        tested = len(self.dm.dataset.test)
+        if self.recipe.trains:
+            most = max(cost.queries for cost in self.plan.epoch)
+            line = (
+                f"{steps:,} steps of {most:,} queries: {queries:,} training queries, "
+                f"{images:,} image queries"
+            )
+        passes = self.passes()
+        tested = self.evaluation(passes)
+        line += f"; {tested.queries:,} evaluation queries, {tested.image_queries:,} image queries"
+        # what a service keeps no answers of is sent again for every candidate and pass
+        pictures, shown = images, tested.image_queries
+        if not self.space.changes_pictures:
+            pictures = self.plan.images(steps)
+            shown = sum(sum(self.test_batches(split)) for split in set(passes))
         if quote := self.oracle.quote(pictures, self.num_classes):
-            test = self.oracle.quote(tested, 0)
-            line += f". Of the service, where it has no answers yet: {quote}; the test set {test}"
+            test = self.oracle.quote(shown, 0)
+            line += f". Of the service, where it has no answers yet: {quote}; evaluation {test}"
+        for unit, left in self.oracle.allowance().items():
+            line += f". The budget of this key has {left:,} {unit.replace('_', ' ')} left"
         return line
+
+    def passes(self, done: int = 0) -> list[str]:
+        """The splits that are still evaluated on after so many steps, each as often as it is."""
+        cfg, total, epoch = self.cfg, self.steps_total(), len(self.plan.epoch)
+        best = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and self.recipe.trains
+        every, views = cfg.ORACLE.VAL_EVERY, self.recipe.views is not None
+
+        def looks(steps: int) -> int:
+            """At val within the first so many steps."""
+            asked = self.plan.until(steps).queries
+            curve = min(steps, asked // every) if every and not views else 0
+            return curve + (steps // epoch if best else 0)
+
+        # one more where the budget ends an epoch, and one where a head was fitted
+        val = looks(total) - looks(done) + (best and total < self.max_epoch * epoch)
+        return ["val"] * (val + bool(every and views)) + [cfg.TEST.SPLIT] * (not cfg.TEST.NO_TEST)
+
+    def test_batches(self, split: str) -> list[int]:
+        """Sizes of the batches that a split is evaluated in."""
+        loader = (split == "val" and self.val_loader) or self.test_loader
+        return batches_of(len(loader.dataset), loader.batch_size)
+
+    def evaluation(self, passes: Sequence[str]) -> Cost:
+        return self.plan.tested([self.test_batches(split) for split in passes])
+
+    def check_allowance(self, training: Cost, tested: Cost) -> None:
+        """Raise unless the owner's budget pays for both, without which there is no result."""
+        for unit, left in self.oracle.allowance().items():
+            first, then = getattr(training, unit), getattr(tested, unit)
+            if first + then > left:
+                less = f", or lower ORACLE.MAX_{unit.upper()}, which bounds training"
+                raise BlackBoxError(
+                    f"{first + then:,} {unit.replace('_', ' ')} are needed ({first:,} for training,"
+                    f" {then:,} for evaluation), and the budget of this key has {left:,} left. Ask "
+                    f"the model's owner for more{less if first else ''}."
+                )
+
+    def check_rest(self) -> None:
+        """The same of all that the run still asks for."""
+        done, rest = self.steps_done, []
+        whole, made = self.plan.until(self.steps_total()), self.plan.until(done)
+        for unit, total, before in zip(UNITS, whole, made, strict=True):
+            left = self.oracle.left(unit)  # less than the steps cost where some were lost
+            rest.append(max(0, total - before if left is None else min(total - before, left)))
+        self.check_allowance(Cost(*rest), self.evaluation(self.passes(done)))
+
+    def test(self, split: str | None = None) -> float:
+        self.check_allowance(Cost(), self.evaluation([split or self.cfg.TEST.SPLIT]))
+        return super().test(split)
 
     def spent(self) -> int:
         return self.oracle.counts["training"]["queries"]

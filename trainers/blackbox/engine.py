@@ -84,6 +84,7 @@ class BlackBoxTrainer(Billed):
     def before_train(self) -> None:
         super().before_train()
         self.note_lost()
+        self.check_rest()
         print(f"The whole run: {self.describe_cost()}")
         images = self.plan.images(self.steps_total())
         if self.recipe.views is not None and images < self.num_classes:

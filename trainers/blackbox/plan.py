@@ -40,6 +40,7 @@ class Plan:
         features: whether features are read: the texts' of every candidate, the images' once.
         text_once: whether the texts' features are read in the first step alone.
         head: sizes of the batches that are read for the head alone after every step.
+        tests_features: whether evaluation reads the images' features.
     """
 
     sizes: Sequence[int]
@@ -50,6 +51,7 @@ class Plan:
     features: bool = False
     text_once: bool = False
     head: Sequence[int] = ()
+    tests_features: bool = False
 
     def asked(self, candidates: int, images: int) -> Cost:
         """Of scoring so many candidates on a batch."""
@@ -88,6 +90,17 @@ class Plan:
         whole, rest = divmod(steps, len(self.epoch))
         total = sum(self.epoch, Cost()) * whole + sum(self.epoch[:rest], Cost())
         return total + self.first if steps else total
+
+    def tested(self, passes: Sequence[Sequence[int]]) -> Cost:
+        """Of evaluations on batches of these sizes, each with a new prompt where one is searched.
+
+        At most that: texts of a prompt that is still in use are not asked about again.
+        """
+        cost = Cost()
+        for size in (size for sizes in passes for size in sizes):
+            cost += Cost(*query_cost(1, size)) if self.tests_features else self.asked(1, size)
+        texts = len(passes[:1] if self.text_once else passes) if self.tests_features else 0
+        return cost + Cost(texts * self.queries_each)
 
     def images(self, steps: int) -> int:
         """Images of the first so many steps, each step's counted once."""

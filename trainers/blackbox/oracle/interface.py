@@ -115,6 +115,13 @@ class Oracle(ABC):
         """What a service was really sent, beside the queries; nothing where no service is."""
         return {}
 
+    def allowance(self) -> dict[str, int]:
+        """Queries and image queries that the owner's budget still pays for.
+
+        A unit that the owner does not limit has no entry.
+        """
+        return {}
+
     def quote(self, pictures: int, texts: int) -> str:
         """What scoring so many pictures and texts, each once, would take of a service, in words."""
         return ""
@@ -177,6 +184,9 @@ class Wrapper(Oracle):
 
     def usage(self) -> dict[str, int | float]:
         return self.inner.usage()
+
+    def allowance(self) -> dict[str, int]:
+        return self.inner.allowance()
 
     def quote(self, pictures: int, texts: int) -> str:
         return self.inner.quote(pictures, texts)

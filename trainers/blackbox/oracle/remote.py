@@ -12,6 +12,7 @@ from urllib.parse import quote
 import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent
+from .bill import UNITS
 from .http import Http, Missing, Refused, Transient
 from .interface import Images, NoClasses, Oracle
 from .prompt import Prompt
@@ -89,6 +90,11 @@ class RemoteOracle(Oracle):
         self.classes: Texts | None = None
         # names of images that the server has had, oldest first
         self.sent: OrderedDict[str, None] = OrderedDict()
+
+    def allowance(self) -> dict[str, int]:
+        used = self.line.ask("GET", "/v1/usage", entries)
+        limits = {unit: used[f"max_{unit}"] for unit in UNITS}
+        return {unit: max(0, most - used[unit]) for unit, most in limits.items() if most}
 
     # ------------------------------------------------------------------ texts
 
