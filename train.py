@@ -10,12 +10,9 @@ import argparse
 import io
 import os
 import platform
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -54,6 +51,7 @@ from dassl_blackbox.trainers.blackbox.run.settings import (
     settings,
     with_contents,
 )
+from dassl_blackbox.trainers.blackbox.run.signals import handled
 from dassl_blackbox.trainers.blackbox.unread import unread
 from yacs.config import CfgNode
 
@@ -268,7 +266,7 @@ def main(args: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
-    with RunLog() as log, signals_raise(), ExitStack() as held:
+    with RunLog() as log, handled(end), ExitStack() as held:
         try:
             run(args, log, held)
         except (BlackBoxError, DatasetError) as e:
@@ -282,22 +280,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Within this context SIGTERM and SIGINT raise `Interrupted`: the folder's lock is released."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+def end(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal: the folder's lock is released on the way out."""
+    raise Interrupted(signum)
 
 
 def report(log: RunLog, sentence: str, status: int) -> int:

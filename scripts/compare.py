@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,9 @@ from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, nearest
 from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
+from dassl_blackbox.trainers.blackbox.run.signals import handled
 from dassl_blackbox.trainers.blackbox.templates import template_of
+from sweep import attempt, end_if
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -219,30 +220,34 @@ def with_settings(cfg: str) -> list[str]:
 
 
 def run_all(args: argparse.Namespace) -> dict[str, str]:
-    """Every method with every seed; {method: what failed, a line a seed}."""
+    """Every method with every seed; {method: what failed, a line a seed}.
+
+    Raises:
+        SystemExit: a signal came, and the runs under way have stopped; 128 + its number.
+    """
     for label in args.methods:
         among(configs_of(METHODS[label][0]), args.cfg, f"--cfg of {label}")
     runs = [(label, seed) for label in args.methods for seed in args.seeds]
     share = max(1, (os.cpu_count() or 1) // args.jobs)
-    environment = {"OMP_NUM_THREADS": str(share), **os.environ}
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
+    signals: list[int] = []
 
     def run(label: str, seed: int) -> str:
+        if signals:
+            return ""
         line = command(args, label, seed)
         tqdm.write(shlex.join(line))
-        done = subprocess.run(
-            line,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=environment,
-        )
+        said = attempt(line, environment, signals)
         bar.update()
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        return "" if done.returncode == 0 else f"{label}, seed {seed}: {last}"
+        return said and f"{label}, seed {seed}: {said}"
 
-    with tqdm(total=len(runs), unit="run") as bar, ThreadPoolExecutor(args.jobs) as pool:
+    with (
+        handled(lambda signum, frame: signals.append(signum)),
+        tqdm(total=len(runs), unit="run") as bar,
+        ThreadPoolExecutor(args.jobs) as pool,
+    ):
         failures = list(pool.map(lambda task: run(*task), runs))
+    end_if(signals)
     failed: dict[str, list[str]] = {}
     for (label, _), failure in zip(runs, failures, strict=True):
         if failure:

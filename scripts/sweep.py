@@ -5,8 +5,9 @@ python scripts/sweep.py --trainers SONAR ZIP --datasets digits shapes --shots 4 
 
 A run is the `python train.py --skip-done …` of scripts/main.sh, in the same folder: a finished one
 is skipped and a crashed one goes on, whichever of the two began it. Relative paths start at the
-checkout. What fails is tried once more, and listed when all have had their turn. After Ctrl-C or
-SIGTERM, runs under way save and stop, and the same command goes on from there.
+checkout. What fails is tried once more, and listed when all have had their turn. After Ctrl-C,
+SIGTERM, SIGHUP or a scheduler's signal, runs under way save and stop, and the same command goes on
+from there.
 
 With --ray the runs are tasks of Ray: without an address, of one that is started for the sweep and
 listens on loopback alone; with one, of a cluster, on whose nodes the checkout, its Python
@@ -36,6 +37,7 @@ from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, one_of
+from dassl_blackbox.trainers.blackbox.run.signals import handle
 from tqdm import tqdm
 
 HOME = str(Path(__file__).resolve().parents[1])
@@ -103,15 +105,18 @@ def work(arguments: list[str], environment: dict[str, str], signals: Sequence[in
     """
     said: list[str] = []
     while not signals and len(said) < ATTEMPTS and "" not in said:
-        said.append(attempt(arguments, environment, signals))
+        command = [sys.executable, "train.py", *arguments]
+        said.append(attempt(command, environment, signals, HOME))
     return said
 
 
-def attempt(arguments: list[str], environment: dict[str, str], signals: Sequence[int]) -> str:
+def attempt(
+    command: list[str], environment: dict[str, str], signals: Sequence[int], folder: str = "."
+) -> str:
     """One `train.py`, which gets a SIGTERM for each entry that is added to `signals`."""
     with subprocess.Popen(
-        [sys.executable, "train.py", *arguments],
-        cwd=HOME,
+        command,
+        cwd=folder,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -186,8 +191,7 @@ def run_all(args: argparse.Namespace, tasks: dict[str, list[str]], bar: tqdm) ->
     share = str(max(1, (os.cpu_count() or 1) // args.jobs))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
     call = on_ray(args, signals) if args.ray else lambda task: work(task, threads, signals)
-    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which handles them too
-        signal.signal(number, lambda signum, frame: signals.append(signum))
+    handle(lambda signum, frame: signals.append(signum))  # after Ray, which does so too
     with ThreadPoolExecutor(len(tasks) if args.ray else args.jobs) as pool:
         try:
             futures = {pool.submit(call, tasks[folder]): folder for folder in tasks}
@@ -204,11 +208,16 @@ def run_all(args: argparse.Namespace, tasks: dict[str, list[str]], bar: tqdm) ->
         except BaseException:
             signals.append(signal.SIGTERM)  # else the pool would do all that is left first
             raise
+    end_if(signals)
+    return failed
+
+
+def end_if(signals: Sequence[int]) -> None:
+    """End the tool where signals came, when the runs under way have stopped."""
     if signals:
         name = signal.Signals(signals[0]).name
         print(f"\nStopped by {name}: the same command goes on from here", file=sys.stderr)
         raise SystemExit(128 + signals[0])
-    return failed
 
 
 def figures(folder: str) -> str:
