@@ -10,29 +10,29 @@ export DATA=${DATA:-data} OUTPUT=${OUTPUT:-output/quickstart} SEEDS=${SEEDS:-1} 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}
 WORDS="a scan of a handwritten"   # those of Digits' template
 
-run() {   # run TRAINER TAG [KEY VALUE ...]
+run() {   # begins TRAINER TAG [KEY VALUE ...]
     echo "--- $1${2:+, $2}"
-    TAG=$2 bash scripts/main.sh "$1" digits tiny 16 "${@:3}" | sed -En "s/^(\* accuracy|.*skipped)/$1${2:+, $2}: &/p"
+    TAG=$2 bash scripts/main.sh "$1" digits tiny 16 "${@:3}" | sed -En "s/^(\* accuracy|.*skipped)/$1${2:+, $2}: &/p" &
 }
 
-run SONAR ""                    # first, alone: it writes the images
-run SONAR alone TRAINER.SONAR.PROBES 0 TRAINER.SONAR.VIEWS 0 & FIRST=$!
+run SONAR ""; finish            # first, alone: it writes the images
+run SONAR alone TRAINER.SONAR.PROBES 0 TRAINER.SONAR.VIEWS 0
 TQDM_POSITION=1 run ZeroshotOracle template
-wait $FIRST
-run ZIP words_500queries TRAINER.ZIP.CTX_INIT "$WORDS" ORACLE.MAX_QUERIES 500 & FIRST=$!
+finish
+run ZIP words_500queries TRAINER.ZIP.CTX_INIT "$WORDS" ORACLE.MAX_QUERIES 500
 TQDM_POSITION=1 run JOLT 500queries ORACLE.MAX_QUERIES 500
-wait $FIRST
+finish
 if [ -n "$LONG" ]; then
-    run ZIP words TRAINER.ZIP.CTX_INIT "$WORDS" & FIRST=$!
+    run ZIP words TRAINER.ZIP.CTX_INIT "$WORDS"
     TQDM_POSITION=1 run ZIP ""
-    wait $FIRST
-    run JOLT "" & FIRST=$!
+    finish
+    run JOLT ""
     TQDM_POSITION=1 run JOLT prompt TRAINER.JOLT.HEAD False
-    wait $FIRST
-    run WhiteBox words TRAINER.WHITEBOX.CTX_INIT "$WORDS" & FIRST=$!
+    finish
+    run WhiteBox words TRAINER.WHITEBOX.CTX_INIT "$WORDS"
     TQDM_POSITION=1 run WhiteBox ""
-    wait $FIRST
-    run GDA ""
+    finish
+    run GDA ""; finish
 fi
 
 echo

@@ -4,7 +4,7 @@
 #   DRY_RUN 1 prints the commands instead of running them
 # A finished run is skipped, a crashed one is resumed.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ "${DRY_RUN:-0}" != 0 ] || source scripts/setup.sh
+source scripts/setup.sh
 DATA=${DATA:-data} OUTPUT=${OUTPUT:-output} SEEDS=${SEEDS:-1 2 3} TAG=${TAG:+_$TAG}
 
 # config TRAINER DATASET CFG: the trainer's settings for that data set where it has any, else those of the backbone
@@ -16,7 +16,7 @@ config() {
 run() {
     local command=(python train.py --skip-done --root "$DATA" --seed "$1" --trainer "$2" --dataset-config-file "configs/datasets/$3.yaml"
         --config-file "$4" --output-dir "$5" "${@:6}")
-    if [ "${DRY_RUN:-0}" != 0 ]; then printf '%q ' "${command[@]}" && echo; else "${command[@]}"; fi
+    if [ "${DRY_RUN:-0}" != 0 ]; then printf '%q ' "${command[@]}" && echo; else "${command[@]}" & finish; fi
 }
 
 # trained MODEL_DIR COMMAND: stops unless a run was finished there, and names the command that makes it

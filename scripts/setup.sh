@@ -1,8 +1,29 @@
 # Sourced by the other scripts: one virtual environment (.venv unless one is active), and in it only
 # what is missing is installed. EXTRAS: the optional dependencies of pyproject.toml that are wanted,
-# by default plots.
+# by default plots. With DRY_RUN it does no more than name functions.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS=${EXTRAS:-plots}
+
+# What a script starts in the background it waits for with `finish`, which returns the last status
+# that is not 0. A signal goes on to it as SIGTERM, and ends the script when it has saved and ended.
+SIGNAL=0
+pass_on() {
+    local jobs
+    jobs=$(jobs -p)
+    [ -n "$jobs" ] || exit "$1"
+    SIGNAL=$1
+    kill $jobs 2>/dev/null || true
+}
+finish() {
+    local job status=0
+    for job in $(jobs -p); do
+        # a signal ends `wait` before the job
+        while wait "$job" || status=$?; kill -0 "$job" 2>/dev/null; do :; done
+    done
+    [ "$SIGNAL" = 0 ] || exit "$SIGNAL"
+    return $status
+}
+[ "${DRY_RUN:-0}" = 0 ] || return 0
 
 fail() { echo "error: $1" >&2; exit 1; }
 
@@ -41,3 +62,7 @@ if ! installed; then
     python -m pip install -q -e ".[$EXTRAS]" ||
         fail "pip could not install the requirements of pyproject.toml"
 fi
+
+for NAME in HUP INT USR1 USR2 TERM XCPU; do
+    trap "pass_on $((128 + $(kill -l $NAME)))" $NAME
+done

@@ -3,10 +3,11 @@
 # TARGETS, default CoOp's ten data sets (transfer) and the four variants of ImageNet (domain generalisation); SOURCE and the rest: see scripts/eval.sh
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
+source "$(dirname "$0")/setup.sh"
 
 TRANSFER="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 FAILED=0
 for DATASET in ${TARGETS:-$TRANSFER imagenetv2 imagenet_sketch imagenet_a imagenet_r}; do
-    bash "$(dirname "$0")/eval.sh" "$1" "$DATASET" "${@:2}" || FAILED=1   # a data set that is not there leaves the others their turn
+    bash scripts/eval.sh "$1" "$DATASET" "${@:2}" & finish || FAILED=1   # a data set that is not there leaves the others their turn
 done
 exit $FAILED

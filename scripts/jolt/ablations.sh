@@ -2,8 +2,10 @@
 # One setting of JOLT changed at a time.  bash scripts/jolt/ablations.sh digits tiny 16 [KEY VALUE ...]      then: python -m dassl_blackbox.results output/<dataset>
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }
+source "$(dirname "$0")/../setup.sh"
+
 one() {     # TAG, then the options that it stands for
-    TAG="${PREFIX:+${PREFIX}_}$1" bash "$(dirname "$0")/main.sh" "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}"
+    TAG="${PREFIX:+${PREFIX}_}$1" bash scripts/jolt/main.sh "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}" & finish
 }
 ARGUMENTS=("$@") PREFIX="${TAG:-}"
 J=TRAINER.JOLT
