@@ -28,8 +28,9 @@ from dassl_blackbox.console import parser_of
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
-from dassl_blackbox.trainers.blackbox.data.checks import training_images
+from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
+from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.checkpoints import Checkpointed, settings_of
 from dassl_blackbox.trainers.blackbox.run.errors import (
     BlackBoxError,
@@ -52,17 +53,24 @@ from dassl_blackbox.trainers.blackbox.run.settings import (
     with_contents,
 )
 from dassl_blackbox.trainers.blackbox.run.signals import handled
-from dassl_blackbox.trainers.blackbox.unread import unread
+from dassl_blackbox.trainers.blackbox.unread import in_use, unread
 from yacs.config import CfgNode
 
 NO_QUERIES = "No queries are counted here"
 
 
 def header(args, cfg):
-    """The lines that a log begins with."""
+    """The lines that a log begins with: the arguments, and what of the configuration is read.
+
+    What the model decides of INPUT follows when it is there; `config.yaml` has everything.
+    """
     arguments = "\n".join(f"{key}: {value}" for key, value in sorted(vars(args).items()))
-    stars = "*" * 15
-    return f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{cfg}"
+    config, stars = cfg, "*" * 15
+    if cfg.TRAINER.NAME in ours():
+        config = "\n".join(f"{name}: {value}" for name, value in in_use(cfg).items())
+    return (
+        f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{config}"
+    )
 
 
 def print_environment():
@@ -151,7 +159,7 @@ def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
     trainer = build(cfg)
     if hasattr(trainer, "lock"):  # which has taken it over
         held.callback(trainer.lock.release)
-    evaluate(trainer, args, cfg, log) if args.eval_only else train(trainer, cfg, log)
+    evaluate(trainer, args, log) if args.eval_only else train(trainer, log)
 
 
 def without_folder(cfg: CfgNode) -> CfgNode:
@@ -183,6 +191,9 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
             "settings. Choose another --output-dir, or move it away."
         )
     differ = differences(*before_and_now(cfg, config))
+    if cfg.TRAINER.NAME in ours():
+        for key in OF_THE_MODEL:  # which was not asked here, and is compared itself
+            differ.pop(f"INPUT.{key}", None)
     if not differ:
         print(f"{folder} holds a finished run of this configuration: skipped{marks(folder)}")
         return True
@@ -235,7 +246,8 @@ def build(cfg: CfgNode) -> TrainerBase:
     return build_trainer(cfg)
 
 
-def evaluate(trainer: TrainerBase, args: argparse.Namespace, cfg: CfgNode, log: RunLog) -> None:
+def evaluate(trainer: TrainerBase, args: argparse.Namespace, log: RunLog) -> None:
+    cfg = trainer.cfg  # with the input that the model wants
     trainer.load_model(args.model_dir, epoch=args.load_epoch)
     log.open(cfg.OUTPUT_DIR)
     config = Path(cfg.OUTPUT_DIR) / "config.yaml"
@@ -246,7 +258,8 @@ def evaluate(trainer: TrainerBase, args: argparse.Namespace, cfg: CfgNode, log: 
         print(trainer.oracle.summary())
 
 
-def train(trainer: TrainerBase, cfg: CfgNode, log: RunLog) -> None:
+def train(trainer: TrainerBase, log: RunLog) -> None:
+    cfg = trainer.cfg
     if hasattr(trainer, "check_training"):
         trainer.check_training()
     log.open(cfg.OUTPUT_DIR)

@@ -22,6 +22,4 @@ class ZeroshotOracle(BlackBoxTrainer):
     reads = WHERE  # what evaluation reads
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
-        template = template_for(self.cfg)
-        print(f'Template: "{template}"')
-        return Recipe(ClassTexts(), Fixed(), template=template)
+        return Recipe(ClassTexts(), Fixed(), template=template_for(self.cfg))

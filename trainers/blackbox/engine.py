@@ -38,6 +38,8 @@ class BlackBoxTrainer(Billed):
     def build_model(self) -> None:
         self.recipe = recipe = self.build_recipe(seeded_generator(self.cfg.SEED))
         self.oracle.require(*recipe.needs)
+        behind = " behind the context" if "contexts" in recipe.needs else ""
+        print(f'Template: "{recipe.template}"{behind}')
         self.oracle.set_classes(self.dm.dataset.classnames, recipe.template)
         self.space, self.optim = recipe.space.to(self.device), recipe.optimizer
         self.head, self.head_optim, self.sched = recipe.head, recipe.teacher, recipe.schedule

@@ -22,7 +22,9 @@ from .checks import check_pictures, need_apart, need_val, note_rules, training_i
 from .pictures import Pictures
 from .reader import Augmentation, ImageReader
 
+OF_THE_MODEL = "SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD"  # keys of INPUT
 __all__ = [
+    "OF_THE_MODEL",
     "Data",
     "Pictured",
     "augmented_loader",
@@ -51,13 +53,13 @@ def match_input(cfg: Any, description: Any) -> Any:
         )
     default, cfg = get_cfg_default().INPUT, cfg.clone()
     cfg.defrost()
-    wanted = {
-        "SIZE": tuple(description.image_size),
-        "PIXEL_MEAN": list(description.mean),
-        "PIXEL_STD": list(description.std),
-        "INTERPOLATION": description.interpolation,
-    }
-    for key, value in wanted.items():
+    wanted = (
+        tuple(description.image_size),
+        description.interpolation,
+        list(description.mean),
+        list(description.std),
+    )
+    for key, value in zip(OF_THE_MODEL, wanted, strict=True):
         given = cfg.INPUT[key]
         if given != default[key] and not same(given, value):
             raise BlackBoxError(

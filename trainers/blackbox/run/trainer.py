@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import check_cfg
-from ..data.loaders import Pictured, build_data, match_input, naming_workers
+from ..data.loaders import OF_THE_MODEL, Pictured, build_data, match_input, naming_workers
 from ..keys import Key
 from . import metrics
 from .checkpoints import BEST, RESUME, Checkpointed
@@ -80,6 +80,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         self.steps_done, self.batches_done, self.epoch_rng = 0, 0, None
         self.open_model()
         self.cfg = match_input(cfg, self.description)
+        print("\n".join(f"INPUT.{key}: {self.cfg.INPUT[key]}" for key in OF_THE_MODEL))
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # whatever the model's construction drew
         self.take(build_data(self.cfg, self.train_transform()))
