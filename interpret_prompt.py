@@ -31,8 +31,9 @@ def load_run(folder: str, root: str) -> TrainerBase:
     """
     config = Path(folder) / "config.yaml"
     if not config.is_file():
+        why = "it has no config.yaml" if Path(folder).is_dir() else "no such folder"
         raise BlackBoxError(
-            f"There is no run in {folder}: it has no config.yaml. Give a run's output folder, the "
+            f"There is no run in {folder}: {why}. Give a run's output folder, the "
             f"one that holds log.txt."
         )
     cfg = get_cfg_default()
@@ -65,7 +66,12 @@ def learned_context(trainer: TrainerBase) -> torch.Tensor:
         else:
             raise BlackBoxError(f"{type(trainer).__name__} is no trainer of a prompt known here.")
     if not len(context):
-        raise BlackBoxError("This run has no context: zero-shot learns no token.")
+        does = "learns nothing"
+        if trainer.space.changes_pictures:
+            does = "changes pictures"
+        elif trainer.head is not None:
+            does = "fits a head to the model's answers about texts as they are"
+        raise BlackBoxError(f"{type(trainer).__name__} {does}: it has no context to interpret.")
     return context.float()
 
 

@@ -127,12 +127,15 @@ def setup_cfg(args):
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
+    trainers = TRAINER_REGISTRY.registered_names()
+    if args.trainer:  # before its file, which is not there either
+        one_of("trainer (--trainer)", args.trainer, trainers)
     merge_files(cfg, (args.dataset_config_file, args.config_file))
     reset_cfg(cfg, args)
     merge_options(cfg, args.opts)
-    one_of("trainer (--trainer)", cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
-    one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    one_of("trainer (--trainer)", cfg.TRAINER.NAME, trainers)
     check_cfg(cfg)
+    one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     cfg.freeze()
     return cfg
 

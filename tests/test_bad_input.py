@@ -58,7 +58,7 @@ BAD = {
     "missing model": (
         ["--eval-only", "--model-dir", "no/such/run"],
         [],
-        "No checkpoint at no/such/run/prompt_learner",
+        "no/such/run: no such folder. --model-dir takes",
     ),
     "no model": (["--eval-only"], [], "no model of ZIP to evaluate.*--model-dir"),
     "a tag of an embedded model": (

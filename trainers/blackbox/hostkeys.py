@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from .keys import Rule, flag, number, one, only, several, text, whole
@@ -153,6 +154,11 @@ def domains() -> Rule:
     )
 
 
+def in_file(flag: str) -> Rule:
+    """A name that a configuration file gives; mostly the file was forgotten."""
+    return replace(text(1), expects=f"a name (pass {flag}, or another file of that folder)")
+
+
 def host_rules(trainer: str) -> dict[str, Rule]:
     """By their full names; those of the trainer of that name where they differ between ours."""
     from dassl.evaluation import EVALUATOR_REGISTRY
@@ -164,7 +170,7 @@ def host_rules(trainer: str) -> dict[str, Rule]:
         "DATALOADER": loader_rules(),
         "DATASET": {
             "ROOT": text(),
-            "NAME": text(1),
+            "NAME": in_file("--dataset-config-file configs/datasets/digits.yaml"),
             "SOURCE_DOMAINS": domains(),
             "TARGET_DOMAINS": domains(),
             "NUM_SHOTS": Rule(
@@ -176,7 +182,7 @@ def host_rules(trainer: str) -> dict[str, Rule]:
         },
         "MODEL": {
             "INIT_WEIGHTS": only("", "MODEL.BACKBONE.NAME takes the path of a checkpoint"),
-            "BACKBONE.NAME": text(1),
+            "BACKBONE.NAME": in_file(f"--config-file configs/trainers/{trainer}/tiny.yaml"),
             "BACKBONE.PRETRAINED": only(True, "what is adapted is a trained model"),
             "HEAD.NAME": only("", "heads have keys of their own here"),
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from ast import literal_eval
 from collections.abc import Iterable, Sequence
@@ -33,11 +34,21 @@ def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
 
 
 def beside(path: str) -> str:
-    """The file that was meant, perhaps, where there is none of this name."""
+    """The file that was meant, perhaps, where there is none of this name; case and signs aside."""
     if os.path.lexists(path):
         return ""
-    there = [str(near) for near in Path(path).parent.glob("*.yaml")]
-    return did_you_mean(get_close_matches(path, there, n=1))
+    folder = next(parent for parent in Path(path).parents if parent.is_dir())
+    there = {
+        plain_name(near.relative_to(folder)): str(near)
+        for pattern in ("*.yaml", "*/*.yaml")
+        for near in folder.glob(pattern)
+    }
+    close = get_close_matches(plain_name(Path(path).relative_to(folder)), there, n=1)
+    return did_you_mean([there[name] for name in close])
+
+
+def plain_name(path: Path) -> str:
+    return re.sub(r"[\W_]", "", str(path)).lower()
 
 
 def did_you_mean(names: list[str]) -> str:

@@ -184,10 +184,11 @@ class Checkpointed:
         path = newest(self.folder(self.output_dir)) or newest(self.folder(directory))
         if path is None:
             if self.cfg.RESUME:
+                gone = "" if Path(directory).is_dir() else ": no such folder"
                 raise BlackBoxError(
-                    f"No checkpoint to resume from in {self.folder(directory)}. --resume takes the "
-                    "output folder of an earlier run; without it, a run goes on from its own "
-                    "output folder."
+                    f"No checkpoint to resume from in {self.folder(directory)}{gone}. --resume "
+                    "takes the output folder of an earlier run; without it, a run goes on from its "
+                    "own output folder."
                 )
             return 0
         state = load(path, self)
@@ -221,6 +222,11 @@ class Checkpointed:
             raise BlackBoxError(
                 f"There is no model of {self.cfg.TRAINER.NAME} to evaluate: name the folder of its "
                 f"training run with --model-dir. Without training, take --trainer ZeroshotOracle."
+            )
+        if not Path(directory).is_dir():
+            raise BlackBoxError(
+                f"{directory}: no such folder. --model-dir takes the output folder of a training "
+                "run."
             )
         best = self.cfg.TEST.FINAL_MODEL == "best_val"
         path = choose(self.folder(directory), epoch, best)
