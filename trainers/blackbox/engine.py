@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from .billed import Billed
@@ -58,7 +60,7 @@ class BlackBoxTrainer(Billed):
         if "contexts" in self.space.grants:
             # one that does not fit is an error now, not in evaluation
             self.oracle.check(self.learner().tokens)
-        self.plan = self.make_plan()
+        self.plan, self.pools = self.make_plan(), ThreadpoolController()
         if len(theta):
             print(f"{self.cfg.TRAINER.NAME}: {len(theta):,} tuned numbers")
 
@@ -134,7 +136,8 @@ class BlackBoxTrainer(Billed):
     def finish(self) -> None:
         if self.recipe.views is not None and self.steps_done:
             tqdm.write(f"{self.cfg.TRAINER.NAME}: fitting the head")  # which may take long
-        line = self.head_optim.finish() if self.head_optim else ""
+        with self.one_thread():
+            line = self.head_optim.finish() if self.head_optim else ""
         if line:
             tqdm.write(f"{self.cfg.TRAINER.NAME}: {line}")
         if self.recipe.views is not None and self.cfg.ORACLE.VAL_EVERY:
@@ -168,15 +171,28 @@ class BlackBoxTrainer(Billed):
         teacher.begin(Progress(self.epoch, self.steps_done, self.steps_total()))
         image = self.oracle.image_features(batch.images) if self.recipe.features else None
         for _ in range(self.optim.rounds):
-            prompt = self.space(self.optim.ask(), batch.pixels)
+            with self.one_thread():
+                candidates = self.optim.ask()
+            prompt = self.space(candidates, batch.pixels)
             answer = self.ask(batch.images, prompt, image, teacher.text)
-            summary = self.tell(teacher.through(answer, batch), batch.labels)
-            if self.optim.in_use is not None:
-                teacher.see(answer, self.optim.in_use, batch)
+            with self.one_thread():
+                summary = self.tell(teacher.through(answer, batch), batch.labels)
+                if self.optim.in_use is not None:
+                    teacher.see(answer, self.optim.in_use, batch)
         for pixels, labels in map(self.parse_batch_train, teacher.loader or ()):
             prompt = self.learner(pixels if self.space.changes_pictures else None)
-            teacher.read(self.ask(self.oracle.upload(pixels), prompt).logits[0], labels)
-        return {**summary, **teacher.learn()}
+            answer = self.ask(self.oracle.upload(pixels), prompt)
+            with self.one_thread():
+                teacher.read(answer.logits[0], labels)
+        with self.one_thread():
+            return {**summary, **teacher.learn()}
+
+    def one_thread(self) -> AbstractContextManager:
+        """For small matrices: where other processes share the cores, threads wait for each other
+        longer than they compute. A user's own OMP_NUM_THREADS stays.
+        """
+        own = "OMP_NUM_THREADS" in os.environ
+        return nullcontext() if own else self.pools.limit(limits=1)
 
     def batch_of(self, batch: Any) -> Batch:
         """A loader's batch, or the whole set, as a step wants it."""

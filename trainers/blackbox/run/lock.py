@@ -15,8 +15,12 @@ from .errors import BlackBoxError
 
 try:
     import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
+    from os import O_NOFOLLOW, O_NONBLOCK, register_at_fork
+except ImportError as e:
+    raise ImportError(
+        "Windows is not served: an output folder is locked as Unix does it. Use Linux, macOS, or "
+        "the Windows Subsystem for Linux."
+    ) from e
 
 NAME = ".lock"
 
@@ -45,7 +49,7 @@ class FolderLock:
         else:
             self.open()
         self.held[self.folder] = self
-        os.register_at_fork(after_in_child=in_child(WeakMethod(self.leave)))
+        register_at_fork(after_in_child=in_child(WeakMethod(self.leave)))
 
     def open(self) -> None:
         try:
@@ -64,7 +68,7 @@ class FolderLock:
     def try_open(self) -> int:
         """A descriptor of the locked file; -1 where the file was removed before it was locked."""
         path = self.folder / NAME
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644)
         try:
             if not locked(file):
                 raise BlackBoxError(
@@ -128,8 +132,6 @@ def locked(file: int) -> bool:
     Some network file systems have no locks: there, a line says that nothing guards the folder.
     """
     try:
-        if fcntl is None:
-            raise OSError("this system has no flock")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

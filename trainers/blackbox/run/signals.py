@@ -67,7 +67,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signum, self.active = 0, False
+        self.signum, self.active, self.since = 0, False, 0.0
 
     def __enter__(self) -> StopRequest:
         self.signum, self.active, self.process = 0, True, os.getpid()
