@@ -37,7 +37,7 @@ from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, one_of
-from dassl_blackbox.trainers.blackbox.run.signals import handle
+from dassl_blackbox.trainers.blackbox.run.signals import handled
 from tqdm import tqdm
 
 HOME = str(Path(__file__).resolve().parents[1])
@@ -191,8 +191,11 @@ def run_all(args: argparse.Namespace, tasks: dict[str, list[str]], bar: tqdm) ->
     share = str(max(1, (os.cpu_count() or 1) // args.jobs))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
     call = on_ray(args, signals) if args.ray else lambda task: work(task, threads, signals)
-    handle(lambda signum, frame: signals.append(signum))  # after Ray, which does so too
-    with ThreadPoolExecutor(len(tasks) if args.ray else args.jobs) as pool:
+    workers = len(tasks) if args.ray else args.jobs
+    with (
+        handled(lambda signum, frame: signals.append(signum)),  # after Ray, which does so too
+        ThreadPoolExecutor(workers) as pool,
+    ):
         try:
             futures = {pool.submit(call, tasks[folder]): folder for folder in tasks}
             for future in as_completed(futures):

@@ -1,0 +1,297 @@
+"""How runs begin and end: what the log tells, signals, names that were forgotten or misspelt."""
+
+import importlib.util
+import os
+import pty
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import train
+import yaml
+from dassl_blackbox.trainers.blackbox.collector import Collector
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.run import lock, signals
+from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
+from support import REPO, arguments, last_checkpoint, run, sentence
+
+import interpret_prompt
+
+sys.path[:0] = [str(REPO / "scripts")]
+compare, sweep = map(import_module, ("compare", "sweep"))
+HEAD_ALONE = "TRAINER.SONAR.PROBES", 0, "TRAINER.SONAR.VIEWS", 0
+ENDING = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory):
+    """A finished run of SONAR, its head alone."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run("SONAR", data_root, folder, *HEAD_ALONE) == 0
+    return folder
+
+
+# The log
+
+
+def test_the_log_and_the_configuration_are_what_was_used(finished):
+    log = (finished / "log.txt").read_text()
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["INPUT"]["SIZE"] == [32, 32] and config["INPUT"]["INTERPOLATION"] == "bicubic"
+    assert "\nINPUT.SIZE: (32, 32)\n" in log and "(224, 224)" not in log and "bilinear" not in log
+    assert config["TRAINER"]["ZIP"] and "TRAINER.ZIP" not in log  # one is complete, one is short
+    assert log.partition("** System info **")[0].count("\n") < 90
+    assert "\nTRAINER.SONAR.PROBES: 0\n" in log and "OPTIM.LR" not in log
+    assert '\nTemplate: "a scan of a handwritten {}."\n' in log
+
+
+def test_what_is_finished_is_known_by_them(finished, data_root, tmp_path, capsys):
+    assert run("SONAR", data_root, finished, *HEAD_ALONE, flags=("--skip-done",)) == 0
+    assert "finished run of this configuration: skipped" in capsys.readouterr().out
+    flags = "--eval-only", "--model-dir", finished, "--skip-done"
+    other = *HEAD_ALONE, "TEST.PER_CLASS_RESULT", True
+    for options, skipped in ((HEAD_ALONE, False), (HEAD_ALONE, True), (other, False)):
+        assert run("SONAR", data_root, tmp_path, *options, flags=flags) == 0
+        assert ("holds this evaluation: skipped" in capsys.readouterr().out) == skipped
+
+
+# Signals
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(number, call)` has something done after a step of any trainer."""
+    report = ResumableTrainer.report
+
+    def do(number, call):
+        def reported(self, summary):
+            report(self, summary)
+            if self.steps_done == number:
+                call()
+
+        monkeypatch.setattr(ResumableTrainer, "report", reported)
+
+    return do
+
+
+def kill(*numbers):
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+def steps(folder):
+    return last_checkpoint(folder)["blackbox"]["steps_done"]
+
+
+@pytest.fixture
+def heeded(request):
+    """Signals do what they do by default, whatever this process was started with."""
+    former = [(number, signal.signal(number, signal.SIG_DFL)) for number in ENDING]
+    yield
+    for number, handler in former:
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_schedulers_signals_save_the_step(number, heeded, at_step, data_root, tmp_path, capfd):
+    # a closed terminal is told twice, and a script passes on what its group got too
+    at_step(2, lambda: kill(number, number, signal.SIGTERM))
+    assert run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40) == 128 + number
+    assert steps(tmp_path) == 2 and "The same command goes on" in (tmp_path / "log.txt").read_text()
+    assert f"{number.name}: the step is finished and saved" in capfd.readouterr().err
+
+
+def test_a_second_signal_ends_at_once(heeded, at_step, data_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "TOGETHER", -1)
+    at_step(2, lambda: kill(signal.SIGUSR1, signal.SIGTERM))
+    status = run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40)
+    assert status == 128 + signal.SIGTERM and steps(tmp_path) == 1  # the second is not saved
+
+
+def test_nohup_keeps_the_hangup_off(heeded, at_step, data_root, tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_step(1, lambda: kill(signal.SIGHUP))
+    assert run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 20) == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and steps(tmp_path) == 2
+
+
+def test_a_terminal_that_is_closed_does_not_end_a_step(heeded, at_step, data_root, tmp_path):
+    def closed():
+        (tmp_path / "now").touch()
+        signal.pause()
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = os.fdopen(1, "w")
+        at_step(1, closed)
+        os._exit(run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40))
+    until = time.monotonic() + 60
+    while not (tmp_path / "now").exists() and time.monotonic() < until:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 10_000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert steps(tmp_path) == 1
+
+
+PYTHON = """#!/bin/bash
+[ "$1" = train.py ] || exit 0
+echo start >> "$STARTS"
+trap 'sleep 0.1; echo saved >> "$STARTS"; exit 143' TERM
+while :; do sleep 0.02; done
+"""
+
+
+@pytest.mark.parametrize(
+    "command, number",
+    [
+        ("main.sh ZIP digits tiny 1", signal.SIGTERM),
+        ("zip/main.sh digits tiny 1", signal.SIGHUP),
+        ("base2new_train.sh ZIP digits tiny 1", signal.SIGUSR1),
+        ("eval.sh ZeroshotOracle digits tiny 1", signal.SIGXCPU),
+        ("zeroshot.sh digits tiny", signal.SIGTERM),
+        ("xd_train.sh ZIP tiny 1", signal.SIGUSR2),
+        ("xd_test.sh ZeroshotOracle tiny 1", signal.SIGTERM),
+        ("jolt/ablations.sh digits tiny 1", signal.SIGINT),
+        ("quickstart.sh", signal.SIGTERM),
+    ],
+)
+def test_scripts_pass_signals_on_and_stop(command, number, tmp_path):
+    """With a `python` that only waits for a SIGTERM, and takes a while to save."""
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    path, starts = f"{tmp_path}{os.pathsep}{os.environ['PATH']}", tmp_path / "starts"
+    given = {"PATH": path, "STARTS": str(starts), "VIRTUAL_ENV": "x", "OUTPUT": str(tmp_path)}
+    script, *args = shlex.split(command)
+    with subprocess.Popen(
+        ["bash", str(REPO / "scripts" / script), *args],
+        env={**os.environ, **given},
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in signals.SIGNALS],
+    ) as child:
+        while not starts.exists():
+            assert child.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.05)  # until its trap is set
+        child.send_signal(number)
+        assert child.wait(20) == 128 + number
+    assert starts.read_text() == "start\nsaved\n"  # before the script ended, and no other began
+
+
+@pytest.mark.parametrize("tool", [compare, sweep])
+def test_a_signal_ends_the_loop_over_runs(tool, heeded, call, monkeypatch, tmp_path):
+    begun = []
+
+    def attempt(command, environment, told, *folder):
+        begun.append(command)
+        kill(signal.SIGHUP)
+        while not told:
+            time.sleep(0.01)
+        return "ended by SIGTERM"
+
+    monkeypatch.setattr(tool, "attempt", attempt)
+    monkeypatch.chdir(tmp_path)  # which a sweep leaves
+    what = {
+        compare: ["--methods", "zero-shot", "SONAR"],
+        sweep: ["--trainers", "SONAR", "--datasets", "digits"],
+    }
+    status, _, err = call(tool.main, *what[tool], "--seeds", 1, 2, "--output", tmp_path)
+    assert status == 128 + signal.SIGHUP and len(begun) == 1
+    assert "Stopped by SIGHUP: the same command goes on from here" in err
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("SONNAR digits tiny", "Unknown trainer (--trainer) 'SONNAR': did you mean SONAR"),
+        ("SONAR digits ViT-B/16", "Did you mean configs/trainers/SONAR/vit_b16.yaml?"),
+        ("SONAR digits Tinny", "Did you mean configs/trainers/SONAR/tiny.yaml?"),
+        ("SONAR Caltech-101 tiny", "Did you mean configs/datasets/caltech101.yaml?"),
+    ],
+)
+def test_a_name_that_a_script_is_given(command, words, capsys, monkeypatch):
+    printed = subprocess.run(
+        ["bash", "scripts/main.sh", *command.split(), "1"],
+        cwd=REPO,
+        env={**os.environ, "DRY_RUN": "1", "SEEDS": "1"},
+        capture_output=True,
+        text=True,
+    ).stdout
+    monkeypatch.chdir(REPO)
+    assert train.main(train.parse_args(shlex.split(printed)[2:])) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
+        ("--dataset-config-file", "pass --dataset-config-file configs/datasets/digits.yaml"),
+        ("--trainer", "Unknown trainer (--trainer) ''"),
+    ],
+)
+def test_a_flag_that_was_forgotten(flag, words, data_root, tmp_path, capsys):
+    given = arguments("SONAR", data_root, tmp_path / "out")
+    at = given.index(flag)
+    assert train.main(train.parse_args(given[:at] + given[at + 2 :])) == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [("--eval-only", "--model-dir"), ("--resume",)])
+def test_a_folder_that_is_not_there(flags, data_root, tmp_path, capsys):
+    flags = *flags, tmp_path / "nope"
+    words = sentence(capsys, "ZIP", data_root, tmp_path / "out", flags=flags)
+    assert f"{tmp_path}/nope" in words and ": no such folder" in words
+
+
+def test_words_of_a_run_without_a_context(finished, call):
+    status, _, err = call(interpret_prompt.main, finished)
+    assert status == 1 and "SONAR fits a head" in err and "no context to interpret" in err
+    assert "no such folder" in call(interpret_prompt.main, finished / "nope")[2]
+
+
+# The machine
+
+
+@pytest.mark.parametrize("own, small", [(None, 1), ("2", 2)])
+def test_the_fit_has_one_thread_and_the_model_all(own, small, data_root, tmp_path, monkeypatch):
+    seen = {}
+
+    def query(oracle, images, prompt):  # not the model's, which two threads slow down here
+        seen["query"] = torch.get_num_threads()
+        return torch.randn(len(prompt), len(images), 10)
+
+    def solve(*args):
+        seen["fit"] = torch.get_num_threads()
+        return ""
+
+    monkeypatch.setattr(LocalOracle, "query", query)
+    monkeypatch.setattr(Collector, "finish", solve)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    torch.set_num_threads(2)
+    try:
+        assert run("SONAR", data_root, tmp_path, *HEAD_ALONE, "TEST.NO_TEST", True) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == {"query": 2, "fit": small}
+
+
+@pytest.mark.parametrize("name", ["register_at_fork", "O_NOFOLLOW"])
+def test_where_a_folder_cannot_be_locked_it_is_said_at_once(name, monkeypatch):
+    monkeypatch.delattr(os, name)
+    spec = importlib.util.spec_from_file_location(f"{lock.__package__}.again", Path(lock.__file__))
+    with pytest.raises(ImportError, match="Windows is not served"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
