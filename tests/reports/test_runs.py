@@ -129,9 +129,12 @@ def test_a_terminal_that_is_closed_does_not_end_a_step(heeded, at_step, data_roo
 
     pid, terminal = pty.fork()
     if pid == 0:
-        sys.stdout = sys.stderr = os.fdopen(1, "w")
-        at_step(1, closed)
-        os._exit(run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40))
+        try:
+            sys.stdout = sys.stderr = os.fdopen(1, "w")
+            at_step(1, closed)
+            os._exit(run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40))
+        finally:
+            os._exit(70)
     until = time.monotonic() + 60
     while not (tmp_path / "now").exists() and time.monotonic() < until:
         if select.select([terminal], [], [], 0.05)[0]:
