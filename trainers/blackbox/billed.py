@@ -120,8 +120,8 @@ class Billed(ResumableTrainer):
 
     def test_batches(self, split: str) -> list[int]:
         """Sizes of the batches that a split is evaluated in."""
-        loader = (split == "val" and self.val_loader) or self.test_loader
-        return batches_of(len(loader.dataset), loader.batch_size)
+        items = (split == "val" and self.dm.dataset.val) or self.dm.dataset.test
+        return batches_of(len(items), self.cfg.DATALOADER.TEST.BATCH_SIZE)
 
     def evaluation(self, passes: Sequence[str]) -> Cost:
         return self.plan.tested([self.test_batches(split) for split in passes])
