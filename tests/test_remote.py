@@ -153,7 +153,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
 
         def kill():
             for _ in range(kills):
-                if ended.wait(rng.uniform(0.2, 1.5)):
+                if ended.wait(rng.uniform(0.1, 0.6)):
                     return
                 server.end(signal.SIGKILL)
                 server.start()
