@@ -353,8 +353,10 @@ def show(headers: Sequence[str], rows: list, form: str = "simple", fold: bool = 
         csv.writer(sys.stdout, lineterminator="\n").writerows(safe)
         return
     if fold and form == "simple":
+        # a header has the width of its column: the first two name runs, the others hold figures
         cells = [
-            [folded(cell, FOLD if i else HEADER) for cell in line] for i, line in enumerate(cells)
+            [folded(cell, FOLD if i or j < 2 else HEADER) for j, cell in enumerate(line)]
+            for i, line in enumerate(cells)
         ]
     print(tabulate(cells[1:], headers=cells[0], tablefmt=form, disable_numparse=True))
 
