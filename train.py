@@ -36,6 +36,7 @@ from dassl_blackbox.trainers.blackbox.run.errors import (
     BlackBoxError,
     Interrupted,
     first_line,
+    nearest,
     one_of,
     printable,
 )
@@ -133,6 +134,8 @@ def setup_cfg(args):
     merge_files(cfg, (args.dataset_config_file, args.config_file))
     reset_cfg(cfg, args)
     merge_options(cfg, args.opts)
+    if not cfg.TRAINER.NAME:
+        raise BlackBoxError(f"No trainer is named: pass --trainer. {nearest('', trainers)}")
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, trainers)
     check_cfg(cfg)
     one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
@@ -281,7 +284,8 @@ def main(args: argparse.Namespace) -> int:
     os.environ["MPLBACKEND"] = "Agg"  # pycma and Letters import matplotlib, which reads it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
+            # for a terminal that knows ASCII alone, and a file with both streams in order
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     with RunLog() as log, handled(end), ExitStack() as held:
         try:
             run(args, log, held)

@@ -54,7 +54,7 @@ def tool(main: Callable[[], int | None]) -> int:
     codecs.register_error("plain", plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="plain")
+            stream.reconfigure(errors="plain", line_buffering=True)
     try:
         try:
             return main() or 0

@@ -132,9 +132,12 @@ class FewShotDataset(DatasetBase):
                 f"DATASET.ROOT is empty: pass --root with the folder that holds "
                 f"{row.folder or 'train'} ({row.name}; see DATASETS.md)."
             )
-        self.dataset_dir = os.path.normpath(
-            os.path.join(os.path.abspath(os.path.expanduser(root)), row.folder)
-        )
+        root = os.path.expanduser(root)
+        if root.startswith("~"):  # else a folder of that name would be made here
+            raise DatasetError(
+                f"There is no home folder for {shown(root)}. Give --root another path."
+            )
+        self.dataset_dir = os.path.normpath(os.path.join(os.path.abspath(root), row.folder))
         train, val, test = row.read(row, self.dataset_dir)
         need_items(row, "all", train, test)
         check_labels(row, self.dataset_dir, train, val, test)

@@ -63,6 +63,6 @@ if ! installed; then
         fail "pip could not install the requirements of pyproject.toml"
 fi
 
-for NAME in HUP INT USR1 USR2 TERM XCPU; do
+for NAME in HUP INT QUIT USR1 USR2 TERM XCPU; do
     trap "pass_on $((128 + $(kill -l $NAME)))" $NAME
 done

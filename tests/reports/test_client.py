@@ -121,6 +121,8 @@ def test_what_the_environment_spoils_is_named(
         f"https://localhost/v1?api-version=1&key={SECRET}",
         f"https://localhost/v1?Api_Key={SECRET}",
         f"https://localhost/v1#access_token={SECRET}",
+        f"https://localhost/v1?jwt={SECRET}",
+        f"http://me%3A{SECRET}%40localhost/v1",
     ],
 )
 def test_a_secret_in_the_url_is_refused_and_written_nowhere(
@@ -131,6 +133,13 @@ def test_a_secret_in_the_url_is_refused_and_written_nowhere(
     out, err = capsys.readouterr()
     assert "ORACLE.URL is not shown here" in err and "BLACKBOX_KEY" in err
     assert SECRET not in out + err and not list(tmp_path.iterdir())
+
+
+def test_a_damaged_configuration_shows_no_line_of_its_own(data_root, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(f'ORACLE:\n  URL: "https://me:{SECRET}@localhost\n')
+    flags = ("--config-file", tmp_path / "own.yaml")
+    told = sentence(capsys, "ZeroshotOracle", data_root, tmp_path / "out", flags=flags)
+    assert "own.yaml is not YAML" in told and SECRET not in told
 
 
 def test_the_path_comes_before_the_query(data_root, tmp_path, capsys):

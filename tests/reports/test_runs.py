@@ -240,7 +240,7 @@ def test_a_name_that_a_script_is_given(command, words, capsys, monkeypatch):
     [
         ("--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
         ("--dataset-config-file", "pass --dataset-config-file configs/datasets/digits.yaml"),
-        ("--trainer", "Unknown trainer (--trainer) ''"),
+        ("--trainer", "No trainer is named: pass --trainer."),
     ],
 )
 def test_a_flag_that_was_forgotten(flag, words, data_root, tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_torchscript_is_not_run(arch, script, tmp_path, capsys):
     path, victim = script
     name = f"{arch}{path}"
     said = sentence(capsys, "SONAR", tmp_path, tmp_path / "out", "MODEL.BACKBONE.NAME", name)
-    assert "TorchScript" in said and f"torch.jit.load('{path}'" in said
+    assert "TorchScript" in said and f'torch.jit.load("{path}"' in said
     assert victim.read_bytes() == b"precious" * 4
 
 

@@ -232,7 +232,8 @@ class BlackBoxTrainer(Billed):
     # ------------------------------------------------------------------ evaluation
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        if self.recipe.trains:
+        # without anything to load, a folder that is named and not there is an error all the same
+        if self.recipe.trains or (directory and not os.path.isdir(directory)):
             super().load_model(directory, epoch)
 
     def evaluating(self) -> AbstractContextManager:

@@ -6,6 +6,7 @@ The `keys` of a trainer, `config.py` and `hostkeys.py` are tables of these rules
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -95,7 +96,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "blank"
     try:
-        return brief.repr(value)
+        return re.sub(r"//[^/\s]*@", "//…@", brief.repr(value))  # a password in a URL
     except ValueError:  # Python writes out no number of thousands of digits
         return "a number of thousands of digits"
 

@@ -13,7 +13,11 @@ OURS, OPENAI, HF = "blackbox", "openai", "hf"
 APIS = (OURS, OPENAI, HF)
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # names in a query that stand before a secret
-SECRET = re.compile(r"key|token|secret|passw|signature|auth|credential|^(sig|code|pwd?)$", re.I)
+SECRET = re.compile(
+    r"key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$",
+    re.IGNORECASE,
+)
+TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")  # how keys of services begin, wherever they stand
 
 
 def is_local(node: Any) -> bool:
@@ -71,13 +75,15 @@ def is_url(value: Any) -> bool:
     """Whether it is the URL of a service, with no secret in it: it is written into logs."""
     try:
         parts = urlsplit(value)
-        queries = parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True)
+        asked = f"{parts.query}&{parts.fragment}".replace(";", "&")
+        queries = parse_qsl(asked, keep_blank_values=True)
         return (
             is_text(value)
             and parts.scheme in ("http", "https")
             and bool(parts.hostname)
             and parts.port != 0  # whose look at it raises for one that is no number
-            and "@" not in parts.netloc
+            and not {"@", "%"} & set(parts.netloc)
+            and not TOKEN.search(value)
             and not any(SECRET.search(name) for name, _ in queries)
         )
     except (AttributeError, TypeError, ValueError):
@@ -90,7 +96,16 @@ def url_rule() -> Rule:
         "a URL without user, password or key (which BLACKBOX_KEY holds), http://… or https://…",
         lambda value: value == "" or is_url(value),
         ("", "http://127.0.0.1:8900", "https://models.example/@cf/v1?api-version=2024-02-01"),
-        ("x", "ftp://a", "http://", "http://a:b", "http://u:p@a", "https://a/v1?api_key=k"),
+        (
+            "x",
+            "ftp://a",
+            "http://",
+            "http://a:b",
+            "http://u:p@a",
+            "http://u%3Ap%40a",
+            "https://a/v1?api_key=k",
+            "https://a/v1#sk-k",
+        ),
     )
     return replace(rule, hides=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run.errors import BlackBoxError
-from .decoding import CLEAR, DEEP, TURNED, naming, quiet, regular, shown
+from .decoding import CLEAR, DEEP, DIM, TURNED, naming, quiet, regular, shown
 from .pictures import THREADS, fits_whole, look
 
 TOGETHER = 64  # pictures that a thread opens at a time
@@ -94,7 +94,7 @@ def look_through(paths: Sequence[str], decoding: bool = False) -> tuple[Counter[
 def note_rules(counts: Counter[str], total: int, what: str) -> None:
     if counts:
         words = ", ".join(
-            f"{counts[rule]:,} {rule}" for rule in (DEEP, CLEAR, TURNED) if counts[rule]
+            f"{counts[rule]:,} {rule}" for rule in (DEEP, DIM, CLEAR, TURNED) if counts[rule]
         )
         print(f"Note: {what}: of {total:,} images {words}. CoOp's results can differ there")
 

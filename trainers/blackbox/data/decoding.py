@@ -38,6 +38,10 @@ BITS, PHOTOMETRIC, SAMPLE_FORMAT, LOWEST, HIGHEST = 258, 262, 339, 340, 341
 LONGEST = 1000  # times the shorter side: resized to a shorter side of 224, 50 million pixels
 # what is done to pictures that CoOp's loader reads otherwise, by the words of the note
 DEEP = "of more than 8 bits (scaled to 8, where CoOp clips them)"
+DIM = (
+    "nearly black for the range of their levels (12 bits kept in 16, perhaps: rescale them, or "
+    "name the top in the TIFF tag SMaxSampleValue)"
+)
 CLEAR = "with transparency (composited on white, where CoOp drops it)"
 TURNED = "with an EXIF orientation (applied, where CoOp ignores it)"
 # what Pillow raises on EXIF that is damaged
@@ -141,6 +145,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     turn = TURNS.get(orientation(image))
     if is_deep(image):
         image = shallow(image)
+    elif isinstance(image, TiffImageFile) and 2 in np.ravel(image.tag_v2.get(SAMPLE_FORMAT, 1)):
+        raise ValueError("it has signed levels of 8 bits, which are not read; save it unsigned")
     elif image.has_transparency_data:
         image = on_white(image)
     else:
@@ -155,6 +161,11 @@ def rules(image: Image.Image) -> list[str]:
     if image.format != "TIFF" and orientation(image, Image.Image.getexif) in TURNS:
         found.append(TURNED)
     return found
+
+
+def is_dim(picture: Image.Image) -> bool:
+    """Whether a decoded grey picture ends below an eighth of the range."""
+    return 0 < int(np.asarray(picture).max()) < 32
 
 
 def orientation(image: Image.Image, getexif: Callable = lambda image: image.getexif()) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .decoding import decode, naming, opened, quiet, regular, rules, to_rgb
+from .decoding import DEEP, DIM, decode, is_dim, naming, opened, quiet, regular, rules, to_rgb
 
 THREADS = 4  # that read pictures: Pillow and disks work beside Python
 TOGETHER = 4 * THREADS  # pictures that are read ahead, each of up to 89 million pixels
@@ -97,7 +97,10 @@ def look(path: str, decoding: bool) -> tuple[Image.Image | None, list[str], int]
     """(the RGB picture if it is decoded and not only opened, rules that touch it, its pixels)."""
     with naming(path), opened(path) as image:
         picture = to_rgb(image) if decoding else None
-        return picture, rules(image), image.width * image.height
+        found = rules(image)
+        if picture is not None and DEEP in found and is_dim(picture):
+            found.append(DIM)
+        return picture, found, image.width * image.height
 
 
 def fits_whole(paths: Iterable[str]) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
+import shlex
 import stat
 import warnings
 import zipfile
@@ -129,11 +131,13 @@ def read(path: str | Path) -> tuple[Any, bool]:
         return load_file(path), False
     if is_script(path):
         if not is_openais(path):
+            new = f"{path}.weights"
+            state = f'torch.jit.load({json.dumps(str(path))}, "cpu").state_dict()'
+            code = f"import torch; torch.save({state}, {json.dumps(new)})"
             raise BlackBoxError(
                 f"{path} is a TorchScript archive, which runs code of its own when it is read, and "
                 f"none that OpenAI released. If you trust whoever made it, convert it: python -c "
-                f"\"import torch; torch.save(torch.jit.load('{path}', 'cpu').state_dict(), "
-                f"'{path}.weights')\", and name {path}.weights."
+                f"{shlex.quote(code)}, and name {new}."
             )
         return torch.jit.load(str(path), map_location="cpu").state_dict(), True
     mapped = zipfile.is_zipfile(path)

@@ -51,7 +51,9 @@ def first_line(error: BaseException) -> str:
 def nearest(name: object, valid: Collection[str]) -> str:
     """The valid names, the nearest ones first, as a phrase for an error."""
     lowered = {v.lower(): v for v in valid}
+    alike = {str(name).lower()} & lowered.keys()
     close = [lowered[c] for c in get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.4)]
+    close = [lowered[c] for c in alike] or close
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}Valid names: {', '.join(sorted(valid))}."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -142,6 +143,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as e:  # whose text advises to run what is there
+        raise BlackBoxError(
+            f"{path} is not a checkpoint that can be read: it is damaged, or holds something else "
+            f"than tensors and plain values."
+        ) from e
     except Exception as e:
         raise BlackBoxError(
             f"{path} is not a checkpoint that can be read ({first_line(e)})."

@@ -56,8 +56,13 @@ def parse_yaml(text: str, path: str | Path, cure: str) -> Any:
     """
     try:
         return yaml.load(text, StrictLoader)
-    except yaml.YAMLError as e:
-        raise BlackBoxError(f"{path} is not YAML ({' '.join(str(e).split())}). {cure}") from e
+    except yaml.YAMLError as e:  # whose text quotes the line, which may hold a password
+        mark = getattr(e, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = " ".join(
+            str(getattr(e, "problem", None) or "characters that it cannot hold").split()
+        )
+        raise BlackBoxError(f"{path} is not YAML ({what}{where}). {cure}") from e
     except Exception as e:  # what PyYAML's constructors raise on odd numbers, dates and nesting
         raise BlackBoxError(f"{path} is not YAML ({first_line(e)}). {cure}") from e
 

@@ -21,6 +21,7 @@ SIGNALS = (
     signal.SIGUSR1,
     signal.SIGUSR2,
     signal.SIGXCPU,
+    signal.SIGQUIT,
 )
 # seconds in which another signal is no second one: a closed terminal and `timeout` send two, and a
 # script passes on what its group got as well
