@@ -289,6 +289,8 @@ def test_what_is_no_file(tmp_path):
             merge_files(defaults(), [str(path)])
     with ERROR(match="Did you mean .*/digits.yaml"):
         merge_files(defaults(), [str(REPO / "configs" / "datasets" / "digit.yaml")])
+    with ERROR(match="Name a file of that folder: .*tiny.yaml"):
+        merge_files(defaults(), [str(REPO / "configs" / "trainers" / "ZIP")])
 
 
 @pytest.mark.parametrize(

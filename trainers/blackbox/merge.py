@@ -34,7 +34,12 @@ def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
 
 
 def beside(path: str) -> str:
-    """The file that was meant, perhaps, where there is none of this name; case and signs aside."""
+    """What was meant, perhaps, where this is no file: the same words, case and signs aside, or
+    nearly; numbers that are given are the same.
+    """
+    if os.path.isdir(path):
+        inside = ", ".join(sorted(near.name for near in Path(path).glob("*.yaml")))
+        return f" Name a file of that folder: {inside}." if inside else ""
     if os.path.lexists(path):
         return ""
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
@@ -43,12 +48,20 @@ def beside(path: str) -> str:
         for pattern in ("*.yaml", "*/*.yaml")
         for near in folder.glob(pattern)
     }
-    close = get_close_matches(plain_name(Path(path).relative_to(folder)), there, n=1)
+    close: list[str] = []
+    below = Path(path).relative_to(folder)
+    for wanted in (plain_name(below), plain_name(Path(below.name))):
+        alike = [name for name in there if numbers(wanted) in ([], numbers(name))]
+        close = close or get_close_matches(wanted, alike, n=1, cutoff=0.75)
     return did_you_mean([there[name] for name in close])
 
 
 def plain_name(path: Path) -> str:
-    return re.sub(r"[\W_]", "", str(path)).lower()
+    return re.sub(r"\.yaml|[\W_]", "", str(path).lower())
+
+
+def numbers(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
 
 
 def did_you_mean(names: list[str]) -> str:
