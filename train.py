@@ -162,6 +162,9 @@ def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
     ignored = unread(cfg)
     if ignored:
         print(f"Note: {cfg.TRAINER.NAME} does not read {', '.join(ignored)}")
+    other = Path(args.config_file).parent.name
+    if other != cfg.TRAINER.NAME and other in TRAINER_REGISTRY.registered_names():
+        print(f"Note: {args.config_file} is {other}'s, and the trainer is {cfg.TRAINER.NAME}")
     trainer = build(cfg)
     if hasattr(trainer, "lock"):  # which has taken it over
         held.callback(trainer.lock.release)

@@ -267,6 +267,15 @@ def test_words_of_a_run_without_a_context(finished, call):
     assert "no such folder" in call(interpret_prompt.main, finished / "nope")[2]
 
 
+def test_the_settings_of_another_trainer_are_noted(tmp_path, capsys):
+    other = REPO / "configs" / "trainers" / "SONAR" / "tiny.yaml"
+    for config, noted in ((other, True), (str(other).replace("SONAR", "ZIP"), False)):
+        given = "MODEL.BACKBONE.NAME", "none"
+        assert run("ZIP", tmp_path, tmp_path / "o", *given, flags=("--config-file", config)) == 1
+        note = f"Note: {config} is SONAR's, and the trainer is ZIP\n"
+        assert (note in capsys.readouterr().out) == noted
+
+
 # The machine
 
 
