@@ -5,19 +5,20 @@ python -m dassl_blackbox.datasets check --root "$DATA"
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
 import sys
 from collections import Counter
+from glob import escape, iglob
 
+from dassl_blackbox.console import parser_of
 from tabulate import tabulate
 
 from .base import Row, differences, sizes_of
 from .folders import read_pictures
 from .labels import check_labels, need_items, note_names
-from .listing import UNREADABLE, DatasetError, shown
+from .listing import UNREADABLE, DatasetError, ending, picture_endings, shown
 from .readers import PARTS, Split
 from .table import ROWS
 
@@ -74,12 +75,14 @@ def overlap(split: Split) -> str:
     return f"{shared:,} test images are training images" if shared else ""
 
 
+def has_classes(root: str) -> bool:
+    """Whether pictures lie in folders directly below."""
+    endings = picture_endings()
+    return any(ending(path) in endings for path in iglob(os.path.join(escape(root), "*", "*")))
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dassl_blackbox.datasets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("-m dassl_blackbox.datasets", __doc__)
     parser.add_argument("command", choices=["check"])
     parser.add_argument(
         "--root",
@@ -92,7 +95,8 @@ def main() -> int:
             f"error: {shown(args.root)} is not a folder. Pass --root with the folder that holds "
             f"the data sets."
         )
-    own = os.path.isdir(os.path.join(args.root, "train"))
+    known = any(os.path.isdir(os.path.join(args.root, row.folder)) for row in ROWS if row.folder)
+    own = os.path.isdir(os.path.join(args.root, "train")) or (not known and has_classes(args.root))
     lines, broken, told = zip(
         *(check(row, args.root) for row in ROWS if row.folder or own), strict=True
     )
