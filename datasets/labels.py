@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from .base import Row
 
 WNID = re.compile(r"n\d{8}")  # WordNet's ids, ImageNet's folders
-# no word is in it: "0", "c3", "class_12"
-NUMBER = re.compile(r"(class|label|[^\W\d_])?[\W\d_]*\d[\W\d_]*", re.IGNORECASE)
+# no word is in it: "0", "c3", "class_12", "cls-a", "A"
+CODE = re.compile(
+    r"((class|cls|label|id)[\W_]+)?[a-z]|(class|cls|label|id|[^\W\d_])?[\W\d_]*\d[\W\d_]*",
+    re.IGNORECASE,
+)
+NUMBERED = re.compile(r"\d+[._-]")  # "001.Black_footed_Albatross"; of one class: "707-jet"
+SIGNS = 20  # classes from which on single letters and digits may be what is to be told apart
 
 
 def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
@@ -122,8 +127,13 @@ def note_names(row: Row, names: Sequence[str]) -> None:
             )
         )
     codes = [
-        name for name in names if WNID.match(name) or (not row.sizes and NUMBER.fullmatch(name))
+        name
+        for name in names
+        if WNID.match(name)
+        or (not row.sizes and CODE.fullmatch(name) and (len(name) > 1 or len(names) < SIGNS))
     ]
+    if not row.sizes and all(map(NUMBERED.match, names)):
+        codes = list(names)
     if codes:
         print(
             shown(

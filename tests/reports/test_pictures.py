@@ -109,10 +109,16 @@ def test_ids_for_names_are_noted_and_a_file_of_names_is_the_cure(folder, tmp_pat
     assert f"classnames.txt has no line for the folder {folder}/train/n01440764. Write one" in text
 
 
-@pytest.mark.parametrize("name, noted", [("0", 1), ("c3", 1), ("class_12", 1), ("707 jet", 0)])
+CODES = "0", "c3", "class_12", "id_17", "cls-a", "A", "001.{}"
+WORDS = "707 jet", "labels"
+
+
+@pytest.mark.parametrize("name, noted", [*((n, True) for n in CODES), *((n, False) for n in WORDS)])
 def test_a_number_for_a_name_is_noted(name, noted, folder, capsys):
-    for part in ("train", "val", "test"):
-        (folder / part / "red_circle").rename(folder / part / name)
+    """Of one class; before the name of every class, where there are braces."""
+    for path in list(folder.glob("*/*")):
+        if "{}" in name or path.name == "red_circle":
+            path.rename(path.with_name(name.format(path.name)))
     assert ("called by ids or numbers" in checked(folder, capsys)) == noted
 
 
@@ -165,12 +171,12 @@ def test_empty_class_folders_and_missing_shots_are_noted(folder, tmp_path, capsy
     )
 
 
-def checked(root, capsys):
+def checked(root, capsys, status=0):
     """What `python -m dassl_blackbox.datasets check` prints about a folder of one's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["check", "check", "--root", str(root)])
         capsys.readouterr()
-        assert check_command.main() == 0
+        assert check_command.main() == status
         return capsys.readouterr().out
 
 
@@ -187,6 +193,7 @@ def test_the_check_tells_what_a_folder_of_ones_own_holds(folder, capsys):
     assert f"without a picture in {folder}/train: aaa" in text
     assert "1 file is passed over: 1 .txt" in text and "no folder for val: taken from" in text
     assert sorted(folder.rglob("*")) == before
+    assert f"no folder {folder}/train/train. Move" in checked(folder / "train", capsys, status=1)
 
 
 # Worker processes
