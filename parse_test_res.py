@@ -1,10 +1,11 @@
 """Test results of several seeds, read from their logs, as CoOp's script of this name reads them:
 
-    python parse_test_res.py output/caltech101/ZIP/vit_b16_16shots   # <directory>/seed<k>/log.txt
-    python parse_test_res.py output/caltech101/ZIP --multi-exp       # one more level of folders
+    python parse_test_res.py output/caltech101/ZIP/vit_b16_16shots
+    python parse_test_res.py output/caltech101/ZIP --multi-exp
 
-Each run is listed with its queries; the summary has mean and standard deviation as in CoOp
-(`--ci95`: 95 % interval), and mean and standard error (ddof 1).
+Logs are <directory>/seed<k>/log.txt, or with --multi-exp one level of folders further down. Each
+run is listed with its queries; the summary has mean and standard deviation as in CoOp (`--ci95`: an
+interval), and mean and standard error (ddof 1).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 
 from .datasets.base import DatasetError
 from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
@@ -16,8 +17,16 @@ from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
 PLAIN = {"±": "+-", "–": "-", "…": "..."}  # where a terminal knows ASCII alone
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and the defaults that are something."""
+class Help(argparse.HelpFormatter):
+    """A description whose prose fills the width and whose commands stay as they are written, and
+    the defaults that are something.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            part if part.startswith((" ", "python ")) else fill(part, width, break_on_hyphens=False)
+            for part in text.strip().split("\n\n")
+        )
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default

@@ -1,9 +1,12 @@
 """Plots of the runs below a folder:
 
-python -m dassl_blackbox.plots shots output/letters --out shots.png      # accuracy against shots
-python -m dassl_blackbox.plots queries output/letters --out queries.png  # on val, ORACLE.VAL_EVERY
-python -m dassl_blackbox.plots gain output --out gain.png                # gain over zero-shot
-python -m dassl_blackbox.plots budgets output/compare/digits --out budgets.png   # test, by budget
+python -m dassl_blackbox.plots shots output/letters --out shots.png
+python -m dassl_blackbox.plots queries output/letters --out queries.png
+python -m dassl_blackbox.plots gain output --out gain.png
+python -m dassl_blackbox.plots budgets output/compare/digits --out budgets.png
+
+That is test accuracy against shots; on val against queries (ORACLE.VAL_EVERY); the gain over
+zero-shot; on test against the queries of training.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tables of the runs below a folder:
 
-python -m dassl_blackbox.results output                       # a row a group of seeds
-python -m dassl_blackbox.results output --wide                # with all counts of queries
-python -m dassl_blackbox.results output --across              # data sets across, methods down, mean
-python -m dassl_blackbox.results output/base2new --base2new   # base, new, their harmonic mean H
+python -m dassl_blackbox.results output            # a row a group of seeds
+python -m dassl_blackbox.results output --wide     # with all counts of queries
+python -m dassl_blackbox.results output --across   # data sets across, with mean
+python -m dassl_blackbox.results output/base2new --base2new   # harmonic mean H
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A grid of experiments: every trainer on every data set, with each number of shots and each seed:
+r"""A grid of experiments: every trainer on every data set, with each number of shots and each seed:
 
-python scripts/sweep.py --trainers SONAR ZIP --datasets digits shapes --shots 4 16 \
-    --seeds 1 2 3 --cfg tiny --jobs 2 -- ORACLE.MAX_QUERIES 500
+python scripts/sweep.py --trainers SONAR ZIP --datasets digits shapes \
+    --shots 4 16 --seeds 1 2 3 --cfg tiny --jobs 2 -- ORACLE.MAX_QUERIES 500
 
 A run is the `python train.py --skip-done …` of scripts/main.sh, in the same folder: a finished one
 is skipped and a crashed one goes on, whichever of the two began it. Relative paths start at the

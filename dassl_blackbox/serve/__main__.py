@@ -35,8 +35,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--prec", default="fp32", help="fp32, fp16, bf16 or amp")
     add("--device", default="", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add("--keys", default="", help="YAML file of keys; see docs/REMOTE.md")
-    grants = "of keys that name none of their own"
-    add("--grants", nargs="*", default=["contexts", "logits"], choices=GRANTS, help=grants)
+    grants = f"of keys that name none of their own; of {', '.join(GRANTS)}"
+    add(
+        "--grants",
+        nargs="*",
+        default=["contexts", "logits"],
+        choices=GRANTS,
+        metavar="GRANT",
+        help=grants,
+    )
     add("--top-k", type=int, default=0, help="log-probabilities let out an image; 0: logits")
     add("--state", default="", help="folder of ledger and images (default: the user's)")
     add("--store-mb", type=int, default=8192, help="bound of the images that are kept")

@@ -16,6 +16,7 @@ import torch
 import train
 import uvicorn
 from dassl_blackbox import plots, results
+from dassl_blackbox.datasets import __main__ as datasets
 from dassl_blackbox.serve.__main__ import main as serve
 from finished import make, store
 from starlette.testclient import TestClient
@@ -178,6 +179,7 @@ def test_the_package_lists_its_commands(capsys):
     [
         (results.main, "-m dassl_blackbox.results", "simple"),
         (plots.main, "-m dassl_blackbox.plots", None),
+        (datasets.main, "-m dassl_blackbox.datasets", "$DATA, or data"),
         (serve, "-m dassl_blackbox.serve", "8900"),
         (parse_test_res.main, "parse_test_res.py", "accuracy"),
         (interpret_prompt.main, "interpret_prompt.py", "3"),
@@ -186,9 +188,11 @@ def test_the_package_lists_its_commands(capsys):
         (sweep.main, "scripts/sweep.py", "output"),
     ],
 )
-def test_help_tells_the_command_and_the_defaults(call, main, prog, default):
+def test_help_tells_the_command_and_the_defaults(call, monkeypatch, main, prog, default):
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = call(main, "--help")
     assert status == 0 and out.startswith(f"usage: python {prog} ")
+    assert max(map(len, out.splitlines())) <= 80
     assert default is None or f"(default: {default})" in " ".join(out.split())
     assert not re.search(r"default: (None|False|True|==SUPPRESS==|\[\])?\)", out)
 
