@@ -20,6 +20,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
 from dassl_blackbox.trainers.blackbox.merge import merge_files
+from dassl_blackbox.trainers.blackbox.run.checkpoints import meant
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, one_of
 
 
@@ -34,7 +35,7 @@ def load_run(folder: str, root: str) -> TrainerBase:
         why = "it has no config.yaml" if Path(folder).is_dir() else "no such folder"
         raise BlackBoxError(
             f"There is no run in {folder}: {why}. Give a run's output folder, the "
-            f"one that holds log.txt."
+            f"one that holds log.txt.{meant(folder)}"
         )
     cfg = get_cfg_default()
     extend_cfg(cfg)

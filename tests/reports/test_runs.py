@@ -261,6 +261,17 @@ def test_a_folder_that_is_not_there(flags, data_root, tmp_path, capsys):
     assert f"{tmp_path}/nope" in words and ": no such folder" in words
 
 
+@pytest.mark.parametrize(
+    "flags, below", [(("--eval-only", "--model-dir"), ""), (("--resume",), "seed1/prompt_learner")]
+)
+def test_a_folder_beside_that_of_the_run(flags, below, finished, data_root, tmp_path, call, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "seed1").symlink_to(finished)
+    given, meant = tmp_path / "a" / below, f"Did you mean {tmp_path}/a/seed1?"
+    assert meant in sentence(capsys, "SONAR", data_root, tmp_path / "o", flags=(*flags, given))
+    assert meant in call(interpret_prompt.main, given)[2]
+
+
 def test_words_of_a_run_without_a_context(finished, call):
     status, _, err = call(interpret_prompt.main, finished)
     assert status == 1 and "SONAR fits a head" in err and "no context to interpret" in err

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data.loaders import training_images
 from ..data.reader import Augmentation
+from ..merge import did_you_mean
 from .errors import BlackBoxError
 from .files import load_state, read_text, save_state, write_atomically
 from .matching import check_inference, check_settings, identity, load
@@ -72,6 +73,14 @@ def choose(folder: str | Path, epoch: int | None = None, best: bool = False) -> 
     if best and (folder / BEST).is_file():
         return folder / BEST
     return newest(folder) or folder / "model.pth.tar"
+
+
+def meant(directory: str) -> str:
+    """Which output folder was meant, perhaps: that of a folder of checkpoints, or some below."""
+    folder = Path(directory)
+    pointers = [folder / POINTER, folder.parent / POINTER, *sorted(folder.glob(f"*/*/{POINTER}"))]
+    found = [str(path.parent.parent) for path in pointers if path.is_file()]
+    return did_you_mean(found[:3])
 
 
 def settings_of(folder: str | Path) -> dict[str, str] | None:
@@ -187,8 +196,8 @@ class Checkpointed:
                 gone = "" if Path(directory).is_dir() else ": no such folder"
                 raise BlackBoxError(
                     f"No checkpoint to resume from in {self.folder(directory)}{gone}. --resume "
-                    "takes the output folder of an earlier run; without it, a run goes on from its "
-                    "own output folder."
+                    f"takes the output folder of an earlier run; without it, a run goes on from "
+                    f"its own output folder.{meant(directory)}"
                 )
             return 0
         state = load(path, self)
@@ -223,13 +232,14 @@ class Checkpointed:
                 f"There is no model of {self.cfg.TRAINER.NAME} to evaluate: name the folder of its "
                 f"training run with --model-dir. Without training, take --trainer ZeroshotOracle."
             )
-        if not Path(directory).is_dir():
-            raise BlackBoxError(
-                f"{directory}: no such folder. --model-dir takes the output folder of a training "
-                "run."
-            )
-        best = self.cfg.TEST.FINAL_MODEL == "best_val"
-        path = choose(self.folder(directory), epoch, best)
+        folder, best = self.folder(directory), self.cfg.TEST.FINAL_MODEL == "best_val"
+        for needed in (directory, folder):
+            if not Path(needed).is_dir():
+                raise BlackBoxError(
+                    f"{needed}: no such folder. --model-dir takes the output folder of a training "
+                    f"run.{meant(directory)}"
+                )
+        path = choose(folder, epoch, best)
         state = load(path, self)
         check_inference(path, state, self)
         self.learner.load_state_dict(state["state_dict"])
