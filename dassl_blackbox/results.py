@@ -154,6 +154,8 @@ def check_names(run: Run) -> None:
 
 def some_groups(directory: str) -> list[Group]:
     """`groups` for a tool, which ends in a sentence where there are none."""
+    if not Path(directory).is_dir():
+        raise SystemExit(f"error: {directory}: no such folder")
     found = groups(directory)
     if not found:
         raise SystemExit(
