@@ -238,7 +238,7 @@ def run_all(args: argparse.Namespace) -> dict[str, str]:
         line = command(args, label, seed)
         tqdm.write(shlex.join(line))
         said = attempt(line, environment, signals)
-        bar.update()
+        bar.update(not (said and signals))  # one that was stopped is not done
         return said and f"{label}, seed {seed}: {said}"
 
     with (
