@@ -6,9 +6,10 @@ import multiprocessing
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from typing import Any
 
 from dassl.config import get_cfg_default
@@ -212,6 +213,12 @@ class InTurns(Subset):
         super().__init__(reader, sorted(range(len(items)), key=turns.__getitem__))
 
 
+def transform_of(cfg: Any, is_train: bool) -> Any:
+    """Dassl's, of which the log tells already."""
+    with redirect_stdout(StringIO()):
+        return build_transform(cfg, is_train)
+
+
 def ordered_loader(
     cfg: Any,
     items: Sequence[Any],
@@ -234,7 +241,7 @@ def ordered_loader(
         "SequentialSampler",
         items,
         batch_size or cfg.DATALOADER.TEST.BATCH_SIZE,
-        tfm=build_transform(cfg, is_train=augmentation is not None),
+        tfm=transform_of(cfg, augmentation is not None),
         is_train=False,
         dataset_wrapper=wrapper,
     )
@@ -249,7 +256,7 @@ def augmented_loader(
         "RandomSampler",
         items,
         batch_size,
-        tfm=build_transform(cfg, is_train=True),
+        tfm=transform_of(cfg, True),
         is_train=False,
         dataset_wrapper=partial(ImageReader, pictures, augmentation),
     )
