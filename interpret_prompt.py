@@ -20,6 +20,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
 from dassl_blackbox.trainers.blackbox.merge import merge_files
+from dassl_blackbox.trainers.blackbox.run import metrics
 from dassl_blackbox.trainers.blackbox.run.checkpoints import meant
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, one_of
 
@@ -28,7 +29,8 @@ def load_run(folder: str, root: str) -> TrainerBase:
     """The trainer of a finished run with its model, from the configuration beside it.
 
     Raises:
-        BlackBoxError: no run, a damaged one, or one of a trainer or data set that is not here.
+        BlackBoxError: no run, a damaged one, one of a trainer or data set that is not here, or one
+            that is known to have no context.
     """
     config = Path(folder) / "config.yaml"
     if not config.is_file():
@@ -45,11 +47,28 @@ def load_run(folder: str, root: str) -> TrainerBase:
     cfg.OUTPUT_DIR = ""  # nothing is written there
     one_of(f"trainer in {config}", cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     one_of(f"data set in {config}", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    if any("contexts" not in needs and "weights" not in needs for needs in told_needs(folder)):
+        raise no_context(cfg.TRAINER.NAME)
     check_cfg(cfg)
     cfg.freeze()
     trainer = build_trainer(cfg)
     trainer.load_model(folder)
     return trainer
+
+
+def told_needs(folder: str) -> list[list[str]]:
+    """The grants that a run's results tell its method needs; none where they tell nothing."""
+    try:
+        results = metrics.read(Path(folder) / metrics.NAME).values()
+    except BlackBoxError:
+        return []
+    return [result["access"] for result in results if isinstance(result.get("access"), list)]
+
+
+def no_context(trainer: str) -> BlackBoxError:
+    return BlackBoxError(
+        f"{trainer} puts no context in front of the class texts: there is none to interpret."
+    )
 
 
 def learned_context(trainer: TrainerBase) -> torch.Tensor:
@@ -67,12 +86,7 @@ def learned_context(trainer: TrainerBase) -> torch.Tensor:
         else:
             raise BlackBoxError(f"{type(trainer).__name__} is no trainer of a prompt known here.")
     if not len(context):
-        does = "learns nothing"
-        if trainer.space.changes_pictures:
-            does = "changes pictures"
-        elif trainer.head is not None:
-            does = "fits a head to the model's answers about texts as they are"
-        raise BlackBoxError(f"{type(trainer).__name__} {does}: it has no context to interpret.")
+        raise no_context(type(trainer).__name__)
     return context.float()
 
 

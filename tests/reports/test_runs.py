@@ -49,6 +49,7 @@ def test_the_log_and_the_configuration_are_what_was_used(finished):
     assert config["TRAINER"]["ZIP"] and "TRAINER.ZIP" not in log  # one is complete, one is short
     assert log.partition("** System info **")[0].count("\n") < 90
     assert "\nTRAINER.SONAR.PROBES: 0\n" in log and "OPTIM.LR" not in log
+    assert log.count("Building transform_") == 2  # of training, of testing
     assert '\nTemplate: "a scan of a handwritten {}."\n' in log
 
 
@@ -208,6 +209,7 @@ def test_a_signal_ends_the_loop_over_runs(tool, heeded, call, monkeypatch, tmp_p
     status, _, err = call(tool.main, *what[tool], "--seeds", 1, 2, "--output", tmp_path)
     assert status == 128 + signal.SIGHUP and len(begun) == 1
     assert "Stopped by SIGHUP: the same command goes on from here" in err
+    assert "| 0/" in err and "| 1/" not in err  # of the bar
 
 
 # Names
@@ -272,9 +274,10 @@ def test_a_folder_beside_that_of_the_run(flags, below, finished, data_root, tmp_
     assert meant in call(interpret_prompt.main, given)[2]
 
 
-def test_words_of_a_run_without_a_context(finished, call):
+def test_words_of_a_run_without_a_context(finished, call, monkeypatch):
+    monkeypatch.setattr(interpret_prompt, "build_trainer", None)  # it is known before
     status, _, err = call(interpret_prompt.main, finished)
-    assert status == 1 and "SONAR fits a head" in err and "no context to interpret" in err
+    assert status == 1 and err.startswith("error: SONAR puts no context in front of")
     assert "no such folder" in call(interpret_prompt.main, finished / "nope")[2]
 
 
