@@ -29,6 +29,7 @@ from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
 from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
+from dassl_blackbox.trainers.blackbox.keys import masked
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
 from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.checkpoints import Checkpointed, settings_of
@@ -69,7 +70,7 @@ def header(args, cfg):
     config, stars = cfg, "*" * 15
     if cfg.TRAINER.NAME in ours():
         config = "\n".join(f"{name}: {value}" for name, value in in_use(cfg).items())
-    return (
+    return masked(
         f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{config}"
     )
 
@@ -309,6 +310,7 @@ def end(signum: int, frame: FrameType | None) -> None:
 
 
 def report(log: RunLog, sentence: str, status: int) -> int:
+    sentence = masked(sentence)
     log.note(f"error: {sentence}")
     with suppress(OSError):
         print(f"error: {sentence}", file=sys.stderr)

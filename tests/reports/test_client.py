@@ -112,19 +112,19 @@ def test_what_the_environment_spoils_is_named(
     assert name in told and words in told and SECRET not in told and "ORACLE.URL" not in told
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"http://me:{SECRET}@127.0.0.1:9/v1",
-        f"http://me:{SECRET}/x@127.0.0.1:9",
-        f"me:{SECRET}@localhost",
-        f"https://localhost/v1?api-version=1&key={SECRET}",
-        f"https://localhost/v1?Api_Key={SECRET}",
-        f"https://localhost/v1#access_token={SECRET}",
-        f"https://localhost/v1?jwt={SECRET}",
-        f"http://me%3A{SECRET}%40localhost/v1",
-    ],
-)
+URLS = [
+    f"http://me:{SECRET}@127.0.0.1:9/v1",
+    f"http://me:{SECRET}/x@127.0.0.1:9",
+    f"me:{SECRET}@localhost",
+    f"https://localhost/v1?api-version=1&key={SECRET}",
+    f"https://localhost/v1?Api_Key={SECRET}",
+    f"https://localhost/v1#access_token={SECRET}",
+    f"https://localhost/v1?jwt={SECRET}",
+    f"http://me%3A{SECRET}%40localhost/v1",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
 def test_a_secret_in_the_url_is_refused_and_written_nowhere(
     url, served, data_root, tmp_path, capsys
 ):
@@ -133,6 +133,22 @@ def test_a_secret_in_the_url_is_refused_and_written_nowhere(
     out, err = capsys.readouterr()
     assert "ORACLE.URL is not shown here" in err and "BLACKBOX_KEY" in err
     assert SECRET not in out + err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if "//" in url])
+def test_a_secret_in_the_wrong_place_is_shown_nowhere(url, data_root, tmp_path, capsys):
+    for flags, options in (
+        ((), ["MODEL.BACKBONE.NAME", url]),
+        ((), ["ORACLE.API", url]),
+        ((), [f"ORACLE.URL={url}"]),
+        ((), [url, "ORACLE.URL"]),
+        (("--trainer", url), []),
+        (("--config-file", url), []),
+    ):
+        assert run("ZIP", data_root, tmp_path / "out", *options, flags=flags) == 1
+        out, err = capsys.readouterr()
+        logs = [path.read_text() for path in tmp_path.glob("out/*") if path.is_file()]
+        assert SECRET not in out + err + "".join(logs), options
 
 
 def test_a_damaged_configuration_shows_no_line_of_its_own(data_root, tmp_path, capsys):

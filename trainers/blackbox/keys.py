@@ -17,6 +17,15 @@ MOST, LARGE = 10**12, 1e9  # of whole numbers, and of numbers, without a bound o
 SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
 # what is wrong for most keys: examples for those who try a key out
 ODD = (None, "", "zebra", True, -7, 7, 0.5, math.nan, math.inf, (), ["zebra"], [None], (0.5, "x"))
+# names in a query that stand before a secret
+SECRET = re.compile(
+    r"key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$",
+    re.IGNORECASE,
+)
+# in a URL, or what a path makes of it: a user with a password, which may have a slash; a name and
+# its value
+USER = re.compile(r"(?<=[:/])/([^/\s]*|[^/\s:]+:(?!\d+/)[^\s@]*)(@|%40)")
+ASKED = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=[^&#;\s'\"]+")
 brief = Repr()
 brief.maxstring = brief.maxother = 80
 
@@ -91,12 +100,21 @@ def where(name: str, value: Any) -> Callable[[Any], bool]:
     return lambda node: node[name] == value
 
 
+def masked(text: str) -> str:
+    """A text without the passwords and keys of the URLs in it."""
+    return ASKED.sub(
+        lambda found: f"{found[1]}=…" if SECRET.search(found[1]) else found[0],
+        USER.sub("/…@", text),
+    )
+
+
 def shown(value: Any) -> str:
     """A value in an error, cut short where it is long."""
     if value is None:
         return "blank"
     try:
-        return re.sub(r"//[^/\s]*@", "//…@", brief.repr(value))  # a password in a URL
+        # before it is cut too, which can take away what a password is known by
+        return masked(brief.repr(masked(value) if isinstance(value, str) else value))
     except ValueError:  # Python writes out no number of thousands of digits
         return "a number of thousands of digits"
 

@@ -7,16 +7,11 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from .keys import Key, Rule, distinct, is_text, make, number, one, text, whole
+from .keys import SECRET, Key, Rule, distinct, is_text, make, number, one, text, whole
 
 OURS, OPENAI, HF = "blackbox", "openai", "hf"
 APIS = (OURS, OPENAI, HF)
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-# names in a query that stand before a secret
-SECRET = re.compile(
-    r"key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$",
-    re.IGNORECASE,
-)
 TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")  # how keys of services begin, wherever they stand
 
 
