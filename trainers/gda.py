@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from math import log
 
 import torch
@@ -13,11 +13,9 @@ from .blackbox.engine import BlackBoxTrainer
 from .blackbox.features import feature_keys, feature_recipe, texts_of
 from .blackbox.heads.featured import AddedLinear
 from .blackbox.heads.folds import folds_of
-from .blackbox.heads.selection import choose
+from .blackbox.heads.selection import blended
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
-
-ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
 
 
 def discriminant(
@@ -44,8 +42,8 @@ class GDA(BlackBoxTrainer):
 
     Access: words and pictures in, features out. `logits = s x T^T + alpha (x W^T + b)`. It costs
     `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a batch in evaluation. The paper has 10
-    augmented views, and chooses alpha by the validation split; here alpha, of the same seven powers
-    of ten, is chosen by training images that are held out in turn.
+    augmented views, and chooses alpha by the validation split; here training images that are held
+    out in turn choose it, beside a prior (`selection.blended`).
     """
 
     keys = feature_keys(folds=True)
@@ -55,17 +53,18 @@ class GDA(BlackBoxTrainer):
         head = AddedLinear(classes, self.description.embed_dim, self.description.logit_scale)
         folds = folds_of(self.dm.dataset.train_x, node.FOLDS)
 
-        def logits_of(fitted: Gathered, judged: Gathered) -> Iterator[torch.Tensor]:
-            x, text = judged.rows.double(), texts_of(fitted).double()
-            weight, bias = discriminant(fitted.rows, fitted.labels, classes)
-            added = x @ weight.mT + bias
-            return (head.scale * x @ text.mT + alpha * added for alpha in ALPHAS)
+        def zero_shot(gathered: Gathered) -> torch.Tensor:
+            return head.scale * gathered.rows.double() @ texts_of(gathered).double().mT
+
+        def fit(gathered: Gathered) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+            weight, bias = discriminant(gathered.rows, gathered.labels, classes)
+            return [lambda rows: rows.double() @ weight.mT + bias]
 
         def solve(gathered: Gathered) -> str:
-            alpha = choose(gathered, folds, ALPHAS, logits_of)
+            _, alpha = blended(gathered, folds, zero_shot, fit)
             weight, bias = discriminant(gathered.rows, gathered.labels, classes)
             head.weight.copy_(alpha * weight)
             head.bias.copy_(alpha * bias)
-            return f"alpha {alpha:g}, chosen on held-out images"
+            return f"alpha {alpha:.2g}, chosen on held-out images"
 
         return feature_recipe(self.cfg, node.VIEWS, head, solve)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from .blackbox.collector import Collector, Gathered
+from .blackbox.data.loaders import of_all_classes, ordered_loader
 from .blackbox.engine import BlackBoxTrainer
-from .blackbox.heads import AffineScores
+from .blackbox.heads import ScoreHead
 from .blackbox.heads.folds import folds_of
-from .blackbox.heads.scores import fit_scores
-from .blackbox.keys import Key, text, whole
+from .blackbox.heads.pool import Pool
+from .blackbox.keys import Key, flag, text, whole
 from .blackbox.optimizers import Fixed
+from .blackbox.oracle import QUERY_IMAGES, Prompt
+from .blackbox.plan import batches_of
 from .blackbox.probes import NAMES, PHRASES, probe_texts
 from .blackbox.prompts import ClassTexts, MoreTexts
 from .blackbox.recipe import Recipe
@@ -20,24 +24,42 @@ from .blackbox.registry import register_trainer
 from .blackbox.templates import template_for, template_keys
 
 
+def affordable_texts(cfg: Any, classes: int, images: int) -> int:
+    """Further texts that the budget pays for, with every training image scored once."""
+    wanted, budget = cfg.TRAINER.SONAR.TEXTS, cfg.ORACLE.MAX_QUERIES
+    if not budget:
+        return wanted
+    each = budget // len(batches_of(images, QUERY_IMAGES))
+    return min(wanted, max(0, each - 1) * classes)
+
+
+def kept_texts(classes: int, further: int) -> int:
+    """Further texts that evaluation asks about: a batch costs half of one in training, rounded
+    down, but C of them are always kept, or all where there are fewer.
+    """
+    half = (1 + -(-further // classes)) // 2
+    return min(further, classes * max(1, half - 1))
+
+
 @register_trainer
 class SONAR(BlackBoxTrainer):
-    """Searches nothing: a convex head on the scores of the class texts and of further texts.
+    """Searches nothing: logistic regression on the scores of further texts, beside zero-shot.
 
     Access: words and pictures in, logits (or log-probabilities) out. Every view of a training image
-    is scored once. A request about at most 128 images costs `1 + PROBES` queries, in training and
-    in evaluation; without further texts (`PROBES 0`) and views it is the head alone, on the answers
-    about one prompt.
+    is scored once. A request about at most 128 images costs `1 + ceil(TEXTS / C)` queries for C
+    classes, and about half of that in evaluation; without further texts (`TEXTS 0`) and views it is
+    the head alone, on the answers about one prompt.
 
-    Prior work: SiM (arXiv:2506.04005) regresses on scores of generic words, CLAP (arXiv:2312.12730)
-    and GDA (arXiv:2402.04087) fit few-shot heads on features. Here the head begins at zero-shot,
-    reads logits alone, and its penalty is chosen on images that it did not learn from.
+    Prior work: SiM (arXiv:2506.04005) regresses on scores of generic words, cross-modal adaptation
+    (arXiv:2301.06267) takes the class text as one more image, CLAP (arXiv:2312.12730), SS-Text
+    (arXiv:2506.17500) and GDA (arXiv:2402.04087) fit few-shot heads on features. Here the head
+    reads logits alone and begins at zero-shot, under priors that do not depend on the number of
+    images; how far the images are believed is chosen on images that it did not learn from.
     """
 
     keys = {
         **template_keys(),
-        # C further texts each, for the C classes of the task
-        "PROBES": Key(4, whole(0, 1000), "further queries a batch, in evaluation too"),
+        "TEXTS": Key(400, whole(0, 100_000), "further texts, whatever the number of classes"),
         "BANK": Key(
             NAMES,
             replace(text(), names=(NAMES, PHRASES)),
@@ -46,29 +68,79 @@ class SONAR(BlackBoxTrainer):
         ),
         "VIEWS": Key(4, whole(0, 1000), "augmented views of a training image, beside itself"),
         "FOLDS": Key(5, whole(2, 100), "parts of the training images that are held out in turn"),
+        "POOL": Key(False, flag(), "label the images of evaluation together, not one by one"),
     }
+    head: ScoreHead
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        if cfg.TRAINER.SONAR.POOL:
+            self.evaluator.inner = Pool(self.evaluator.inner, self.head)
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node, dataset = self.cfg.TRAINER.SONAR, self.dm.dataset
         template, classes = template_for(self.cfg), dataset.classnames
-        count = node.PROBES * len(classes)
+        count = affordable_texts(self.cfg, len(classes), len(dataset.train_x))
         texts = probe_texts(node.BANK, count, classes, template, generator)
-        if count and (found := len(texts) if texts else 0) < count:
+        further = len(texts) if texts else 0
+        if further < node.TEXTS:
+            of_bank = f"TRAINER.SONAR.BANK has {further:,}"
+            limit = of_bank if further < count else f"the budget pays for {further:,}"
             print(
-                f"Note: TRAINER.SONAR.BANK has {found:,} further texts of the {count:,} that "
-                f"PROBES {node.PROBES} asks for with {len(classes):,} classes"
+                f"Note: {limit} further texts of the {node.TEXTS:,} of TRAINER.SONAR.TEXTS; with "
+                f"fewer than the numbers of the model's joint space the head sees less of an image"
             )
-        head = AffineScores([len(classes), *([len(texts)] if texts else [])])
+        head = ScoreHead(classes, further, kept_texts(len(classes), further))
+        space = MoreTexts(texts, head.kept) if texts else ClassTexts()
         folds = folds_of(dataset.train_x, node.FOLDS)
 
         def solve(gathered: Gathered) -> str:
-            return fit_scores(head, gathered, folds)
+            line = head.fit(gathered, folds)
+            if isinstance(space, MoreTexts):
+                space.kept = head.kept
+            return line
 
         return Recipe(
-            MoreTexts(texts) if texts else ClassTexts(),
+            space,
             Fixed(),
             head,
             Collector(solve, len(classes)),
             views=node.VIEWS,
             template=template,
         )
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        super().load_model(directory, epoch)
+        classes = self.dm.dataset.classnames
+        if not directory or self.head.names == classes:
+            return
+        assert isinstance(self.space, MoreTexts)  # a head without further texts does not move
+        self.space.kept = list(range(self.head.further))
+        self.plan = self.make_plan()
+        self.head.move(classes, self.mean_scores())
+
+    @torch.no_grad()
+    def mean_scores(self) -> torch.Tensor:
+        """Mean of the centred zero-shot logits `[C]` over the images that the head learnt from.
+
+        They are asked about once more, as part of evaluation: a query a batch. They are those of
+        the head's classes among the data set's; where it has none, 0.
+        """
+        total, known = torch.zeros(self.num_classes, device=self.device), set(self.head.names)
+        items = [item for item in of_all_classes(self.cfg) if item.classname in known]
+        print(
+            f"The head is asked about other classes than those of its training; of the new ones it "
+            f"has their zero-shot scores, less the means over {len(items):,} training images"
+        )
+        with self.evaluating():
+            for batch in ordered_loader(self.cfg, items, self.pictures, None, QUERY_IMAGES):
+                scores = self.oracle.query(self.oracle.upload(batch["img"]), Prompt())[0]
+                total += (scores - scores.mean(-1, keepdim=True)).sum(0)
+        return total / max(1, len(items))
+
+    def model_inference(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, C]`; with `POOL`, what the head reads besides."""
+        if not self.cfg.TRAINER.SONAR.POOL:
+            return super().model_inference(pixels)
+        scores = self.oracle.query(self.oracle.upload(pixels), self.learner())[0]
+        return torch.cat([self.head(scores), self.head.read(scores)], dim=1)

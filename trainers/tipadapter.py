@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +13,14 @@ from .blackbox.engine import BlackBoxTrainer
 from .blackbox.features import descend, feature_keys, feature_recipe, rows_by_view, texts_of
 from .blackbox.heads.featured import Cache, cache_scores
 from .blackbox.heads.folds import folds_of
-from .blackbox.heads.selection import choose
+from .blackbox.heads.selection import away, blended
 from .blackbox.keys import Key, flag, number, where, whole
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 
 BATCH = 256
-ALPHAS = (0.0, *(2.0**exponent for exponent in range(-3, 6)))
-BETAS = tuple(2.0**exponent for exponent in range(-1, 6))
-GRID = [(alpha, beta) for alpha in ALPHAS for beta in BETAS]
+BETAS = tuple(2.0**exponent for exponent in range(-1, 7))
 TUNED = where("FINETUNE", True)
 # the authors' init_alpha, by which the keys are tuned; their init_beta is 1 for all
 TUNING_ALPHA = {
@@ -61,8 +60,8 @@ class TipAdapterF(BlackBoxTrainer):
     are tuned with beta 1 and the authors' alpha of the data set (1 where they have none). It costs
     `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a batch in evaluation. The paper has 10 views
     for the keys, new ones in every epoch of the tuning (here the same take turns), chooses alpha
-    and beta by the validation split (here by training images that are held out in turn, from a
-    coarser grid), and its code keeps the epoch with the best test accuracy (here the last). The
+    and beta by the validation split (here by training images that are held out in turn, beside a
+    prior), and its code keeps the epoch with the best test accuracy (here the last). The
     head holds a key for every training image, so that a checkpoint is evaluated with the
     DATASET.NUM_SHOTS of its training.
     """
@@ -103,17 +102,20 @@ class TipAdapterF(BlackBoxTrainer):
             descend(torch.optim.AdamW([keys], lr=node.LR, eps=1e-4), len(drawn), loss)
             return keys.detach(), values
 
-        def logits_of(fitted: Gathered, judged: Gathered) -> Iterator[torch.Tensor]:
-            cache, x = fitted_cache(fitted), judged.rows
-            added = {beta: cache_scores(x, *cache, beta) for beta in BETAS}
-            return (scale * x @ texts_of(fitted).mT + a * added[beta] for a, beta in GRID)
+        def zero_shot(gathered: Gathered) -> torch.Tensor:
+            return scale * gathered.rows @ texts_of(gathered).mT
+
+        def fit(gathered: Gathered) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+            cache = fitted_cache(gathered)
+            return [partial(cache_scores, keys=cache[0], values=cache[1], beta=b) for b in BETAS]
 
         def solve(gathered: Gathered) -> str:
-            alpha, beta = choose(gathered, folds, GRID, logits_of)
+            near_1 = [away(beta, 1.0, 0.5) for beta in BETAS]
+            number, alpha = blended(gathered, folds, zero_shot, fit, near_1)
             for buffer, part in zip((head.keys, head.values), fitted_cache(gathered), strict=True):
                 buffer.copy_(part)
             head.alpha.fill_(alpha)
-            head.beta.fill_(beta)
-            return f"alpha {alpha:g}, beta {beta:g}, chosen on held-out images"
+            head.beta.fill_(BETAS[number])
+            return f"alpha {alpha:.2g}, beta {BETAS[number]:g}, chosen on held-out images"
 
         return feature_recipe(self.cfg, node.VIEWS, head, solve)

@@ -60,7 +60,8 @@ class Billed(ResumableTrainer):
         head = recipe.teacher.loader if recipe.teacher else None
         pixels = torch.zeros(1, 3, *self.description.image_size, device=self.device)
         with torch.no_grad():
-            prompt = self.learner.eval()(pixels if self.space.changes_pictures else None)
+            tested = self.learner.eval()(pixels if self.space.changes_pictures else None)
+            prompt = tested if self.space.changes_pictures else self.learner.train()()
         return Plan(
             sizes,
             self.max_epoch,
@@ -71,6 +72,7 @@ class Billed(ResumableTrainer):
             text_once=not self.optim.searches,
             head=batches_of(images, head.batch_size or images) if head else (),
             tests_features=self.head is not None and recipe.head_reads == "features",
+            tests_each=tested.candidates(self.num_classes),
         )
 
     def steps_total(self) -> int:

@@ -41,6 +41,7 @@ class Plan:
         text_once: whether the texts' features are read in the first step alone.
         head: sizes of the batches that are read for the head alone after every step.
         tests_features: whether evaluation reads the images' features.
+        tests_each: `queries_each` of evaluation, where that is another number.
     """
 
     sizes: Sequence[int]
@@ -52,6 +53,7 @@ class Plan:
     text_once: bool = False
     head: Sequence[int] = ()
     tests_features: bool = False
+    tests_each: int | None = None
 
     def asked(self, candidates: int, images: int) -> Cost:
         """Of scoring so many candidates on a batch."""
@@ -96,11 +98,12 @@ class Plan:
 
         At most that: texts of a prompt that is still in use are not asked about again.
         """
-        cost = Cost()
+        each, cost = self.tests_each or self.queries_each, Cost()
         for size in (size for sizes in passes for size in sizes):
-            cost += Cost(*query_cost(1, size)) if self.tests_features else self.asked(1, size)
+            cost += Cost(query_cost(1 if self.tests_features else each, size)[0])
+            cost += Cost(0, size if self.tests_features else self.images_each * size)
         texts = len(passes[:1] if self.text_once else passes) if self.tests_features else 0
-        return cost + Cost(texts * self.queries_each)
+        return cost + Cost(texts * each)
 
     def images(self, steps: int) -> int:
         """Images of the first so many steps, each step's counted once."""

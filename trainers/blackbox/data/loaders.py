@@ -15,6 +15,7 @@ from typing import Any
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import build_dataset
 from dassl.data.transforms import build_transform
 from torch.utils.data import DataLoader, Subset
 
@@ -33,6 +34,7 @@ __all__ = [
     "match_input",
     "naming_workers",
     "need_val",
+    "of_all_classes",
     "ordered_loader",
     "training_images",
 ]
@@ -245,6 +247,14 @@ def ordered_loader(
         is_train=False,
         dataset_wrapper=wrapper,
     )
+
+
+def of_all_classes(cfg: Any) -> list[Any]:
+    """The training images of the data set's classes, of base and new ones alike."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    return build_dataset(cfg).train_x
 
 
 def augmented_loader(

@@ -1,6 +1,6 @@
 """Heads: trained here, by ordinary gradients or in closed form, on what came back."""
 
-from .affine import AffineScores
 from .residual import FeatureAdapter, PredictionRefinement, mlp
+from .scores import ScoreHead
 
-__all__ = ["AffineScores", "FeatureAdapter", "PredictionRefinement", "mlp"]
+__all__ = ["FeatureAdapter", "PredictionRefinement", "ScoreHead", "mlp"]

@@ -1,57 +1,391 @@
-"""SONAR's head: whitened scores, a convex fit, and all of it as one affine map."""
+"""SONAR's head: penalised logistic regression on the scores of further texts, beside zero-shot."""
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from ..collector import Gathered
-from .affine import AffineScores, centred
-from .convex import WORSE, fit, held_out_path
-from .selection import held_out_rows
-from .whitening import Whitening, resolution
+from .selection import agreement, away, judged, sharpness, surprise
 
-POWERS: tuple[float, ...] = (0.0, 0.5, 0.9)
-WORK = 2**25  # rows x components x classes above which less is tried: one power, one fold
+POWER = 0.7  # of the whitening
+CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision
+SHARES = (1.0, 0.5, 0.25)  # of zero-shot's own temperature that the head leaves to the class texts
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
+WIDTHS = 0.5 * 0.30103, 0.3  # of the priors, in powers of ten: half an octave, three tenths
+BIAS = 1.0  # standard deviation of a class's bias, in nats
+WORK = 2**24  # images x components x classes, above which part of the classes choose for all
+PATH_STEPS, STEPS = 20, 100  # of L-BFGS, for one held-out fit and for the last one
+PLAIN = "names", "kept", "further", "fresh"  # what a checkpoint holds beside tensors
+ROWS = 2**14  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
-@torch.no_grad()
-def fit_scores(head: AffineScores, gathered: Gathered, folds: torch.Tensor) -> str:
-    """Fit a head to scores `[N, A]`; returns a line about what was chosen.
+def centred(scores: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
+    """Scores `[..., A]`, every part of an image's row less its own mean.
 
-    The power of the whitening and the penalty are those with the least cross-entropy on what was
-    held out (`held_out_rows`).
+    So that log-probabilities serve as logits do: they differ by one number an image and list.
 
     Args:
-        folds: of the training images.
+        parts: lengths of the lists that were answered together; their sum is A.
     """
-    scores, labels, sets = gathered.rows, gathered.labels, held_out_rows(gathered, folds)
-    rows = centred(scores.double(), head.parts)
-    whitening = Whitening(rows, resolution(scores))
-    if not len(whitening.values) or any(problems.all(1).any() for problems in sets):
-        return "nothing is learnt, the head is zero-shot: the images are too few, or score alike"
-    powers = POWERS
-    if len(scores) * len(whitening.values) * head.parts[0] > WORK:
-        sets, powers = [problems[:1] for problems in sets], (0.5,)
-    held_out = torch.cat(sets)
-    prior = scores[:, : head.parts[0]].float()
-    inputs = {power: whitening(rows, power).float() for power in powers}
-    # what the two sets say falls and rises at other penalties: there the path is walked to its end
-    worse = WORSE if len(sets) == 1 else inf
-    losses = {
-        (power, penalty): loss
-        for power, x in inputs.items()
-        for penalty, loss in held_out_path(prior, x, labels, held_out, worse).items()
-    }
-    power, penalty = min(losses, key=losses.__getitem__)
-    found = fit(prior, inputs[power], labels, penalty)
-    matrix = whitening.matrix(power) @ found.weight[0].double()
-    head.scale.copy_(found.scale.squeeze())
-    head.matrix.copy_(matrix)
-    head.bias.copy_(found.bias[0, 0] - whitening.mean @ matrix)
-    return (
-        f"head on {scores.shape[1]:,} scores, {len(whitening.values)} components, whitened by "
-        f"S^-{power:g}; penalty {penalty:.1e}, chosen on held-out images"
-        + (" and views" if len(sets) > 1 else "")
+    pieces = scores.split(list(parts), dim=-1)
+    return torch.cat([piece - piece.mean(-1, keepdim=True) for piece in pieces], dim=-1)
+
+
+def resolution(scores: torch.Tensor) -> float:
+    """The step that scores `[N, A]` are rounded to on average, 0 where none is found.
+
+    Rounded numbers repeat: there are far fewer different ones than numbers. Half precision and
+    answers of a few decimals are found so.
+    """
+    values = scores.flatten()
+    found = values.unique()
+    if len(found) < 2 or 4 * len(found) > len(values):
+        return 0.0
+    # of numpy: that of older versions of torch takes no more than 2^24 numbers
+    low, high = np.quantile(values.double().cpu().numpy(), [0.05, 0.95])
+    inside = int(((found >= low) & (found <= high)).sum())
+    return float(high - low) / max(1, inside - 1)
+
+
+def whitening(rows: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
+    """`V S^-0.7` of rows `[N, A]` of mean 0: `[A, r]`.
+
+    S and V are singular values and vectors: small directions count for more than in the scores, and
+    for less than noise would. Kept are the r values above `CUT` of the largest and above twice what
+    rounding gives; none where all rows are alike. They come from the smaller of the two Gram
+    matrices, in double precision: what that loses, about 1e-8 of the largest, is far below `CUT`.
+
+    Args:
+        noise: step that the scores were rounded to.
+    """
+    wide = rows.shape[0] < rows.shape[1]
+    squares, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    values = squares.flip(0).clamp_min(0).sqrt()
+    # the largest singular value of a random matrix of this shape (uniform rounding error)
+    floor = noise / 12**0.5 * (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5)
+    kept = (values > CUT * values[:1]) & (values > 2 * floor)
+    values, vectors = values[kept], vectors.flip(1)[:, kept]
+    if wide:
+        vectors = rows.T @ vectors / values
+    return vectors * values**-POWER
+
+
+class Linear(NamedTuple):
+    """`x W + b`, K at a time: W `[K, r, C]`, b `[K, 1, C]`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[K, N, C]` of inputs `[N, r]`."""
+        return x @ self.weight + self.bias
+
+
+def fit(
+    offset: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    penalty: float,
+    seen: torch.Tensor | None = None,
+    start: Linear | None = None,
+    steps: int = STEPS,
+) -> Linear:
+    """Minimise cross-entropies of `offset + x W + b` and `penalty / 2 |W|^2 + |b|^2 / 2`, summed.
+
+    The most probable W and b under normal priors, which do not depend on the number of images.
+    Convex problems, K at once by L-BFGS, that are the same but for the rows that they see. W is
+    searched in units in which the curvature along every component of x is about the same.
+
+    Args:
+        offset: logits `[N, C]`.
+        x: `[N, r]`.
+        labels: `[N]`.
+        seen: whether a problem sees a row `[K, N]`; by default one problem that sees all.
+        start: of the search; by default 0.
+        steps: at most.
+    """
+    share = x.new_ones(1, len(x)) if seen is None else seen.to(x)
+    K, classes = len(share), offset.shape[1]
+    if start is None:
+        start = Linear(x.new_zeros(K, x.shape[1], classes), x.new_zeros(K, 1, classes))
+    unit = (share.sum() / K * x.square().mean(0) / classes + penalty).rsqrt()[:, None]
+    parts = [start.weight / unit, start.bias.clone()]
+    for part in parts:
+        part.requires_grad_()
+    lbfgs = torch.optim.LBFGS(
+        parts,
+        max_iter=steps,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-8,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
+
+    def loss() -> torch.Tensor:
+        lbfgs.zero_grad()
+        now = Linear(parts[0] * unit, parts[1])
+        logits = (offset + now(x)).mT
+        errors = F.cross_entropy(logits, labels.expand(K, -1), reduction="none")
+        prior = penalty * now.weight.square().sum() + now.bias.square().sum() / BIAS**2
+        value = (errors * share).sum() + prior / 2
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        lbfgs.step(loss)
+    return Linear((parts[0] * unit).detach(), parts[1].detach())
+
+
+def chosen_for(
+    z: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    usual: torch.Tensor,
+    folds: torch.Tensor,
+    bold: float,
+) -> tuple[float, float, float]:
+    """The share of zero-shot and the penalty at which held-out images surprise least.
+
+    Beside that a prior, which alone decides where every image is the only one of its class: from
+    all of zero-shot and a penalty of 0.3 where `bold` is 0 to half of it and 0.1 where it is 1. The
+    third number is the factor by which the logits of held-out images are best multiplied.
+
+    Args:
+        z: zero-shot at its own temperature `[N, C]`.
+        x: `[N, r]`.
+        labels, folds: `[N]`.
+        usual: what the shares of the classes among the images add `[C]`.
+    """
+    centre = 2.0**-bold, 0.3 * 3.0**-bold
+    part = (len(x) * x.shape[1] * z.shape[1] / WORK) ** 0.5
+    if part > 1:  # classes that are spread over all of them
+        some = torch.arange(0, z.shape[1], part, device=z.device).long().unique()
+        rows = torch.isin(labels, some)
+        z, x, folds, usual = z[rows][:, some], x[rows], folds[rows], usual[some]
+        labels = torch.searchsorted(some, labels[rows])
+    out = judged(labels)
+    if len(folds[out].unique()) < 2:
+        return *centre, 1.0
+    held_out = (folds == folds[out].unique()[:, None]) & out
+    best = None
+    for share in SHARES:
+        offset, found = share * z + usual, None
+        for penalty in PENALTIES:
+            found = fit(offset, x, labels, penalty, ~held_out, found, PATH_STEPS)
+            answers = (share * z + found(x))[held_out]
+            told = labels.expand(len(held_out), -1)[held_out]
+            cost = surprise(answers, told)
+            for value, middle, width in zip((share, penalty), centre, WIDTHS, strict=True):
+                cost += away(value, middle, width)
+            if best is None or cost < best[0]:
+                best = cost, share, penalty, sharpness(answers, told, prior=1.0)
+    assert best is not None
+    return best[1:]
+
+
+def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> list[int]:
+    """Columns that explain most of a target, beside the first ones: orthogonal matching pursuit.
+
+    Args:
+        gram: `R^T R` of the columns R `[N, A]`.
+        target: `R^T F` of what is explained, `[A, C]`.
+        first: columns that are there anyway.
+        count: of those that are chosen.
+    """
+    gram, target = gram.clone(), target.clone()
+    least = 1e-6 * gram.diagonal().mean()
+    chosen: list[int] = []
+    for step in range(first + count):
+        left = gram.diagonal().clamp_min(0)
+        worth = torch.where(left > least, target.square().sum(1) / left.clamp_min(least), -1.0)
+        worth[:first] = -2.0
+        worth[chosen] = -2.0
+        column = step if step < first else int(worth.argmax())
+        if step >= first:
+            chosen.append(column)
+        if left[column] > least:
+            slope = gram[:, column] / left[column]
+            target -= slope[:, None] * target[column]
+            gram -= slope[:, None] * gram[column]
+    return sorted(column - first for column in chosen)
+
+
+class ScoreHead(nn.Module):
+    """`scale_c z_c + s M_c + b_c`: z are the scores of the class texts, s those of further texts.
+
+    It begins as the model's own answer about the classes. A class that it has seen no image of has
+    its zero-shot score less the mean of that over the training images. On its own classes it reads
+    the class texts and the further texts that it keeps; on others (`move`) all further texts.
+
+    Args:
+        names: of its C classes.
+        further: number of further texts; with 0, s are the scores of the class texts themselves,
+            and the head cannot move.
+        keep: how many of them it keeps.
+
+    Attributes:
+        kept: their numbers.
+        classes: names of the classes that it is asked about.
+        prototypes: mean scores of the classes' images, as evaluation sees them `[C, A]`.
+    """
+
+    class_bound = True  # a class is a number of its own to it
+    scale: torch.Tensor
+    matrix: torch.Tensor
+    bias: torch.Tensor
+    short: torch.Tensor
+    short_bias: torch.Tensor
+    prototypes: torch.Tensor
+
+    def __init__(self, names: Sequence[str], further: int = 0, keep: int = 0) -> None:
+        super().__init__()
+        C, read = len(names), len(names) + keep
+        self.names = self.classes = list(names)
+        self.further, self.fresh = further, 1.0
+        self.kept = list(range(keep))
+        # a checkpoint holds them as they are, whatever their shapes
+        for name, tensor in {
+            "scale": torch.ones(C),
+            "matrix": torch.zeros(further or C, C),
+            "bias": torch.zeros(C),
+            "short": torch.zeros(read, C),
+            "short_bias": torch.zeros(C),
+            "prototypes": torch.zeros(C, read),
+        }.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        tensors = {name: tensor.cpu() for name, tensor in self.named_buffers()}
+        return {**{name: getattr(self, name) for name in PLAIN}, **tensors}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        device = self.scale.device
+        for name, _ in list(self.named_buffers()):
+            setattr(self, name, state[name].to(device))
+        for name in PLAIN:
+            setattr(self, name, state[name])
+
+    @property
+    def moves(self) -> bool:
+        """Whether it can be asked about other classes."""
+        return self.further > 0
+
+    @property
+    def at_home(self) -> bool:
+        """Whether it is asked about its own classes."""
+        return self.classes == self.names
+
+    def read(self, scores: torch.Tensor) -> torch.Tensor:
+        """What it is given of an image `[..., A]`, centred list by list."""
+        C = len(self.classes)
+        return centred(scores, [C, scores.shape[-1] - C] if scores.shape[-1] > C else [C])
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., C]` of the class texts' and the further texts' scores `[..., A]`."""
+        C, rows = len(self.classes), self.read(scores)
+        if self.at_home:
+            return self.scale * rows[..., :C] + rows @ self.short + self.short_bias
+        return self.scale * rows[..., :C] + rows[..., C:] @ self.matrix + self.bias
+
+    def move(self, classes: Sequence[str], means: torch.Tensor) -> None:
+        """Be asked about other classes, of which those that it knows keep what was learnt.
+
+        Args:
+            means: of the centred scores of their texts over the training images `[C']`.
+        """
+        own = {name: number for number, name in enumerate(self.names)}
+        known = torch.tensor([name in own for name in classes], device=means.device)
+        source = [own[name] for name in classes if name in own]
+        scale, bias = means.new_full((len(classes),), self.fresh), means.new_zeros(len(classes))
+        matrix = means.new_zeros(len(self.matrix), len(classes))
+        scale[known], bias[known] = self.scale[source], self.bias[source]
+        matrix[:, known] = self.matrix[:, source]
+        level = (scale * means)[known].mean() if source else 0.0
+        bias[~known] = level - self.fresh * means[~known]
+        self.scale, self.matrix, self.bias = scale, matrix, bias
+        self.classes = list(classes)
+
+    @torch.no_grad()
+    def fit(self, gathered: Gathered, folds: torch.Tensor) -> str:
+        """Fit it to scores `[N, C + M]`; returns a line about what was chosen.
+
+        Views of an image are averaged: they tell which differences between scores mean little.
+
+        Args:
+            folds: of the training images.
+        """
+        C, rows = len(self.names), gathered.rows
+        images, of_image = gathered.index.unique(return_inverse=True)
+        mean = rows.new_zeros(len(images), rows.shape[1]).index_add_(0, of_image, rows)
+        mean = self.read(mean / of_image.bincount()[:, None])
+        labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
+        z, s = mean[:, :C], mean[:, C:] if self.further else mean
+        # by all views, so that what differs between views of an image counts for less
+        some = rows[:: -(-len(rows) // ROWS)]
+        noise, views = resolution(some), self.read(some)[:, -s.shape[1] :].double()
+        middle = views.mean(0)
+        white = whitening(views - middle, noise)
+        present = labels.unique()
+        if not white.shape[1] or len(present) < 2:
+            return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
+        x = (s - middle.float()) @ white.float()
+        norm = x.square().sum(1).mean().sqrt()
+        x, told = x / norm, torch.searchsorted(present, labels)
+        # classes with more images than others are no likelier in evaluation
+        usual = (told.bincount() / len(told) * len(present)).log()
+        temperature = sharpness(z[:, present], told, prior=1.0)
+        bold, zero_shot = agreement(z, s), temperature * z[:, present]
+        folds = folds.to(images.device)[images]
+        share, penalty, factor = chosen_for(zero_shot, x, told, usual, folds, bold)
+        found = fit(share * zero_shot + usual, x, told, penalty)
+        matrix = white / norm @ found.weight[0].double()
+        bias = found.bias[0, 0].double() - middle @ matrix
+        means = z.mean(0)
+        self.fresh = factor * temperature * share**0.5
+        self.scale[:] = self.fresh
+        self.scale[present] = factor * share * temperature
+        self.bias[:] = (self.scale[present] * means[present]).mean() - self.fresh * means
+        self.bias[present] = factor * bias.float()
+        self.matrix[:, present] = factor * matrix.float()
+        self.shorten(some, noise)
+        own = F.one_hot(labels, C).float()
+        seen = self.read(torch.cat([z, mean[:, C:][:, self.kept]], 1))
+        self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
+        how = "chosen on held-out images" if judged(labels).any() else "one image a class"
+        return (
+            f"head on {rows.shape[1]:,} scores, {white.shape[1]} components; {share:.2g} of "
+            f"zero-shot, penalty {penalty:.2g}, {how}"
+        )
+
+    def shorten(self, scores: torch.Tensor, noise: float) -> None:
+        """Choose the further texts that are kept, and explain the same logits by them.
+
+        A ridge regression on views of the training images; where all are kept nothing changes.
+
+        Args:
+            scores: of the views `[N, C + M]`.
+            noise: step that they were rounded to.
+        """
+        C, count = len(self.names), len(self.kept)
+        if count == self.further:
+            self.short[-len(self.matrix) :] = self.matrix
+            self.short_bias = self.bias.clone()
+            return
+        rows = self.read(scores.double())
+        logits = rows[:, C:] @ self.matrix.double()
+        target, around = logits - logits.mean(0), rows - rows.mean(0)
+        self.kept = needed(around.mT @ around, around.mT @ target, C, count)
+        columns = self.read(torch.cat([scores[:, :C], scores[:, C:][:, self.kept]], 1).double())
+        middle = columns.mean(0)
+        columns -= middle
+        gram = columns.mT @ columns
+        gram.diagonal().add_(1e-5 * gram.diagonal().mean() + len(columns) * noise**2 / 12)
+        short = torch.linalg.solve(gram, columns.mT @ target)
+        self.short = short.float()
+        self.short_bias = self.bias + (logits.mean(0) - middle @ short).float()

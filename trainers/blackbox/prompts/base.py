@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,18 +43,22 @@ class ClassTexts(Space):
 class MoreTexts(ClassTexts):
     """The class texts, and M further texts, whose scores follow those of the classes.
 
-    A checkpoint holds the texts.
+    A checkpoint holds the texts, and the numbers of those that evaluation asks about: `kept`.
     """
 
-    def __init__(self, texts: Texts) -> None:
+    def __init__(self, texts: Texts, kept: Sequence[int]) -> None:
         super().__init__()
-        self.texts = texts
+        self.texts, self.kept = texts, list(kept)
 
     def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
-        return Prompt(texts=self.texts)
+        if self.training:
+            return Prompt(texts=self.texts)
+        names = self.texts.names
+        return Prompt(texts=Texts.of((names[i] for i in self.kept), self.texts.template))
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"names": list(self.texts.names), "template": self.texts.template}
+        names, template = list(self.texts.names), self.texts.template
+        return {"names": names, "template": template, "kept": self.kept}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.texts = Texts.of(state["names"], state["template"])
+        self.texts, self.kept = Texts.of(state["names"], state["template"]), state["kept"]

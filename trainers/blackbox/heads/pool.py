@@ -1,0 +1,95 @@
+"""Labels for many pictures at once: those that are alike get alike answers (transductive)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .scores import ScoreHead
+
+NEIGHBOURS, POWER = 5, 3  # of a picture, and of a cosine, which is the weight of a pair
+RIDGE = 0.3  # of the mean eigenvalue, added to all
+PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
+ROUNDS, CHUNK = 30, 2048
+
+
+def whitened(rows: torch.Tensor) -> torch.Tensor:
+    """Rows `[N, A]` less their mean, in units of their (ridged) covariance, of length 1."""
+    centred = rows.double() - rows.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.mT @ centred)
+    ridge = RIDGE * values[values > 1e-6 * values[-1]].mean()
+    return F.normalize((centred @ vectors * (values.clamp_min(0) + ridge).rsqrt()).float(), dim=1)
+
+
+def neighbours(z: torch.Tensor) -> torch.Tensor:
+    """Sparse symmetric weights `[N, N]`: cos^3 of pairs, one of which is near to the other."""
+    n = len(z)
+    k = min(NEIGHBOURS, n - 1)
+    pairs, weights = [], []
+    for first in range(0, n, CHUNK):
+        cosines = z[first : first + CHUNK] @ z.mT
+        own = torch.arange(len(cosines), device=z.device)
+        cosines[own, first + own] = -2
+        values, others = cosines.topk(k, dim=1)
+        mine = (first + own)[:, None].expand_as(others)
+        pairs.append((torch.minimum(mine, others) * n + torch.maximum(mine, others)).flatten())
+        weights.append(values.clamp_min(0).flatten() ** POWER)
+    pair, place = torch.cat(pairs).unique(return_inverse=True)
+    weight = z.new_zeros(len(pair)).scatter_(0, place, torch.cat(weights))
+    both = torch.stack([pair // n, pair % n])
+    indices, values = torch.cat([both, both.flip(0)], 1), torch.cat([weight, weight])
+    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True).coalesce()
+
+
+def pooled(logits: torch.Tensor, rows: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+    """Probabilities `[N, C]` of pictures that were seen together.
+
+    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers and W the weights of neighbours: a
+    picture without one that is like it keeps its own answer. The classes' mean images are among
+    them.
+
+    Args:
+        logits: of the head `[N, C]`.
+        rows: what it read `[N, A]`.
+        prototypes: means of the classes' training images `[C, A]`; 0 for one that has none.
+    """
+    there = prototypes.abs().sum(1) > 0
+    own = torch.cat([(SHARPER * logits).softmax(1), torch.eye(logits.shape[1]).to(logits)[there]])
+    if len(own) < 2:
+        return own[: len(logits)]
+    weights = neighbours(whitened(torch.cat([rows, prototypes[there]])))
+    pull = PULL * torch.sparse.sum(weights, 1).to_dense()[:, None]
+    answer = own
+    for _ in range(ROUNDS):
+        answer = (own + PULL * (weights @ answer)) / (1 + pull)
+    return answer[: len(logits)]
+
+
+class Pool:
+    """An evaluator of Dassl's that is told logits and what they were made from, side by side.
+
+    Its inner one is told the pooled answers, when all are there.
+    """
+
+    def __init__(self, inner: Any, head: ScoreHead) -> None:
+        self.inner, self.head = inner, head
+        self.reset()
+
+    def reset(self) -> None:
+        self.told: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.inner.reset()
+
+    def process(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
+        self.told.append((answers, labels))
+
+    def evaluate(self) -> Mapping[str, float]:
+        answers, labels = (torch.cat(parts) for parts in zip(*self.told, strict=True))
+        logits, rows = answers.tensor_split([len(self.head.classes)], dim=1)
+        prototypes = self.head.prototypes
+        if not self.head.at_home:  # which are of other classes
+            prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
+        self.inner.process(pooled(logits, rows, prototypes), labels)
+        return self.inner.evaluate()
