@@ -17,9 +17,8 @@ from jolt_run import jolt_trainer  # isort: skip  finds this project
 import torch
 from dassl_blackbox.trainers.blackbox.collector import Gathered
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
-from dassl_blackbox.trainers.blackbox.heads import AffineScores
+from dassl_blackbox.trainers.blackbox.heads import ScoreHead
 from dassl_blackbox.trainers.blackbox.heads.folds import folds_of
-from dassl_blackbox.trainers.blackbox.heads.scores import fit_scores
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
 from dassl_blackbox.trainers.blackbox.probes import probe_texts
 from dassl_blackbox.trainers.blackbox.templates import template_of
@@ -60,7 +59,7 @@ def accuracies(trainer, split, names):
     dataset, C = trainer.dm.dataset, trainer.num_classes
     with torch.no_grad():
         prompt = trainer.learner()
-    texts = probe_texts("names", names * C, dataset.classnames, "{}", torch.Generator())
+    texts = probe_texts("names", names, dataset.classnames, "{}", torch.Generator())
     prompts = [Prompt(texts=texts), prompt]
     clean = scores(trainer, prompts, dataset.train_x, False)
     views = [clean]
@@ -80,8 +79,9 @@ def accuracies(trainer, split, names):
         "prompt + further + head": [context, further],
         "all + head": [context, further, template],
     }.items():
-        head, chosen = AffineScores([len(part) for part in parts]), torch.cat(parts)
-        fit_scores(head, Gathered(rows[:, chosen], labels, index), folds)
+        chosen, further = torch.cat(parts), sum(map(len, parts[1:]))
+        head = ScoreHead(dataset.classnames, further, further)
+        head.fit(Gathered(rows[:, chosen], labels, index), folds)
         found[name] = head(held[:, chosen])
     return {k: 100 * (v.argmax(1) == truth).float().mean().item() for k, v in found.items()}
 
@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--queries", type=int, default=1000, help="training budget of the prompt")
-    parser.add_argument("--names", type=int, default=4, help="further names, times the classes")
+    parser.add_argument("--names", type=int, default=400, help="further names")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--output", default="output/beyond_head")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])

@@ -46,7 +46,7 @@ METHODS = {
     "head alone": (
         "SONAR",
         True,
-        ["TRAINER.SONAR.PROBES", "0", "TRAINER.SONAR.VIEWS", "0"],
+        ["TRAINER.SONAR.TEXTS", "0", "TRAINER.SONAR.VIEWS", "0"],
     ),
     "SONAR": ("SONAR", True, []),
     "ZIP": ("ZIP", True, []),

@@ -16,7 +16,7 @@ run() {   # begins TRAINER TAG [KEY VALUE ...]
 }
 
 run SONAR ""; finish            # first, alone: it writes the images
-run SONAR alone TRAINER.SONAR.PROBES 0 TRAINER.SONAR.VIEWS 0
+run SONAR alone TRAINER.SONAR.TEXTS 0 TRAINER.SONAR.VIEWS 0
 TQDM_POSITION=1 run ZeroshotOracle template
 finish
 run ZIP words_500queries TRAINER.ZIP.CTX_INIT "$WORDS" ORACLE.MAX_QUERIES 500

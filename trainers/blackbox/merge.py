@@ -20,6 +20,11 @@ from .run.reading import read_yaml
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 ITEMS = 1000  # of a list
+# keys that there were, and what to give in their place
+GONE = {
+    "TRAINER.SONAR.PROBES": "TRAINER.SONAR.TEXTS is the number of further texts, whatever that of "
+    "the classes; 0 is the head alone."
+}
 CURE = "A configuration is a YAML file such as those in configs/."
 
 
@@ -158,6 +163,8 @@ def plain(items: Sequence[Any], depth: int = 2) -> bool:
 
 
 def unknown(cfg: CfgNode, name: str, where: str) -> BlackBoxError:
+    if name in GONE:
+        return BlackBoxError(f"There is no key {name} any more ({where}). {GONE[name]}")
     close = get_close_matches(name.upper()[:100], list(leaves(cfg)), n=2, cutoff=0.75)
     return BlackBoxError(
         f"There is no key {shown(name)} ({where}).{did_you_mean(close)} Keys are those of "

@@ -20,7 +20,8 @@ PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
 WIDTHS = 0.5 * 0.30103, 0.3  # of the priors, in powers of ten: half an octave, three tenths
 BIAS = 1.0  # standard deviation of a class's bias, in nats
 WORK = 2**24  # images x components x classes, above which part of the classes choose for all
-PATH_STEPS, STEPS = 20, 100  # of L-BFGS, for one held-out fit and for the last one
+PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
+BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 PLAIN = "names", "kept", "further", "fresh"  # what a checkpoint holds beside tensors
 ROWS = 2**14  # views at most that whiten the scores, and decide which texts evaluation keeps
 
@@ -196,23 +197,21 @@ def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> 
         gram: `R^T R` of the columns R `[N, A]`.
         target: `R^T F` of what is explained, `[A, C]`.
         first: columns that are there anyway.
-        count: of those that are chosen.
+        count: of those that are chosen; of very many, some at a time.
     """
-    gram, target = gram.clone(), target.clone()
     least = 1e-6 * gram.diagonal().mean()
-    chosen: list[int] = []
-    for step in range(first + count):
-        left = gram.diagonal().clamp_min(0)
-        worth = torch.where(left > least, target.square().sum(1) / left.clamp_min(least), -1.0)
-        worth[:first] = -2.0
-        worth[chosen] = -2.0
-        column = step if step < first else int(worth.argmax())
-        if step >= first:
-            chosen.append(column)
-        if left[column] > least:
-            slope = gram[:, column] / left[column]
-            target -= slope[:, None] * target[column]
-            gram -= slope[:, None] * gram[column]
+    new, chosen = list(range(first)), list[int]()
+    while len(chosen) < count:
+        inner = gram[new][:, new]
+        slope = torch.linalg.solve(inner + least * torch.eye(len(new)).to(inner), gram[new])
+        target = target - slope.mT @ target[new]
+        gram = gram - slope.mT @ gram[new]
+        left = gram.diagonal()
+        worth = target.square().sum(1) / left.clamp_min(least)
+        worth[left <= least] = -1.0
+        worth[:first] = worth[chosen] = -2.0
+        new = worth.topk(min(-(-count // BLOCKS), count - len(chosen))).indices.tolist()
+        chosen += new
     return sorted(column - first for column in chosen)
 
 
