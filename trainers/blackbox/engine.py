@@ -20,6 +20,8 @@ from .run.errors import BudgetSpent
 from .run.files import append
 from .run.rng import seeded_generator
 
+SMALL = 2**20  # images x classes below which a fit is small work
+
 
 class BlackBoxTrainer(Billed):
     """A method gives its `build_recipe`; grants, costs, steps and evaluation follow from that.
@@ -136,7 +138,8 @@ class BlackBoxTrainer(Billed):
     def finish(self) -> None:
         if self.recipe.views is not None and self.steps_done:
             tqdm.write(f"{self.cfg.TRAINER.NAME}: fitting the head")  # which may take long
-        with self.one_thread():
+        small = len(self.dm.dataset.train_x) * self.num_classes < SMALL
+        with self.one_thread() if small else nullcontext():
             line = self.head_optim.finish() if self.head_optim else ""
         if line:
             tqdm.write(f"{self.cfg.TRAINER.NAME}: {line}")

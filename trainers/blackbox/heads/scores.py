@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,8 +21,9 @@ BIAS = 1.0  # standard deviation of a class's bias, in nats
 WORK = 2**24  # images x components x classes, above which part of the classes choose for all
 PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
+NUMBERS = 2**22  # that are looked at for how scores are rounded
 PLAIN = "names", "kept", "further", "fresh"  # what a checkpoint holds beside tensors
-ROWS = 2**14  # views at most that whiten the scores, and decide which texts evaluation keeps
+ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
 def centred(scores: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
@@ -44,12 +44,11 @@ def resolution(scores: torch.Tensor) -> float:
     Rounded numbers repeat: there are far fewer different ones than numbers. Half precision and
     answers of a few decimals are found so.
     """
-    values = scores.flatten()
+    values = scores[:: -(-scores.numel() // NUMBERS)].flatten()
     found = values.unique()
     if len(found) < 2 or 4 * len(found) > len(values):
         return 0.0
-    # of numpy: that of older versions of torch takes no more than 2^24 numbers
-    low, high = np.quantile(values.double().cpu().numpy(), [0.05, 0.95])
+    low, high = values.double().quantile(torch.tensor([0.05, 0.95]).to(values).double())
     inside = int(((found >= low) & (found <= high)).sum())
     return float(high - low) / max(1, inside - 1)
 
@@ -329,7 +328,9 @@ class ScoreHead(nn.Module):
         some = rows[:: -(-len(rows) // ROWS)]
         noise, views = resolution(some), self.read(some)[:, -s.shape[1] :].double()
         middle = views.mean(0)
-        white = whitening(views - middle, noise)
+        views -= middle
+        white = whitening(views, noise)
+        del views
         present = labels.unique()
         if not white.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
@@ -378,8 +379,10 @@ class ScoreHead(nn.Module):
             return
         rows = self.read(scores.double())
         logits = rows[:, C:] @ self.matrix.double()
-        target, around = logits - logits.mean(0), rows - rows.mean(0)
-        self.kept = needed(around.mT @ around, around.mT @ target, C, count)
+        target = logits - logits.mean(0)
+        rows -= rows.mean(0)
+        self.kept = needed((rows.mT @ rows).float(), (rows.mT @ target).float(), C, count)
+        del rows
         columns = self.read(torch.cat([scores[:, :C], scores[:, C:][:, self.kept]], 1).double())
         middle = columns.mean(0)
         columns -= middle
