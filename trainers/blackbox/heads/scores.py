@@ -53,27 +53,58 @@ def resolution(scores: torch.Tensor) -> float:
     return float(high - low) / max(1, inside - 1)
 
 
-def whitening(rows: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
-    """`V S^-0.7` of rows `[N, A]` of mean 0: `[A, r]`.
+class Views(NamedTuple):
+    """Scores of further texts in views of images `[R, A]`, and the views' labels and images `[R]`.
 
-    S and V are singular values and vectors: small directions count for more than in the scores, and
-    for less than noise would. Kept are the r values above `CUT` of the largest and above twice what
-    rounding gives; none where all rows are alike. They come from the smaller of the two Gram
-    matrices, in double precision: what that loses, about 1e-8 of the largest, is far below `CUT`.
-
-    Args:
-        noise: step that the scores were rounded to.
+    `noise` is the step that the scores were rounded to.
     """
-    wide = rows.shape[0] < rows.shape[1]
-    squares, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+    images: torch.Tensor
+    noise: float
+
+    def of(self, seen: torch.Tensor) -> Views:
+        """Those of the images that are seen `[N]`."""
+        rows = seen[self.images]
+        return Views(self.rows[rows], self.labels[rows], self.images[rows], self.noise)
+
+
+def whitening(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean `[A]` and `V S^-0.7`, `[A, r]`.
+
+    S and V are standard deviations and directions of a covariance: small directions count for more
+    than in the scores, and for less than noise would. With n images a class, 1 - 1/n of it is the
+    covariance about the classes' means, the rest that about the mean of all. Kept are the r
+    deviations above `CUT` of the largest and above twice what rounding gives; none where all rows
+    are alike.
+    """
+    mean = views.rows.mean(0)
+    rows = views.rows - mean
+    classes, of_class = views.labels.unique(return_inverse=True)
+    count = of_class.bincount()[:, None]
+    sums = rows.new_zeros(len(classes), rows.shape[1]).index_add_(0, of_class, rows)
+    total, between = rows.mT @ rows, (sums / count).mT @ sums
+    within = 1 - min(1.0, len(classes) / len(views.images.unique()))
+    covariance = (1 - within) * total / len(rows)
+    covariance += within * (total - between) / max(1, len(rows) - len(classes))
+    squares, vectors = torch.linalg.eigh(covariance)
     values = squares.flip(0).clamp_min(0).sqrt()
-    # the largest singular value of a random matrix of this shape (uniform rounding error)
-    floor = noise / 12**0.5 * (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5)
+    # the largest deviation of a random matrix of this shape (uniform rounding error)
+    floor = views.noise / 12**0.5 * (1 + (rows.shape[1] / len(rows)) ** 0.5)
     kept = (values > CUT * values[:1]) & (values > 2 * floor)
-    values, vectors = values[kept], vectors.flip(1)[:, kept]
-    if wide:
-        vectors = rows.T @ vectors / values
-    return vectors * values**-POWER
+    return mean, vectors.flip(1)[:, kept] * values[kept] ** -POWER
+
+
+def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Whitened scores `[N, r]` of `[N, A]`, scaled so that the mean of |x|^2 is 1.
+
+    The mean `[A]` and the map `[A, r]` that lead there follow.
+    """
+    mean, white = whitening(views)
+    x = (s - mean.float()) @ white.float()
+    norm = x.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    return x / norm, mean, white / norm
 
 
 class Linear(NamedTuple):
@@ -83,7 +114,7 @@ class Linear(NamedTuple):
     bias: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[K, N, C]` of inputs `[N, r]`."""
+        """`[K, N, C]` of inputs `[N, r]`, or `[K, N, r]`."""
         return x @ self.weight + self.bias
 
 
@@ -104,7 +135,7 @@ def fit(
 
     Args:
         offset: logits `[N, C]`.
-        x: `[N, r]`.
+        x: `[N, r]`, or `[K, N, r]`.
         labels: `[N]`.
         seen: whether a problem sees a row `[K, N]`; by default one problem that sees all.
         start: of the search; by default 0.
@@ -113,8 +144,8 @@ def fit(
     share = x.new_ones(1, len(x)) if seen is None else seen.to(x)
     K, classes = len(share), offset.shape[1]
     if start is None:
-        start = Linear(x.new_zeros(K, x.shape[1], classes), x.new_zeros(K, 1, classes))
-    unit = (share.sum() / K * x.square().mean(0) / classes + penalty).rsqrt()[:, None]
+        start = Linear(x.new_zeros(K, x.shape[-1], classes), x.new_zeros(K, 1, classes))
+    unit = (share.sum() / K * x.square().mean(-2) / classes + penalty).rsqrt()[..., None]
     parts = [start.weight / unit, start.bias.clone()]
     for part in parts:
         part.requires_grad_()
@@ -144,7 +175,8 @@ def fit(
 
 def chosen_for(
     z: torch.Tensor,
-    x: torch.Tensor,
+    s: torch.Tensor,
+    views: Views,
     labels: torch.Tensor,
     usual: torch.Tensor,
     folds: torch.Tensor,
@@ -158,21 +190,27 @@ def chosen_for(
 
     Args:
         z: zero-shot at its own temperature `[N, C]`.
-        x: `[N, r]`.
+        s: scores of the further texts `[N, A]`.
+        views: of all images.
         labels, folds: `[N]`.
         usual: what the shares of the classes among the images add `[C]`.
     """
     centre = 2.0**-bold, 0.3 * 3.0**-bold
-    part = (len(x) * x.shape[1] * z.shape[1] / WORK) ** 0.5
-    if part > 1:  # classes that are spread over all of them
-        some = torch.arange(0, z.shape[1], part, device=z.device).long().unique()
-        rows = torch.isin(labels, some)
-        z, x, folds, usual = z[rows][:, some], x[rows], folds[rows], usual[some]
-        labels = torch.searchsorted(some, labels[rows])
+    part = (len(s) * min(len(s), s.shape[1]) * z.shape[1] / WORK) ** 0.5
+    some = torch.arange(0, z.shape[1], max(1.0, part), device=z.device).long().unique()
+    rows = torch.isin(labels, some)  # of classes that are spread over all of them
+    z, s, folds, usual = z[rows][:, some], s[rows], folds[rows], usual[some]
+    labels = torch.searchsorted(some, labels[rows])
     out = judged(labels)
     if len(folds[out].unique()) < 2:
         return *centre, 1.0
     held_out = (folds == folds[out].unique()[:, None]) & out
+    if part > 1:  # where all are many, a few that are held out whiten them no better
+        x = components(s, views)[0]
+    else:
+        parts = [components(s, views.of(~rows))[0] for rows in held_out]
+        r = max(part.shape[1] for part in parts)
+        x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in parts])
     best = None
     for share in SHARES:
         offset, found = share * z + usual, None
@@ -324,27 +362,27 @@ class ScoreHead(nn.Module):
         mean = self.read(mean / of_image.bincount()[:, None])
         labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
         z, s = mean[:, :C], mean[:, C:] if self.further else mean
+        every = -(-len(rows) // ROWS)
+        some, noise = rows[::every], resolution(rows)
         # by all views, so that what differs between views of an image counts for less
-        some = rows[:: -(-len(rows) // ROWS)]
-        noise, views = resolution(some), self.read(some)[:, -s.shape[1] :].double()
-        middle = views.mean(0)
-        views -= middle
-        white = whitening(views, noise)
-        del views
+        read = self.read(some)[:, -s.shape[1] :].double()
+        views = Views(read, gathered.labels[::every], of_image[::every], noise)
+        x, middle, white = components(s, views)
         present = labels.unique()
         if not white.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
-        x = (s - middle.float()) @ white.float()
-        norm = x.square().sum(1).mean().sqrt()
-        x, told = x / norm, torch.searchsorted(present, labels)
+        told = torch.searchsorted(present, labels)
         # classes with more images than others are no likelier in evaluation
         usual = (told.bincount() / len(told) * len(present)).log()
         temperature = sharpness(z[:, present], told, prior=1.0)
-        bold, zero_shot = agreement(z, s), temperature * z[:, present]
+        # without further texts there is nothing to agree with
+        bold = agreement(z, s) if self.further else 0.0
+        zero_shot = temperature * z[:, present]
         folds = folds.to(images.device)[images]
-        share, penalty, factor = chosen_for(zero_shot, x, told, usual, folds, bold)
+        share, penalty, factor = chosen_for(zero_shot, s, views, told, usual, folds, bold)
         found = fit(share * zero_shot + usual, x, told, penalty)
-        matrix = white / norm @ found.weight[0].double()
+        del views
+        matrix = white @ found.weight[0].double()
         bias = found.bias[0, 0].double() - middle @ matrix
         means = z.mean(0)
         self.fresh = factor * temperature * share**0.5
@@ -381,7 +419,7 @@ class ScoreHead(nn.Module):
         logits = rows[:, C:] @ self.matrix.double()
         target = logits - logits.mean(0)
         rows -= rows.mean(0)
-        self.kept = needed((rows.mT @ rows).float(), (rows.mT @ target).float(), C, count)
+        self.kept = needed(rows.mT @ rows, rows.mT @ target, C, count)
         del rows
         columns = self.read(torch.cat([scores[:, :C], scores[:, C:][:, self.kept]], 1).double())
         middle = columns.mean(0)
