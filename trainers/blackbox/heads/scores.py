@@ -22,7 +22,7 @@ WORK = 2**24  # images x components x classes, above which part of the classes c
 PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 NUMBERS = 2**22  # that are looked at for how scores are rounded
-PLAIN = "names", "kept", "further", "fresh"  # what a checkpoint holds beside tensors
+PLAIN = "names", "kept", "further", "fresh", "bold"  # what a checkpoint holds beside tensors
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -256,7 +256,8 @@ class ScoreHead(nn.Module):
     """`scale_c z_c + s M_c + b_c`: z are the scores of the class texts, s those of further texts.
 
     It begins as the model's own answer about the classes. A class that it has seen no image of has
-    its zero-shot score less the mean of that over the training images. On its own classes it reads
+    its zero-shot score less the mean of that over the training images, times their `agreement` with
+    the class texts. On its own classes it reads
     the class texts and the further texts that it keeps; on others (`move`) all further texts.
 
     Args:
@@ -283,7 +284,8 @@ class ScoreHead(nn.Module):
         super().__init__()
         C, read = len(names), len(names) + keep
         self.names = self.classes = list(names)
-        self.further, self.fresh = further, 1.0
+        # temperature of the classes without images, and how much of the means they are less
+        self.further, self.fresh, self.bold = further, 1.0, 0.0
         self.kept = list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
         for name, tensor in {
@@ -343,7 +345,7 @@ class ScoreHead(nn.Module):
         scale[known], bias[known] = self.scale[source], self.bias[source]
         matrix[:, known] = self.matrix[:, source]
         level = (scale * means)[known].mean() if source else 0.0
-        bias[~known] = level - self.fresh * means[~known]
+        bias[~known] = self.bold * (level - self.fresh * means[~known])
         self.scale, self.matrix, self.bias = scale, matrix, bias
         self.classes = list(classes)
 
@@ -376,7 +378,7 @@ class ScoreHead(nn.Module):
         usual = (told.bincount() / len(told) * len(present)).log()
         temperature = sharpness(z[:, present], told, prior=1.0)
         # without further texts there is nothing to agree with
-        bold = agreement(z, s) if self.further else 0.0
+        self.bold = bold = agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
         folds = folds.to(images.device)[images]
         share, penalty, factor = chosen_for(zero_shot, s, views, told, usual, folds, bold)
@@ -388,7 +390,7 @@ class ScoreHead(nn.Module):
         self.fresh = factor * temperature * share**0.5
         self.scale[:] = self.fresh
         self.scale[present] = factor * share * temperature
-        self.bias[:] = (self.scale[present] * means[present]).mean() - self.fresh * means
+        self.bias[:] = bold * ((self.scale[present] * means[present]).mean() - self.fresh * means)
         self.bias[present] = factor * bias.float()
         self.matrix[:, present] = factor * matrix.float()
         self.shorten(some, noise)
