@@ -20,8 +20,10 @@ def whitened(rows: torch.Tensor) -> torch.Tensor:
     """Rows `[N, A]` less their mean, in units of their (ridged) covariance, of length 1."""
     centred = rows.double() - rows.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.mT @ centred)
-    ridge = RIDGE * values[values > 1e-6 * values[-1]].mean()
-    return F.normalize((centred @ vectors * (values.clamp_min(0) + ridge).rsqrt()).float(), dim=1)
+    values = values.clamp_min(0)
+    ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
+    units = (values + ridge).clamp_min(1e-30).rsqrt()  # rows that are all alike have no spread
+    return F.normalize((centred @ vectors * units).float(), dim=1)
 
 
 def neighbours(z: torch.Tensor) -> torch.Tensor:
