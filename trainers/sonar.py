@@ -15,12 +15,14 @@ from .blackbox.heads.folds import folds_of
 from .blackbox.heads.pool import Pool
 from .blackbox.keys import Key, flag, text, whole
 from .blackbox.optimizers import Fixed
-from .blackbox.oracle import QUERY_IMAGES, Prompt
+from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.plan import batches_of
 from .blackbox.probes import NAMES, PHRASES, probe_texts
 from .blackbox.prompts import ClassTexts, MoreTexts
 from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
+from .blackbox.run.errors import BlackBoxError
+from .blackbox.run.matching import few
 from .blackbox.templates import template_for, template_keys
 
 
@@ -91,7 +93,8 @@ class SONAR(BlackBoxTrainer):
                 f"fewer than the numbers of the model's joint space the head sees less of an image"
             )
         head = ScoreHead(classes, further, kept_texts(len(classes), further))
-        space = MoreTexts(texts, head.kept) if texts else ClassTexts()
+        # a budget may pay for none, and a run without that budget must read the checkpoint
+        space = MoreTexts(texts or Texts.of(()), head.kept) if node.TEXTS else ClassTexts()
         folds = folds_of(dataset.train_x, node.FOLDS)
 
         def solve(gathered: Gathered) -> str:
@@ -112,12 +115,18 @@ class SONAR(BlackBoxTrainer):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
         classes = self.dm.dataset.classnames
-        if not directory or self.head.names == classes:
-            return
-        assert isinstance(self.space, MoreTexts)  # a head without further texts does not move
-        self.space.kept = list(range(self.head.further))
-        self.plan = self.make_plan()
-        self.head.move(classes, self.mean_scores())
+        moves = self.head.names != classes
+        if moves and not self.head.moves:  # the checkpoint's: its budget may have paid for none
+            raise BlackBoxError(
+                f"{directory} has a head for {few(self.head.names)}, here they are {few(classes)}: "
+                f"without further texts it cannot move to other classes. Train with "
+                f"TRAINER.SONAR.TEXTS above 0, and a budget that pays for them."
+            )
+        if moves and isinstance(self.space, MoreTexts):
+            self.space.kept = list(range(self.head.further))
+        self.plan = self.make_plan()  # the texts are the checkpoint's
+        if moves:
+            self.head.move(classes, self.mean_scores())
 
     @torch.no_grad()
     def mean_scores(self) -> torch.Tensor:

@@ -51,10 +51,10 @@ class MoreTexts(ClassTexts):
         self.texts, self.kept = texts, list(kept)
 
     def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
-        if self.training:
-            return Prompt(texts=self.texts)
-        names = self.texts.names
-        return Prompt(texts=Texts.of((names[i] for i in self.kept), self.texts.template))
+        texts = self.texts
+        if not self.training:
+            texts = Texts.of((texts.names[i] for i in self.kept), texts.template)
+        return Prompt(texts=texts or None)
 
     def get_extra_state(self) -> dict[str, Any]:
         names, template = list(self.texts.names), self.texts.template
