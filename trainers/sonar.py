@@ -49,8 +49,9 @@ class SONAR(BlackBoxTrainer):
 
     Access: words and pictures in, logits (or log-probabilities) out. Every view of a training image
     is scored once. A request about at most 128 images costs `1 + ceil(TEXTS / C)` queries for C
-    classes, and about half of that in evaluation; without further texts (`TEXTS 0`) and views it is
-    the head alone, on the answers about one prompt.
+    classes, and about half of that in evaluation (not where only the largest log-probabilities are
+    let out); without further texts (`TEXTS 0`) and views it is the head alone, on the answers about
+    one prompt.
 
     Prior work: SiM (arXiv:2506.04005) regresses on scores of generic words, cross-modal adaptation
     (arXiv:2301.06267) takes the class text as one more image, CLAP (arXiv:2312.12730), SS-Text
@@ -92,7 +93,8 @@ class SONAR(BlackBoxTrainer):
                 f"Note: {limit} further texts of the {node.TEXTS:,} of TRAINER.SONAR.TEXTS; with "
                 f"fewer than the numbers of the model's joint space the head sees less of an image"
             )
-        head = ScoreHead(classes, further, kept_texts(len(classes), further))
+        shown = further if self.cfg.ORACLE.TOP_K else kept_texts(len(classes), further)
+        head = ScoreHead(classes, further, shown)
         # a budget may pay for none, and a run without that budget must read the checkpoint
         space = MoreTexts(texts or Texts.of(()), head.kept) if node.TEXTS else ClassTexts()
         folds = folds_of(dataset.train_x, node.FOLDS)
@@ -101,6 +103,7 @@ class SONAR(BlackBoxTrainer):
             line = head.fit(gathered, folds)
             if isinstance(space, MoreTexts):
                 space.kept = head.kept
+                self.plan = self.make_plan()  # a server may let out less than this run knew
             return line
 
         return Recipe(

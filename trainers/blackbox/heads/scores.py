@@ -406,14 +406,18 @@ class ScoreHead(nn.Module):
     def shorten(self, scores: torch.Tensor, noise: float) -> None:
         """Choose the further texts that are kept, and explain the same logits by them.
 
-        A ridge regression on views of the training images; where all are kept nothing changes.
+        A ridge regression on views of the training images; where all are kept nothing changes. All
+        are where only the largest answers are let out: which these are would depend on the texts.
 
         Args:
             scores: of the views `[N, C + M]`.
             noise: step that they were rounded to.
         """
-        C, count = len(self.names), len(self.kept)
+        C, count, further = len(self.names), len(self.kept), scores[:, len(self.names) :]
+        if count < self.further and further.eq(further.amin(1)[:, None]).sum(1).median() > 1:
+            self.kept = list(range(count := self.further))
         if count == self.further:
+            self.short = self.matrix.new_zeros(C + count, C)
             self.short[-len(self.matrix) :] = self.matrix
             self.short_bias = self.bias.clone()
             return
