@@ -63,7 +63,7 @@ SMALL_OF = {
             "GDA": (),
             "LFA": ("TRAINER.LFA.STEPS", "40"),
             "RLA": ("TRAINER.RLA.STEPS", "40"),
-            "SONAR": (),
+            "SONAR": ("TRAINER.SONAR.TEXTS", "40"),
             "TipAdapterF": ("TRAINER.TIPADAPTERF.EPOCHS", "5"),
         }.items()
     },
@@ -341,6 +341,7 @@ def spied(trainer):
 
 def test_logits(trainer):
     """Logits `[N, C]` of the whole test set."""
+    trainer.set_model_mode("eval")
     with trainer.oracle.evaluation():
         return torch.cat(
             [

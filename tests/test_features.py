@@ -22,7 +22,7 @@ from dassl_blackbox.trainers.blackbox.heads.featured import (
     FeatureMap,
     Prototypes,
 )
-from dassl_blackbox.trainers.blackbox.heads.selection import choose, held_out
+from dassl_blackbox.trainers.blackbox.heads.selection import blended, choose, held_out, spread
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.recipe import Answer, Batch
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
@@ -307,8 +307,7 @@ def test_rlas_penalty_holds_the_map_and_goes_with_the_shots(data_root, tmp_path,
 def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged():
     folds = torch.arange(10) % 3
     seen = []
-    for fitted, judged, weight in held_out(GATHERED, folds):
-        assert weight == 1
+    for fitted, judged in held_out(GATHERED, folds, class_bound=False):
         assert not set(fitted.index.tolist()) & set(judged.index.tolist())
         assert torch.equal(judged.rows, X[:10][folds == folds[judged.index[0]]])  # the first ten
         assert len(fitted.index) + sum(
@@ -319,15 +318,38 @@ def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged
     assert list(held_out(GATHERED, torch.zeros(10, dtype=torch.long))) == []
 
 
-def test_where_images_are_alone_in_their_class_views_are_judged_as_well():
-    answers = Gathered(X[[0, 1, 2] * 3], torch.arange(3).repeat(3), torch.arange(3).repeat(3), T)
-    found = list(held_out(answers, torch.tensor([0, 1, 0])))
-    assert [sorted(judged.index.tolist()) for _, judged, _ in found] == [[0, 2], [1]] + [
-        [0, 1, 2]
-    ] * 3
-    assert sum(weight * len(judged.index) for _, judged, weight in found) == pytest.approx(2 * 3)
-    assert all(len(fitted.index) == 6 for fitted, _, _ in found[2:])
-    assert len(list(held_out(answers, torch.tensor([0, 1, 0]), class_bound=False))) == 2
+@pytest.mark.parametrize("bound, sizes", [(True, [1, 2]), (False, [2, 2]), (True, [])])
+def test_an_image_alone_in_its_class_is_neither_held_out_nor_judged(bound, sizes):
+    """Where what is fitted has numbers of every class."""
+    labels = torch.tensor([0, 0, 1, 0] if sizes else [0, 1, 2, 3]).repeat(3)  # in three views
+    answers = Gathered(X[:12], labels, torch.arange(4).repeat(3), T)
+    parts = list(held_out(answers, torch.arange(4) % 2, class_bound=bound))
+    assert [len(judged.index) for _, judged in parts] == sizes
+    assert all((2 in fitted.index) or not bound for fitted, _ in parts)
+    value = choose(
+        answers, torch.arange(4) % 2, (1.0, 2.0), lambda fitted, judged: 2 * [judged.rows[:, :4]],
+        lambda value: -value, bound,
+    )  # fmt: skip
+    assert value == 2.0  # equal answers, or none: the prior decides
+
+
+def test_blending_trusts_what_tells_the_classes_apart_and_its_scale_does_not_matter():
+    gathered, folds = Gathered(X, LABELS, torch.arange(N), T), torch.arange(N) // C % 5
+    told = F.one_hot(LABELS, C).float()
+
+    def chosen(*fits, scale=1.0):
+        def fit(fitted):
+            return [
+                lambda rows, f=f: scale * f[[int((X == x).all(1).nonzero()) for x in rows]]
+                for f in fits
+            ]
+
+        return blended(gathered, folds, lambda part: 5 * part.rows @ T.T, fit, [0.0] * len(fits))
+
+    noise = torch.randn(N, C, generator=seeded(3))
+    assert chosen(noise, told)[0] == 1 and chosen(told, noise)[0] == 0
+    assert chosen(told)[1] > 1.5 * chosen(noise)[1] * spread(noise) / spread(told)
+    assert chosen(told, scale=9.0)[1] == pytest.approx(chosen(told)[1] / 9)
 
 
 def test_answers_are_in_the_order_of_the_images_view_by_view():

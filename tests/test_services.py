@@ -99,7 +99,7 @@ def test_runs_have_the_local_accuracy(service, data_root, tmp_path, capsys, name
 
 def test_a_second_method_sends_no_picture(service, data_root, tmp_path):
     server, cache = service(), tmp_path / "cache"
-    options = [*at(server, cache), "TRAINER.SONAR.VIEWS", "1", "TRAINER.SONAR.PROBES", "0"]
+    options = [*at(server, cache), "TRAINER.SONAR.VIEWS", "1", "TRAINER.SONAR.TEXTS", "0"]
     assert run("SONAR", data_root, tmp_path / "a", *options) == 0
     assert server.pictures > 100
     before = server.pictures, server.texts

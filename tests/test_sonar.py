@@ -1,6 +1,7 @@
-"""SONAR: further texts and their cost, the whitening, the convex head, and what a run leaves."""
+"""SONAR: its fit, choices, head and pool, what further texts cost, and what runs leave."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,100 +9,78 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox import billed, engine
 from dassl_blackbox.trainers.blackbox.collector import Collector, Gathered
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
-from dassl_blackbox.trainers.blackbox.heads import AffineScores
-from dassl_blackbox.trainers.blackbox.heads.affine import centred
-from dassl_blackbox.trainers.blackbox.heads.convex import PENALTIES, errors, fit, held_out_path
-from dassl_blackbox.trainers.blackbox.heads.scores import fit_scores, held_out_rows
-from dassl_blackbox.trainers.blackbox.heads.whitening import Whitening, components, resolution
+from dassl_blackbox.trainers.blackbox.heads import ScoreHead
+from dassl_blackbox.trainers.blackbox.heads.pool import pooled
+from dassl_blackbox.trainers.blackbox.heads.scores import centred, fit, resolution, whitening
+from dassl_blackbox.trainers.blackbox.heads.selection import agreement, sharpness
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Meter, Prompt, Texts, TopK
 from dassl_blackbox.trainers.blackbox.plan import Cost, Plan
 from dassl_blackbox.trainers.blackbox.probes import generic_names, probe_texts
+from dassl_blackbox.trainers.blackbox.prompts import MoreTexts
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import accuracy, assert_same, bill, build, difference, run, seeded, trained
+from support import accuracy, assert_same, bill, build, d64, difference, printed, run, seeded
+
+from support import sentence, test_logits, trained  # isort: skip
 
 ONE_VIEW = "TRAINER.SONAR.VIEWS", "1"
+close = torch.testing.assert_close
 
 
-def problem(N=60, r=5, C=3, seed=0):
-    g = seeded(seed)
-    x, prior = torch.randn(N, r, generator=g), torch.randn(N, C, generator=g)
-    weight = torch.randn(r, C, generator=g)
-    return prior, x, (prior + x @ weight + torch.randn(N, C, generator=g)).argmax(1)
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed), dtype=d64)
 
 
-# ------------------------------------------------------------------ the convex problem
+def problem(N=60, r=5, C=3):
+    prior, x = normal(N, C), normal(N, r, seed=1)
+    return prior, x, (prior + x @ normal(r, C, seed=2) + normal(N, C, seed=3)).argmax(1)
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
+# ------------------------------------------------------------------ the fit
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.1, 0.01])
 def test_the_fit_is_where_the_gradient_vanishes(penalty):
+    """Of summed cross-entropies and both priors, so that it does not depend on the search."""
     prior, x, labels = problem()
-    found = fit(prior.double(), x.double(), labels, penalty)
-    parts = [part.clone().requires_grad_() for part in (found.scale, found.weight, found.bias)]
-    logits = parts[0] * prior + x.double() @ parts[1] + parts[2]
-    loss = F.cross_entropy(logits[0], labels) + penalty / 2 * parts[1].square().sum()
-    gradients = torch.autograd.grad(loss, parts)
-    assert max(g.abs().max() for g in gradients) < 1e-4
+    weight, bias = (part.requires_grad_() for part in fit(prior, x, labels, penalty))
+    loss = F.cross_entropy((prior + x @ weight + bias)[0], labels, reduction="sum")
+    loss = loss + penalty / 2 * weight.square().sum() + bias.square().sum() / 2
+    assert max(g.abs().max() for g in torch.autograd.grad(loss, (weight, bias))) < 1e-3
 
 
 def test_problems_at_once_are_those_one_by_one():
-    prior, x, labels = (part.double() if part.is_floating_point() else part for part in problem())
-    seen = torch.arange(60) % 3 != torch.arange(3)[:, None]
-    together = fit(prior, x, labels, 0.01, seen)
-    for k in range(3):
-        alone = fit(prior[seen[k]], x[seen[k]], labels[seen[k]], 0.01)
-        torch.testing.assert_close(together.weight[k], alone.weight[0], atol=2e-3, rtol=0)
-
-
-def test_the_path_judges_rows_that_were_held_out():
     prior, x, labels = problem()
-    held_out = torch.arange(60) % 3 == torch.arange(3)[:, None]
-    path = held_out_path(prior, x, labels, held_out)
-    penalty = list(path)[2]
-    total = 0.0
+    seen = torch.arange(60) % 3 != torch.arange(3)[:, None]
+    together = fit(prior, x, labels, 0.1, seen)
     for k in range(3):
-        rows = ~held_out[k]
-        found = fit(prior[rows], x[rows], labels[rows], penalty)
-        total += errors(found, prior, x, labels)[0, held_out[k]].sum().item()
-    assert abs(path[penalty] - total / 60) < 1e-2
-    assert list(path) == list(PENALTIES[: len(path)])
-    chosen = min(path, key=path.get)
-    assert chosen not in (PENALTIES[0], PENALTIES[-1])
-
-
-# ------------------------------------------------------------------ whitening
+        alone = fit(prior[seen[k]], x[seen[k]], labels[seen[k]], 0.1)
+        close(together.weight[k], alone.weight[0], atol=1e-4, rtol=0)
+    again = fit(prior, x, labels, 0.1, seen, start=fit(prior, x, labels, 1.0, seen))
+    close(again.weight, together.weight, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50)])
-def test_components_are_those_of_the_decomposition(shape):
-    rows = torch.randn(*shape, generator=seeded(), dtype=torch.float64)
-    values, vectors = components(rows)
-    torch.testing.assert_close(values, torch.linalg.svdvals(rows))
-    torch.testing.assert_close((rows @ vectors).norm(dim=0), values)
-
-
-def test_whitening_leaves_the_power_of_the_values():
-    rows = torch.randn(200, 6, generator=seeded(), dtype=torch.float64) * torch.logspace(0, -2, 6)
-    whitening = Whitening(rows)
-    for power in (0.0, 0.7, 1.0):
-        x = whitening(rows, power)
-        assert abs(x.square().sum(1).mean() - 1) < 1e-9
-        lengths = x.norm(dim=0)
-        wanted = whitening.values ** (1 - power)
-        torch.testing.assert_close(lengths / lengths[0], wanted / wanted[0])
+def test_whitening_leaves_the_power_of_the_singular_values(shape):
+    rows = normal(*shape) * torch.logspace(0, -1, shape[1])
+    rows -= rows.mean(0)
+    white, values = whitening(rows), torch.linalg.svdvals(rows)
+    values = values[values > 1e-3 * values[0]]
+    assert white.shape == (shape[1], len(values)) and len(values) == min(8, shape[0] - 1)
+    close((rows @ white).mT @ (rows @ white), torch.diag(values**0.6))
+    vectors = white * values**0.7
+    close(vectors.mT @ vectors, torch.eye(len(values), dtype=d64))
 
 
 def test_components_below_the_noise_are_cut():
-    g = seeded()
-    rows = torch.randn(300, 4, generator=g, dtype=torch.float64)
-    rows = rows @ torch.randn(4, 20, generator=g, dtype=torch.float64)
+    rows = normal(300, 4) @ normal(4, 20, seed=1)
     rounded = (rows / 0.25).round() * 0.25
-    assert len(Whitening(rows).values) == 4
-    assert len(Whitening(rounded).values) == 20  # rounding fills the other directions
-    assert len(Whitening(rounded, resolution(rounded)).values) == 4
+    assert [whitening(part).shape[1] for part in (rows, rounded, 0 * rows)] == [4, 20, 0]
+    assert whitening(rounded, resolution(rounded)).shape[1] == 4  # rounding filled the others
 
 
 @pytest.mark.parametrize("step", [0.01, 0.1, 0.0])
@@ -113,67 +92,230 @@ def test_the_step_of_rounded_answers_is_measured(step):
     assert resolution(scores.half().float()) > 0
 
 
+# ------------------------------------------------------------------ what is chosen
+
+
+@given(st.integers(0, 99), st.sampled_from([0.0, 1.0]), st.floats(0.02, 20))
+@settings(max_examples=20, deadline=None)
+def test_sharpness_has_the_least_cross_entropy(seed, prior, scale):
+    logits = scale * normal(12, 3, seed=seed)
+    labels = (logits / scale + normal(12, 3, seed=seed + 100)).argmax(1)
+
+    def cost(a):
+        told = F.cross_entropy(a * logits, labels, reduction="sum")
+        return (told + prior * torch.tensor(a).log() ** 2 / 2).item()
+
+    grid = torch.logspace(-2, 2, 1001, dtype=d64).tolist()
+    assert cost(sharpness(logits, labels, prior)) <= min(map(cost, grid)) + 1e-6
+
+
+@given(st.integers(0, 99), st.floats(0, 2))
+@settings(max_examples=20, deadline=None)
+def test_agreement_knows_neither_names_nor_units(seed, noise):
+    logits = centred(normal(30, 4, seed=seed), [4])
+    rows = torch.cat([logits, noise * normal(30, 4, seed=seed + 100)], 1)
+    found, order = agreement(logits, rows), torch.randperm(30, generator=seeded(seed))
+    assert 0 <= found <= 1 and (found == 1 or noise > 0.1)
+    assert agreement(9 * logits[order][:, [2, 0, 3, 1]], 0.1 * rows[order]) == pytest.approx(found)
+    assert agreement(logits, normal(30, 4, seed=seed + 200)) < 0.5
+
+
 # ------------------------------------------------------------------ the head
 
-
-def gathered(N=80, parts=(4, 12), seed=0):
-    g = seeded(seed)
-    features, texts = torch.randn(N, 6, generator=g), torch.randn(sum(parts), 6, generator=g)
-    labels = (features @ torch.randn(6, parts[0], generator=g)).argmax(1)
-    return Gathered(features @ texts.T, labels, torch.arange(N))
+NAMES, FOLDS = list("abcd"), torch.arange(80) % 5
 
 
-def test_a_fresh_head_is_the_answer_about_the_classes():
-    scores = torch.randn(7, 9)
-    assert torch.equal(AffineScores([4, 5])(scores), scores[:, :4])
+def gathered(N=80, texts=16, seed=0):
+    features = normal(N, 6, seed=seed).float()
+    rows = features @ normal(texts, 6, seed=seed + 1).float().T
+    return Gathered(
+        rows, (features @ normal(6, 4, seed=seed + 2).float()).argmax(1), torch.arange(N)
+    )
+
+
+def fitted(answers, keep=12, folds=FOLDS):
+    further = answers.rows.shape[1] - 4
+    head = ScoreHead(NAMES, further, min(keep, further))
+    assert "components" in head.fit(answers, folds)
+    return head
+
+
+def kept(head, scores):
+    """The scores that evaluation asks about."""
+    C = len(head.names)
+    return torch.cat([scores[..., :C], scores[..., C:][..., head.kept]], -1)
+
+
+def right(logits, labels):
+    return (logits.argmax(1) == labels).float().mean()
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.integers(0, 3))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_log_probabilities_lead_to_the_same_answers(a, b, seed):
     """They are logits less a number an image, another one for every list of texts."""
-    answers, parts = gathered(seed=seed), (4, 12)
-    scores, folds = answers.rows, torch.arange(80) % 5
-    shift = torch.cat([torch.full((80, 4), a), torch.full((80, 12), b)], dim=1)
-    shift = shift * torch.rand(80, 1, generator=seeded(9))
-    heads = AffineScores(parts), AffineScores(parts)
-    fit_scores(heads[0], answers, folds)
-    fit_scores(heads[1], Gathered(scores + shift, answers.labels, answers.index), folds)
-    assert (centred(scores, parts) - centred(scores + shift, parts)).abs().max() < 1e-4
+    answers = gathered(seed=seed)
+    shift = torch.tensor([a] * 4 + [b] * 12) * torch.rand(80, 1, generator=seeded(9))
+    shifted = answers.rows + shift
+    one = fitted(answers)(answers.rows)
+    other = fitted(Gathered(shifted, answers.labels, answers.index))(shifted)
     # two settings of the head can be worth the same to a digit
-    a, b = heads[0](scores), heads[1](scores + shift)
-    assert (a.argmax(1) == b.argmax(1)).float().mean() > 0.95
+    assert (one.argmax(1) == other.argmax(1)).float().mean() > 0.95
 
 
-def test_the_head_is_the_fit_and_needs_its_further_texts():
-    answers, folds = gathered(), torch.arange(80) % 5
-    head, alone = AffineScores([4, 12]), AffineScores([4])
-    line = fit_scores(head, answers, folds)
-    assert "penalty" in line
-    fit_scores(alone, Gathered(answers.rows[:, :4], answers.labels, answers.index), folds)
-
-    def right(logits):
-        return (logits.argmax(1) == answers.labels).float().mean()
-
-    assert right(head(answers.rows)) > right(alone(answers.rows[:, :4])) > 0.25
+def test_the_head_learns_more_from_further_texts():
+    answers = gathered()
+    alone = Gathered(answers.rows[:, :4], answers.labels, answers.index)
+    learnt = [right(fitted(part)(part.rows), part.labels) for part in (answers, alone)]
+    assert learnt[0] > learnt[1] > right(alone.rows, answers.labels) + 0.1
 
 
-@pytest.mark.parametrize("images, views, sets", [(1, 5, 2), (1, 1, 1), (2, 5, 1)])
-def test_where_images_are_alone_in_their_class_views_are_held_out_too(images, views, sets):
-    """A class is held out with its only image, and any learning about the others harms it."""
-    index, labels = torch.arange(4 * images).repeat(views), torch.arange(4).repeat(images * views)
-    answers = Gathered(torch.randn(len(index), 16, generator=seeded()), labels, index)
-    problems = held_out_rows(answers, torch.arange(4 * images) % 2)
-    assert [len(rows) for rows in problems] == [2, views][:sets]
-    assert all((rows.sum(0) == 1).all() for rows in problems)
-    assert all(len(set(index[row].tolist())) == row.sum() for rows in problems[1:] for row in rows)
-    line = fit_scores(AffineScores([4, 12]), answers, torch.arange(4 * images) % 2)
-    assert ("and views" in line) == (sets == 2)
+@pytest.mark.parametrize("further", [0, 12])
+def test_the_order_of_classes_and_of_images_does_not_matter(further):
+    answers, order, images = gathered(texts=4 + further), [2, 0, 3, 1], torch.arange(80).flip(0)
+    columns = torch.tensor(order + list(range(4, 4 + further)))
+    labels = torch.tensor(order).argsort()[answers.labels]
+    other = Gathered(answers.rows[:, columns], labels, answers.index).part(images)
+    close(
+        fitted(other)(other.rows),
+        fitted(answers)(answers.rows)[images][:, order],
+        atol=1e-2,
+        rtol=1e-2,
+    )
 
 
-def test_centring_is_by_list():
-    rows = centred(torch.randn(5, 7), (3, 4))
-    assert rows[:, :3].sum(1).abs().max() < 1e-5 and rows[:, 3:].sum(1).abs().max() < 1e-5
+def test_classes_with_more_images_than_others_are_no_likelier():
+    answers = gathered(N=320)
+    shares = []
+    for rows in (answers.labels >= 0, (answers.labels > 0) | (answers.index % 8 == 0)):
+        logits = fitted(answers.part(rows), folds=torch.arange(320) % 5)(answers.rows)
+        shares.append((logits.argmax(1) == 0).float().mean())
+    assert shares[1] > 0.7 * shares[0] > 0.1
+
+
+def test_a_class_without_images_is_zero_shot_less_its_mean():
+    answers = gathered()
+    part = answers.part(answers.labels != 2)
+    head = fitted(part, keep=5)
+    z, logits = centred(part.rows[:, :4], [4]), head(kept(head, part.rows))
+    wanted = head.fresh * (z[:, 2] - z[:, 2].mean())
+    close(logits[:, 2] - logits[:, 2].mean(), wanted, atol=1e-4, rtol=1e-4)
+    known = [0, 1, 3]  # on average over the images it is as far up as the others' zero-shot
+    close(logits[:, 2].mean(), (head.scale * z.mean(0))[known].mean(), atol=1e-4, rtol=1e-4)
+    assert right(logits[:, known], torch.tensor([0, 1, 9, 2])[part.labels]) > 0.9
+    assert head.prototypes[2].abs().max() == 0 < head.prototypes[known].abs().amin(1).max()
+
+
+def test_with_one_image_a_class_the_prior_decides():
+    answers = gathered()
+    answers = answers.part(torch.stack([(answers.labels == c).nonzero()[0, 0] for c in range(4)]))
+    head = ScoreHead(NAMES, 12, 12)
+    assert "one image a class" in head.fit(answers, FOLDS)
+    assert right(head(answers.rows), answers.labels) == 1
+
+
+@pytest.mark.parametrize("further", [0, 2])
+@pytest.mark.parametrize("rows", [torch.ones(6, 5), torch.zeros(1, 5), torch.randn(1, 5)])
+def test_images_that_score_alike_teach_nothing(rows, further):
+    """The head is as it begins, which is the model's answer about the classes."""
+    head, index = ScoreHead(list("abcde")[further:], further, further), torch.arange(len(rows))
+    assert "nothing is learnt" in head.fit(Gathered(rows, index % 3, index), index % 2)
+    scores = torch.randn(7, 5)
+    classes = scores[:, : 5 - further]
+    close(head(scores), classes - classes.mean(1, keepdim=True))
+
+
+def test_fewer_texts_lead_to_the_same_answers():
+    """Six numbers lie behind the scores, and nine centred ones tell them."""
+    answers = gathered(texts=40)
+    short, full = fitted(answers, keep=6), fitted(answers, keep=36)
+    assert len(set(short.kept)) == 6 and short.kept != list(range(6))
+    wanted = full(answers.rows)
+    assert difference(short(kept(short, answers.rows)), wanted) < 0.02
+    first = fitted(answers, keep=1)  # and one leaves something out
+    assert difference(first(kept(first, answers.rows)), wanted) > 0.05
+
+
+def test_a_checkpoint_holds_a_head_and_its_texts_whatever_their_numbers(tmp_path):
+    answers = gathered()
+    head, texts = fitted(answers, keep=5), Texts.of([f"text {n}" for n in range(12)], "my {}.")
+    parts = torch.nn.ModuleList([head, MoreTexts(texts, head.kept)])
+    torch.save(parts.state_dict(), tmp_path / "parts")
+    fresh = torch.nn.ModuleList([ScoreHead(NAMES, 3, 2), MoreTexts(Texts.of("xyz"), [0, 2])])
+    fresh.load_state_dict(torch.load(tmp_path / "parts", weights_only=True))
+    assert_same(dict(fresh.state_dict()), dict(parts.state_dict()))
+    scores = kept(head, answers.rows)
+    assert torch.equal(fresh[0](scores), head(scores))
+    asked = fresh.eval()[1](torch.zeros(1, 0)).texts
+    assert asked == Texts.of([f"text {n}" for n in head.kept], "my {}.")
+    assert fresh.train()[1](torch.zeros(1, 0)).texts == texts
+
+
+def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean():
+    answers, order = gathered(), [3, 1, 0, 2]
+    head, moved = fitted(answers), fitted(answers)
+    scores, z = answers.rows, centred(answers.rows[:, :4], [4])
+    here = head(scores)
+    moved.move([NAMES[c] for c in order], z[:, order].mean(0))
+    asked = torch.cat([scores[:, order], scores[:, 4:]], 1)
+    close(moved(asked), here[:, order])
+    asked[:, [0, 3]] = normal(80, 2, seed=8).float()  # two new ones among those that it knows
+    moved, new = fitted(answers), centred(asked[:, :4], [4])
+    moved.move(["new", "b", "a", "newer"], new.mean(0))
+    logits = moved(asked)
+    for number, own in ((1, 1), (2, 0)):
+        wanted = here[:, own] + head.scale[own] * (new[:, number] - z[:, own])
+        close(logits[:, number], wanted, atol=1e-4, rtol=1e-4)
+    level = (moved.scale * new.mean(0))[[1, 2]].mean()
+    for number in (0, 3):
+        close(logits[:, number], head.fresh * (new[:, number] - new[:, number].mean()) + level)
+    assert moved.names == NAMES and moved.moves and not ScoreHead(NAMES).moves
+
+
+# ------------------------------------------------------------------ the pool
+
+
+def test_pictures_unlike_any_other_keep_their_own_answers_and_two_alike_meet():
+    rows, logits, none = torch.eye(8), normal(8, 3).float(), torch.zeros(3, 8)
+    own = (2 * logits).softmax(1)
+    close(pooled(logits, rows, none), own)
+    found = pooled(logits, torch.cat([rows[:7], rows[:1]]), none)  # the last is the first
+    close(found[1:7], own[1:7])
+    wanted = (4 * own[0] + 3 * own[7]) / 7  # of F = (Y + 3 F') / 4, twice
+    close(found[0], wanted, atol=1e-3, rtol=0)
+    like = pooled(0 * logits, rows, 5 * rows[[4, 5, 6]])[[4, 5, 6]]  # the classes' mean images
+    assert like.argmax(1).tolist() == [0, 1, 2] and like.amax(1).min() > 0.4
+
+
+@given(st.integers(1, 7), st.booleans(), st.sampled_from([0.0, 1e-3, 30.0]))
+@settings(max_examples=20, deadline=None)
+def test_pooled_answers_are_probabilities_whatever_the_order(N, trained, scale):
+    logits, rows = normal(N, 3).float(), scale * normal(N, 5, seed=1).float() + 1
+    prototypes = trained * torch.tensor([[1.0], [0.0], [1.0]]) * normal(3, 5, seed=2).float()
+    found, order = pooled(logits, rows, prototypes), torch.randperm(N, generator=seeded())
+    close(found.sum(1), torch.ones(N))
+    assert found.min() >= 0
+    if N == 1 and not trained:
+        close(found, (2 * logits).softmax(1))
+    if scale:  # of equal pictures any five are the nearest
+        close(pooled(logits[order], rows[order], prototypes), found[order], atol=1e-4, rtol=0)
+
+
+def test_a_run_that_pools_tells_the_pooled_accuracy(data_root, tmp_path, capsys):
+    options, pool = (*ONE_VIEW, "DATASET.NUM_SHOTS", 1), ("TRAINER.SONAR.POOL", True)
+    assert run("SONAR", data_root, tmp_path / "a", *options, *pool) == 0
+    told, flags = printed(tmp_path / "a"), ("--eval-only", "--model-dir", tmp_path / "a")
+    trainer = build("SONAR", data_root, tmp_path / "b", *options, *pool)
+    trainer.load_model(str(tmp_path / "a"))
+    logits, rows = test_logits(trainer).tensor_split([10], dim=1)
+    labels = torch.tensor([item.label for item in trainer.dm.dataset.test])
+    answers = pooled(logits, rows, trainer.head.prototypes)
+    assert f"{100 * right(answers, labels):.1f}%" == told
+    assert run("SONAR", data_root, tmp_path / "c", *options, flags=flags) == 0
+    assert printed(tmp_path / "c") == f"{100 * right(logits, labels):.1f}%"
+    assert not torch.equal(answers.argmax(1), logits.argmax(1))
+    bills = [bill(tmp_path / name)["evaluation"] for name in "ac"]
+    assert bills[0] == bills[1]
 
 
 # ------------------------------------------------------------------ further texts
@@ -214,18 +356,10 @@ def test_a_bank_with_fewer_texts_is_told_and_its_content_counts(data_root, tmp_p
 def test_views_of_its_own_are_none_of_the_input_s(data_root, tmp_path):
     rows = []
     for views in (0, 1):
-        options = "INPUT.VIEWS", views, *ONE_VIEW, "TRAINER.SONAR.PROBES", 0
+        options = "INPUT.VIEWS", views, *ONE_VIEW, "TRAINER.SONAR.TEXTS", 0
         trainer = trained("SONAR", data_root, tmp_path / str(views), *options)
         rows.append(trainer.head_optim.kept)
     assert_same(*rows)
-
-
-@pytest.mark.parametrize("rows", [torch.ones(6, 3), torch.zeros(1, 3)])
-def test_images_that_score_alike_teach_nothing(rows):
-    head, index = AffineScores([3]), torch.arange(len(rows))
-    gathered = Gathered(rows, index % 3, index)
-    assert "nothing is learnt" in fit_scores(head, gathered, index % 2)
-    assert torch.equal(head(rows), AffineScores([3])(rows))
 
 
 def test_further_texts_are_scored_after_the_classes_and_charged(digits):
@@ -270,31 +404,100 @@ def test_a_plan_counts_what_its_steps_cost(sizes, epochs, candidates, each, feat
     assert steps == len(costs) or sum(costs[: steps + 1], Cost()).queries > limit > 0
 
 
+@given(st.integers(1, 50), st.integers(0, 2000), st.integers(0, 400), st.integers(1, 400))
+@settings(max_examples=200, deadline=None)
+def test_a_batch_costs_half_in_evaluation_and_a_budget_pays_for_all_images_once(
+    classes, texts, limit, images
+):
+    def cost(further):
+        return 1 + -(-further // classes)
+
+    found = kept_texts(classes, texts)
+    assert min(classes, texts) <= found <= texts and cost(found) <= max(2, cost(texts) // 2)
+    cfg = SimpleNamespace(
+        TRAINER=SimpleNamespace(SONAR=SimpleNamespace(TEXTS=texts)),
+        ORACLE=SimpleNamespace(MAX_QUERIES=limit),
+    )
+    count, batches = affordable_texts(cfg, classes, images), -(-images // 128)
+    assert not limit or count == 0 or cost(count) * batches <= limit
+    assert count == texts or cost(count + 1) * batches > limit > 0
+
+
 # ------------------------------------------------------------------ runs
 
 
-def test_a_run_is_billed_for_what_its_plan_says(data_root, tmp_path, capsys):
+def test_a_run_is_billed_for_what_its_plan_says(data_root, tmp_path):
     trainer = build("SONAR", data_root, tmp_path, "TRAINER.SONAR.VIEWS", "2")
-    assert "15 training queries" in trainer.describe_cost()  # 30 images: a batch a view
+    # 30 images: a batch a view, of 1 + 40 / 10 queries; half of them for one of evaluation
+    tested, images = 2 * len(trainer.test_loader), len(trainer.dm.dataset.test)
+    line = f"15 training queries, 90 image queries; {tested} evaluation queries, {images} image"
+    assert line in trainer.describe_cost()
     trainer.train()
     assert bill(tmp_path)["training"] == {"queries": 15, "image_queries": 90}
-    assert isinstance(trainer.head_optim, Collector)
-    fresh, found = AffineScores([10, 40]), trainer.head
-    assert not torch.equal(found.matrix, fresh.matrix)
+    assert bill(tmp_path)["evaluation"] == {"queries": tested, "image_queries": images}
+    assert isinstance(trainer.head_optim, Collector) and len(trainer.head.kept) == 10
+    # what is left of the texts answers as all of them do
+    rows = torch.cat([rows for rows, _, _ in trainer.head_optim.kept])
+    short = trainer.head(kept(trainer.head, rows))
+    trainer.head.move(trainer.head.names[::-1], torch.zeros(10))
+    full = trainer.head(torch.cat([rows[:, :10].flip(1), rows[:, 10:]], 1)).flip(1)
+    assert (short.argmax(1) == full.argmax(1)).float().mean() > 0.9
 
 
 def test_a_budget_that_ends_first_still_leads_to_a_head(data_root, tmp_path, capsys):
-    for budget, views in ((10, 1), (5, 0)):
-        folder = tmp_path / str(budget)
-        assert run("SONAR", data_root, folder, "ORACLE.MAX_QUERIES", str(budget)) == 0
-        assert bill(folder)["training"]["image_queries"] == 30 * (1 + views)
-        assert "chosen on held-out images" in (folder / "log.txt").read_text()
+    flags = "--eval-only", "--model-dir"
+    for limit, views, texts in ((10, 1, 40), (5, 0, 40), (4, 0, 30), (1, 0, 0)):
+        folder = tmp_path / str(limit)
+        assert run("SONAR", data_root, folder, "ORACLE.MAX_QUERIES", limit) == 0
+        out = capsys.readouterr().out
+        used = {"queries": (1 + views) * (1 + texts // 10), "image_queries": 30 * (1 + views)}
+        assert bill(folder)["training"] == used
+        assert (f"the budget pays for {texts} further texts of the 40" in out) == (texts < 40)
+        assert "chosen on held-out images" in out
+        if texts == 40:
+            continue
+        # evaluation has no budget, and its plan is that of the head that it finds
+        assert run("SONAR", data_root, tmp_path / "e", flags=(*flags, folder)) == 0
+        assert accuracy(capsys.readouterr().out) == printed(folder)
+    trainer = build("SONAR", data_root, tmp_path / "f")
+    trainer.load_model(str(tmp_path / "4"))
+    tested = trainer.plan.tested([trainer.test_batches("test")])
+    before = trainer.oracle.counts["evaluation"]["queries"]
+    trainer.test()
+    assert trainer.oracle.counts["evaluation"]["queries"] - before == tested.queries
+
+
+def test_base_to_new(data_root, tmp_path, capsys):
+    base, subset = tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES"
+    assert run("SONAR", data_root, base, *ONE_VIEW, subset, "base") == 0
+    flags = "--eval-only", "--model-dir", base
+    for name, classes in (("new", 5), ("all", 10)):
+        folder = tmp_path / name
+        assert run("SONAR", data_root, folder, *ONE_VIEW, subset, name, flags=flags) == 0
+        assert "less the means over 15 training images" in capsys.readouterr().out
+        zero = trained("ZeroshotOracle", data_root, tmp_path / "zero", subset, name)
+        images = len(zero.dm.dataset.test)
+        # all further texts of every batch; the class texts of those that were learnt from
+        queries = 1 + len(zero.test_loader) * (1 + 40 // classes)
+        assert bill(folder)["evaluation"] == {"queries": queries, "image_queries": 15 + images}
+        assert float(printed(folder)[:-1]) > 45  # of five classes, or ten
+    trainer = build("SONAR", data_root, tmp_path / "n", *ONE_VIEW, subset, "new")
+    trainer.load_model(str(base))
+    zero = build("ZeroshotOracle", data_root, tmp_path / "z", subset, "new")
+    shift = test_logits(trainer) - trainer.head.fresh * centred(test_logits(zero), [5])
+    close(shift, shift[:1].expand_as(shift), atol=1e-3, rtol=0)
+    alone = "TRAINER.SONAR.TEXTS", 0, *ONE_VIEW, subset
+    assert run("SONAR", data_root, tmp_path / "alone", *alone, "base") == 0
+    flags = "--eval-only", "--model-dir", tmp_path / "alone"
+    assert "cannot move to others" in sentence(
+        capsys, "SONAR", data_root, tmp_path / "x", *alone, "new", flags=flags
+    )
 
 
 @pytest.mark.parametrize("name", ["SONAR", "GDA"])
 def test_the_curve_has_what_was_fitted(name, data_root, tmp_path, capsys):
     """Before all answers are there nothing is fitted, and nothing is looked at."""
-    options = "ORACLE.VAL_EVERY", 1, "TEST.FINAL_MODEL", "best_val"
+    options = "ORACLE.VAL_EVERY", 1, "TEST.FINAL_MODEL", "best_val", f"TRAINER.{name}.VIEWS", 9
     assert run(name, data_root, tmp_path, *options) == 0
     ((queries, _, on_val),) = csv.reader((tmp_path / "val_curve.csv").open())
     assert int(queries) == bill(tmp_path)["training"]["queries"]

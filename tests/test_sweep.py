@@ -15,7 +15,7 @@ import pytest
 from support import REPO, SMALL, process
 
 SWEEP = REPO / "scripts" / "sweep.py"
-QUICK = (*SMALL, "TRAINER.SONAR.PROBES", "0", "TRAINER.SONAR.VIEWS", "0")
+QUICK = (*SMALL, "TRAINER.SONAR.TEXTS", "0", "TRAINER.SONAR.VIEWS", "0")
 # the first thing that every Python process does: `train.py` is counted, and its first start ends
 STARTS = """
 import os, signal, sys

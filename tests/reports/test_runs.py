@@ -26,7 +26,7 @@ import interpret_prompt
 
 sys.path[:0] = [str(REPO / "scripts")]
 compare, sweep = map(import_module, ("compare", "sweep"))
-HEAD_ALONE = "TRAINER.SONAR.PROBES", 0, "TRAINER.SONAR.VIEWS", 0
+HEAD_ALONE = "TRAINER.SONAR.TEXTS", 0, "TRAINER.SONAR.VIEWS", 0
 ENDING = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 
 
@@ -48,7 +48,7 @@ def test_the_log_and_the_configuration_are_what_was_used(finished):
     assert "\nINPUT.SIZE: (32, 32)\n" in log and "(224, 224)" not in log and "bilinear" not in log
     assert config["TRAINER"]["ZIP"] and "TRAINER.ZIP" not in log  # one is complete, one is short
     assert log.partition("** System info **")[0].count("\n") < 90
-    assert "\nTRAINER.SONAR.PROBES: 0\n" in log and "OPTIM.LR" not in log
+    assert "\nTRAINER.SONAR.TEXTS: 0\n" in log and "OPTIM.LR" not in log
     assert log.count("Building transform_") == 2  # of training, of testing
     assert '\nTemplate: "a scan of a handwritten {}."\n' in log
 
