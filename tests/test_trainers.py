@@ -50,7 +50,9 @@ def in_use(trainer):
     is searched.
     """
     if not trainer.optim.searches:
-        return [part.clone() for part in trainer.head.state_dict().values()]
+        parts = trainer.head.state_dict().values()  # or tensors and plain values in a dictionary
+        parts = [p for part in parts for p in (part.values() if isinstance(part, dict) else [part])]
+        return [part.clone() for part in parts if isinstance(part, torch.Tensor)]
     pixels = torch.zeros(1, 3, *trainer.description.image_size)
     prompt = trainer.learner.eval()(pixels)
     found = prompt.contexts, prompt.image_tokens, prompt.pictures
@@ -60,7 +62,7 @@ def in_use(trainer):
 def evaluated(trainer, batches):
     """Queries of an evaluation on so many batches; texts' features are asked for once."""
     texts = trainer.recipe.head_reads == "features"
-    return batches * trainer.plan.queries_each + texts
+    return batches * trainer.plan.tests_each + texts
 
 
 @pytest.fixture(scope="module", params=TRAINED)

@@ -103,7 +103,6 @@ class SONAR(BlackBoxTrainer):
             line = head.fit(gathered, folds)
             if isinstance(space, MoreTexts):
                 space.kept = head.kept
-                self.plan = self.make_plan()  # a server may let out less than this run knew
             return line
 
         return Recipe(
@@ -114,6 +113,10 @@ class SONAR(BlackBoxTrainer):
             views=node.VIEWS,
             template=template,
         )
+
+    def finish(self) -> None:
+        super().finish()
+        self.plan = self.make_plan()  # a server may let out less than this run knew
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
