@@ -89,8 +89,8 @@ def asked(ours, classes=3):
 def test_a_budget_that_does_not_pay_for_evaluation_is_not_begun(
     ours, key, data_root, tmp_path, capsys
 ):
-    """A step and a test batch cost 5; the images are two batches of the test set."""
-    options = far(ours, "ORACLE.MAX_QUERIES", 10)
+    """A step costs 10 and a test batch 5; the test set has two batches."""
+    options = far(ours, "TRAINER.SONAR.TEXTS", 90, "ORACLE.MAX_QUERIES", 10)
     used = key("nineteen")
     said = sentence(capsys, "SONAR", data_root, tmp_path / "a", *options)
     assert "20 queries are needed (10 for training, 10 for evaluation)" in said
