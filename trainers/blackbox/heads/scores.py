@@ -53,6 +53,11 @@ def resolution(scores: torch.Tensor) -> float:
     return float(high - low) / max(1, inside - 1)
 
 
+def truncated(scores: torch.Tensor) -> bool:
+    """Whether only the largest scores `[N, A]` of an image are let out, the others all alike."""
+    return scores.eq(scores.amin(1)[:, None]).sum(1).median().item() > 1
+
+
 class Views(NamedTuple):
     """Scores of further texts in views of images `[R, A]`, and the views' labels and images `[R]`.
 
@@ -263,7 +268,7 @@ class ScoreHead(nn.Module):
     Args:
         names: of its C classes.
         further: number of further texts; with 0, s are the scores of the class texts themselves,
-            and the head cannot move.
+            and where only the largest are let out, those of both. Then the head cannot move.
         keep: how many of them it keeps.
 
     Attributes:
@@ -311,8 +316,8 @@ class ScoreHead(nn.Module):
 
     @property
     def moves(self) -> bool:
-        """Whether it can be asked about other classes."""
-        return self.further > 0
+        """Whether it can be asked about other classes: it reads further texts, and those alone."""
+        return len(self.matrix) == self.further
 
     @property
     def at_home(self) -> bool:
@@ -363,7 +368,8 @@ class ScoreHead(nn.Module):
         mean = rows.new_zeros(len(images), rows.shape[1]).index_add_(0, of_image, rows)
         mean = self.read(mean / of_image.bincount()[:, None])
         labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
-        z, s = mean[:, :C], mean[:, C:] if self.further else mean
+        cut = self.further and truncated(rows[:, C:])
+        z, s = mean[:, :C], mean[:, C:] if self.further and not cut else mean
         every = -(-len(rows) // ROWS)
         some, noise = rows[::every], resolution(rows)
         # by all views, so that what differs between views of an image counts for less
@@ -392,7 +398,10 @@ class ScoreHead(nn.Module):
         self.scale[present] = factor * share * temperature
         self.bias[:] = bold * ((self.scale[present] * means[present]).mean() - self.fresh * means)
         self.bias[present] = factor * bias.float()
+        self.matrix = matrix.new_zeros(s.shape[1], C).float()
         self.matrix[:, present] = factor * matrix.float()
+        if cut:  # which texts are among the largest depends on those that are asked about
+            self.kept = list(range(self.further))
         self.shorten(some, noise)
         own = F.one_hot(labels, C).float()
         seen = self.read(torch.cat([z, mean[:, C:][:, self.kept]], 1))
@@ -406,16 +415,13 @@ class ScoreHead(nn.Module):
     def shorten(self, scores: torch.Tensor, noise: float) -> None:
         """Choose the further texts that are kept, and explain the same logits by them.
 
-        A ridge regression on views of the training images; where all are kept nothing changes. All
-        are where only the largest answers are let out: which these are would depend on the texts.
+        A ridge regression on views of the training images; where all are kept nothing changes.
 
         Args:
             scores: of the views `[N, C + M]`.
             noise: step that they were rounded to.
         """
-        C, count, further = len(self.names), len(self.kept), scores[:, len(self.names) :]
-        if count < self.further and further.eq(further.amin(1)[:, None]).sum(1).median() > 1:
-            self.kept = list(range(count := self.further))
+        C, count = len(self.names), len(self.kept)
         if count == self.further:
             self.short = self.matrix.new_zeros(C + count, C)
             self.short[-len(self.matrix) :] = self.matrix

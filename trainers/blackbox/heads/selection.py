@@ -160,9 +160,9 @@ def blended(
 
     What is chosen is how far the added logits spread, in units of zero-shot's own spread: any fit,
     to few or to many images, is so measured alike. The prior of that ratio is normal in its
-    logarithm (half a power of ten) about `U^-1.5`, at most 10: U is the spread of zero-shot where it
-    is scaled as its right answers on the training images deserve. So zero-shot is left early where
-    it knows little, and late where it knows much.
+    logarithm (half a power of ten) about `U^-1.5`, at most 10: U is the spread of zero-shot where
+    it is scaled as its right answers on the training images deserve. So zero-shot is left early
+    where it knows little, and late where it knows much.
 
     Args:
         zero_shot: logits `[N, C]` of rows.
