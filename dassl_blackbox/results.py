@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypeVar
 
-from tabulate import tabulate, tabulate_formats
+import tabulate
 
 from .console import note, parser_of, tool
 from .datasets.table import ROWS
@@ -50,7 +50,7 @@ SHOWN = (
     "pictures sent",
     "queries a test batch",
 )
-FOLD, HEADER = 18, 8  # characters of a cell's lines, so that the narrow table has about 80
+FOLD, RUN, HEADER = 18, 13, 8  # characters of a cell's lines: the narrow table has about 80
 FORMULA = tuple("=+-@＝＋－＠")  # what makes a spreadsheet compute a cell
 LOST = (
     "! : more than a tenth of a run's training queries were lost when its process was ended, and "
@@ -363,10 +363,14 @@ def show(headers: Sequence[str], rows: list, form: str = "simple", fold: bool = 
     if fold and form == "simple":
         # a header has the width of its column: the first two name runs, the others hold figures
         cells = [
-            [folded(cell, FOLD if i or j < 2 else HEADER) for j, cell in enumerate(line)]
+            [
+                folded(cell, RUN if j == 1 else FOLD if i or j < 1 else HEADER)
+                for j, cell in enumerate(line)
+            ]
             for i, line in enumerate(cells)
         ]
-    print(tabulate(cells[1:], headers=cells[0], tablefmt=form, disable_numparse=True))
+    tabulate.MIN_PADDING = 0  # beside the gap between columns
+    print(tabulate.tabulate(cells[1:], headers=cells[0], tablefmt=form, disable_numparse=True))
 
 
 def folded(cell: str, width: int) -> str:
@@ -390,7 +394,7 @@ def main() -> None:
     parser.add_argument(
         "--format",
         default="simple",
-        choices=["csv", *tabulate_formats],
+        choices=["csv", *tabulate.tabulate_formats],
         metavar="FORMAT",
         help="csv, or a table format of tabulate, such as github",
     )
