@@ -126,8 +126,9 @@ def test_tables_fit_a_terminal(tmp_path, call):
     _, out, _ = call(results.main, tmp_path)
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert re.search(r"^SONAR +tiny_16shots_alone +words +71.5 ± 0.5 +1,000 +100", out, re.M)
-    assert "\nZIP             tiny_16shots_       contexts" in out and "words_500queries\n" in out
+    cells = r"^SONAR +tiny_16shots_ +words +71.5 ± 0.5 +1,000 +8,000 +100\n +alone\n"
+    assert re.search(cells, out, re.M)
+    assert re.search(r"^ZIP +tiny_16shots_ +contexts.*\n +words_\n +500queries\n", out, re.M)
     path, _, err = call(results.main, tmp_path, "--wide")[1].splitlines()[2].partition(" ")
     assert path == "digits/SONAR/tiny_16shots_alone" and "8,000" in err
     _, out, _ = call(results.main, tmp_path, "--format", "csv")
