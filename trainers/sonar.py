@@ -147,11 +147,13 @@ class SONAR(BlackBoxTrainer):
             f"The head is asked about other classes than those of its training; of the new ones it "
             f"has their zero-shot scores, less the means over {len(items):,} training images"
         )
+        if not items:  # another data set
+            return total
         with self.evaluating():
             for batch in ordered_loader(self.cfg, items, self.pictures, None, QUERY_IMAGES):
                 scores = self.oracle.query(self.oracle.upload(batch["img"]), Prompt())[0]
                 total += (scores - scores.mean(-1, keepdim=True)).sum(0)
-        return total / max(1, len(items))
+        return total / len(items)
 
     def model_inference(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits `[B, C]`; with `POOL`, what the head reads besides."""

@@ -262,8 +262,8 @@ class ScoreHead(nn.Module):
 
     It begins as the model's own answer about the classes. A class that it has seen no image of has
     its zero-shot score less the mean of that over the training images, times their `agreement` with
-    the class texts. On its own classes it reads
-    the class texts and the further texts that it keeps; on others (`move`) all further texts.
+    the class texts. On its own classes it reads the class texts and the further texts that it
+    keeps; on others (`move`) all further texts.
 
     Args:
         names: of its C classes.
