@@ -24,7 +24,18 @@ from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import accuracy, assert_same, bill, build, d64, difference, printed, run, seeded
+from support import (
+    accuracy,
+    assert_same,
+    bill,
+    build,
+    d64,
+    difference,
+    printed,
+    run,
+    seeded,
+    sentence,
+)
 
 from support import sentence, test_logits, trained  # isort: skip
 
@@ -562,3 +573,8 @@ def test_top_k_answers_serve(data_root, tmp_path, capsys):
     for k in (10, 3):
         run("SONAR", data_root, tmp_path / str(k), *ONE_VIEW, "ORACLE.TOP_K", str(k))
         assert float(accuracy(capsys.readouterr().out)[:-1]) > zero + 10
+
+
+def test_who_still_gives_probes_is_told_of_texts(data_root, tmp_path, capsys):
+    said = sentence(capsys, "SONAR", data_root, tmp_path, "TRAINER.SONAR.PROBES", 4)
+    assert "no key TRAINER.SONAR.PROBES any more" in said and "TRAINER.SONAR.TEXTS is" in said
