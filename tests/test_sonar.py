@@ -24,18 +24,7 @@ from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import (
-    accuracy,
-    assert_same,
-    bill,
-    build,
-    d64,
-    difference,
-    printed,
-    run,
-    seeded,
-    sentence,
-)
+from support import accuracy, assert_same, bill, build, d64, difference, printed, run, seeded
 
 from support import sentence, test_logits, trained  # isort: skip
 
