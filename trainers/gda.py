@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from math import log
 
 import torch
@@ -56,15 +56,17 @@ class GDA(BlackBoxTrainer):
         def zero_shot(gathered: Gathered) -> torch.Tensor:
             return head.scale * gathered.rows.double() @ texts_of(gathered).double().mT
 
-        def fit(gathered: Gathered) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        def added(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return rows.double() @ weight.mT + bias
+
+        def fit(gathered: Gathered) -> list[partial[torch.Tensor]]:
             weight, bias = discriminant(gathered.rows, gathered.labels, classes)
-            return [lambda rows: rows.double() @ weight.mT + bias]
+            return [partial(added, weight=weight, bias=bias)]
 
         def solve(gathered: Gathered) -> str:
-            _, alpha = blended(gathered, folds, zero_shot, fit)
-            weight, bias = discriminant(gathered.rows, gathered.labels, classes)
-            head.weight.copy_(alpha * weight)
-            head.bias.copy_(alpha * bias)
+            _, alpha, fitted = blended(gathered, folds, zero_shot, fit)
+            head.weight.copy_(alpha * fitted.keywords["weight"])
+            head.bias.copy_(alpha * fitted.keywords["bias"])
             return f"alpha {alpha:.2g}, chosen on held-out images"
 
         return feature_recipe(self.cfg, node.VIEWS, head, solve)

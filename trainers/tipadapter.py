@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -105,17 +104,17 @@ class TipAdapterF(BlackBoxTrainer):
         def zero_shot(gathered: Gathered) -> torch.Tensor:
             return scale * gathered.rows @ texts_of(gathered).mT
 
-        def fit(gathered: Gathered) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-            cache = fitted_cache(gathered)
-            return [partial(cache_scores, keys=cache[0], values=cache[1], beta=b) for b in BETAS]
+        def fit(gathered: Gathered) -> list[partial[torch.Tensor]]:
+            keys, values = fitted_cache(gathered)
+            return [partial(cache_scores, keys=keys, values=values, beta=beta) for beta in BETAS]
 
         def solve(gathered: Gathered) -> str:
             near_1 = [away(beta, 1.0, 0.5) for beta in BETAS]
-            number, alpha = blended(gathered, folds, zero_shot, fit, near_1)
-            for buffer, part in zip((head.keys, head.values), fitted_cache(gathered), strict=True):
-                buffer.copy_(part)
+            _, alpha, fitted = blended(gathered, folds, zero_shot, fit, near_1)
+            head.keys.copy_(fitted.keywords["keys"])
+            head.values.copy_(fitted.keywords["values"])
             head.alpha.fill_(alpha)
-            head.beta.fill_(BETAS[number])
-            return f"alpha {alpha:.2g}, beta {BETAS[number]:g}, chosen on held-out images"
+            head.beta.fill_(fitted.keywords["beta"])
+            return f"alpha {alpha:.2g}, beta {head.beta:g}, chosen on held-out images"
 
         return feature_recipe(self.cfg, node.VIEWS, head, solve)

@@ -216,20 +216,20 @@ def chosen_for(
         parts = [components(s, views.of(~rows))[0] for rows in held_out]
         r = max(part.shape[1] for part in parts)
         x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in parts])
-    best = None
+    best, told = None, labels.expand(len(held_out), -1)[held_out]
     for share in SHARES:
         offset, found = share * z + usual, None
         for penalty in PENALTIES:
             found = fit(offset, x, labels, penalty, ~held_out, found, PATH_STEPS)
             answers = (share * z + found(x))[held_out]
-            told = labels.expand(len(held_out), -1)[held_out]
             cost = surprise(answers, told)
             for value, middle, width in zip((share, penalty), centre, WIDTHS, strict=True):
                 cost += away(value, middle, width)
             if best is None or cost < best[0]:
-                best = cost, share, penalty, sharpness(answers, told, prior=1.0)
+                best = cost, share, penalty, answers
     assert best is not None
-    return best[1:]
+    _, share, penalty, answers = best
+    return share, penalty, sharpness(answers, told, prior=1.0)
 
 
 def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> list[int]:

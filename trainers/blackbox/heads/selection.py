@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ..collector import Gathered
 
 Value = TypeVar("Value")
+Added = TypeVar("Added", bound=Callable[[torch.Tensor], torch.Tensor])
 RATIOS = tuple(10 ** (quarter / 4) for quarter in range(-8, 9))  # of spreads, to choose from
 SHARPEST = 100.0  # factor of logits that never err: more would be the chance of a few images
 
@@ -153,10 +154,10 @@ def blended(
     gathered: Gathered,
     folds: torch.Tensor,
     zero_shot: Callable[[Gathered], torch.Tensor],
-    fit: Callable[[Gathered], Sequence[Callable[[torch.Tensor], torch.Tensor]]],
+    fit: Callable[[Gathered], Sequence[Added]],
     priors: Sequence[float] = (0.0,),
-) -> tuple[int, float]:
-    """Which of several fits is added to zero-shot, and the weight alpha that it has.
+) -> tuple[int, float, Added]:
+    """Which of several fits is added to zero-shot, its weight alpha, and it, fitted to all.
 
     What is chosen is how far the added logits spread, in units of zero-shot's own spread: any fit,
     to few or to many images, is so measured alike. The prior of that ratio is normal in its
@@ -175,14 +176,14 @@ def blended(
     known = max(sharpness(prior, first.labels) * spread(prior), 1e-3)
     centre = min(10.0, known**-1.5)
 
-    def factor(fitted: Gathered, added: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        rows = fitted.part(fitted.views == 0)
-        return spread(zero_shot(rows)) / max(spread(added(rows.rows)), 1e-12)
+    def factor(first: Gathered, added: Added) -> float:
+        return spread(zero_shot(first)) / max(spread(added(first.rows)), 1e-12)
 
     def logits_of(fitted: Gathered, others: Gathered) -> Iterator[torch.Tensor]:
+        seen, prior = fitted.part(fitted.views == 0), zero_shot(others)
         for added in fit(fitted):
-            logits = factor(fitted, added) * added(others.rows)
-            yield from (zero_shot(others) + ratio * logits for ratio in RATIOS)
+            logits = factor(seen, added) * added(others.rows)
+            yield from (prior + ratio * logits for ratio in RATIOS)
 
     values = [(number, ratio) for number in range(len(priors)) for ratio in RATIOS]
     number, ratio = choose(
@@ -192,4 +193,5 @@ def blended(
         logits_of,
         lambda value: priors[value[0]] + away(value[1], centre, 0.5),
     )
-    return number, ratio * factor(gathered, fit(gathered)[number])
+    added = fit(gathered)[number]
+    return number, ratio * factor(first, added), added
