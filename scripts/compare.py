@@ -26,7 +26,7 @@ from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_lin
 from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.run.signals import handled
 from dassl_blackbox.trainers.blackbox.templates import template_of
-from sweep import attempt, end_if
+from sweep import as_they_end, attempt, end_if
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -246,12 +246,14 @@ def run_all(args: argparse.Namespace) -> dict[str, str]:
         tqdm(total=len(runs), unit="run") as bar,
         ThreadPoolExecutor(args.jobs) as pool,
     ):
-        failures = list(pool.map(lambda task: run(*task), runs))
+        futures = [pool.submit(run, label, seed) for label, seed in runs]
+        for future in as_they_end(futures):
+            future.result()
     end_if(signals)
     failed: dict[str, list[str]] = {}
-    for (label, _), failure in zip(runs, failures, strict=True):
-        if failure:
-            failed.setdefault(label, []).append(failure)
+    for (label, _), future in zip(runs, futures, strict=True):
+        if future.result():
+            failed.setdefault(label, []).append(future.result())
     return {label: "\n".join(lines) for label, lines in failed.items()}
 
 

@@ -23,8 +23,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from itertools import product
@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 HOME = str(Path(__file__).resolve().parents[1])
 ATTEMPTS = 2
-POLL = 0.2  # seconds between looks at whether a run is to stop
+POLL = 0.2  # seconds between looks at whether a run is to stop, or has ended
 # what runs on a cluster's nodes get of this environment, by how the names begin
 PASSED = "BLACKBOX_KEY", "DASSL", "HF_", "OMP_NUM_THREADS", "PYTHONPATH", "XDG_CACHE_HOME"
 # for a Ray that is started here: on loopback, which Ray does by itself on Windows and macOS alone
@@ -198,7 +198,7 @@ def run_all(args: argparse.Namespace, tasks: dict[str, list[str]], bar: tqdm) ->
     ):
         try:
             futures = {pool.submit(call, tasks[folder]): folder for folder in tasks}
-            for future in as_completed(futures):
+            for future in as_they_end(futures):
                 folder, said = futures[future], future.result()
                 if "" in said:
                     again = f" (the first attempt: {said[0]})" if said[0] else ""
@@ -213,6 +213,18 @@ def run_all(args: argparse.Namespace, tasks: dict[str, list[str]], bar: tqdm) ->
             raise
     end_if(signals)
     return failed
+
+
+def as_they_end(futures: Iterable[Future]) -> Iterator[Future]:
+    """Futures in the order in which they end.
+
+    Python handles a signal between two steps of the main thread: one that comes just before a wait
+    without an end would be handled at that end.
+    """
+    left = set(futures)
+    while left:
+        done, left = wait(left, POLL, FIRST_COMPLETED)
+        yield from done
 
 
 def end_if(signals: Sequence[int]) -> None:
