@@ -62,7 +62,7 @@ class SONAR(BlackBoxTrainer):
 
     keys = {
         **template_keys(),
-        "TEXTS": Key(400, whole(0, 100_000), "further texts, whatever the number of classes"),
+        "TEXTS": Key(500, whole(0, 100_000), "further texts, whatever the number of classes"),
         "BANK": Key(
             NAMES,
             replace(text(), names=(NAMES, PHRASES)),

@@ -236,8 +236,8 @@ def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> 
     """Columns that explain most of a target, beside the first ones: orthogonal matching pursuit.
 
     Args:
-        gram: `R^T R` of the columns R `[N, A]`.
-        target: `R^T F` of what is explained, `[A, C]`.
+        gram: `R^T R` of the columns R `[N, A]`; what is left of it in the end.
+        target: `R^T F` of what is explained, `[A, C]`; likewise.
         first: columns that are there anyway.
         count: of those that are chosen; of very many, some at a time.
     """
@@ -246,8 +246,8 @@ def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> 
     while len(chosen) < count:
         inner = gram[new][:, new]
         slope = torch.linalg.solve(inner + least * torch.eye(len(new)).to(inner), gram[new])
-        target = target - slope.mT @ target[new]
-        gram = gram - slope.mT @ gram[new]
+        target.addmm_(slope.mT, target[new], alpha=-1)
+        gram.addmm_(slope.mT, gram[new], alpha=-1)
         left = gram.diagonal()
         worth = target.square().sum(1) / left.clamp_min(least)
         worth[left <= least] = -1.0
