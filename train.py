@@ -32,7 +32,7 @@ from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training
 from dassl_blackbox.trainers.blackbox.keys import masked
 from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
 from dassl_blackbox.trainers.blackbox.registry import ours
-from dassl_blackbox.trainers.blackbox.run.checkpoints import Checkpointed, settings_of
+from dassl_blackbox.trainers.blackbox.run.checkpoints import MODEL, settings_of
 from dassl_blackbox.trainers.blackbox.run.errors import (
     BlackBoxError,
     Interrupted,
@@ -225,7 +225,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     made, here = read_settings(config), settings(cfg.dump())
     if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
         return made, here
-    known = settings_of(Path(cfg.OUTPUT_DIR) / Checkpointed.model_name)
+    known = settings_of(Path(cfg.OUTPUT_DIR) / MODEL)
     if known is None:
         folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT
         then, now = (os.path.realpath(os.path.expanduser(root)) for root in folders)

@@ -26,7 +26,7 @@ from .textlog import (
 )
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
 from .trainers.blackbox.run import metrics as stored
-from .trainers.blackbox.run.checkpoints import Checkpointed
+from .trainers.blackbox.run.checkpoints import MODEL
 from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
 from .trainers.blackbox.run.files import read_text
 from .trainers.blackbox.run.reading import read_yaml
@@ -132,7 +132,7 @@ def read_result(folder: str | Path) -> Run | None:
     trained = runs.get(stored.END_OF_TRAINING) or read_run(folder)
     if trained:
         return trained
-    if (Path(folder) / Checkpointed.model_name).is_dir():  # training that is not finished
+    if (Path(folder) / MODEL).is_dir():  # training that is not finished
         return None
     if stored.EVALUATION in runs:
         return runs[stored.EVALUATION]

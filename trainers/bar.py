@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.keys import SIZE, Key, number, whole
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers.descent import Descent
 from .blackbox.optimizers.estimators import OneSided
 from .blackbox.optimizers.updates import GradientStep
-from .blackbox.plan import Plan
 from .blackbox.prompts.frame import FrameSpace
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.schedules import PolynomialDecay
+from .blackbox.search import Recipe, SearchTrainer
 from .blackbox.templates import template_for, template_keys
 
 
 @register_trainer
-class BAR(BlackBoxTrainer):
+class BAR(SearchTrainer):
     """One frame around all pictures, which are made smaller; random directions, focal loss.
 
     Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
@@ -42,13 +40,9 @@ class BAR(BlackBoxTrainer):
         node = self.cfg.TRAINER.BAR
         space = FrameSpace(self.description, generator)
         start = space.origin.to(self.device)
+        steps = max(1, self.steps_of(node.Q + 1))  # fewer than one is an error of the run
         optimizer = Descent(
             OneSided(node.Q, node.EPS, scale=len(start), seed=child_seed(generator)),
-            GradientStep(start, PolynomialDecay(node.A_FIRST, node.A_LAST, 0.9 * self.steps())),
+            GradientStep(start, PolynomialDecay(node.A_FIRST, node.A_LAST, 0.9 * steps)),
         )
         return Recipe(space, optimizer, fitness=mean_focal_losses, template=template_for(self.cfg))
-
-    def steps(self) -> int:
-        """Steps that the budget pays for, or that the epochs hold, whichever are fewer."""
-        plan = Plan(self.batch_sizes(), self.max_epoch, self.cfg.TRAINER.BAR.Q + 1)
-        return max(1, plan.steps(self.oracle.limits))  # fewer than one is an error of the run

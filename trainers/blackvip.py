@@ -6,17 +6,15 @@ from typing import Any
 
 import torch
 
-from .blackbox.data.loaders import ordered_loader
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.keys import Key, flag, number, one
 from .blackbox.optimizers import SPSA
 from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import Space
 from .blackbox.prompts.coordinator import CoordinatorSpace
 from .blackbox.prompts.frame import PaddingSpace
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
+from .blackbox.search import Recipe, SearchTrainer
 from .blackbox.templates import template_for, template_keys
 
 
@@ -26,7 +24,7 @@ def coordinated(node: Any) -> bool:
 
 
 @register_trainer
-class BlackVIP(BlackBoxTrainer):
+class BlackVIP(SearchTrainer):
     """A frozen local encoder, and a small decoder tuned by SPSA-GC, whose output is added.
 
     Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
@@ -63,13 +61,3 @@ class BlackVIP(BlackBoxTrainer):
         if node.METHOD == "padding":
             return PaddingSpace(self.description, generator)
         return CoordinatorSpace(self.description, node.METHOD, generator, node.EPS, node.ZERO_INIT)
-
-    def before_train(self) -> None:
-        """Before the first step the encoder sees the training pictures, un-augmented.
-
-        A run that goes on has in its checkpoint what the encoder learnt.
-        """
-        super().before_train()
-        if isinstance(self.space, CoordinatorSpace) and not self.steps_done:
-            loader = ordered_loader(self.cfg, self.dm.dataset.train_x, self.pictures)
-            self.space.fit(batch["img"].to(self.device) for batch in loader)

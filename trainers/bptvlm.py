@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.keys import SIZE, Key, one, text, where, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
 from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import TwoProjections, initial_context
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
+from .blackbox.search import Recipe, SearchTrainer
 
 LOSSES = {"ce": mean_cross_entropies, "focal": mean_focal_losses}
 
 
 @register_trainer
-class BPTVLM(BlackBoxTrainer):
+class BPTVLM(SearchTrainer):
     """CMA-ES over two random projections, one to text tokens and one to image tokens.
 
     Told the losses of the whole training set. Access: contexts, logits, and `image_tokens` unless

@@ -8,17 +8,47 @@ import torch
 import torch.nn.functional as F
 
 from .blackbox.data.cutout import crop_or_cutout
-from .blackbox.engine import BlackBoxTrainer
-from .blackbox.heads import FeatureAdapter
+from .blackbox.heads.featured import FeatureHead, mlp
 from .blackbox.keys import SIZE, Key, flag, number, where, whole
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.recipe import Answer, Batch, Progress, Recipe, Teacher
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.schedules import build_schedule
+from .blackbox.search import Answer, Batch, Recipe, SearchTrainer, Teacher
 
 ADAPTED = where("ADAPTER", True)
+
+
+class FeatureAdapter(FeatureHead):
+    """CBBT's adapter in CLIP-Adapter's form, on image features `[..., E]`.
+
+    `f <- ratio MLP(f) + (1 - ratio) f`, normalised anew; then logits `scale f T^T`.
+
+    Features pass unchanged until `active` is set; a checkpoint remembers it.
+
+    Args:
+        dim: E.
+        width: of the hidden layer.
+        scale: temperature of the logits.
+        ratio: share of the MLP's output.
+    """
+
+    active: torch.Tensor
+
+    def __init__(self, dim: int, width: int, scale: float, ratio: float = 0.2) -> None:
+        super().__init__(scale)
+        self.mlp, self.ratio = mlp(dim, width), ratio
+        self.register_buffer("active", torch.tensor(False))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., B, C]` of image features `[B, E]` and text features `[..., C, E]`."""
+        return super().forward(self.adapted(image), text)
+
+    def adapted(self, image: torch.Tensor) -> torch.Tensor:
+        if not self.active:
+            return image
+        return F.normalize(self.ratio * self.mlp(image) + (1 - self.ratio) * image, dim=-1)
 
 
 class AdapterTeacher(Teacher):
@@ -37,8 +67,8 @@ class AdapterTeacher(Teacher):
         self.adapter, self.first = adapter, first
         self.adam = torch.optim.Adam(adapter.parameters(), lr=lr, weight_decay=weight_decay)
 
-    def begin(self, progress: Progress) -> None:
-        if progress.epoch >= self.first:
+    def begin(self, epoch: int, steps_done: int, steps_total: int) -> None:
+        if epoch >= self.first:
             self.adapter.active.fill_(True)
 
     def adapted(self, answer: Answer, number: int | slice = slice(None)) -> torch.Tensor:
@@ -64,7 +94,7 @@ class AdapterTeacher(Teacher):
 
 
 @register_trainer
-class CBBT(BlackBoxTrainer):
+class CBBT(SearchTrainer):
     """The tokens themselves; random directions, Adam, cosine schedule; an adapter if asked for.
 
     Told the loss of every mini-batch. Access: contexts and logits for the prompt alone, `Q + 1`

@@ -7,16 +7,28 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from .blackbox.collector import Gathered
-from .blackbox.engine import BlackBoxTrainer
-from .blackbox.features import descend, feature_keys, feature_recipe, texts_of
-from .blackbox.heads.featured import Prototypes
+from .blackbox.answers import Gathered
+from .blackbox.heads.featured import FeatureHead
 from .blackbox.keys import Key, number, whole
-from .blackbox.recipe import Recipe
+from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 
 BATCH = 256
+
+
+class Prototypes(FeatureHead):
+    """`scale x norm(T + D)^T`: D `[C, E]` is 0 at first."""
+
+    class_bound = True
+    shift: torch.Tensor
+
+    def __init__(self, classes: int, dim: int, scale: float) -> None:
+        super().__init__(scale)
+        self.register_buffer("shift", torch.zeros(classes, dim))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return super().forward(image, F.normalize(text + self.shift, dim=-1))
 
 
 def multipliers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -47,7 +59,7 @@ def batches(rows: int, images: int, generator: torch.Generator) -> Iterator[torc
 
 
 @register_trainer
-class CLAP(BlackBoxTrainer):
+class CLAP(ProbeTrainer):
     """https://arxiv.org/abs/2312.12730: gradient descent on one prototype a class.
 
     Access: words and pictures in, features out. `logits = s x norm(P)^T`, P starts at the class
@@ -57,7 +69,7 @@ class CLAP(BlackBoxTrainer):
     """
 
     keys = {
-        **feature_keys(),
+        **probe_keys(),
         "WEIGHT": Key(1.0, number(0), "of the penalty; 0: ZS-LP"),
         "LR": Key(0.1, number(above=0), "learning rate (SGD with momentum 0.9)"),
         "EPOCHS": Key(300, whole(1, 10_000), "of as many rows as there are training images"),
@@ -65,29 +77,28 @@ class CLAP(BlackBoxTrainer):
         # normalised; LR and the penalty are in units of their length, which is not let out
         "LENGTH": Key(10.0, number(above=0), "of the prototypes at the start"),
     }
+    head: Prototypes
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node, seed = self.cfg.TRAINER.CLAP, child_seed(generator)
-        dim, scale = self.description.embed_dim, self.description.logit_scale
-        head = Prototypes(self.num_classes, dim, scale)
+    def build_head(self, generator: torch.Generator) -> Prototypes:
+        self.seed, model = child_seed(generator), self.description
+        return Prototypes(self.num_classes, model.embed_dim, model.logit_scale)
 
-        def solve(gathered: Gathered) -> str:
-            x, labels, text = gathered.rows, gathered.labels, texts_of(gathered)
-            weights = multipliers(scale * x @ text.mT, labels)
-            start = node.LENGTH * text
-            prototypes = start.clone().requires_grad_()
-            sgd = torch.optim.SGD([prototypes], lr=node.LR, momentum=0.9)
-            images = len(gathered.index.unique())
-            drawn = batches(len(x), images, torch.Generator().manual_seed(seed))
+    def fit(self, gathered: Gathered) -> str:
+        node, scale = self.cfg.TRAINER.CLAP, self.head.scale
+        x, labels, text = gathered.rows, gathered.labels, gathered.texts
+        weights = multipliers(scale * x @ text.mT, labels)
+        start = node.LENGTH * text
+        prototypes = start.clone().requires_grad_()
+        sgd = torch.optim.SGD([prototypes], lr=node.LR, momentum=0.9)
+        images = len(gathered.index.unique())
+        drawn = batches(len(x), images, torch.Generator().manual_seed(self.seed))
 
-            def loss(_: int) -> torch.Tensor:
-                rows = next(drawn).to(x.device)
-                logits = scale * x[rows] @ F.normalize(prototypes, dim=-1).mT
-                error = F.cross_entropy(logits, labels[rows])
-                return error + node.WEIGHT * penalty(prototypes, start, weights)
+        def loss(_: int) -> torch.Tensor:
+            rows = next(drawn).to(x.device)
+            logits = scale * x[rows] @ F.normalize(prototypes, dim=-1).mT
+            error = F.cross_entropy(logits, labels[rows])
+            return error + node.WEIGHT * penalty(prototypes, start, weights)
 
-            descend(sgd, node.EPOCHS * max(1, images // BATCH), loss)
-            head.shift.copy_(prototypes.detach() / node.LENGTH - text)
-            return f"lambda {weights.min():.3f} to {weights.max():.3f}"
-
-        return feature_recipe(self.cfg, node.VIEWS, head, solve)
+        descend(sgd, node.EPOCHS * max(1, images // BATCH), loss)
+        self.head.shift.copy_(prototypes.detach() / node.LENGTH - text)
+        return f"lambda {weights.min():.3f} to {weights.max():.3f}"

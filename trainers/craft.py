@@ -7,22 +7,38 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .blackbox.data.loaders import augmented_loader
-from .blackbox.engine import BlackBoxTrainer
-from .blackbox.heads import PredictionRefinement
+from .blackbox.heads.featured import mlp
 from .blackbox.keys import SIZE, Key, flag, number, one, where, whole
 from .blackbox.losses import divergence, mean_cross_entropies
 from .blackbox.optimizers import CMAES
 from .blackbox.optimizers.cmaes import RESULTS
 from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.recipe import Progress, Recipe, Teacher
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
+from .blackbox.search import Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)
+
+
+class PredictionRefinement(nn.Module):
+    """CraFT's head (ICML 2024, section 3.3), on logits `[..., C]`.
+
+    `refined = raw + MLP(raw)`, `C -> width -> C`.
+    """
+
+    class_bound = True  # a class is a number of its own to it
+
+    def __init__(self, classes: int, width: int = 256) -> None:
+        super().__init__()
+        self.mlp = mlp(classes, width)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.mlp(logits)
 
 
 def fitness(
@@ -54,8 +70,8 @@ class RefinementTeacher(Teacher):
         self.adam = torch.optim.Adam(head.parameters(), lr=lr)
         self.with_kl, self.last = True, float("nan")
 
-    def begin(self, progress: Progress) -> None:
-        self.with_kl = progress.steps_done * self.part < progress.steps_total
+    def begin(self, epoch: int, steps_done: int, steps_total: int) -> None:
+        self.with_kl = steps_done * self.part < steps_total
 
     def loss(self, raw: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the refined logits `[B, C]`, + weight · KL(raw ‖ refined) at first."""
@@ -83,7 +99,7 @@ class RefinementTeacher(Teacher):
 
 
 @register_trainer
-class CraFT(BlackBoxTrainer):
+class CraFT(SearchTrainer):
     """CMA-ES over a randomly projected context, and a residual MLP on the logits.
 
     Told the losses of the whole training set. Access: contexts, logits. One generation, then one

@@ -8,14 +8,27 @@ from math import log
 import torch
 import torch.nn.functional as F
 
-from .blackbox.collector import Gathered
-from .blackbox.engine import BlackBoxTrainer
-from .blackbox.features import feature_keys, feature_recipe, texts_of
-from .blackbox.heads.featured import AddedLinear
-from .blackbox.heads.folds import folds_of
+from .blackbox.answers import Gathered
+from .blackbox.heads.featured import FeatureHead
 from .blackbox.heads.selection import blended
-from .blackbox.recipe import Recipe
+from .blackbox.probe import ProbeTrainer, probe_keys
 from .blackbox.registry import register_trainer
+
+
+class AddedLinear(FeatureHead):
+    """`scale x T^T + x W^T + b`: W `[C, E]` and b `[C]` are 0 at first."""
+
+    class_bound = True
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, classes: int, dim: int, scale: float) -> None:
+        super().__init__(scale)
+        self.register_buffer("weight", torch.zeros(classes, dim))
+        self.register_buffer("bias", torch.zeros(classes))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return super().forward(image, text) + image @ self.weight.mT + self.bias
 
 
 def discriminant(
@@ -36,8 +49,12 @@ def discriminant(
     return weight, -(weight * means).sum(-1) / 2 - log(classes)
 
 
+def added(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return rows.double() @ weight.mT + bias
+
+
 @register_trainer
-class GDA(BlackBoxTrainer):
+class GDA(ProbeTrainer):
     """https://arxiv.org/abs/2402.04087: class means and a pooled covariance, in closed form.
 
     Access: words and pictures in, features out. `logits = s x T^T + alpha (x W^T + b)`. It costs
@@ -46,27 +63,22 @@ class GDA(BlackBoxTrainer):
     out in turn choose it, beside a prior (`selection.blended`).
     """
 
-    keys = feature_keys(folds=True)
+    keys = probe_keys(folds=True)
+    head: AddedLinear
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node, classes = self.cfg.TRAINER.GDA, self.num_classes
-        head = AddedLinear(classes, self.description.embed_dim, self.description.logit_scale)
-        folds = folds_of(self.dm.dataset.train_x, node.FOLDS)
+    def build_head(self, generator: torch.Generator) -> AddedLinear:
+        model = self.description
+        return AddedLinear(self.num_classes, model.embed_dim, model.logit_scale)
 
+    def fit(self, gathered: Gathered) -> str:
         def zero_shot(gathered: Gathered) -> torch.Tensor:
-            return head.scale * gathered.rows.double() @ texts_of(gathered).double().mT
+            return self.head.scale * gathered.rows.double() @ gathered.texts.double().mT
 
-        def added(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-            return rows.double() @ weight.mT + bias
-
-        def fit(gathered: Gathered) -> list[partial[torch.Tensor]]:
-            weight, bias = discriminant(gathered.rows, gathered.labels, classes)
+        def fits(gathered: Gathered) -> list[partial[torch.Tensor]]:
+            weight, bias = discriminant(gathered.rows, gathered.labels, self.num_classes)
             return [partial(added, weight=weight, bias=bias)]
 
-        def solve(gathered: Gathered) -> str:
-            _, alpha, fitted = blended(gathered, folds, zero_shot, fit)
-            head.weight.copy_(alpha * fitted.keywords["weight"])
-            head.bias.copy_(alpha * fitted.keywords["bias"])
-            return f"alpha {alpha:.2g}, chosen on held-out images"
-
-        return feature_recipe(self.cfg, node.VIEWS, head, solve)
+        _, alpha, found = blended(gathered, self.folds, zero_shot, fits)
+        self.head.weight.copy_(alpha * found.keywords["weight"])
+        self.head.bias.copy_(alpha * found.keywords["bias"])
+        return f"alpha {alpha:.2g}, chosen on held-out images"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.heads.crossfit import CrossFitted, HeadLearner
-from .blackbox.heads.folds import folds_of
+from .blackbox.heads.selection import folds_of
 from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
+from .blackbox.search import Recipe, SearchTrainer
 
 HEADED = where("HEAD", True)
 DAMPINGS = several(
@@ -25,7 +24,7 @@ DAMPINGS = several(
 
 
 @register_trainer
-class JOLT(BlackBoxTrainer):
+class JOLT(SearchTrainer):
     """Any prompt space; Gauss-Newton steps from the Jacobian of all logits in random subspaces.
 
     Told the logits of every mini-batch. Access: contexts, logits. A step asks for

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .blackbox.collector import Gathered
-from .blackbox.engine import BlackBoxTrainer
-from .blackbox.features import descend, feature_keys, feature_recipe, rows_by_view, texts_of
+from .blackbox.answers import Gathered
 from .blackbox.heads.featured import FeatureMap
 from .blackbox.keys import Key, number, whole
-from .blackbox.recipe import Recipe
+from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.registry import register_trainer
 
 
@@ -36,7 +34,7 @@ def loss_of(
 
 
 @register_trainer
-class RLA(BlackBoxTrainer):
+class RLA(ProbeTrainer):
     """https://arxiv.org/abs/2410.05270, "regularised linear adapter": `logits = s norm(x W) T^T`.
 
     Access: words and pictures in, features out. W starts at the identity; the loss is the
@@ -47,28 +45,26 @@ class RLA(BlackBoxTrainer):
     """
 
     keys = {
-        **feature_keys(),
+        **probe_keys(),
         "PENALTY": Key(1.0, number(0), "weight of |W - I|^2, times the training images a class"),
         "LR": Key(1e-3, number(above=0), "learning rate (Adam)"),
         "STEPS": Key(300, whole(1, 10_000), "on a view of all images each"),
     }
+    head: FeatureMap
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node, scale = self.cfg.TRAINER.RLA, self.description.logit_scale
-        head = FeatureMap(self.description.embed_dim, scale)
+    def build_head(self, generator: torch.Generator) -> FeatureMap:
+        return FeatureMap(self.description.embed_dim, self.description.logit_scale)
 
-        def solve(gathered: Gathered) -> str:
-            text, views = texts_of(gathered), rows_by_view(gathered)
-            weight = node.PENALTY * len(text) / len(gathered.index.unique())
-            matrix = torch.eye(text.shape[1]).to(text).requires_grad_()
+    def fit(self, gathered: Gathered) -> str:
+        node, text, views = self.cfg.TRAINER.RLA, gathered.texts, gathered.by_view()
+        weight = node.PENALTY * len(text) / len(gathered.index.unique())
+        matrix = torch.eye(text.shape[1]).to(text).requires_grad_()
 
-            def loss(step: int) -> torch.Tensor:
-                rows = views[step % len(views)]
-                x, labels = gathered.rows[rows], gathered.labels[rows]
-                return loss_of(matrix, x, labels, text, scale, weight)
+        def loss(step: int) -> torch.Tensor:
+            rows = views[step % len(views)]
+            x, labels = gathered.rows[rows], gathered.labels[rows]
+            return loss_of(matrix, x, labels, text, self.head.scale, weight)
 
-            descend(torch.optim.Adam([matrix], lr=node.LR, eps=1e-4), node.STEPS, loss)
-            head.matrix.copy_(matrix.detach())
-            return f"lambda {weight:.4f}"
-
-        return feature_recipe(self.cfg, node.VIEWS, head, solve)
+        descend(torch.optim.Adam([matrix], lr=node.LR, eps=1e-4), node.STEPS, loss)
+        self.head.matrix.copy_(matrix.detach())
+        return f"lambda {weight:.4f}"

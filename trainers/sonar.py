@@ -7,23 +7,18 @@ from typing import Any
 
 import torch
 
-from .blackbox.collector import Collector, Gathered
+from .blackbox.answers import Gathered
 from .blackbox.data.loaders import of_all_classes, ordered_loader
-from .blackbox.engine import BlackBoxTrainer
-from .blackbox.heads import ScoreHead
-from .blackbox.heads.folds import folds_of
 from .blackbox.heads.pool import Pool
+from .blackbox.heads.scores import ScoreHead
 from .blackbox.keys import Key, flag, text, whole
-from .blackbox.optimizers import Fixed
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.plan import batches_of
+from .blackbox.probe import ProbeTrainer, probe_keys
 from .blackbox.probes import NAMES, PHRASES, probe_texts
-from .blackbox.prompts import ClassTexts, MoreTexts
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.errors import BlackBoxError
 from .blackbox.run.matching import few
-from .blackbox.templates import template_for, template_keys
 
 
 def affordable_texts(cfg: Any, classes: int, images: int) -> int:
@@ -44,7 +39,7 @@ def kept_texts(classes: int, further: int) -> int:
 
 
 @register_trainer
-class SONAR(BlackBoxTrainer):
+class SONAR(ProbeTrainer):
     """Searches nothing: logistic regression on the scores of further texts, beside zero-shot.
 
     Access: words and pictures in, logits (or log-probabilities) out. Every view of a training image
@@ -61,7 +56,7 @@ class SONAR(BlackBoxTrainer):
     """
 
     keys = {
-        **template_keys(),
+        **probe_keys(folds=True),
         "TEXTS": Key(500, whole(0, 100_000), "further texts, whatever the number of classes"),
         "BANK": Key(
             NAMES,
@@ -69,24 +64,27 @@ class SONAR(BlackBoxTrainer):
             "further texts: names, phrases, or a file with a name a line",
             names_file=True,
         ),
-        "VIEWS": Key(4, whole(0, 1000), "augmented views of a training image, beside itself"),
-        "FOLDS": Key(5, whole(2, 100), "parts of the training images that are held out in turn"),
         "POOL": Key(False, flag(), "label the images of evaluation together, not one by one"),
     }
     head: ScoreHead
+    reads_features = False
+    unread: BlackBoxError | None = None  # why there are no further texts
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         if cfg.TRAINER.SONAR.POOL:
             self.evaluator.inner = Pool(self.evaluator.inner, self.head)
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node, dataset = self.cfg.TRAINER.SONAR, self.dm.dataset
-        template, classes = template_for(self.cfg), dataset.classnames
+    def build_head(self, generator: torch.Generator) -> ScoreHead:
+        node, dataset, texts = self.cfg.TRAINER.SONAR, self.dm.dataset, None
+        classes = dataset.classnames
         count = affordable_texts(self.cfg, len(classes), len(dataset.train_x))
-        texts = probe_texts(node.BANK, count, classes, template, generator)
+        try:
+            texts = probe_texts(node.BANK, count, classes, self.template, generator)
+        except BlackBoxError as e:  # evaluation needs no bank: a checkpoint has its texts
+            self.unread = e
         further = len(texts) if texts else 0
-        if further < node.TEXTS:
+        if further < node.TEXTS and not self.unread:
             of_bank = f"TRAINER.SONAR.BANK has {further:,}"
             limit = of_bank if further < count else f"the budget pays for {further:,}"
             print(
@@ -95,44 +93,34 @@ class SONAR(BlackBoxTrainer):
             )
         shown = further if self.cfg.ORACLE.TOP_K else kept_texts(len(classes), further)
         head = ScoreHead(classes, further, shown)
-        # a budget may pay for none, and a run without that budget must read the checkpoint
-        space = MoreTexts(texts or Texts.of(()), head.kept) if node.TEXTS else ClassTexts()
-        folds = folds_of(dataset.train_x, node.FOLDS)
+        if texts:
+            head.texts, head.template = list(texts.names), texts.template
+        return head
 
-        def solve(gathered: Gathered) -> str:
-            line = head.fit(gathered, folds)
-            if isinstance(space, MoreTexts):
-                space.kept = head.kept
-            return line
+    def prompt(self, tested: bool = False) -> Prompt:
+        """The class texts and the further ones: in evaluation those that the head reads."""
+        if self.unread and not tested:
+            raise self.unread
+        names, head = self.head.texts, self.head
+        if tested and head.at_home:
+            names = [names[i] for i in head.kept]
+        return Prompt(texts=Texts.of(names, head.template) if names else None)
 
-        return Recipe(
-            space,
-            Fixed(),
-            head,
-            Collector(solve, len(classes)),
-            views=node.VIEWS,
-            template=template,
-        )
-
-    def finish(self) -> None:
-        super().finish()
-        self.plan = self.make_plan()  # a server may let out less than this run knew
+    def fit(self, gathered: Gathered) -> str:
+        return self.head.fit(gathered, self.folds)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
         classes = self.dm.dataset.classnames
-        moves = self.head.names != classes
-        if moves and not self.head.moves:  # the checkpoint's: its budget may have paid for none
+        if self.head.names == classes:
+            return
+        if not self.head.moves:  # the checkpoint's: its budget may have paid for none
             raise BlackBoxError(
                 f"{directory} has a head for {few(self.head.names)}, here they are {few(classes)}: "
                 f"without further texts it cannot move to other classes. Train with "
                 f"TRAINER.SONAR.TEXTS above 0, and a budget that pays for them."
             )
-        if moves and isinstance(self.space, MoreTexts):
-            self.space.kept = list(range(self.head.further))
-        self.plan = self.make_plan()  # the texts are the checkpoint's
-        if moves:
-            self.head.move(classes, self.mean_scores())
+        self.head.move(classes, self.mean_scores())
 
     @torch.no_grad()
     def mean_scores(self) -> torch.Tensor:
@@ -159,5 +147,5 @@ class SONAR(BlackBoxTrainer):
         """Logits `[B, C]`; with `POOL`, what the head reads besides."""
         if not self.cfg.TRAINER.SONAR.POOL:
             return super().model_inference(pixels)
-        scores = self.oracle.query(self.oracle.upload(pixels), self.learner())[0]
+        scores = self.oracle.query(self.oracle.upload(pixels), self.prompt(tested=True))[0]
         return torch.cat([self.head(scores), self.head.read(scores)], dim=1)

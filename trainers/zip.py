@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.keys import Key, number, one, where
 from .blackbox.optimizers import SPSA
 from .blackbox.optimizers.spsa import RULES
 from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
+from .blackbox.search import Recipe, SearchTrainer
 
 
 @register_trainer
-class ZIP(BlackBoxTrainer):
+class ZIP(SearchTrainer):
     """Low rank + Fastfood prompt space; SPSA with intrinsic-dimensional clipping.
 
     Told the loss of every mini-batch. Access: contexts, logits. A step costs `2 SP_AVG` queries

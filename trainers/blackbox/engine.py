@@ -1,75 +1,205 @@
-"""The loop that every method shares: ask, query, tell; budget and bill."""
+"""What every black-box method shares: an oracle, a budget, a bill, the order of a run."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import cached_property
 
-import torch
 from threadpoolctl import ThreadpoolController
-from tqdm import tqdm
 
-from .billed import Billed
-from .data.loaders import ordered_loader
-from .learner import PromptLearner
-from .oracle import QUERY_IMAGES, Images, Prompt
-from .recipe import Answer, Batch, Progress, Recipe, Teacher, side_by_side
-from .run.errors import BudgetSpent
+from .oracle import Description, Meter, build_oracle
+from .oracle.bill import UNITS
+from .plan import Plan, Price, batches_of, total
+from .run.errors import BlackBoxError, BudgetSpent
 from .run.files import append
-from .run.rng import seeded_generator
+from .run.trainer import ResumableTrainer
 
-SMALL = 2**20  # images x classes below which a fit is small work
+LOST_UNMARKED = 0.1  # share of the training queries that may be lost without a line about it
 
 
-class BlackBoxTrainer(Billed):
-    """A method gives its `build_recipe`; grants, costs, steps and evaluation follow from that.
+class BlackBoxTrainer(ResumableTrainer):
+    """A trainer whose model answers queries, each of which is counted.
 
-    An epoch is one pass over Dassl's train loader, or, with `Recipe.whole_set`, one step on the
-    whole un-augmented training set. Training ends with the budget (`ORACLE.MAX_QUERIES`,
-    `ORACLE.MAX_IMAGE_QUERIES`) or with `OPTIM.MAX_EPOCH`, whichever comes first.
+    Two shapes of method follow from it: `SearchTrainer` asks, queries and tells an optimiser;
+    `ProbeTrainer` reads every view of the training images once and fits a head. Training ends with
+    the budget (`ORACLE.MAX_QUERIES`, `ORACLE.MAX_IMAGE_QUERIES`) or with its epochs, whichever
+    comes first.
+
+    A shape gives `build_model`, `forward_backward`, `model_inference`, and what they cost.
+
+    Attributes:
+        oracle: metered.
+        template: of a class's text.
+        trains: whether there is anything to learn.
+        sized: images of each step of an epoch.
     """
 
-    text: tuple[torch.Tensor, torch.Tensor] | None = None  # a prompt's vector and its texts
+    unit = "query"
+    trains = True
+    looks_at_val = True  # with ORACLE.VAL_EVERY, between steps
+    changes_pictures = False  # for every candidate, so that all of them are sent
+    oracle: Meter
+    template: str
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
-        """The parts of the method, their random numbers drawn from `generator`."""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Grants that the method cannot do without."""
         raise NotImplementedError
+
+    @property
+    def sized(self) -> Sequence[int]:
+        raise NotImplementedError
+
+    def price(self, images: int) -> Price:
+        """Of a step on so many images."""
+        raise NotImplementedError
+
+    def first_price(self) -> Price:
+        """What the first step costs beyond that."""
+        return 0, 0
+
+    def test_price(self, images: int) -> Price:
+        """Of evaluation on a batch."""
+        raise NotImplementedError
+
+    def texts_price(self, passes: int) -> Price:
+        """What so many evaluations cost beyond their batches, at most."""
+        return 0, 0
+
+    def images(self, steps: int) -> int:
+        """Training images of the first so many steps, each step's counted once."""
+        whole, rest = divmod(steps, len(self.sized))
+        return whole * sum(self.sized) + sum(self.sized[:rest])
 
     # ------------------------------------------------------------------ building
 
-    def build_model(self) -> None:
-        self.recipe = recipe = self.build_recipe(seeded_generator(self.cfg.SEED))
-        self.oracle.require(*recipe.needs)
-        behind = " behind the context" if "contexts" in recipe.needs else ""
-        print(f'Template: "{recipe.template}"{behind}')
-        self.oracle.set_classes(self.dm.dataset.classnames, recipe.template)
-        self.space, self.optim = recipe.space.to(self.device), recipe.optimizer
-        self.head, self.head_optim, self.sched = recipe.head, recipe.teacher, recipe.schedule
-        if recipe.teacher is not None:
-            recipe.teacher.device = self.device
-        if recipe.views is not None:
-            self.max_epoch = min(self.max_epoch, 1 + recipe.views)
-            if self.augmentation.views:  # which would ask about the same view again
-                print(
-                    f"Note: {self.cfg.TRAINER.NAME} has views of its own and reads no INPUT.VIEWS"
+    def open_model(self) -> None:
+        cfg = self.cfg
+        self.oracle = Meter(
+            build_oracle(cfg, self.device, client=cfg.TRAINER.NAME),
+            cfg.ORACLE.MAX_QUERIES,
+            cfg.ORACLE.MAX_IMAGE_QUERIES,
+            record=f"{cfg.OUTPUT_DIR}/queries.json" if self.lock else None,
+            holds=self.lock.check if self.lock else None,
+        )
+        self.pools = ThreadpoolController()
+
+    def name_classes(self) -> None:
+        """Tell the oracle what it will be asked about, if it grants what the method needs."""
+        self.oracle.require(*self.needs)
+        behind = " behind the context" if "contexts" in self.needs else ""
+        print(f'Template: "{self.template}"{behind}')
+        self.oracle.set_classes(self.dm.dataset.classnames, self.template)
+
+    @property
+    def description(self) -> Description:
+        return self.oracle.description
+
+    def one_thread(self) -> AbstractContextManager:
+        """For small matrices: where other processes share the cores, threads wait for each other
+        longer than they compute. A user's own OMP_NUM_THREADS stays.
+        """
+        own = "OMP_NUM_THREADS" in os.environ
+        return nullcontext() if own else self.pools.limit(limits=1)
+
+    # ------------------------------------------------------------------ costs
+
+    @cached_property
+    def plan(self) -> Plan:
+        prices = {size: self.price(size) for size in set(self.sized)}
+        return Plan([prices[size] for size in self.sized], self.max_epoch, self.first_price())
+
+    def steps_total(self) -> int:
+        """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
+        return self.plan.steps(self.oracle.limits) if self.trains else 0
+
+    def describe_cost(self) -> str:
+        """What the whole run would ask of the model, as a line; `--no-train` prints it."""
+        steps, line = self.steps_total(), "no training queries"
+        pictures = 0
+        if self.trains:
+            most = max(queries for queries, _ in self.plan.epoch)
+            queries, pictures = self.plan.until(steps)
+            line = (
+                f"{steps:,} steps of {most:,} queries: {queries:,} training queries, "
+                f"{pictures:,} image queries"
+            )
+        passes = self.passes()
+        queries, shown = self.evaluation(passes)
+        line += f"; {queries:,} evaluation queries, {shown:,} image queries"
+        if not self.changes_pictures:  # a service keeps its answers about those that it has seen
+            pictures = self.images(steps)
+            shown = sum(sum(self.test_batches(split)) for split in set(passes))
+        if quote := self.oracle.quote(pictures, self.num_classes):
+            test = self.oracle.quote(shown, 0)
+            line += f". Of the service, where it has no answers yet: {quote}; evaluation {test}"
+        for unit, left in self.oracle.allowance().items():
+            line += f". The budget of this key has {left:,} {unit.replace('_', ' ')} left"
+        return line
+
+    def passes(self, done: int = 0) -> list[str]:
+        """The splits that are still evaluated on after so many steps, each as often as it is."""
+        cfg, steps, epoch = self.cfg, self.steps_total(), len(self.sized)
+        best = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and self.trains
+        every = cfg.ORACLE.VAL_EVERY
+
+        def looks(steps: int) -> int:
+            """At val within the first so many steps."""
+            asked, _ = self.plan.until(steps)
+            curve = min(steps, asked // every) if every and self.looks_at_val else 0
+            return curve + (steps // epoch if best else 0)
+
+        val = 0
+        if self.trains:
+            # one more where the budget ends an epoch, and one where a head was fitted
+            val = looks(steps) - looks(done) + (best and steps < self.max_epoch * epoch)
+            val += bool(every and not self.looks_at_val)
+        return ["val"] * val + [cfg.TEST.SPLIT] * (not cfg.TEST.NO_TEST)
+
+    def test_batches(self, split: str) -> list[int]:
+        """Sizes of the batches that a split is evaluated in."""
+        items = (split == "val" and self.dm.dataset.val) or self.dm.dataset.test
+        return batches_of(len(items), self.cfg.DATALOADER.TEST.BATCH_SIZE)
+
+    def evaluation(self, passes: Sequence[str]) -> Price:
+        """Of evaluations on these splits."""
+        sizes = [size for split in passes for size in self.test_batches(split)]
+        return total([*map(self.test_price, sizes), self.texts_price(len(passes))])
+
+    def check_allowance(self, training: Price, tested: Price) -> None:
+        """Raise unless the owner's budget pays for both, without which there is no result."""
+        allowed = self.oracle.allowance()
+        for unit, first, then in zip(UNITS, training, tested, strict=True):
+            left = allowed.get(unit, first + then)
+            if first + then > left:
+                less = f", or lower ORACLE.MAX_{unit.upper()}, which bounds training"
+                raise BlackBoxError(
+                    f"{first + then:,} {unit.replace('_', ' ')} are needed ({first:,} for training,"
+                    f" {then:,} for evaluation), and the budget of this key has {left:,} left. Ask "
+                    f"the model's owner for more{less if first else ''}."
                 )
-                self.augmentation.views = 0
-        theta = self.optim.solution.to(self.device)
-        self.learner = PromptLearner(self.space, theta, self.head).to(self.device)
-        self.register_model(self.model_name, self.learner, self.optim, self.sched)
-        if "contexts" in self.space.grants:
-            # one that does not fit is an error now, not in evaluation
-            self.oracle.check(self.learner().tokens)
-        self.plan, self.pools = self.make_plan(), ThreadpoolController()
-        if len(theta):
-            print(f"{self.cfg.TRAINER.NAME}: {len(theta):,} tuned numbers")
 
     # ------------------------------------------------------------------ training
 
+    def check_training(self) -> None:
+        """Raise unless the budget pays for one step, and no training image is tested on."""
+        if not self.trains:
+            return
+        super().check_training()
+        for unit, cost in zip(UNITS, self.plan.step(0), strict=True):
+            limit = self.oracle.limits[unit]
+            if limit and cost > limit:
+                raise BlackBoxError(
+                    f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, "
+                    f"but the budget (ORACLE.MAX_{unit.upper()}) is {limit:,}. Raise it, or set it "
+                    f"to 0 for no limit."
+                )
+
     def train_to_the_end(self) -> None:
-        if not self.recipe.trains:
+        if not self.trains:
             print("Nothing to train")
             self.time_start = time.time()
             self.after_train()
@@ -90,70 +220,54 @@ class BlackBoxTrainer(Billed):
     def before_train(self) -> None:
         super().before_train()
         self.note_lost()
-        self.check_rest()
+        training, done = [], self.steps_done
+        for unit, whole, made in zip(
+            UNITS, self.plan.until(self.steps_total()), self.plan.until(done), strict=True
+        ):
+            left = self.oracle.left(unit)  # less than the steps cost where some were lost
+            training.append(whole - made if left is None else max(0, min(whole - made, left)))
+        self.check_allowance((training[0], training[1]), self.evaluation(self.passes(done)))
         print(f"The whole run: {self.describe_cost()}")
-        images = self.plan.images(self.steps_total())
-        if self.recipe.views is not None and images < self.num_classes:
-            print(
-                f"Note: the budget pays for {images:,} images, one of each of so many classes; of "
-                f"the other {self.num_classes - images:,} nothing is learnt"
-            )
-        if self.recipe.whole_set:
-            self.batches = [self.upload_set()]
+        self.prepare()
         self.saved_at = self.steps_done, self.spent()
-        self.open_bar(self.plan.until(self.steps_total()).queries)
+        self.open_bar(self.plan.until(self.steps_total())[0])
 
-    def upload_set(self) -> Batch:
-        """The training images, in order and un-augmented; an upload is no query."""
-        items = self.dm.dataset.train_x
-        labels = torch.tensor([item.label for item in items], device=self.device)
-        # one by one into their place: there may be gigabytes
-        pixels = torch.empty(len(labels), 3, *self.description.image_size)
-        for batch in ordered_loader(self.cfg, items, self.pictures):
-            pixels[batch["index"]] = batch["img"]
-        return self.uploaded(pixels, labels, torch.arange(len(labels), device=self.device))
+    def prepare(self) -> None:
+        """Do what comes before the first step of this process."""
 
-    def uploaded(self, pixels: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> Batch:
-        kept = pixels if self.space.changes_pictures else None
-        return Batch(self.oracle.upload(pixels), labels, index, kept)
+    def note_lost(self) -> None:
+        """Tell what was paid for in this folder without a trace in the parameters.
 
-    def before_epoch(self) -> None:
-        super().before_epoch()
-        if self.recipe.views is not None:
-            items, augmentation = self.dm.dataset.train_x, self.augmentation
-            self.batches = ordered_loader(
-                self.cfg,
-                items,
-                self.pictures,
-                augmentation if self.epoch else None,
-                QUERY_IMAGES,
-                in_turns=True,
+        Raises:
+            BlackBoxError: nothing trained, and what is left of the budget does not pay for a step.
+        """
+        spent = self.oracle.counts["training"].values()
+        made = self.plan.until(self.steps_done)
+        lost = [paid - cost for paid, cost in zip(spent, made, strict=True)]
+        self.oracle.set_lost(*lost)
+        if lost[0]:
+            print(
+                f"Lost: {lost[0]:,} of {self.spent():,} training queries, which were asked after "
+                f"the last checkpoint of a run that was ended in this folder; they stay on the bill"
             )
+        try:
+            self.before_step()
+        except BudgetSpent as e:
+            if not self.steps_done:
+                raise BlackBoxError(
+                    f"{e}, and no step was saved: there is nothing to evaluate. Raise the budget, "
+                    f"or choose another --output-dir."
+                ) from e
 
-    def after_epoch(self) -> None:
-        if self.epoch + 1 == self.max_epoch:
-            self.finish()
-        super().after_epoch()
-
-    def finish(self) -> None:
-        if self.recipe.views is not None and self.steps_done:
-            tqdm.write(f"{self.cfg.TRAINER.NAME}: fitting the head")  # which may take long
-        small = len(self.dm.dataset.train_x) * self.num_classes < SMALL
-        with self.one_thread() if small else nullcontext():
-            line = self.head_optim.finish() if self.head_optim else ""
-        if line:
-            tqdm.write(f"{self.cfg.TRAINER.NAME}: {line}")
-        if self.recipe.views is not None and self.cfg.ORACLE.VAL_EVERY:
-            self.look_at_val()
+    def before_step(self) -> None:
+        # a step is made whole or not at all
+        self.oracle.afford(*self.plan.step(self.steps_done))
 
     def after_step(self) -> None:
-        """With `ORACLE.VAL_EVERY`, look at val after so many queries more.
-
-        What is fitted when the answers are there (`Recipe.views`) is looked at then alone.
-        """
-        every, asked = self.cfg.ORACLE.VAL_EVERY, self.oracle.counts["training"]["queries"]
-        before = asked - self.plan.step(self.steps_done - 1).queries
-        if every and asked // every > before // every and self.recipe.views is None:
+        """With `ORACLE.VAL_EVERY`, look at val after so many queries more."""
+        every, asked = self.cfg.ORACLE.VAL_EVERY, self.spent()
+        before = asked - self.plan.step(self.steps_done - 1)[0]
+        if every and asked // every > before // every and self.looks_at_val:
             self.look_at_val()
 
     def look_at_val(self) -> None:
@@ -163,97 +277,69 @@ class BlackBoxTrainer(Billed):
         line = f"{counts['queries']},{counts['image_queries']},{accuracy}\n"
         append(f"{self.output_dir}/val_curve.csv", line)
 
-    def forward_backward(self, batch: Any) -> dict[str, float]:
-        """One step; it draws nothing from the global random sources, save with `whole_set`.
+    def after_epoch(self) -> None:
+        if self.epoch + 1 == self.max_epoch:
+            self.finish()
+        super().after_epoch()
 
-        (A resumed epoch replays its loader alone.) Returns the means over the last round's
-        candidates of loss and accuracy, and what the head's teacher tells.
-        """
-        batch = self.batch_of(batch)
-        teacher = self.head_optim or Teacher()
-        teacher.begin(Progress(self.epoch, self.steps_done, self.steps_total()))
-        image = self.oracle.image_features(batch.images) if self.recipe.features else None
-        for _ in range(self.optim.rounds):
-            with self.one_thread():
-                candidates = self.optim.ask()
-            prompt = self.space(candidates, batch.pixels)
-            answer = self.ask(batch.images, prompt, image, teacher.text)
-            with self.one_thread():
-                summary = self.tell(teacher.through(answer, batch), batch.labels)
-                if self.optim.in_use is not None:
-                    teacher.see(answer, self.optim.in_use, batch)
-        for pixels, labels in map(self.parse_batch_train, teacher.loader or ()):
-            prompt = self.learner(pixels if self.space.changes_pictures else None)
-            answer = self.ask(self.oracle.upload(pixels), prompt)
-            with self.one_thread():
-                teacher.read(answer.logits[0], labels)
-        with self.one_thread():
-            return {**summary, **teacher.learn()}
+    def finish(self) -> None:
+        """Training ends, with the epochs or with the budget."""
 
-    def one_thread(self) -> AbstractContextManager:
-        """For small matrices: where other processes share the cores, threads wait for each other
-        longer than they compute. A user's own OMP_NUM_THREADS stays.
-        """
-        own = "OMP_NUM_THREADS" in os.environ
-        return nullcontext() if own else self.pools.limit(limits=1)
+    def due(self) -> bool:
+        every = self.cfg.ORACLE.SAVE_EVERY
+        return super().due() or (bool(every) and self.spent() - self.saved_at[1] >= every)
 
-    def batch_of(self, batch: Any) -> Batch:
-        """A loader's batch, or the whole set, as a step wants it."""
-        if isinstance(batch, Batch):
-            return batch
-        pixels, labels = self.parse_batch_train(batch)
-        return self.uploaded(pixels, labels, batch["index"].to(self.device))
+    def after_train(self) -> None:
+        left, more = self.oracle.left(), self.plan.step(self.steps_done)[0] if self.trains else 0
+        if left is not None and left >= more > 0 and self.looks_at_val:
+            print(
+                f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of "
+                f"{self.oracle.limits['queries']:,} queries left; raise it to spend them."
+            )
+        lost = self.oracle.lost["queries"]
+        if lost > LOST_UNMARKED * self.spent():
+            print(
+                f"Note: {lost:,} of the {self.spent():,} training queries were lost, more than a "
+                f"tenth: {self.steps_done:,} steps were made, and the budget pays for "
+                f"{self.steps_total():,}. To compare this run with others, begin it anew in "
+                f"another folder."
+            )
+        super().after_train()
+        print(self.oracle.summary())
 
-    def ask(
-        self,
-        images: Images,
-        prompt: Prompt,
-        image: torch.Tensor | None = None,
-        text: torch.Tensor | None = None,
-    ) -> Answer:
-        """What the model says; with the images' features `[B, E]`, the texts' are asked for.
+    # ------------------------------------------------------------------ bill
 
-        Unless they are known.
-        """
-        if image is None:
-            return Answer(self.oracle.query(images, prompt))
-        text = self.oracle.text_features(prompt) if text is None else text
-        return Answer(self.description.logit_scale * image @ text.mT, image, text)
+    def spent(self) -> int:
+        """Training queries."""
+        return self.oracle.counts["training"]["queries"]
 
-    def tell(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Tell the optimiser about its candidates' logits `[P, B, C]`; returns the step's summary.
+    def clock(self) -> int:
+        return self.spent()
 
-        Its solution is put to use.
-        """
-        losses = self.recipe.fitness(logits, labels)
-        told = (logits, labels) if self.optim.told == "logits" else (losses,)
-        self.optim.tell(*told)
-        self.learner.theta.copy_(self.optim.solution)
-        right = (logits.argmax(-1) == labels).float().mean().item()
-        return {"loss": losses.mean().item(), "acc": 100 * right}
+    def position(self) -> str:
+        return f"{self.spent():,} queries"
+
+    def progress_note(self) -> str:
+        return f"queries {self.spent():,} "
+
+    def counts(self) -> dict:
+        return self.oracle.counts
+
+    def take_over(self, counts: dict | None, directory: str) -> None:
+        assert counts is not None  # a black-box run has a bill
+        self.oracle.at_least(counts)
+        self.oracle.take_over(f"{directory}/queries.json")  # what was spent after it, too
 
     # ------------------------------------------------------------------ evaluation
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         # without anything to load, a folder that is named and not there is an error all the same
-        if self.recipe.trains or (directory and not os.path.isdir(directory)):
+        if self.trains or (directory and not os.path.isdir(directory)):
             super().load_model(directory, epoch)
 
     def evaluating(self) -> AbstractContextManager:
         return self.oracle.evaluation()
 
-    def texts(self, prompt: Prompt) -> torch.Tensor:
-        """Features `[C, E]` of the texts of the prompt in use; asked for once while it is."""
-        theta = self.learner.theta
-        if self.text is None or not torch.equal(self.text[0], theta):
-            self.text = theta.clone(), self.oracle.text_features(prompt)[0]
-        return self.text[1]
-
-    def model_inference(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, C]`; the head reads the answers about several candidates side by side."""
-        images = self.oracle.upload(pixels)
-        prompt = self.learner(pixels if self.space.changes_pictures else None)
-        if self.head is not None and self.recipe.head_reads == "features":
-            return self.head(self.oracle.image_features(images), self.texts(prompt))
-        logits = side_by_side(self.oracle.query(images, prompt))
-        return logits if self.head is None else self.head(logits)
+    def test(self, split: str | None = None) -> float:
+        self.check_allowance((0, 0), self.evaluation([split or self.cfg.TEST.SPLIT]))
+        return super().test(split)

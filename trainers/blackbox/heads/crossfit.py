@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..losses import softmax_model
-from ..recipe import Answer, Batch, Teacher
 from ..run.errors import BlackBoxError
-from .residual import mlp
+from ..search import Answer, Batch, Teacher
+from .featured import mlp
 
 MOST = 2.0  # that trust can be: more would be the chance of a few images
 NEWTON = 20  # steps at most, of two numbers

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..collector import Gathered
+from ..answers import Gathered
 from .selection import agreement, away, judged, sharpness, surprise
 
 POWER = 0.7  # of the whitening
@@ -22,7 +22,15 @@ WORK = 2**24  # images x components x classes, above which part of the classes c
 PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 NUMBERS = 2**22  # that are looked at for how scores are rounded
-PLAIN = "names", "kept", "further", "fresh", "bold"  # what a checkpoint holds beside tensors
+PLAIN = (
+    "names",
+    "texts",
+    "template",
+    "kept",
+    "further",
+    "fresh",
+    "bold",
+)  # what a checkpoint holds beside tensors
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -272,6 +280,7 @@ class ScoreHead(nn.Module):
         keep: how many of them it keeps.
 
     Attributes:
+        texts, template: the further texts' names, and what they stand in, where they are known.
         kept: their numbers.
         classes: names of the classes that it is asked about.
         prototypes: mean scores of the classes' images, as evaluation sees them `[C, A]`.
@@ -291,6 +300,7 @@ class ScoreHead(nn.Module):
         self.names = self.classes = list(names)
         # temperature of the classes without images, and how much of the means they are less
         self.further, self.fresh, self.bold = further, 1.0, 0.0
+        self.texts, self.template = list[str](), "{}."
         self.kept = list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
         for name, tensor in {

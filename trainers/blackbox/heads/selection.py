@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
-from ..collector import Gathered
+from ..answers import Gathered
 
 Value = TypeVar("Value")
 Added = TypeVar("Added", bound=Callable[[torch.Tensor], torch.Tensor])
@@ -86,6 +86,26 @@ def spread(logits: torch.Tensor) -> float:
 def away(value: float, centre: float, width: float) -> float:
     """Minus the logarithm of a prior: normal in `log10(value)`, of this width."""
     return (math.log10(value / centre) / width) ** 2 / 2
+
+
+def folds_of(items: Sequence[Any], folds: int) -> torch.Tensor:
+    """A fold for every training image `[N]`, spread evenly over those of a class.
+
+    A picture that is listed twice has one fold.
+
+    Args:
+        items: Dassl's, with `label` and `impath`.
+        folds: their number.
+    """
+    latest: dict[int, int] = {}
+    numbers: dict[str, int] = {}
+    for item in items:
+        if item.impath not in numbers:
+            # classes take turns at which fold gets their first image; else, with few images a
+            # class, the first fold would be the largest
+            latest[item.label] = latest.get(item.label, item.label - 1) + 1
+            numbers[item.impath] = latest[item.label] % folds
+    return torch.tensor([numbers[item.impath] for item in items])
 
 
 def judged(labels: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Prompt spaces: vectors `[P, d]` to the `Prompt` that an oracle is asked about."""
 
 from ..oracle.prompt import Prompt
-from .base import ClassTexts, MoreTexts, Space
+from .base import Space
 from .context import context_keys, initial_context
 from .fastfood import Fastfood, walsh_hadamard
 from .lowrank import LowRankSpace
@@ -10,10 +10,8 @@ from .space import build_space, space_keys
 from .tokens import TokenSpace
 
 __all__ = [
-    "ClassTexts",
     "Fastfood",
     "LowRankSpace",
-    "MoreTexts",
     "Prompt",
     "RandomProjection",
     "Space",

@@ -58,8 +58,7 @@ def bill(trainer: ResumableTrainer) -> dict[str, Counts] | None:
 
 def access(trainer: ResumableTrainer) -> list[str]:
     """The grants that the trainer cannot do without; "weights" for one that has the model."""
-    recipe = getattr(trainer, "recipe", None)
-    return list(recipe.needs) if recipe else ["weights"]
+    return list(getattr(trainer, "needs", ["weights"]))
 
 
 def ended_by(trainer: ResumableTrainer) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,25 +17,33 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import check_cfg
-from ..data.loaders import OF_THE_MODEL, Pictured, build_data, match_input, naming_workers
+from ..data.loaders import (
+    OF_THE_MODEL,
+    Pictured,
+    build_data,
+    match_input,
+    naming_workers,
+    training_images,
+)
 from ..keys import Key
 from . import metrics
-from .checkpoints import BEST, RESUME, Checkpointed
+from .checkpoints import BEST, FORMAT, MODEL, RESUME, choose, meant, newest, save
 from .errors import BlackBoxError
 from .files import sweep
 from .lock import FolderLock
+from .matching import check_inference, check_settings, identity, load
 from .rng import rng_state, set_rng_state
-from .scalars import Scalars
+from .settings import settings, with_contents
 from .signals import StopRequest
 
 PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
 
 
-class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
+class ResumableTrainer(Pictured, TrainerX):
     """A Dassl trainer whose runs hold their folder, go on where they stopped, and stop when asked.
 
     A subclass gives `open_model`, `build_model`, `forward_backward` and `model_inference`; it sets
-    `learner` (what evaluation needs), `optim`, and perhaps `sched`, `head` and `head_optim`.
+    `learner` (what evaluation needs), and perhaps `head`, `optim` and `sched`.
 
     Attributes:
         keys: of the method, with defaults, under `TRAINER.<node>` (`registry.node_of`).
@@ -45,7 +55,10 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         steps_done: steps that trained what is in use; queries of lost steps are on the bill alone.
         batches_done: of this epoch.
         epoch_rng: random states at this epoch's start; None between epochs.
+        loaded_counts, loaded_seed: of the training whose model is evaluated.
     """
+
+    model_name = MODEL
 
     keys: Mapping[str, Key] = {}
     node: str
@@ -56,9 +69,15 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
     training = False  # whether steps are being made
     evaluator: Any
     max_epoch: int
+    best_result: float
+    images_digest: str | None
+    epoch_rng: dict[str, Any] | None
     head: nn.Module | None = None
-    head_optim: Any = None
+    learner: nn.Module
+    optim: Any = None
     sched: Any = None
+    loaded_counts: dict | None = None
+    loaded_seed: int | None = None
 
     # ------------------------------------------------------------------ building
 
@@ -92,6 +111,25 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
     def steps_total(self) -> int:
         """Steps that the whole run has, if none is lost."""
         return self.max_epoch * len(self.train_loader_x)
+
+    def clock(self) -> int:
+        """What the bar and the curves are drawn over, in `unit`."""
+        return self.steps_done
+
+    def position(self) -> str:
+        """The same as words."""
+        return f"{self.steps_done:,} steps"
+
+    def parts(self) -> dict[str, Any]:
+        """What a run that goes on needs beside the learner: parts that have a state, by name."""
+        return {"optimizer": self.optim, "scheduler": self.sched}
+
+    def counts(self) -> dict | None:
+        """What a checkpoint keeps of the bill."""
+        return None
+
+    def take_over(self, counts: dict | None, directory: str) -> None:
+        """Raise the bill to that of a checkpoint and of the run in `directory`."""
 
     # ------------------------------------------------------------------ training
 
@@ -184,7 +222,7 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
                 f"epoch [{self.epoch + 1}/{self.max_epoch}] "
                 f"batch [{self.batch_idx + 1}/{self.num_batches}] {self.progress_note()}"
                 f"time {self.time_meter.val:.3f} ({self.time_meter.avg:.3f}) {self.losses} "
-                f"lr {self.get_current_lr():.4e}"
+                f"lr {self.get_current_lr() if self.optim else 0:.4e}"
             )
         for name, meter in self.losses.meters.items():
             self.write_scalar("train/" + name, meter.avg, self.clock())
@@ -217,6 +255,112 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         self.training = False
         super().after_train()
 
+    # ------------------------------------------------------------------ checkpoints
+
+    def folder(self, directory: str) -> str:
+        return f"{directory}/{self.model_name}"
+
+    def run_settings(self) -> dict[str, str]:
+        """What must agree for a run to go on: its resolved settings, and its training images."""
+        if self.images_digest is None:
+            self.images_digest = training_images(self.dm.dataset.train_x)
+        return with_contents(settings(self.cfg.dump()), self.images_digest)
+
+    def write_checkpoint(self, name: str, is_newest: bool = True, val_result: Any = None) -> Path:
+        """Everything that evaluation and resumption need; tensors and plain values only."""
+        inside = self.epoch_rng is not None  # in the middle of an epoch, or after its last batch
+        if is_newest:
+            self.saved_at = self.steps_done, self.clock()
+        state = {
+            "state_dict": self.learner.state_dict(),
+            "epoch": self.epoch if inside else self.epoch + 1,
+            **{name: part and part.state_dict() for name, part in self.parts().items()},
+            "val_result": val_result,
+            "blackbox": {
+                "format": FORMAT,
+                "identity": identity(self),
+                "settings": self.run_settings(),
+                "batches_done": self.batches_done,
+                "steps_done": self.steps_done,
+                "rng": self.epoch_rng if inside else rng_state(),
+                "augmentation_seed": self.augmentation.seed,
+                "best_result": float(self.best_result),
+                "counts": self.counts(),
+            },
+        }
+        return save(state, self.folder(self.output_dir), name, is_newest)
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str,
+        is_best: bool = False,
+        val_result: Any = None,
+        model_name: str = "",
+    ) -> None:
+        """The file is named after `epoch`; the true epoch and the counts are inside."""
+        name = model_name or f"model.pth.tar-{epoch + 1}"
+        path = self.write_checkpoint(name, val_result=val_result)
+        print(f"Checkpoint saved to {path} ({self.position()})")
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Returns the epoch to start at."""
+        # a run that was resumed from elsewhere goes on from its own folder once it has saved there
+        path = newest(self.folder(self.output_dir)) or newest(self.folder(directory))
+        if path is None:
+            if self.cfg.RESUME:
+                gone = "" if Path(directory).is_dir() else ": no such folder"
+                raise BlackBoxError(
+                    f"No checkpoint to resume from in {self.folder(directory)}{gone}. --resume "
+                    f"takes the output folder of an earlier run; without it, a run goes on from "
+                    f"its own output folder.{meant(directory)}"
+                )
+            return 0
+        state = load(path, self)
+        extra = state["blackbox"]
+        check_settings(path, extra, self.run_settings(), scheduled=self.sched is not None)
+        self.learner.load_state_dict(state["state_dict"])
+        for name, part in self.parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.take_over(extra["counts"], directory)
+        self.best_result, self.steps_done = extra["best_result"], extra["steps_done"]
+        self.batches_done, self.epoch_rng = extra["batches_done"], extra["rng"]
+        self.augmentation.seed = extra["augmentation_seed"]
+        print(
+            f"Resume from {path}: epoch {state['epoch']}, batch {self.batches_done}, "
+            f"{self.position()}"
+        )
+        return state["epoch"]
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load a model for evaluation: that of `epoch`, with `best_val` the best, or the last.
+
+        Raises:
+            BlackBoxError: no folder, or none with such a model.
+        """
+        if not directory:
+            raise BlackBoxError(
+                f"There is no model of {self.cfg.TRAINER.NAME} to evaluate: name the folder of its "
+                f"training run with --model-dir. Without training, take --trainer ZeroshotOracle."
+            )
+        folder, best = self.folder(directory), self.cfg.TEST.FINAL_MODEL == "best_val"
+        for needed in (directory, folder):
+            if not Path(needed).is_dir():
+                raise BlackBoxError(
+                    f"{needed}: no such folder. --model-dir takes the output folder of a training "
+                    f"run.{meant(directory)}"
+                )
+        path = choose(folder, epoch, best)
+        state = load(path, self)
+        check_inference(path, state, self)
+        self.learner.load_state_dict(state["state_dict"])
+        self.loaded_counts = counts = state["blackbox"]["counts"]
+        # version 0.1.0 told no settings
+        self.loaded_seed = int(state["blackbox"].get("settings", {}).get("SEED", -1))
+        queries = f", {counts['training']['queries']:,} queries" if counts else ""
+        print(f"Load {path} (epoch {state['epoch']}{queries})")
+
     # ------------------------------------------------------------------ evaluation
 
     def evaluating(self) -> AbstractContextManager:
@@ -243,3 +387,35 @@ class ResumableTrainer(Checkpointed, Scalars, Pictured, TrainerX):
         if not self.training:  # what is watched between steps belongs to a step
             self.stop.leave("the evaluation is not finished. The same command begins it again.")
         return super().parse_batch_test(batch)
+
+    # ------------------------------------------------------------------ TensorBoard
+
+    def init_writer(self, log_dir: str) -> None:
+        former = threading.excepthook
+        threading.excepthook = quiet_in_tensorboard(former)  # its files are written by a thread
+        self.curves(super().init_writer, log_dir)
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        self.curves(super().write_scalar, tag, scalar_value, global_step)
+
+    def close_writer(self) -> None:
+        self.curves(super().close_writer)
+
+    def curves(self, call: Callable[..., None], *args: Any) -> None:
+        """A full disk ends TensorBoard's curves, and not the run."""
+        try:
+            call(*args)
+        except OSError as e:
+            self._writer = None
+            print(f"Note: TensorBoard's curves end here ({e}); the run goes on")
+
+
+def quiet_in_tensorboard(former: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """`threading.excepthook` without the traceback of a full disk in TensorBoard's thread."""
+
+    def hook(args: Any) -> None:
+        module = type(args.thread).__module__
+        if not (isinstance(args.exc_value, OSError) and module.startswith("tensorboard")):
+            former(args)
+
+    return hook
