@@ -15,10 +15,10 @@ from pathlib import Path
 from jolt_run import jolt_trainer  # isort: skip  finds this project
 
 import torch
-from dassl_blackbox.trainers.blackbox.collector import Gathered
+from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
-from dassl_blackbox.trainers.blackbox.heads import ScoreHead
-from dassl_blackbox.trainers.blackbox.heads.folds import folds_of
+from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
+from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
 from dassl_blackbox.trainers.blackbox.probes import probe_texts
 from dassl_blackbox.trainers.blackbox.templates import template_of

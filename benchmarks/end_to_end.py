@@ -179,12 +179,12 @@ def run(cfg, steps, method, published):
         )
     if steps:  # a budget in steps
         trainer.max_epoch = steps
-        trainer.oracle.limits["queries"] = steps * trainer.plan.step(0).queries
+        trainer.oracle.limits["queries"] = steps * trainer.plan.step(0)[0]
     watch = Stopwatch(trainer.oracle.inner, "query", trainer.device)
     start = time.perf_counter()
     trainer.train()
     taken = time.perf_counter() - start
-    return taken, watch.seconds, trainer.spent() // trainer.plan.step(0).queries
+    return taken, watch.seconds, trainer.spent() // trainer.plan.step(0)[0]
 
 
 def warm_up(args, root, weights):

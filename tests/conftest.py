@@ -148,8 +148,8 @@ def budget(data_root, tmp_path_factory):
     def options(name, steps, rest=0):
         if name not in plans:
             plans[name] = build(name, data_root, tmp_path_factory.mktemp("cost")).plan
-        rest = min(rest, plans[name].step(steps).queries - 1)
-        return "ORACLE.MAX_QUERIES", plans[name].until(steps).queries + rest
+        rest = min(rest, plans[name].step(steps)[0] - 1)
+        return "ORACLE.MAX_QUERIES", plans[name].until(steps)[0] + rest
 
     return options
 

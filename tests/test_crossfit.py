@@ -11,7 +11,7 @@ from dassl_blackbox.trainers.blackbox.heads.crossfit import (
     HeadLearner,
     stacking_weight,
 )
-from dassl_blackbox.trainers.blackbox.heads.folds import folds_of
+from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import bill, build, seeded, trained
 
@@ -165,9 +165,9 @@ def test_the_head_costs_no_query_and_learns_the_raw_answers_about_the_winner(dat
     for _ in range(6):
         both.forward_backward(batch)
         winners.append(both.optim.best)
-        logits, labels, folds = both.head_optim.memory
+        logits, labels, folds = both.teacher.memory
         assert torch.equal(logits[-8:], raw[-2].logits[both.optim.best]) and torch.equal(
-            folds[-8:], both.head_optim.folds[batch["index"]]
+            folds[-8:], both.teacher.folds[batch["index"]]
         )
     assert any(winners) and len(labels) == 20
     alone.train()
@@ -187,7 +187,7 @@ def test_the_optimiser_is_told_logits_refined_by_what_did_not_see_the_image(data
     trainer.ask = lambda *args: raw.append(ask(*args)) or raw[-1]
     trainer.optim.tell = lambda logits, labels: told.append(logits) or tell(logits, labels)
     trainer.head.trust.fill_(0.5)
-    parts, folds = deepcopy(trainer.head.mlps), trainer.head_optim.folds[batch["index"]]
+    parts, folds = deepcopy(trainer.head.mlps), trainer.teacher.folds[batch["index"]]
     trainer.forward_backward(batch)
     assert len(raw) == 2 and len(folds.unique()) > 1
     for answer, refined in zip(raw, told):

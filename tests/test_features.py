@@ -6,31 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.collector import Collector, Gathered
-from dassl_blackbox.trainers.blackbox.features import descend, rows_by_view
-from dassl_blackbox.trainers.blackbox.heads.alignment import (
-    between,
-    disturbed,
-    inertia,
-    procrustes,
-    reranking,
-)
-from dassl_blackbox.trainers.blackbox.heads.featured import (
-    AddedLinear,
-    Cache,
-    FeatureHead,
-    FeatureMap,
-    Prototypes,
-)
+from dassl_blackbox.trainers.blackbox.answers import Answers, Gathered
+from dassl_blackbox.trainers.blackbox.heads.featured import FeatureHead, FeatureMap
 from dassl_blackbox.trainers.blackbox.heads.selection import blended, choose, held_out, spread
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.recipe import Answer, Batch
+from dassl_blackbox.trainers.blackbox.probe import descend
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
-from dassl_blackbox.trainers.clap import batches, multipliers, penalty
-from dassl_blackbox.trainers.gda import discriminant
+from dassl_blackbox.trainers.clap import Prototypes, batches, multipliers, penalty
+from dassl_blackbox.trainers.gda import AddedLinear, discriminant
+from dassl_blackbox.trainers.lfa import between, disturbed, inertia, procrustes, reranking
 from dassl_blackbox.trainers.rla import loss_of
-from dassl_blackbox.trainers.tipadapter import TUNING_ALPHA, cache_of
+from dassl_blackbox.trainers.tipadapter import TUNING_ALPHA, Cache, cache_of
 from support import assert_same, bill, seeded, test_logits
 from support import build as build_small
 
@@ -354,13 +341,9 @@ def test_blending_trusts_what_tells_the_classes_apart_and_its_scale_does_not_mat
 
 def test_answers_are_in_the_order_of_the_images_view_by_view():
     """However they were asked for."""
-    seen = []
-    collector = Collector(lambda gathered: seen.append(gathered) or "", None)
-    batch = Batch(None, torch.tensor([5, 6, 7, 5, 6]), torch.tensor([2, 0, 1, 2, 0]), None)
-    rows = torch.arange(5.0)[:, None]
-    collector.see(Answer(torch.zeros(1, 5, 3), rows, T[None]), 0, batch)
-    collector.finish()
-    (gathered,) = seen
+    answers, labels = Answers(torch.device("cpu")), torch.tensor([5, 6, 7, 5, 6])
+    answers.batches = [(torch.arange(5.0)[:, None], labels, torch.tensor([2, 0, 1, 2, 0]))]
+    gathered = answers.gathered()
     assert gathered.index.tolist() == [0, 1, 2, 0, 2] and gathered.views.tolist() == [0, 0, 0, 1, 1]
     assert gathered.rows[:, 0].tolist() == [1, 2, 0, 4, 3]
     assert gathered.labels.tolist() == [6, 7, 5, 6, 5]
@@ -379,7 +362,7 @@ def test_the_first_of_the_best_values_is_chosen():
 
 
 def test_views_that_the_budget_cut_short_are_left_out():
-    views = rows_by_view(GATHERED)
+    views = GATHERED.by_view()
     assert [view.tolist() for view in views] == [list(range(10 * v, 10 * v + 10)) for v in range(3)]
 
 
@@ -400,7 +383,7 @@ def test_a_run_costs_a_query_a_batch_and_view_and_one_for_the_texts(name, data_r
 @featured
 def test_features_alone_are_enough_and_needed(name, data_root, tmp_path):
     trainer = build(name, data_root, tmp_path / "a", "ORACLE.GRANTS", "('features',)")
-    assert trainer.recipe.needs == ("features",)
+    assert trainer.needs == ("features",)
     with pytest.raises(AccessDenied, match=f"{name} asked for 'features'"):
         build(name, data_root, tmp_path / "b", "ORACLE.GRANTS", "('contexts', 'logits')")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torchvision.transforms as T
 from dassl_blackbox.trainers.blackbox.data.cutout import Cutout
-from dassl_blackbox.trainers.blackbox.heads import FeatureAdapter, PredictionRefinement
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.prompts import (
@@ -19,9 +18,9 @@ from dassl_blackbox.trainers.blackbox.prompts import (
     TokenSpace,
     TwoProjections,
 )
-from dassl_blackbox.trainers.blackbox.recipe import Progress
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.craft import divergence
+from dassl_blackbox.trainers.cbbt import FeatureAdapter
+from dassl_blackbox.trainers.craft import PredictionRefinement, divergence
 from PIL import Image
 from support import bill, build, quadratic
 
@@ -204,7 +203,7 @@ def test_craft_losses_by_hand(data_root, tmp_path):
     # first part of the budget alone
     ce, kl = 0.5 * math.log(4) + 0.5 * math.log(4 / 3), 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     for steps_done, expected in ((0, ce + 0.1 * kl), (49, ce + 0.1 * kl), (50, ce)):
-        teacher.begin(Progress(0, steps_done, 200))
+        teacher.begin(0, steps_done, 200)
         assert teacher.loss(raw[0], labels).item() == pytest.approx(expected)
 
 
@@ -363,9 +362,9 @@ def test_every_space_with_every_method(name, space, kind, data_root, tmp_path):
         "a photo of a",
     )
     assert type(trainer.space) is kind
-    trainer.forward_backward(
-        trainer.upload_set() if trainer.recipe.whole_set else next(iter(trainer.train_loader_x))
-    )
+    trainer.prepare()
+    whole_set = trainer.recipe.whole_set
+    trainer.forward_backward(next(iter(trainer.batches if whole_set else trainer.train_loader_x)))
 
 
 # What bad input gets

@@ -13,46 +13,31 @@ import torch
 from support import REPO, SMALL
 
 HEAD_ALONE = '''
-"""A linear head on the logits of one prompt."""
+"""A linear head on the logits of the class texts."""
 
 import torch
 import torch.nn.functional as F
 
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.keys import Key, number
-from .blackbox.optimizers import Fixed
-from .blackbox.prompts import ClassTexts
-from .blackbox.recipe import Recipe, Teacher
+from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.registry import register_trainer
-from .blackbox.templates import template_for
-
-
-class Logistic(Teacher):
-    def __init__(self, head, lr):
-        self.head, self.adam = head, torch.optim.Adam(head.parameters(), lr=lr)
-
-    def see(self, answer, number, batch):
-        self.adam.zero_grad()
-        F.cross_entropy(self.head(answer.logits[number]), batch.labels).backward()
-        self.adam.step()
-
-    def state_dict(self):
-        return self.adam.state_dict()
-
-    def load_state_dict(self, state):
-        self.adam.load_state_dict(state)
 
 
 @register_trainer
-class HeadAlone(BlackBoxTrainer):
-    keys = {"LR": Key(0.01, number(above=0), "learning rate of the head")}
+class HeadAlone(ProbeTrainer):
+    keys = {**probe_keys(), "LR": Key(0.01, number(above=0), "learning rate of the head")}
+    reads_features = False
 
-    def build_recipe(self, generator):
+    def build_head(self, generator):
         head = torch.nn.Linear(self.num_classes, self.num_classes)
         torch.nn.init.eye_(head.weight)
-        head.class_bound, teacher = True, Logistic(head, self.cfg.TRAINER.HEADALONE.LR)
-        template = template_for(self.cfg)
-        return Recipe(ClassTexts(), Fixed(), head, teacher, whole_set=True, template=template)
+        head.class_bound = True
+        return head
+
+    def fit(self, gathered):
+        adam = torch.optim.Adam(self.head.parameters(), lr=self.settings.LR)
+        descend(adam, 50, lambda step: F.cross_entropy(self.head(gathered.rows), gathered.labels))
+        return "50 steps"
 '''
 
 FRAME = '''
@@ -60,13 +45,12 @@ FRAME = '''
 
 import torch
 
-from .blackbox.engine import BlackBoxTrainer
 from .blackbox.optimizers import SPSA
 from .blackbox.oracle import Prompt
 from .blackbox.prompts import Space
-from .blackbox.recipe import Recipe
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
+from .blackbox.search import Recipe, SearchTrainer
 
 
 class FrameSpace(Space):
@@ -84,7 +68,7 @@ class FrameSpace(Space):
 
 
 @register_trainer
-class Frame(BlackBoxTrainer):
+class Frame(SearchTrainer):
     def build_recipe(self, generator):
         space = FrameSpace(self.description.image_size)
         return Recipe(space, SPSA(space.origin, average=2, seed=child_seed(generator)))

@@ -15,11 +15,11 @@ import httpx
 import pytest
 import torch
 import yaml
-from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.http import Http, Refused, RemoteBudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle.remote import RemoteOracle
 from dassl_blackbox.trainers.blackbox.oracle.wire import as_8bit, normalised
+from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 from proxy import disturbed
 from served import KEY, serving
 from support import (
@@ -305,13 +305,13 @@ def test_what_a_server_refuses_is_not_on_the_bill(tmp_path, data_root, monkeypat
     with serving(tmp_path / "state", "--keys", path) as server:
         other = oracle(server)
         other.set_classes(["one", "two"])
-        images, epoch = other.upload(torch.randn(3, 3, 32, 32)), BlackBoxTrainer.before_epoch
+        images, epoch = other.upload(torch.randn(3, 3, 32, 32)), SearchTrainer.before_epoch
 
         def spend(trainer):
             other.query(images, Prompt(torch.zeros(10, 1, 128)))
             epoch(trainer)
 
-        monkeypatch.setattr(BlackBoxTrainer, "before_epoch", spend)
+        monkeypatch.setattr(SearchTrainer, "before_epoch", spend)
         given = "ORACLE.MAX_QUERIES", 30, *remote(server.url, 5)
         assert run("ZIP", data_root, tmp_path / "run", *given) == 0
         spent = usage(server.url, "key-of-poor")["queries"] - 10

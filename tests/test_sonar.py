@@ -6,20 +6,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox import billed, engine
-from dassl_blackbox.trainers.blackbox.collector import Collector, Gathered
+from dassl_blackbox.trainers.blackbox import probe
+from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
-from dassl_blackbox.trainers.blackbox.heads import ScoreHead
 from dassl_blackbox.trainers.blackbox.heads import scores as scores_of
 from dassl_blackbox.trainers.blackbox.heads.pool import pooled
-from dassl_blackbox.trainers.blackbox.heads.scores import Views, centred, fit, resolution, whitening
+from dassl_blackbox.trainers.blackbox.heads.scores import (
+    ScoreHead,
+    Views,
+    centred,
+    fit,
+    resolution,
+    whitening,
+)
 from dassl_blackbox.trainers.blackbox.heads.selection import agreement, sharpness
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Meter, Prompt, Texts, TopK
-from dassl_blackbox.trainers.blackbox.plan import Cost, Plan
+from dassl_blackbox.trainers.blackbox.plan import Plan, total
 from dassl_blackbox.trainers.blackbox.probes import generic_names, probe_texts
-from dassl_blackbox.trainers.blackbox.prompts import MoreTexts
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
@@ -259,17 +264,14 @@ def test_fewer_texts_lead_to_the_same_answers():
 
 def test_a_checkpoint_holds_a_head_and_its_texts_whatever_their_numbers(tmp_path):
     answers = gathered()
-    head, texts = fitted(answers, keep=5), Texts.of([f"text {n}" for n in range(12)], "my {}.")
-    parts = torch.nn.ModuleList([head, MoreTexts(texts, head.kept)])
-    torch.save(parts.state_dict(), tmp_path / "parts")
-    fresh = torch.nn.ModuleList([ScoreHead(NAMES, 3, 2), MoreTexts(Texts.of("xyz"), [0, 2])])
-    fresh.load_state_dict(torch.load(tmp_path / "parts", weights_only=True))
-    assert_same(dict(fresh.state_dict()), dict(parts.state_dict()))
+    head, fresh = fitted(answers, keep=5), ScoreHead(NAMES, 3, 2)
+    head.texts, head.template = [f"text {n}" for n in range(12)], "my {}."
+    torch.save(head.state_dict(), tmp_path / "head")
+    fresh.load_state_dict(torch.load(tmp_path / "head", weights_only=True))
+    assert_same(dict(fresh.state_dict()), dict(head.state_dict()))
     scores = kept(head, answers.rows)
-    assert torch.equal(fresh[0](scores), head(scores))
-    asked = fresh.eval()[1](torch.zeros(1, 0)).texts
-    assert asked == Texts.of([f"text {n}" for n in head.kept], "my {}.")
-    assert fresh.train()[1](torch.zeros(1, 0)).texts == texts
+    assert torch.equal(fresh(scores), head(scores))
+    assert (fresh.texts, fresh.template) == (head.texts, "my {}.")
 
 
 def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean(monkeypatch):
@@ -382,7 +384,7 @@ def test_views_of_its_own_are_none_of_the_input_s(data_root, tmp_path):
     for views in (0, 1):
         options = "INPUT.VIEWS", views, *ONE_VIEW, "TRAINER.SONAR.TEXTS", 0
         trainer = trained("SONAR", data_root, tmp_path / str(views), *options)
-        rows.append(trainer.head_optim.kept)
+        rows.append(trainer.answers.batches)
     assert_same(*rows)
 
 
@@ -410,22 +412,20 @@ def test_further_texts_are_scored_after_the_classes_and_charged(digits):
 # ------------------------------------------------------------------ plan
 
 
-@given(
-    st.lists(st.integers(1, 300), min_size=1, max_size=4),
-    st.integers(1, 4),
-    st.integers(1, 6),
-    st.integers(1, 3),
-    st.booleans(),
-    st.integers(0, 400),
-)
+PRICES = st.tuples(st.integers(0, 20), st.integers(0, 300))
+
+
+@given(st.lists(PRICES, min_size=1, max_size=4), st.integers(1, 4), PRICES, st.integers(0, 100))
 @settings(max_examples=100, deadline=None)
-def test_a_plan_counts_what_its_steps_cost(sizes, epochs, candidates, each, features, limit):
-    plan = Plan(sizes, epochs, candidates, each, features=features, text_once=True)
-    steps = plan.steps({"queries": limit, "image_queries": 0})
-    costs = [plan.step(k) for k in range(epochs * len(sizes))]
-    assert plan.until(steps) == sum(costs[:steps], Cost())
-    assert not limit or plan.until(steps).queries <= limit
-    assert steps == len(costs) or sum(costs[: steps + 1], Cost()).queries > limit > 0
+def test_a_plan_counts_what_its_steps_cost(prices, epochs, first, limit):
+    plan = Plan(prices, epochs, first)
+    steps = plan.steps({"queries": limit, "image_queries": 20 * limit})
+    costs = [plan.step(k) for k in range(epochs * len(prices))]
+    assert total(costs) == total([*epochs * prices, first]) == plan.until(len(costs))
+    assert plan.until(steps) == total(costs[:steps])
+    assert not (limit and steps) or plan.until(steps) <= (limit, 20 * limit)
+    more = total(costs[: steps + 1])
+    assert steps == len(costs) or more[0] > limit > 0 or more[1] > 20 * limit > 0
 
 
 @given(st.integers(1, 50), st.integers(0, 2000), st.integers(0, 400), st.integers(1, 400))
@@ -459,9 +459,10 @@ def test_a_run_is_billed_for_what_its_plan_says(data_root, tmp_path):
     trainer.train()
     assert bill(tmp_path)["training"] == {"queries": 15, "image_queries": 90}
     assert bill(tmp_path)["evaluation"] == {"queries": tested, "image_queries": images}
-    assert isinstance(trainer.head_optim, Collector) and len(trainer.head.kept) == 10
+    assert len(trainer.head.kept) == 10
+    assert len(trainer.prompt().texts) == 40 and len(trainer.prompt(tested=True).texts) == 10
     # what is left of the texts answers as all of them do
-    rows = torch.cat([rows for rows, _, _ in trainer.head_optim.kept])
+    rows = torch.cat([rows for rows, _, _ in trainer.answers.batches])
     short = trainer.head(kept(trainer.head, rows))
     trainer.head.move(trainer.head.names[::-1], torch.zeros(10))
     full = trainer.head(torch.cat([rows[:, :10].flip(1), rows[:, 10:]], 1)).flip(1)
@@ -485,10 +486,10 @@ def test_a_budget_that_ends_first_still_leads_to_a_head(data_root, tmp_path, cap
         assert accuracy(capsys.readouterr().out) == printed(folder)
     trainer = build("SONAR", data_root, tmp_path / "f")
     trainer.load_model(str(tmp_path / "4"))
-    tested = trainer.plan.tested([trainer.test_batches("test")])
+    tested, _ = trainer.evaluation(["test"])
     before = trainer.oracle.counts["evaluation"]["queries"]
     trainer.test()
-    assert trainer.oracle.counts["evaluation"]["queries"] - before == tested.queries
+    assert trainer.oracle.counts["evaluation"]["queries"] - before == tested
 
 
 def test_base_to_new(data_root, tmp_path, capsys):
@@ -539,8 +540,7 @@ def test_classes_take_turns(data_root, tmp_path):
 
 
 def test_classes_that_the_budget_does_not_reach_are_told(data_root, tmp_path, capsys, monkeypatch):
-    for module in (billed, engine):
-        monkeypatch.setattr(module, "QUERY_IMAGES", 8)
+    monkeypatch.setattr(probe, "QUERY_IMAGES", 8)
     trainer = build("GDA", data_root, tmp_path, "ORACLE.MAX_IMAGE_QUERIES", "8")
     trainer.train()
     assert "pays for 8 images, one of each of so many classes; of the other 2" in (

@@ -7,12 +7,14 @@ import re
 import pytest
 import torch
 from dassl.config import get_cfg_default
-from dassl_blackbox.trainers.blackbox import billed
+from dassl_blackbox.trainers.blackbox import engine
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.losses import mean_cross_entropies
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.probe import ProbeTrainer
 from dassl_blackbox.trainers.blackbox.run import checkpoints
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from support import (
     BLACK_BOX,
@@ -49,7 +51,7 @@ def in_use(trainer):
     """Copies of what the prompt changes, None where it changes nothing; of the head where nothing
     is searched.
     """
-    if not trainer.optim.searches:
+    if isinstance(trainer, ProbeTrainer):
         parts = trainer.head.state_dict().values()  # or tensors and plain values in a dictionary
         parts = [p for part in parts for p in (part.values() if isinstance(part, dict) else [part])]
         return [part.clone() for part in parts if isinstance(part, torch.Tensor)]
@@ -59,12 +61,6 @@ def in_use(trainer):
     return [part if part is None else part.clone() for part in found]
 
 
-def evaluated(trainer, batches):
-    """Queries of an evaluation on so many batches; texts' features are asked for once."""
-    texts = trainer.recipe.head_reads == "features"
-    return batches * trainer.plan.tests_each + texts
-
-
 @pytest.fixture(scope="module", params=TRAINED)
 def run(request, data_root, budget, tmp_path_factory):
     """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, what was
@@ -72,14 +68,16 @@ def run(request, data_root, budget, tmp_path_factory):
     """
     name, out, asked = request.param, tmp_path_factory.mktemp(request.param), []
     trainer, spy = spied(build(name, data_root, out, *budget(name, 5, rest=1)))
-    before, ask = in_use(trainer), trainer.optim.ask
+    before = in_use(trainer)
+    if isinstance(trainer, SearchTrainer):
+        ask = trainer.optim.ask
 
-    def counted():
-        candidates = ask()
-        asked.append(len(candidates))
-        return candidates
+        def counted():
+            candidates = ask()
+            asked.append(len(candidates))
+            return candidates
 
-    trainer.optim.ask = counted
+        trainer.optim.ask = counted
     trainer.train()
     return name, trainer, spy, out, before, asked
 
@@ -91,7 +89,9 @@ def test_asked_is_metered_is_answered(run):
     _, trainer, spy, out, _, asked = run
     counts = bill(out)
     queries, images = trainer.plan.until(5)
-    assert len(asked) == 5 * trainer.optim.rounds and sum(asked) == 5 * trainer.optim.population
+    if asked:
+        optimizer = trainer.optim
+        assert len(asked) == 5 * optimizer.rounds and sum(asked) == 5 * optimizer.population
     assert counts["training"] == {"queries": queries, "image_queries": images}
     assert spy.queries == counts["training"]["queries"] + counts["evaluation"]["queries"]
     assert (
@@ -103,11 +103,9 @@ def test_asked_is_metered_is_answered(run):
 
 def test_evaluation_runs_after_a_spent_budget(run):
     _, trainer, _, out, _, _ = run
-    tests = len(trainer.dm.dataset.test)
-    assert tests > 50 and bill(out)["evaluation"] == {
-        "queries": evaluated(trainer, len(trainer.test_loader)),
-        "image_queries": tests * trainer.plan.images_each,
-    }
+    queries, images = trainer.evaluation(["test"])
+    assert images == len(trainer.dm.dataset.test) > 50
+    assert bill(out)["evaluation"] == {"queries": queries, "image_queries": images}
 
 
 def test_the_run_costs_what_no_train_announces(run, data_root, budget, tmp_path):
@@ -186,9 +184,9 @@ def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(
         torch.rand(3)
         return build_oracle(*args, **kwargs)
 
-    build_oracle, batches = billed.build_oracle, []
+    build_oracle, batches = engine.build_oracle, []
     for patch in (build_oracle, drawing):
-        monkeypatch.setattr(billed, "build_oracle", patch)
+        monkeypatch.setattr(engine, "build_oracle", patch)
         batches.append(next(iter(build("ZIP", data_root, tmp_path).train_loader_x)))
     assert batches[0]["impath"] == batches[1]["impath"] and torch.equal(
         batches[0]["img"], batches[1]["img"]
@@ -237,13 +235,13 @@ def test_epochs_that_end_before_the_budget_say_what_is_left(
     trainer = build(name, data_root, tmp_path, *options, "OPTIM.MAX_EPOCH", 2)
     trainer.train()
     spent = bill(tmp_path)["training"]["queries"]
-    assert 0 < spent == trainer.plan.until(trainer.steps_total()).queries < options[1]
+    assert 0 < spent == trainer.plan.until(trainer.steps_total())[0] < options[1]
     line = (
         f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries "
         "left"
     )
     # views of the training set are read once: there is nothing to raise
-    assert (line in capsys.readouterr().out) == (trainer.recipe.views is None)
+    assert (line in capsys.readouterr().out) == isinstance(trainer, SearchTrainer)
     state = last_checkpoint(tmp_path)
     assert (state["epoch"], state["blackbox"]["batches_done"]) == (2, 0)
 
@@ -318,8 +316,8 @@ def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_p
     assert (
         checkpoints.newest(tmp_path / trainer.model_name).name != "model-best.pth.tar"
     )  # the pointer is not redirected
-    batches = len(on_val) * len(trainer.val_loader) + len(trainer.test_loader)
-    assert bill(tmp_path)["evaluation"]["queries"] == evaluated(trainer, batches)
+    passes = [*["val"] * len(on_val), "test"]
+    assert bill(tmp_path)["evaluation"]["queries"] == trainer.evaluation(passes)[0]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +368,7 @@ def test_zero_shot_spends_no_training_query(data_root, tmp_path):
 
 @trained
 def test_what_a_method_needs_must_be_granted(name, data_root, tmp_path):
-    needs = build(name, data_root, tmp_path / "out").recipe.needs
+    needs = build(name, data_root, tmp_path / "out").needs
     for missing in needs:
         with pytest.raises(
             AccessDenied, match=f"^{name} asked for '{missing}', which this oracle does not grant"
@@ -469,7 +467,7 @@ def test_a_run_on_cuda(name, data_root, budget, tmp_path):
     trainer.train()
     assert trainer.learner.theta.is_cuda
     assert any(not torch.equal(a, b) for a, b in zip(before, in_use(trainer)) if a is not None)
-    assert bill(tmp_path)["training"]["queries"] == trainer.plan.until(3).queries
+    assert bill(tmp_path)["training"]["queries"] == trainer.plan.until(3)[0]
     cpu = build(name, data_root, tmp_path / "cpu")
     cpu.load_model(str(tmp_path))
     assert difference(test_logits(cpu), test_logits(trainer).cpu()) < 1e-3

@@ -15,7 +15,7 @@ from dassl_blackbox.serve.__main__ import listen
 from dassl_blackbox.serve.access import Account, digest_of
 from dassl_blackbox.serve.application import build_app
 from dassl_blackbox.serve.building import Options, build_service
-from dassl_blackbox.trainers.blackbox.collector import Collector
+from dassl_blackbox.trainers.blackbox.answers import Answers
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Meter, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.http import Http, Refused
 from dassl_blackbox.trainers.blackbox.oracle.remote import RemoteOracle
@@ -331,17 +331,13 @@ def test_an_answer_about_one_prompt_above_the_bound_is_a_sentence(ours, key, bou
 # Heads that are fitted to answers
 
 
-def test_a_collector_loads_onto_the_device_of_the_answers():
+def test_answers_are_loaded_onto_the_device_of_the_run(data_root, tmp_path):
     kept = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.arange(4)
-    collector = Collector(lambda gathered: "", 3)
-    collector.device = torch.device("meta")  # the only other one that is everywhere
-    collector.load_state_dict({"kept": [list(kept)], "text": torch.zeros(1, 3, 5)})
-    assert {part.device.type for part in (*collector.kept[0], collector.text)} == {"meta"}
-
-
-def test_the_device_of_a_run_is_its_teachers(data_root, tmp_path, monkeypatch):
+    answers = Answers(torch.device("meta"))  # the only other one that is everywhere
+    answers.load_state_dict({"batches": [list(kept)], "text": torch.zeros(3, 5)})
+    assert {part.device.type for part in (*answers.batches[0], answers.text)} == {"meta"}
     trainer = build("SONAR", data_root, tmp_path)
-    assert trainer.head_optim.device is trainer.device
+    assert trainer.answers.device is trainer.device
 
 
 @pytest.mark.cuda

@@ -16,10 +16,10 @@ import pytest
 import torch
 import train
 import yaml
-from dassl_blackbox.trainers.blackbox.collector import Collector
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.run import lock, signals
 from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
+from dassl_blackbox.trainers.sonar import SONAR
 from support import REPO, arguments, last_checkpoint, run, sentence
 
 import interpret_prompt
@@ -308,7 +308,7 @@ def test_the_fit_has_one_thread_and_the_model_all(own, small, data_root, tmp_pat
         return ""
 
     monkeypatch.setattr(LocalOracle, "query", query)
-    monkeypatch.setattr(Collector, "finish", solve)
+    monkeypatch.setattr(SONAR, "fit", solve)
     monkeypatch.delenv("OMP_NUM_THREADS")
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
