@@ -18,14 +18,18 @@ HEAD_ALONE = '''
 import torch
 import torch.nn.functional as F
 
-from .blackbox.keys import Key, number
+from .blackbox.keys import Key, number, whole
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.registry import register_trainer
 
 
 @register_trainer
 class HeadAlone(ProbeTrainer):
-    keys = {**probe_keys(), "LR": Key(0.01, number(above=0), "learning rate of the head")}
+    keys = {
+        **probe_keys(),
+        "VIEWS": Key(9, whole(0), "augmented views"),
+        "LR": Key(0.01, number(above=0), "learning rate of the head"),
+    }
     reads_features = False
 
     def build_head(self, generator):
