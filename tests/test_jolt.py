@@ -140,7 +140,7 @@ def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
     )
     batch = next(iter(trainer.train_loader_x))
     trainer.forward_backward(batch)
-    images, labels = trainer.batch_of(batch).images, batch["label"]
+    images, labels = trainer.oracle.upload(batch["img"]), batch["label"]
     optimizer = trainer.optim
     optimizer.tell(trainer.ask(images, trainer.space(optimizer.ask())).logits, labels)
     optimizer.ask()

@@ -75,11 +75,12 @@ def test_slopes_of_all_but_one_class_are_as_good(data_root, tmp_path):
         trainer = build(
             "JOLT", data_root, tmp_path, "ORACLE.TOP_K", k, "TRAINER.JOLT.HEAD", "False"
         )
-        batch = trainer.batch_of(next(iter(trainer.train_loader_x)))
+        batch = next(iter(trainer.train_loader_x))
+        images = trainer.oracle.upload(batch["img"])
         for _ in range(2):
-            asked = trainer.ask(batch.images, trainer.space(trainer.optim.ask())).logits
+            asked = trainer.ask(images, trainer.space(trainer.optim.ask())).logits
             if trainer.optim.first_round:
-                trainer.optim.tell(asked, batch.labels)
+                trainer.optim.tell(asked, batch["label"])
         found = trainer.optim.slopes(asked)[1]
         slopes.append(found - found.mean(-1, keepdim=True))
     assert (slopes[1] - slopes[0]).norm() < 0.05 * slopes[0].norm()
