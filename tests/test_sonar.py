@@ -379,6 +379,20 @@ def test_a_bank_with_fewer_texts_is_told_and_its_content_counts(data_root, tmp_p
             assert "has 2 further texts of the 40" in out and "reads no INPUT.VIEWS" in out
 
 
+def test_evaluation_needs_no_bank(data_root, tmp_path, capsys):
+    """A checkpoint has its texts."""
+    bank, folder = tmp_path / "bank.txt", tmp_path / "run"
+    bank.write_text("lamp\nchair\ndoor\n")
+    named = "TRAINER.SONAR.BANK", bank, "TRAINER.SONAR.TEXTS", 3, *ONE_VIEW
+    assert run("SONAR", data_root, folder, *named) == 0
+    bank.unlink()
+    flags = "--eval-only", "--model-dir", folder
+    assert run("SONAR", data_root, tmp_path / "e", *named, flags=flags) == 0
+    assert printed(tmp_path / "e") == printed(folder)
+    for flags in ((), ("--no-train",)):
+        assert "bank.txt" in sentence(capsys, "SONAR", data_root, tmp_path, *named, flags=flags)
+
+
 def test_views_of_its_own_are_none_of_the_input_s(data_root, tmp_path):
     rows = []
     for views in (0, 1):
