@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from math import log
 
 import torch
-import torch.nn.functional as F
 
 from .blackbox.answers import Gathered
-from .blackbox.heads.featured import FeatureHead
+from .blackbox.heads.featured import FeatureHead, discriminant
 from .blackbox.heads.selection import blended
 from .blackbox.probe import ProbeTrainer, probe_keys
 from .blackbox.registry import register_trainer
@@ -29,24 +27,6 @@ class AddedLinear(FeatureHead):
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return super().forward(image, text) + image @ self.weight.mT + self.bias
-
-
-def discriminant(
-    rows: torch.Tensor, labels: torch.Tensor, classes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`W = mu P` `[C, E]` and `b = -mu P mu^T / 2 - log C` `[C]` of rows `[M, E]`, in float64.
-
-    `P = E pinv((M - 1) S + tr(S) I)` is a ridge inverse of the covariance S of the rows about the
-    mean mu of their class. A class without rows has the mean of all.
-    """
-    x, member = rows.double(), F.one_hot(labels, classes).double()
-    count = member.sum(0)[:, None]
-    means = torch.where(count > 0, member.mT @ x / count.clamp_min(1), x.mean(0))
-    residuals = x - means[labels]
-    scatter = residuals.mT @ residuals  # (M - 1) S
-    ridge = scatter.trace() / max(1, len(x) - 1) * torch.eye(x.shape[1]).to(x)
-    weight = means @ (x.shape[1] * torch.linalg.pinv(scatter + ridge, hermitian=True))
-    return weight, -(weight * means).sum(-1) / 2 - log(classes)
 
 
 def added(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ loaded into a fresh one.
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -47,3 +49,21 @@ class FeatureMap(FeatureHead):
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return super().forward(F.normalize(image @ self.matrix, dim=-1), text)
+
+
+def discriminant(
+    rows: torch.Tensor, labels: torch.Tensor, classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`W = mu P` `[C, E]` and `b = -mu P mu^T / 2 - log C` `[C]` of rows `[M, E]`, in float64.
+
+    `P = E pinv((M - 1) S + tr(S) I)` is a ridge inverse of the covariance S of the rows about the
+    mean mu of their class. A class without rows has the mean of all.
+    """
+    x, member = rows.double(), F.one_hot(labels, classes).double()
+    count = member.sum(0)[:, None]
+    means = torch.where(count > 0, member.mT @ x / count.clamp_min(1), x.mean(0))
+    residuals = x - means[labels]
+    scatter = residuals.mT @ residuals  # (M - 1) S
+    ridge = scatter.trace() / max(1, len(x) - 1) * torch.eye(x.shape[1]).to(x)
+    weight = means @ (x.shape[1] * torch.linalg.pinv(scatter + ridge, hermitian=True))
+    return weight, -(weight * means).sum(-1) / 2 - log(classes)

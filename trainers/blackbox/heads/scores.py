@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..answers import Gathered
-from .selection import agreement, away, judged, sharpness, surprise
+from .featured import discriminant
+from .selection import agreement, away, judged, sharpness, spread, surprise
 
 POWER = 0.7  # of the whitening
 CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision
 SHARES = (1.0, 0.5, 0.25)  # of zero-shot's own temperature that the head leaves to the class texts
+RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # spread of the Gaussian logits, in units of zero-shot's
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
 WIDTHS = 0.5 * 0.30103, 0.3  # of the priors, in powers of ten: half an octave, three tenths
 BIAS = 1.0  # standard deviation of a class's bias, in nats
@@ -22,15 +24,8 @@ WORK = 2**24  # images x components x classes, above which part of the classes c
 PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 NUMBERS = 2**22  # that are looked at for how scores are rounded
-PLAIN = (
-    "names",
-    "texts",
-    "template",
-    "kept",
-    "further",
-    "fresh",
-    "bold",
-)  # what a checkpoint holds beside tensors
+# what a checkpoint holds beside tensors
+PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold"
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -83,6 +78,17 @@ class Views(NamedTuple):
         return Views(self.rows[rows], self.labels[rows], self.images[rows], self.noise)
 
 
+class Linear(NamedTuple):
+    """`x W + b`, perhaps K at a time: W `[K, r, C]`, b `[K, 1, C]`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[K, N, C]` of inputs `[N, r]`, or `[K, N, r]`."""
+        return x @ self.weight + self.bias
+
+
 def whitening(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean `[A]` and `V S^-0.7`, `[A, r]`.
 
@@ -101,12 +107,40 @@ def whitening(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
     within = 1 - min(1.0, len(classes) / len(views.images.unique()))
     covariance = (1 - within) * total / len(rows)
     covariance += within * (total - between) / max(1, len(rows) - len(classes))
+    values, vectors = directions(covariance, views)
+    return mean, vectors * values**-POWER
+
+
+def directions(covariance: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standard deviations `[r]` and directions `[A, r]` that are no noise, the largest first."""
     squares, vectors = torch.linalg.eigh(covariance)
     values = squares.flip(0).clamp_min(0).sqrt()
     # the largest deviation of a random matrix of this shape (uniform rounding error)
-    floor = views.noise / 12**0.5 * (1 + (rows.shape[1] / len(rows)) ** 0.5)
+    floor = views.noise / 12**0.5 * (1 + (views.rows.shape[1] / len(views.rows)) ** 0.5)
     kept = (values > CUT * values[:1]) & (values > 2 * floor)
-    return mean, vectors.flip(1)[:, kept] * values[kept] ** -POWER
+    return values[kept], vectors.flip(1)[:, kept]
+
+
+def coordinates(views: Views) -> Linear:
+    """`V S^-0.5`, as a map from scores: S and V are those of the covariance about the mean of all.
+
+    As far as texts spread where images do, distances are those of the features.
+    """
+    mean = views.rows.mean(0)
+    rows = views.rows - mean
+    values, vectors = directions(rows.mT @ rows / len(rows), views)
+    units = vectors * values**-0.5
+    return Linear(units, -mean @ units)
+
+
+def gaussian(views: Views, classes: int, place: Linear) -> Linear:
+    """Logits of classes that are normal with one covariance: GDA's (arXiv:2402.04087) on the views.
+
+    A map from scores `[..., A]` to `[..., C]`, by way of the `coordinates`.
+    """
+    weight, bias = discriminant(place(views.rows), views.labels, classes)
+    weight, bias = weight - weight.mean(0), bias - bias.mean()
+    return Linear(place.weight @ weight.mT, place.bias @ weight.mT + bias)
 
 
 def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -118,17 +152,6 @@ def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tenso
     x = (s - mean.float()) @ white.float()
     norm = x.square().sum(1).mean().sqrt().clamp_min(1e-12)
     return x / norm, mean, white / norm
-
-
-class Linear(NamedTuple):
-    """`x W + b`, K at a time: W `[K, r, C]`, b `[K, 1, C]`."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[K, N, C]` of inputs `[N, r]`, or `[K, N, r]`."""
-        return x @ self.weight + self.bias
 
 
 def fit(
@@ -147,7 +170,7 @@ def fit(
     searched in units in which the curvature along every component of x is about the same.
 
     Args:
-        offset: logits `[N, C]`.
+        offset: logits `[N, C]`, or `[K, N, C]`.
         x: `[N, r]`, or `[K, N, r]`.
         labels: `[N]`.
         seen: whether a problem sees a row `[K, N]`; by default one problem that sees all.
@@ -155,7 +178,7 @@ def fit(
         steps: at most.
     """
     share = x.new_ones(1, len(x)) if seen is None else seen.to(x)
-    K, classes = len(share), offset.shape[1]
+    K, classes = len(share), offset.shape[-1]
     if start is None:
         start = Linear(x.new_zeros(K, x.shape[-1], classes), x.new_zeros(K, 1, classes))
     unit = (share.sum() / K * x.square().mean(-2) / classes + penalty).rsqrt()[..., None]
@@ -186,6 +209,22 @@ def fit(
     return Linear((parts[0] * unit).detach(), parts[1].detach())
 
 
+class Choice(NamedTuple):
+    """How far the images are believed.
+
+    Attributes:
+        share: of zero-shot that stays.
+        penalty: of the fit.
+        factor: by which the logits of held-out images are best multiplied.
+        added: what the `gaussian` logits are multiplied by, before they are added to zero-shot.
+    """
+
+    share: float
+    penalty: float
+    factor: float = 1.0
+    added: float = 0.0
+
+
 def chosen_for(
     z: torch.Tensor,
     s: torch.Tensor,
@@ -194,12 +233,13 @@ def chosen_for(
     usual: torch.Tensor,
     folds: torch.Tensor,
     bold: float,
-) -> tuple[float, float, float]:
-    """The share of zero-shot and the penalty at which held-out images surprise least.
+    place: Linear,
+) -> Choice:
+    """The choice at which held-out images surprise least, beside a prior.
 
-    Beside that a prior, which alone decides where every image is the only one of its class: from
-    all of zero-shot and a penalty of 0.3 where `bold` is 0 to half of it and 0.1 where it is 1. The
-    third number is the factor by which the logits of held-out images are best multiplied.
+    That alone decides where every image is the only one of its class: from all of zero-shot and a
+    penalty of 0.3 where `bold` is 0 to half of it and 0.1 where it is 1. The Gaussian logits are
+    first weighed alone (their prior is that of `selection.blended`), then with the fit.
 
     Args:
         z: zero-shot at its own temperature `[N, C]`.
@@ -207,37 +247,56 @@ def chosen_for(
         views: of all images.
         labels, folds: `[N]`.
         usual: what the shares of the classes among the images add `[C]`.
+        place: `coordinates` of the views, in which no label has a part.
     """
     centre = 2.0**-bold, 0.3 * 3.0**-bold
     part = (len(s) * min(len(s), s.shape[1]) * z.shape[1] / WORK) ** 0.5
     some = torch.arange(0, z.shape[1], max(1.0, part), device=z.device).long().unique()
     rows = torch.isin(labels, some)  # of classes that are spread over all of them
+    of_some = views.of(rows)
+    own = Views(
+        of_some.rows,
+        torch.searchsorted(some, of_some.labels),
+        (rows.cumsum(0) - 1)[of_some.images],
+        views.noise,
+    )
     z, s, folds, usual = z[rows][:, some], s[rows], folds[rows], usual[some]
     labels = torch.searchsorted(some, labels[rows])
     out = judged(labels)
     if len(folds[out].unique()) < 2:
-        return *centre, 1.0
+        return Choice(*centre)
     held_out = (folds == folds[out].unique()[:, None]) & out
     if part > 1:  # where all are many, a few that are held out whiten them no better
         x = components(s, views)[0]
     else:
-        parts = [components(s, views.of(~rows))[0] for rows in held_out]
+        parts = [components(s, own.of(~rows))[0] for rows in held_out]
         r = max(part.shape[1] for part in parts)
         x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in parts])
-    best, told = None, labels.expand(len(held_out), -1)[held_out]
-    for share in SHARES:
-        offset, found = share * z + usual, None
+    told = labels.expand(len(held_out), -1)[held_out]
+    fits = [gaussian(own.of(~rows), len(some), place) for rows in held_out]
+    normal = torch.stack([logits(s.double()) for logits in fits]).to(z)
+    unit = spread(z) / max(spread(normal.flatten(0, 1)), 1e-12)
+    usually = min(10.0, max(spread(z), 1e-3) ** -1.5)
+    added = unit * min(
+        RATIOS,
+        key=lambda ratio: (
+            surprise((z + ratio * unit * normal)[held_out], told) + away(ratio, usually, 0.5)
+        ),
+    )
+    best = None
+    for share, weight in (*((share, 0.0) for share in SHARES), (1.0, added)):
+        prior, found = share * z + weight * normal, None
         for penalty in PENALTIES:
-            found = fit(offset, x, labels, penalty, ~held_out, found, PATH_STEPS)
-            answers = (share * z + found(x))[held_out]
+            found = fit(prior + usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
+            answers = (prior + found(x))[held_out]
             cost = surprise(answers, told)
             for value, middle, width in zip((share, penalty), centre, WIDTHS, strict=True):
                 cost += away(value, middle, width)
             if best is None or cost < best[0]:
-                best = cost, share, penalty, answers
+                best = cost, share, penalty, weight, answers
     assert best is not None
-    _, share, penalty, answers = best
-    return share, penalty, sharpness(answers, told, prior=1.0)
+    _, share, penalty, weight, answers = best
+    return Choice(share, penalty, sharpness(answers, told, prior=1.0), weight)
 
 
 def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> list[int]:
@@ -384,9 +443,10 @@ class ScoreHead(nn.Module):
         some, noise = rows[::every], resolution(rows)
         # by all views, so that what differs between views of an image counts for less
         read = self.read(some)[:, -s.shape[1] :].double()
-        views = Views(read, gathered.labels[::every], of_image[::every], noise)
-        x, middle, white = components(s, views)
         present = labels.unique()
+        named = torch.searchsorted(present, gathered.labels[::every])
+        views = Views(read, named, of_image[::every], noise)
+        x, middle, white = components(s, views)
         if not white.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
         told = torch.searchsorted(present, labels)
@@ -397,11 +457,18 @@ class ScoreHead(nn.Module):
         self.bold = bold = agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
         folds = folds.to(images.device)[images]
-        share, penalty, factor = chosen_for(zero_shot, s, views, told, usual, folds, bold)
-        found = fit(share * zero_shot + usual, x, told, penalty)
+        place = coordinates(views)
+        choice = chosen_for(zero_shot, s, views, told, usual, folds, bold, place)
+        share, penalty, factor, added = choice
+        known = Linear(white.new_zeros(s.shape[1], len(present)), white.new_zeros(len(present)))
+        if added:
+            known = Linear(*(added * part for part in gaussian(views, len(present), place)))
+        offset = share * zero_shot + usual + known(s.double()).float()
+        found = fit(offset, x, told, penalty)
         del views
         matrix = white @ found.weight[0].double()
-        bias = found.bias[0, 0].double() - middle @ matrix
+        bias = found.bias[0, 0].double() - middle @ matrix + known.bias
+        matrix += known.weight
         means = z.mean(0)
         self.fresh = factor * temperature * share**0.5
         self.scale[:] = self.fresh
@@ -419,7 +486,7 @@ class ScoreHead(nn.Module):
         how = "chosen on held-out images" if judged(labels).any() else "one image a class"
         return (
             f"head on {rows.shape[1]:,} scores, {white.shape[1]} components; {share:.2g} of "
-            f"zero-shot, penalty {penalty:.2g}, {how}"
+            f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, {how}"
         )
 
     def shorten(self, scores: torch.Tensor, noise: float) -> None:
