@@ -34,7 +34,7 @@ class BlackBoxTrainer(ResumableTrainer):
         oracle: metered.
         template: of a class's text.
         trains: whether there is anything to learn.
-        sized: images of each step of an epoch.
+        step_images: images of each step of an epoch.
     """
 
     unit = "query"
@@ -50,7 +50,7 @@ class BlackBoxTrainer(ResumableTrainer):
         raise NotImplementedError
 
     @property
-    def sized(self) -> Sequence[int]:
+    def step_images(self) -> Sequence[int]:
         raise NotImplementedError
 
     def price(self, images: int) -> Price:
@@ -71,8 +71,8 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def images(self, steps: int) -> int:
         """Training images of the first so many steps, each step's counted once."""
-        whole, rest = divmod(steps, len(self.sized))
-        return whole * sum(self.sized) + sum(self.sized[:rest])
+        whole, rest = divmod(steps, len(self.step_images))
+        return whole * sum(self.step_images) + sum(self.step_images[:rest])
 
     # ------------------------------------------------------------------ building
 
@@ -109,8 +109,8 @@ class BlackBoxTrainer(ResumableTrainer):
 
     @cached_property
     def plan(self) -> Plan:
-        prices = {size: self.price(size) for size in set(self.sized)}
-        return Plan([prices[size] for size in self.sized], self.max_epoch, self.first_price())
+        prices = {size: self.price(size) for size in set(self.step_images)}
+        return Plan([prices[size] for size in self.step_images], self.max_epoch, self.first_price())
 
     def steps_total(self) -> int:
         """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
@@ -142,7 +142,7 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def passes(self, done: int = 0) -> list[str]:
         """The splits that are still evaluated on after so many steps, each as often as it is."""
-        cfg, steps, epoch = self.cfg, self.steps_total(), len(self.sized)
+        cfg, steps, epoch = self.cfg, self.steps_total(), len(self.step_images)
         best = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST and self.trains
         every = cfg.ORACLE.VAL_EVERY
 

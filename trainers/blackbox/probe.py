@@ -105,7 +105,7 @@ class ProbeTrainer(BlackBoxTrainer):
     # ------------------------------------------------------------------ costs
 
     @cached_property
-    def sized(self) -> Sequence[int]:
+    def step_images(self) -> Sequence[int]:
         return batches_of(len(self.dm.dataset.train_x), QUERY_IMAGES)
 
     def price(self, images: int, tested: bool = False) -> Price:

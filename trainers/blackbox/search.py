@@ -196,7 +196,7 @@ class SearchTrainer(BlackBoxTrainer):
         return Plan(prices, self.max_epoch).steps(self.oracle.limits)
 
     @cached_property
-    def sized(self) -> Sequence[int]:
+    def step_images(self) -> Sequence[int]:
         return [len(self.dm.dataset.train_x)] if self.recipe.whole_set else self.loaded()
 
     def price(self, images: int) -> Price:

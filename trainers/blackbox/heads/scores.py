@@ -133,14 +133,14 @@ def coordinates(views: Views) -> Linear:
     return Linear(units, -mean @ units)
 
 
-def gaussian(views: Views, classes: int, place: Linear) -> Linear:
+def gaussian(views: Views, classes: int, axes: Linear) -> Linear:
     """Logits of classes that are normal with one covariance: GDA's (arXiv:2402.04087) on the views.
 
     A map from scores `[..., A]` to `[..., C]`, by way of the `coordinates`.
     """
-    weight, bias = discriminant(place(views.rows), views.labels, classes)
+    weight, bias = discriminant(axes(views.rows), views.labels, classes)
     weight, bias = weight - weight.mean(0), bias - bias.mean()
-    return Linear(place.weight @ weight.mT, place.bias @ weight.mT + bias)
+    return Linear(axes.weight @ weight.mT, axes.bias @ weight.mT + bias)
 
 
 def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -233,7 +233,7 @@ def chosen_for(
     usual: torch.Tensor,
     folds: torch.Tensor,
     bold: float,
-    place: Linear,
+    axes: Linear,
 ) -> Choice:
     """The choice at which held-out images surprise least, beside a prior.
 
@@ -247,7 +247,7 @@ def chosen_for(
         views: of all images.
         labels, folds: `[N]`.
         usual: what the shares of the classes among the images add `[C]`.
-        place: `coordinates` of the views, in which no label has a part.
+        axes: `coordinates` of the views, in which no label has a part.
     """
     centre = 2.0**-bold, 0.3 * 3.0**-bold
     part = (len(s) * min(len(s), s.shape[1]) * z.shape[1] / WORK) ** 0.5
@@ -273,7 +273,7 @@ def chosen_for(
         r = max(part.shape[1] for part in parts)
         x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in parts])
     told = labels.expand(len(held_out), -1)[held_out]
-    fits = [gaussian(own.of(~rows), len(some), place) for rows in held_out]
+    fits = [gaussian(own.of(~rows), len(some), axes) for rows in held_out]
     normal = torch.stack([logits(s.double()) for logits in fits]).to(z)
     unit = spread(z) / max(spread(normal.flatten(0, 1)), 1e-12)
     usually = min(10.0, max(spread(z), 1e-3) ** -1.5)
@@ -457,12 +457,12 @@ class ScoreHead(nn.Module):
         self.bold = bold = agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
         folds = folds.to(images.device)[images]
-        place = coordinates(views)
-        choice = chosen_for(zero_shot, s, views, told, usual, folds, bold, place)
+        axes = coordinates(views)
+        choice = chosen_for(zero_shot, s, views, told, usual, folds, bold, axes)
         share, penalty, factor, added = choice
         known = Linear(white.new_zeros(s.shape[1], len(present)), white.new_zeros(len(present)))
         if added:
-            known = Linear(*(added * part for part in gaussian(views, len(present), place)))
+            known = Linear(*(added * part for part in gaussian(views, len(present), axes)))
         offset = share * zero_shot + usual + known(s.double()).float()
         found = fit(offset, x, told, penalty)
         del views
