@@ -52,7 +52,8 @@ class SONAR(ProbeTrainer):
     (arXiv:2301.06267) takes the class text as one more image, CLAP (arXiv:2312.12730), SS-Text
     (arXiv:2506.17500) and GDA (arXiv:2402.04087) fit few-shot heads on features. Here the head
     reads logits alone and begins at zero-shot, under priors that do not depend on the number of
-    images; GDA's discriminant stands beside it where that helps, and how far the images are believed is chosen on images that it did not learn from.
+    images; GDA's discriminant stands beside it where that helps. How far the images are believed is
+    chosen on images that it did not learn from.
     """
 
     keys = {
