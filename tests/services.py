@@ -12,8 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-from dassl_blackbox.trainers.blackbox.oracle.http import Http
-from dassl_blackbox.trainers.blackbox.oracle.services import build_service
+from dassl_blackbox.trainers.blackbox.oracle import build_oracle
 from PIL import Image
 from support import defaults
 from torchvision.transforms import functional as T
@@ -196,8 +195,7 @@ def oracle_at(server, classes=NAMES, **more):
     cfg, about = defaults(), tiny().description
     cfg.merge_from_list([*at(server, **more), "MODEL.BACKBONE.NAME", "tiny"])
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = list(about.mean), list(about.std)
-    line = Http(cfg.ORACLE.URL, cfg.ORACLE.TIMEOUT, cfg.ORACLE.PATIENCE)
-    oracle = build_service(cfg, line, "cpu", "a test")
+    oracle = build_oracle(cfg, "cpu", "a test")
     oracle.set_classes(classes, "a photo of a {}.")
     return oracle
 

@@ -37,7 +37,7 @@ def test_a_service_of_ones_own(service, data_root, tmp_path, monkeypatch, capsys
     [
         ("no_such_module:Mine", "the class Mine of the module no_such_module is not found"),
         ("json:Mine", "the class Mine of the module json is not found"),
-        ("json:JSONDecoder", "which is no subclass of FeatureService or ScoreService"),
+        ("json:JSONDecoder", "which is no subclass of Oracle"),
     ],
 )
 def test_a_class_that_is_no_service_is_a_sentence(service, api, words):

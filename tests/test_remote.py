@@ -267,12 +267,14 @@ def test_keys_have_grants_budgets_rates_and_top_k(tmp_path, data_root, monkeypat
     with serving(tmp_path / "state", "--keys", path) as server:
         far = remote(server.url, 5)
         monkeypatch.setenv("BLACKBOX_KEY", "key-of-words")
-        assert run("ZIP", data_root, tmp_path / "zip", *far) == 1
+        assert run("ZIP", data_root, tmp_path / "zip", *far, "ORACLE.TOP_K", 3) == 1
         said = capsys.readouterr().err
         assert "'contexts', which this oracle does not grant" in said
         assert "the server's --grants or among the grants of your key" in said
-        top = trained("SONAR", data_root, tmp_path / "top", *far)
         near = trained("SONAR", data_root, tmp_path / "near", "ORACLE.TOP_K", 3)
+        assert run("SONAR", data_root, tmp_path / "top", *far) == 1
+        assert "lets out the 3 largest log-probabilities of an image" in capsys.readouterr().err
+        top = trained("SONAR", data_root, tmp_path / "top", *far, "ORACLE.TOP_K", 3)
         assert distance(top.learner.state_dict(), near.learner.state_dict()) < 1e-3
         monkeypatch.setenv("BLACKBOX_KEY", "key-of-poor")
         asked = oracle(server)

@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
-from dassl_blackbox.trainers.blackbox.oracle.services.answers import Answers
-from dassl_blackbox.trainers.blackbox.oracle.services.disk import Disk
+from dassl_blackbox.trainers.blackbox.oracle import answers as module
+from dassl_blackbox.trainers.blackbox.oracle.answers import Answers
 from services import SCALE, TEXTS, local_logits, oracle_at
 from support import difference
 
@@ -48,22 +48,27 @@ def test_a_folder_that_cannot_be_used_is_passed_over(
     assert f"Note: answers are not kept in ORACLE.CACHE, {folder} (" in capsys.readouterr().out
 
 
+def row(number):
+    return torch.full((4,), float(number))
+
+
 def test_home_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    Disk("~/kept").put({"a": b"1234"})
-    assert Disk(str(tmp_path / "kept")).get("a") == b"1234"
+    Answers("~/kept", "a model").put(row(1), "a")
+    assert torch.equal(Answers(str(tmp_path / "kept"), "a model").get("a"), row(1))
 
 
 def test_what_is_damaged_on_disk_is_as_what_is_missing(tmp_path):
-    disk, file = Disk(str(tmp_path)), tmp_path / "answers" / "cache.db"
-    disk.put({name: name.encode() * 8 for name in ("a", "b", "c")})
+    file = tmp_path / "answers" / "cache.db"
+    for i, name in enumerate("abc"):
+        Answers(str(tmp_path), "a model").put(row(i), name)
     with sqlite3.connect(file) as database:
-        database.execute("UPDATE Cache SET value = zeroblob(24) WHERE key = 'a'")
+        database.execute("UPDATE Cache SET value = zeroblob(32) WHERE rowid = 1")
         loaded = sqlite3.Binary(pickle.dumps(Loaded(tmp_path / "loaded")))
-        database.execute("UPDATE Cache SET value = ?, mode = 4 WHERE key = 'b'", (loaded,))
-    fresh = Disk(str(tmp_path))
-    assert [fresh.get(name) for name in "abcd"] == [None, None, b"c" * 8, None]
-    assert not (tmp_path / "loaded").exists()
+        database.execute("UPDATE Cache SET value = ?, mode = 4 WHERE rowid = 2", (loaded,))
+    fresh = Answers(str(tmp_path), "a model")
+    assert [fresh.get(name) is not None for name in "abcd"] == [False, False, True, False]
+    assert torch.equal(fresh.get("c"), row(2)) and not (tmp_path / "loaded").exists()
 
 
 class Loaded:
@@ -86,10 +91,10 @@ def test_another_model_behind_the_name_is_asked_anew(service, digits, tmp_path, 
 
 
 def test_what_is_kept_in_a_process_is_bounded(monkeypatch):
-    from dassl_blackbox.trainers.blackbox.oracle.services import answers as module
-
-    monkeypatch.setattr(module, "LIMIT", 3 * (16 + module.ROW_BYTES))
-    answers = Answers("", ["a model"])
-    answers.keep("text", {str(i): torch.full((4,), float(i)) for i in range(5)})
-    assert sorted(answers.known("text", map(str, range(5)), 4)) == ["2", "3", "4"]
-    assert answers.known("image", "234", 4) == {} == answers.known("text", "234", 5)
+    monkeypatch.setattr(module, "KEPT", 3)
+    answers = Answers("", "a model")
+    for i in range(5):
+        answers.put(row(i), "text", str(i))
+    kept = [i for i in range(5) if answers.get("text", str(i)) is not None]
+    assert kept == [2, 3, 4]
+    assert answers.get("image", "4") is None

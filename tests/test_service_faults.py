@@ -1,13 +1,67 @@
 """A service that refuses, is busy, or answers damaged: asked again within bounds, or a sentence."""
 
+import base64
+import threading
 import time
+import zlib
 
 import pytest
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
 from dassl_blackbox.trainers.blackbox.oracle.http import Refused
+from dassl_blackbox.trainers.blackbox.oracle.services import png
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from services import KEY, TEXTS, at, local_logits, oracle_at
+from services import KEY, TEXTS, Served, at, local_logits, oracle_at
 from support import difference, run
+
+
+def test_calls_about_a_picture_are_made_several_at_a_time(digits, tmp_path):
+    """In order, and exact on the bill and in the cache where one of them fails."""
+    lock, now, most, bad = threading.Lock(), [], [], []
+
+    def answer(service, path, body):
+        with lock:
+            now.append(1)
+            most.append(len(now))
+        time.sleep(0.05)
+        with lock:
+            now.pop()
+        if body["inputs"] in bad:
+            return 400, {}, {"error": "damaged"}
+        with lock:
+            service.pictures += 1
+        return 200, {}, scores(body)
+
+    def scores(body):
+        return [
+            {"label": text, "score": (zlib.crc32((body["inputs"] + text).encode()) % 97) / 97}
+            for text in body["parameters"]["candidate_labels"]
+        ]
+
+    server = Served(answer)
+    try:
+        oracle = oracle_at(server, api="hf", cache=tmp_path, PATIENCE=60.0, THREADS=4)
+        images = oracle.upload(digits)
+        rows = oracle.query(images, Prompt())[0]
+        assert max(most[:8]) == 1 and 2 <= max(most) <= 4
+        sent = {body["inputs"]: scores(body) for body in server.requests}
+        for i, picture in enumerate(images.pixels):
+            found = sent[base64.b64encode(png(picture)).decode()]
+            assert rows[i].exp().tolist() == pytest.approx([entry["score"] for entry in found])
+        oracle = oracle_at(server, api="hf", PATIENCE=60.0)
+        bad.append(base64.b64encode(png(images.pixels[20])).decode())
+        server.requests, server.pictures, start = [], 0, time.monotonic()
+        with pytest.raises(Refused, match="answers 400: damaged") as raised:
+            oracle.query(images, Prompt())
+        assert raised.value.status == 400 and time.monotonic() - start < 20
+        assert 19 <= oracle.usage()["pictures"] == oracle.usage()["calls"] == server.pictures < 55
+        assert len(server.requests) == server.pictures + 1  # the one that failed was asked once
+        answered = server.pictures
+        bad.clear()
+        oracle.query(images, Prompt())
+        assert server.pictures == len(set(images.ids)) == len(server.requests) - 1
+        assert oracle.usage()["pictures"] == server.pictures > answered
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(

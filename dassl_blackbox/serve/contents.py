@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..trainers.blackbox.openclip.store import FeatureStore
+from ..trainers.blackbox.oracle.answers import open_cache
 from ..trainers.blackbox.oracle.interface import Description
-from ..trainers.blackbox.oracle.services.disk import open_cache
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.wire import normalised
 from ..trainers.blackbox.run.errors import BlackBoxError, first_line

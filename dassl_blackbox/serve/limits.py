@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import anyio
 from starlette.requests import ClientDisconnect, Request
 
-from ..trainers.blackbox.oracle.http import DAMAGED
-from ..trainers.blackbox.oracle.wire import DIGEST, digest_of
+from ..trainers.blackbox.oracle.wire import DAMAGED, DIGEST, digest_of
 from .errors import Refusal
 
 TOGETHER = 4  # bodies of the largest size that are held at once

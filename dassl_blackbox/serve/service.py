@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from ..trainers.blackbox.data.decoding import to_rgb
-from ..trainers.blackbox.oracle.bill import prompt_cost, query_cost
+from ..trainers.blackbox.oracle.bill import price
 from ..trainers.blackbox.oracle.prompt import Prompt
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.topk import let_out
@@ -267,12 +266,12 @@ class Service:
         images = len(job.images) if job.pictures is None else job.pictures.shape[1]
         texts = sum(map(len, job.texts))
         if what == IMAGE_FEATURES:
-            return query_cost(1, images), images * self.description.embed_dim
+            return price(None, 0, images), images * self.description.embed_dim
+        classes = len(job.texts[0])
         if what == TEXT_FEATURES:
-            queries = prompt.candidates(len(job.texts[0]))
-            return (queries, 0), len(prompt) * texts * self.description.embed_dim
-        cost = prompt_cost(prompt, len(job.texts[0]), images)
-        return cost, math.prod((len(prompt), images, texts))
+            numbers = len(prompt) * texts * self.description.embed_dim
+            return price(prompt, classes, None), numbers
+        return price(prompt, classes, images), len(prompt) * images * texts
 
     async def embedding(self, account: Account, words: str) -> bytes:
         """Token embeddings `[n, D]`, which contexts are made of."""

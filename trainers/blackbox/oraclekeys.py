@@ -23,9 +23,19 @@ def is_remote(node: Any) -> bool:
     return bool(node.URL)
 
 
+def is_spoken_to(node: Any) -> bool:
+    """Whether `API` says what is asked; a class of one's own may do without a URL."""
+    return is_remote(node) or ":" in node.API
+
+
 def is_service(node: Any) -> bool:
     """Whether it is another service than our own server."""
     return bool(node.URL) and node.API != OURS
+
+
+def lets_out(node: Any) -> bool:
+    """Whether what is let out is as `TOP_K` says: services give all that they are asked about."""
+    return not is_service(node)
 
 
 def speaks_openai(node: Any) -> bool:
@@ -50,7 +60,7 @@ def local_keys() -> dict[str, Key]:
             is_local,
         ),
         "TOP_K": Key(
-            0, whole(0), "0: logits; k: an image's k largest log-probabilities", is_local, True
+            0, whole(0), "0: logits; k: an image's k largest log-probabilities", lets_out, True
         ),
     }
 
@@ -111,7 +121,7 @@ def remote_keys() -> dict[str, Key]:
         "URL": Key(
             "", url_rule(), "of a service that holds the model; empty: it is in this process"
         ),
-        "API": Key(OURS, api_rule(), "what it speaks: blackbox is our own server", is_remote),
+        "API": Key(OURS, api_rule(), "what it speaks: blackbox is our own server", is_spoken_to),
         "TIMEOUT": Key(60.0, number(above=0), "seconds without a byte before a new try", is_remote),
         "PATIENCE": Key(300.0, number(0), "seconds before a request is given up", is_remote),
         # for OpenAI's and OpenCLIP's CLIP models; no service tells it
@@ -120,6 +130,7 @@ def remote_keys() -> dict[str, Key]:
             "modality", one("modality", "items", "data_uri"), "an image in JSON", speaks_openai
         ),
         "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", sends_several),
+        "THREADS": Key(8, whole(1, 100), "calls at a time, if each is about a picture", is_service),
         "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", is_service),
         "CACHE": Key(
             "~/.cache/dassl-blackbox", text(), "folder of answers; empty: none is kept", is_service

@@ -1,9 +1,9 @@
-"""The bill: what a request costs, and the counts that a file holds."""
+"""The bill: what a question costs, and the counts that a file holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 from ..run.errors import BlackBoxError
 from .interface import QUERY_IMAGES
@@ -13,6 +13,7 @@ PURPOSES = ("training", "evaluation")
 LOST, SERVICE = "lost", "service"
 UNITS = ("queries", "image_queries")
 Counts = dict[str, int]
+Number = TypeVar("Number", int, int | float)
 
 
 def query_cost(candidates: int, images: int) -> tuple[int, int]:
@@ -20,10 +21,20 @@ def query_cost(candidates: int, images: int) -> tuple[int, int]:
     return candidates * -(-images // QUERY_IMAGES), candidates * images
 
 
-def prompt_cost(prompt: Prompt, classes: int, images: int) -> tuple[int, int]:
-    """The same of a prompt for a task of so many classes: further texts see no image again."""
-    queries, _ = query_cost(prompt.candidates(classes), images)
-    return queries, len(prompt) * images
+def price(prompt: Prompt | None, classes: int, images: int | None) -> tuple[int, int]:
+    """(queries, image queries) of a question, for a task of so many classes.
+
+    Args:
+        prompt: whose candidates are scored; further texts see no image again. None: the features
+            of the images are asked for, which cost what one candidate does.
+        images: that they are scored on. None: the features of the prompt's texts are asked for, a
+            query a candidate.
+    """
+    if prompt is None:
+        return query_cost(1, images or 0)
+    if images is None:
+        return prompt.candidates(classes), 0
+    return query_cost(prompt.candidates(classes), images)[0], len(prompt) * images
 
 
 def counts_in(bill: Any, name: str) -> Counts:
@@ -44,20 +55,16 @@ def counts_in(bill: Any, name: str) -> Counts:
     return {unit: section[unit] for unit in UNITS}
 
 
-def larger(a: Counts, b: Counts) -> Counts:
-    return {unit: max(a[unit], b[unit]) for unit in UNITS}
-
-
 def usage_in(bill: Mapping[str, Any]) -> dict[str, int | float]:
     """What a service was sent, by a bill that may not say so."""
     section = bill.get(SERVICE, {})
-    sound = isinstance(section, Mapping) and all(
+    if not isinstance(section, Mapping) or not all(
         type(value) in (int, float) and 0 <= value < 2**63 for value in section.values()
-    )
-    if not sound:
+    ):
         raise BlackBoxError(f"the section '{SERVICE}' holds no numbers of 0 or more")
     return dict(section)
 
 
-def refuse(constant: str) -> NoReturn:
-    raise BlackBoxError(f"{constant} is not a count")
+def larger(a: Mapping[str, Number], b: Mapping[str, Number]) -> dict[str, Number]:
+    """Each count where it is larger."""
+    return {name: max(a.get(name, 0), b.get(name, 0)) for name in {**a, **b}}

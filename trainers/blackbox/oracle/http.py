@@ -8,14 +8,21 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import quote, urldefrag, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import httpx
+import tenacity
+
 from ..run.errors import BlackBoxError, BudgetSpent, first_line, printable
+from .interface import Refused
+from .wire import DAMAGED
 
 KEY = "BLACKBOX_KEY"  # the environment variable that holds the key
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses of what can be tried again
@@ -33,8 +40,8 @@ SPENT_WORDS = re.compile(
     re.IGNORECASE,
 )
 RATE = re.compile(r"(retry|again) (in|after)|retryDelay|per.?(second|minute|hour)", re.IGNORECASE)
-DAMAGED = "damaged"  # code of our server's error where a body's digest is not the body's
 SHORTEST, LONGEST = 0.1, 10.0  # seconds between two tries
+SOON = 2.0  # seconds of waiting after which a line says so
 LARGEST = 2**30  # bytes of an answer
 SAID = 400  # characters of what a service says that are repeated
 PAGE = re.compile(r"\s*<|.*<(!doctype|html)\b", re.IGNORECASE | re.DOTALL)
@@ -42,77 +49,51 @@ TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 Answer = TypeVar("Answer")
 
 
-class Refused(BlackBoxError):
-    """The service did not do what it was asked for, and did not bill it."""
-
-
 class RemoteBudgetSpent(BudgetSpent, Refused):
     """The budget that the service keeps for this key does not pay for the request."""
 
 
 class Transient(Exception):
-    """What may be otherwise at the next try; `after`: seconds that the service asks to wait."""
-
-    def __init__(self, words: str, after: float | None = None) -> None:
-        super().__init__(words)
-        self.after = after
-
-
-class Missing(Exception):
-    """The service answers 404; `about` is its body, if it is JSON."""
-
-    def __init__(self, about: Any) -> None:
-        super().__init__("404")
-        self.about = about
+    """What may be otherwise at the next try."""
 
 
 class Http:
-    """A connection that is kept open to one service.
+    """Connections that are kept open to one service; threads may share it.
 
     Args:
         url: of the service; paths are put behind it.
         timeout: seconds without a byte after which a try is given up.
-        patience: seconds after which a request that fails again and again is given up: a service
-            that is started again within them is waited for.
-        headers: of every request, beside the key (`Authorization: Bearer`), which the environment
-            variable `BLACKBOX_KEY` holds.
+        patience: seconds after which a request that fails again and again is given up, if the
+            service has answered no other one either: one that is started again within them is
+            waited for. The key (`Authorization: Bearer`) is in the environment variable
+            `BLACKBOX_KEY`.
 
     Raises:
-        BlackBoxError: the packages of the extra `remote` are not installed, or the URL is none.
+        BlackBoxError: the URL is none, or the environment does not allow a connection.
     """
 
-    def __init__(
-        self, url: str, timeout: float, patience: float, headers: dict[str, str] | None = None
-    ) -> None:
-        try:
-            import httpx
-            import tenacity
-        except ImportError as e:
-            raise BlackBoxError(
-                f"A model behind HTTP needs the package {e.name}. In a clone of dassl-blackbox: "
-                f"pip install -e '.[remote]'"
-            ) from e
-        self.httpx, self.tenacity = httpx, tenacity
+    def __init__(self, url: str, timeout: float, patience: float) -> None:
         self.url, self.patience, self.waiting = urldefrag(url).url, patience, False
+        self.answered = self.quiet = 0.0  # when last, and until when nothing is sent
+        self.ended = threading.Event()  # by the user: nothing is tried again
         self.key = key = os.environ.get(KEY, "")
         smaller = "Smaller DATALOADER.TRAIN_X.BATCH_SIZE and DATALOADER.TEST.BATCH_SIZE"
         self.advice = {413: f"{smaller} put less into a request."}  # by status
         if not key.isascii() or not key.isprintable():
             raise BlackBoxError(f"{KEY} holds characters that no header can: check it.")
-        known = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             host = httpx.URL(url).host
-        except httpx.InvalidURL as e:
-            raise BlackBoxError(f"ORACLE.URL is {url!r}, which is no URL ({first_line(e)}).") from e
+        except httpx.InvalidURL:
+            host = ""
+        if not host:
+            raise BlackBoxError(f"ORACLE.URL is {url!r}, which is no URL of a service.")
+        # a compressed answer may be a thousand times as large as what was received
+        headers = {"Accept-Encoding": "identity"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         try:
-            self.client = httpx.Client(
-                timeout=timeout,
-                # a compressed answer may be a thousand times as large as what was received
-                headers={"Accept-Encoding": "identity", **known, **(headers or {})},
-                # one request at a time, and none elsewhere: a redirect would carry the key along
-                limits=httpx.Limits(max_connections=1),
-                follow_redirects=False,
-            )
+            # a redirect would carry the key along
+            self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
         except Exception as e:  # which all come of the environment, and may repeat a password
             raise BlackBoxError(environment(e)) from e
         if key and url.startswith("http:") and in_clear(host):
@@ -128,41 +109,41 @@ class Http:
         place = parts.path.rstrip("/") + own if own else parts.path
         return parts._replace(path=place, query=queries).geturl()
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        read: Callable[[Any], Answer],
-        content: bytes | None = None,
-        json: Any = None,
-        headers: dict[str, str] | None = None,
-    ) -> Answer:
+    def ask(self, method: str, path: str, read: Callable[[Any], Answer], **body: Any) -> Answer:
         """What `read` makes of the answer (an `httpx.Response` of status 200).
 
-        The request is repeated, with these headers and this content, while the service is not
-        there, is busy (408, 425, 429, 5xx), or answers with what `read` finds damaged (it raises
-        `Transient`). Waits grow from 0.1 to 10 seconds, are drawn at random, and are as long as
-        `Retry-After` says where it says anything.
+        The request is repeated, with the same body (`content` or `json`, and `headers`), while the
+        service is not there, is busy (408, 425, 429, 5xx), or answers with what `read` finds
+        damaged (it raises `Transient`). Waits grow from 0.1 to 10 seconds and are drawn at random;
+        where the service says `Retry-After`, nobody asks it anything before that.
 
         Raises:
-            Missing: 404.
             RemoteBudgetSpent: 402, or another status with words to that effect.
             Refused: any other answer that a repetition does not change.
             BlackBoxError: patience is at an end.
         """
 
         def once() -> Answer:
+            while (left := self.quiet - time.monotonic()) > 0 and not self.ended.is_set():
+                self.ended.wait(left)
+            if self.ended.is_set():
+                raise Transient("the run was ended")
             try:
-                answer = self.received(method, path, content=content, json=json, headers=headers)
-            except self.httpx.TransportError as e:
+                answer = self.received(method, path, **body)
+            except httpx.TransportError as e:
                 raise Transient(self.quoted(f"{type(e).__name__}: {first_line(e)}")) from e
             self.judge(answer, path)
             return read(answer)
 
-        again = self.tenacity.Retrying(
-            retry=self.tenacity.retry_if_exception_type(Transient),
-            stop=self.tenacity.stop_after_delay(self.patience),
-            wait=self.wait,
+        def over(state: tenacity.RetryCallState) -> bool:
+            since = max(state.start_time, self.answered)
+            return self.ended.is_set() or time.monotonic() - since >= self.patience
+
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Transient),
+            stop=over,
+            wait=tenacity.wait_random_exponential(multiplier=SHORTEST, max=LONGEST),
+            sleep=tenacity.sleep_using_event(self.ended),
             before_sleep=self.note,
             reraise=True,
         )
@@ -174,11 +155,11 @@ class Http:
                 f"and is ORACLE.URL right? The same command goes on from the last checkpoint; "
                 f"ORACLE.PATIENCE sets how long is waited."
             ) from e
-        self.waiting = False
+        self.waiting, self.answered = False, time.monotonic()
         return found
 
-    def received(self, method: str, path: str, **body: Any) -> Any:
-        """The answer to one request, an `httpx.Response` that is read to its end.
+    def received(self, method: str, path: str, **body: Any) -> httpx.Response:
+        """The answer to one request, which is read to its end.
 
         Raises:
             BlackBoxError: it is compressed, though it was not to be, or larger than `LARGEST`.
@@ -200,19 +181,12 @@ class Http:
                     f"and is not read. Turn compression off there, or in the proxy before it."
                 )
         status, headers, asked = answer.status_code, answer.headers, answer.request
-        return self.httpx.Response(status, headers=headers, content=bytes(content), request=asked)
+        return httpx.Response(status, headers=headers, content=bytes(content), request=asked)
 
-    def wait(self, state: Any) -> float:
-        """Seconds before the next try."""
-        asked = state.outcome.exception().after
-        drawn = self.tenacity.wait_random_exponential(multiplier=SHORTEST, max=LONGEST)(state)
-        if asked is None:
-            return drawn
-        return min(asked, self.patience) + min(drawn, SHORTEST)
-
-    def note(self, state: Any) -> None:
-        """Say once, after a few tries, that a service is waited for."""
-        if not self.waiting and state.seconds_since_start > 2:
+    def note(self, state: tenacity.RetryCallState) -> None:
+        """Say once that a service is waited for."""
+        soon = state.start_time + SOON
+        if not self.waiting and max(time.monotonic(), self.quiet) > soon and state.outcome:
             self.waiting = True
             print(
                 f"Waiting for {self.url} ({state.outcome.exception()}); for up to "
@@ -220,27 +194,29 @@ class Http:
                 file=sys.stderr,
             )
 
-    def judge(self, answer: Any, path: str) -> None:
+    def judge(self, answer: httpx.Response, path: str) -> None:
         """Raise unless the status is 200."""
-        status = answer.status_code
+        status, body = answer.status_code, body_of(answer)
         if status == 200:
             return
-        words = self.quoted(said(answer))
+        words = self.quoted(said(answer, body))
         if status == 402 or (status in (400, 403, 429) and nothing_left(answer)):
-            raise RemoteBudgetSpent(f"{self.url} refuses, since a budget is spent: {words}")
-        if status in AGAIN or (status == 400 and DAMAGED in answer.text):
-            raise Transient(f"{status}: {words}", seconds(answer.headers.get("Retry-After")))
-        if status == 404:
-            raise Missing(body_of(answer))
+            spent = f"{self.url} refuses, since a budget is spent: {words}"
+            raise RemoteBudgetSpent(spent, status, body)
+        error = body.get("error") if isinstance(body, dict) else None
+        spoilt = status == 400 and isinstance(error, dict) and error.get("code") == DAMAGED
+        if status in AGAIN or spoilt:
+            pause = min(seconds(answer.headers.get("Retry-After", "")), self.patience)
+            self.quiet = max(self.quiet, time.monotonic() + pause)
+            raise Transient(f"{status}: {words}")
         whose = "a proxy before the service" if PAGE.match(answer.text) else "the service"
+        unset = f"{KEY} is not set: set it to a key that the service's owner gave you."
         reasons = {
             401: f"It does not know the key in {KEY}. Set it to one that its owner gave you.",
             403: "The key does not allow it.",
             413: f"The request is above the limit of {whose}.",
+            **({} if self.key else {401: unset, 403: unset}),
         }
-        if not self.key:
-            unset = f"{KEY} is not set: set it to a key that the service's owner gave you."
-            reasons |= {401: unset, 403: unset}
         if answer.has_redirect_location:
             to = self.quoted(str(answer.url.join(answer.headers["Location"])))
             reasons[status] = (
@@ -248,7 +224,8 @@ class Http:
                 f"If that is the service, set ORACLE.URL to {to.replace(path, '', 1)} instead."
             )
         more = filter(None, (reasons.get(status), self.advice.get(status)))
-        raise Refused(" ".join((f"{self.url} answers {status}: {words.rstrip('.')}.", *more)))
+        told = " ".join((f"{self.url} answers {status}: {words.rstrip('.')}.", *more))
+        raise Refused(told, status, body)
 
     def quoted(self, text: str) -> str:
         """What a service says, for an error: in one printable line, cut short, without the key."""
@@ -266,9 +243,8 @@ def environment(error: Exception) -> str:
         cure = "A SOCKS proxy needs the package socksio: pip install 'httpx[socks]', or unset it."
     elif isinstance(error, OSError):
         about, cure = "^ssl_cert", "No certificates can be read there; set or unset it."
-    names = [
-        k for k, v in sorted(os.environ.items()) if re.search(about, f"{k}={v}", re.IGNORECASE)
-    ]
+    pairs = sorted(os.environ.items())
+    names = [k for k, v in pairs if re.search(about, f"{k}={v}", re.IGNORECASE)]
     return f"{' or '.join(names)} in the environment cannot be used. {cure}"
 
 
@@ -282,23 +258,23 @@ def in_clear(host: str) -> bool:
     return bool(proxied) or not here
 
 
-def nothing_left(answer: Any) -> bool:
+def nothing_left(answer: httpx.Response) -> bool:
     """Whether it refuses since nothing is left to pay with, and not for haste."""
     text = answer.text
     rate = "Retry-After" in answer.headers or RATE.search(text)
     return bool(SPENT_CODE.search(text) or (not rate and SPENT_WORDS.search(text)))
 
 
-def body_of(answer: Any) -> Any:
-    try:
-        return answer.json()
-    except (ValueError, RecursionError):
-        return None
+def body_of(answer: httpx.Response) -> Any:
+    """The JSON of an error; None where it is none."""
+    if answer.status_code != 200:
+        with suppress(ValueError, RecursionError):
+            return answer.json()
+    return None
 
 
-def said(answer: Any) -> str:
+def said(answer: httpx.Response, body: Any) -> str:
     """What an error's body says: our shape, OpenAI's, FastAPI's, the title of a page, or text."""
-    body = body_of(answer)
     for name in ("error", "detail", "message"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]
@@ -311,15 +287,10 @@ def said(answer: Any) -> str:
     return text.strip() or answer.reason_phrase
 
 
-def seconds(header: str | None) -> float | None:
-    """What `Retry-After` says: seconds, or a date."""
-    if not header:
-        return None
-    try:
+def seconds(header: str) -> float:
+    """What `Retry-After` says, as seconds or as a date; 0 where it says nothing."""
+    with suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with suppress(TypeError, ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+    return 0.0

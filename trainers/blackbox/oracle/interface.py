@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,28 +31,41 @@ class NoClasses(BlackBoxError):
         )
 
 
+class Refused(BlackBoxError):
+    """A service did not do what it was asked for, and did not bill it.
+
+    Attributes:
+        status: of its answer; None where it gave none.
+        body: of its answer, decoded, where that is JSON.
+    """
+
+    def __init__(self, words: str, status: int | None = None, body: Any = None) -> None:
+        super().__init__(words)
+        self.status, self.body = status, body
+
+
 @dataclass(frozen=True)
 class Description:
     """What an oracle tells of its model: sizes, the input's normalisation, three moments.
 
     Never weights. `patch_mean`, `patch_std` (moments of the patch embedding's weights) and
-    `token_std` (of all token embeddings) scale BPT-VLM's projections; the first two are None for a
-    model whose image tower takes no tokens.
+    `token_std` (of all token embeddings) scale BPT-VLM's projections. Defaults are for what cannot
+    be asked about without the grant.
     """
 
     name: str  # as the user named it
-    width: int  # D, width of a context token
-    image_width: int | None  # W, width of an image token; None where the tower takes none
-    embed_dim: int  # E, of the joint space
-    context_length: int  # positions of the text tower, SOS and EOT included
     image_size: tuple  # (height, width) in pixels
     mean: tuple  # of the input's normalisation, per channel
     std: tuple
     interpolation: str  # bicubic or bilinear
     logit_scale: float  # temperature that logits are scaled by
-    token_std: float
-    patch_mean: float | None
-    patch_std: float | None
+    embed_dim: int = 0  # E, of the joint space
+    context_length: int = 0  # positions of the text tower, SOS and EOT included
+    width: int = 0  # D, width of a context token
+    token_std: float = 0.0
+    image_width: int | None = None  # W, width of an image token; None: the tower takes none
+    patch_mean: float | None = None
+    patch_std: float | None = None
     # SHA-256 of weights and architecture, so that a checkpoint is not used with another model
     fingerprint: str = ""
 
@@ -66,10 +80,7 @@ class Description:
 
 
 class Images:
-    """Name of a batch that was uploaded.
-
-    What was computed for it is kept by the oracle until the name is dropped.
-    """
+    """Name of a batch that was uploaded; what was computed for it is kept while the name lives."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -79,7 +90,11 @@ class Images:
 
 
 class Oracle(ABC):
-    """A frozen vision-language model that answers queries. No answer carries a graph."""
+    """A frozen vision-language model that answers queries. No answer carries a graph.
+
+    A backend sets `description` and `grants`, and overrides `set_classes`, `upload`, `query`, and
+    what else it grants.
+    """
 
     description: Description
     grants: Collection[str]
@@ -104,28 +119,6 @@ class Oracle(ABC):
         The text of a class is the template with its name in the slot; contexts go in front of it.
         """
 
-    def check(self, n: int) -> None:  # noqa: B027  # not every model has a limit
-        """Raise BlackBoxError unless n context tokens fit in front of every class's text."""
-
-    @abstractmethod
-    def embed(self, words: str) -> torch.Tensor:
-        """Token embeddings of the given words: `[n, D]`."""
-
-    def usage(self) -> dict[str, int | float]:
-        """What a service was really sent, beside the queries; nothing where no service is."""
-        return {}
-
-    def allowance(self) -> dict[str, int]:
-        """Queries and image queries that the owner's budget still pays for.
-
-        A unit that the owner does not limit has no entry.
-        """
-        return {}
-
-    def quote(self, pictures: int, texts: int) -> str:
-        """What scoring so many pictures and texts, each once, would take of a service, in words."""
-        return ""
-
     @abstractmethod
     def upload(self, images: torch.Tensor) -> Images:
         """Hand over normalised pixels `[B, 3, H, W]`; returns their name, an `Images`."""
@@ -139,16 +132,40 @@ class Oracle(ABC):
             for a prompt with M further texts.
         """
 
-    @abstractmethod
+    def check(self, n: int) -> None:
+        """Raise BlackBoxError unless n context tokens fit in front of every class's text."""
+        if n:
+            self.require("contexts")
+
+    def embed(self, words: str) -> torch.Tensor:
+        """Token embeddings of the given words: `[n, D]` (grant `contexts`)."""
+        self.require("contexts")
+        raise NotImplementedError
+
     def image_features(self, images: Images) -> torch.Tensor:
         """Normalised image features `[B, E]` (grant `features`)."""
+        self.require("features")
+        raise NotImplementedError
 
-    @abstractmethod
     def text_features(self, prompt: Prompt) -> torch.Tensor:
         """Normalised text features `[P, C, E]` of every candidate and class (grant `features`).
 
         Those of M further texts follow: `[P, C + M, E]`.
         """
+        self.require("features")
+        raise NotImplementedError
+
+    def usage(self) -> dict[str, int | float]:
+        """What a service was really sent, beside the queries; nothing where no service is."""
+        return {}
+
+    def allowance(self) -> dict[str, int]:
+        """What the owner's budget still pays for, by unit; a unit without a limit has no entry."""
+        return {}
+
+    def quote(self, pictures: int, texts: int) -> str:
+        """What scoring so many pictures and texts, each once, would take of a service, in words."""
+        return ""
 
 
 class Wrapper(Oracle):
@@ -156,31 +173,29 @@ class Wrapper(Oracle):
 
     def __init__(self, inner: Oracle) -> None:
         self.inner = inner
-
-    @property
-    def description(self) -> Description:  # type: ignore[override]  # read only
-        return self.inner.description
-
-    @property
-    def grants(self) -> Collection[str]:  # type: ignore[override]  # read only
-        return self.inner.grants
-
-    @property
-    def client(self) -> str:  # type: ignore[override]  # read only
-        return self.inner.client
-
-    @property
-    def remedy(self) -> str:  # type: ignore[override]  # read only
-        return self.inner.remedy
+        self.description, self.grants = inner.description, inner.grants
+        self.client, self.remedy = inner.client, inner.remedy
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.inner.set_classes(names, template)
+
+    def upload(self, images: torch.Tensor) -> Images:
+        return self.inner.upload(images)
+
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        return self.inner.query(images, prompt)
 
     def check(self, n: int) -> None:
         self.inner.check(n)
 
     def embed(self, words: str) -> torch.Tensor:
         return self.inner.embed(words)
+
+    def image_features(self, images: Images) -> torch.Tensor:
+        return self.inner.image_features(images)
+
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
+        return self.inner.text_features(prompt)
 
     def usage(self) -> dict[str, int | float]:
         return self.inner.usage()
@@ -190,15 +205,3 @@ class Wrapper(Oracle):
 
     def quote(self, pictures: int, texts: int) -> str:
         return self.inner.quote(pictures, texts)
-
-    def upload(self, images: torch.Tensor) -> Images:
-        return self.inner.upload(images)
-
-    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        return self.inner.query(images, prompt)
-
-    def image_features(self, images: Images) -> torch.Tensor:
-        return self.inner.image_features(images)
-
-    def text_features(self, prompt: Prompt) -> torch.Tensor:
-        return self.inner.text_features(prompt)

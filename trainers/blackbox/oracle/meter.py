@@ -13,21 +13,8 @@ import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent, first_line
 from ..run.files import read_text, write_atomically
-from .bill import (
-    LOST,
-    PURPOSES,
-    SERVICE,
-    UNITS,
-    Counts,
-    counts_in,
-    larger,
-    prompt_cost,
-    query_cost,
-    refuse,
-    usage_in,
-)
-from .http import Refused
-from .interface import Images, Oracle, Wrapper
+from .bill import LOST, PURPOSES, SERVICE, UNITS, Counts, counts_in, larger, price, usage_in
+from .interface import Images, Oracle, Refused, Wrapper
 from .prompt import Prompt
 
 
@@ -61,7 +48,7 @@ class Meter(Wrapper):
         self.counts = {purpose: dict.fromkeys(UNITS, 0) for purpose in PURPOSES}
         self.lost = dict.fromkeys(UNITS, 0)
         self.classes = 1
-        self.earlier: dict[str, int | float] = {}  # what earlier lives sent to a service
+        self.earlier: dict[str, int | float] = {}  # what earlier processes sent to a service
         self.others: dict[str, Any] = {}  # a newer version's sections, and keys in ours
         if record is not None:
             self.take_over(record)
@@ -72,40 +59,31 @@ class Meter(Wrapper):
         Raises:
             BlackBoxError: it is damaged.
         """
-        try:
-            os.lstat(record)
-        except FileNotFoundError:
+        if not os.path.lexists(record):
             return
-        except OSError:
-            pass  # what is wrong with it shows when it is read
         cure = "Mend it, or move it away to start counting from 0."
         text = read_text(record, cure)
         try:
-            bill = json.loads(text, parse_constant=refuse)
+            bill = json.loads(text)
             made = {purpose: counts_in(bill, purpose) for purpose in PURPOSES}
             lost = counts_in(bill, LOST) if LOST in bill else self.lost
             earlier = usage_in(bill)
-        except (ValueError, RecursionError) as e:
+        except (BlackBoxError, ValueError, RecursionError) as e:
             raise BlackBoxError(
                 f"The bill {record} cannot be read ({first_line(e)}). {cure}"
             ) from e
         self.at_least(made)
-        self.lost = larger(self.lost, lost)
-        self.earlier = {
-            name: max(earlier.get(name, 0), self.earlier.get(name, 0))
-            for name in {**earlier, **self.earlier}
-        }
+        self.lost, self.earlier = larger(self.lost, lost), larger(self.earlier, earlier)
         self.others = {**bill, **self.others}
 
     def at_least(self, counts: Mapping[str, Any]) -> None:
-        """Raise the counts to those given: a resumed run takes over the bill of its first life."""
+        """Raise the counts to those given: a resumed run takes over its former bill."""
         made = {purpose: counts_in(counts, purpose) for purpose in PURPOSES}
         self.counts = {purpose: larger(self.counts[purpose], made[purpose]) for purpose in made}
 
     def set_lost(self, queries: int, image_queries: int) -> None:
-        """Raise to these numbers what the training queries hold that trained nothing.
-
-        Those are queries that earlier lives of the run made after their last checkpoint.
+        """Raise to these numbers what the training queries hold that trained nothing: queries that
+        were made after the last checkpoint of a process that was ended.
 
         Raises:
             BlackBoxError: the bill cannot be written; nothing is raised then.
@@ -123,16 +101,14 @@ class Meter(Wrapper):
         ours: dict[str, Mapping[str, int | float]] = {**counts}
         if any(lost.values()) or LOST in self.others:
             ours[LOST] = lost
-        sent = self.sent()
-        if sent:
+        if sent := self.sent():
             ours[SERVICE] = sent
         kept = {name: {**self.others.get(name, {}), **section} for name, section in ours.items()}
         write_atomically(self.record, json.dumps({**self.others, **kept}, indent=1).encode())
 
     def sent(self) -> dict[str, int | float]:
-        """What a service was sent, by this life and those before; empty where there is none."""
-        usage = self.inner.usage()
-        return {name: usage.get(name, 0) + self.earlier.get(name, 0) for name in usage}
+        """What a service was sent, by this process and those before; empty where there is none."""
+        return {name: n + self.earlier.get(name, 0) for name, n in self.inner.usage().items()}
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -150,7 +126,7 @@ class Meter(Wrapper):
 
     def afford(self, *cost: int) -> None:
         """Raise BudgetSpent unless the training budget allows (queries, image queries)."""
-        for unit, amount in zip(UNITS, cost, strict=False):
+        for unit, amount in zip(UNITS, cost, strict=True):
             left = self.left(unit)
             if left is not None and amount > left:
                 raise BudgetSpent(
@@ -159,28 +135,23 @@ class Meter(Wrapper):
                     f"costs {amount:,}"
                 )
 
-    def charge(self, *cost: int) -> None:
-        """Put (queries, image queries) on the bill, or raise and put nothing.
+    @contextmanager
+    def billed(self, prompt: Prompt | None, images: int | None) -> Iterator[None]:
+        """Charge for a question (`bill.price`), and take it back where the model's owner refuses
+        all of what is asked within.
 
         Raises:
-            BudgetSpent: the training budget does not allow it.
-            BlackBoxError: the bill cannot be written.
+            BudgetSpent: the training budget does not allow it; nothing is charged.
+            BlackBoxError: the bill cannot be written; nothing is charged.
         """
+        cost, before, sent = price(prompt, self.classes, images), self.counts, self.sent()
         if self.purpose == "training":
             self.afford(*cost)
-        spent = {
-            unit: self.counts[self.purpose][unit] + amount
-            for unit, amount in zip(UNITS, cost, strict=False)
-        }
-        counts = {**self.counts, self.purpose: spent}
+        spent = before[self.purpose]
+        spent = {unit: spent[unit] + more for unit, more in zip(UNITS, cost, strict=True)}
+        counts = {**before, self.purpose: spent}
         self.write(counts, self.lost)
         self.counts = counts
-
-    @contextmanager
-    def billed(self, *cost: int) -> Iterator[None]:
-        """Charge, and take it back where the model's owner refuses all of what is asked within."""
-        before, sent = self.counts, self.sent()
-        self.charge(*cost)
         try:
             yield
         except Refused:
@@ -207,32 +178,27 @@ class Meter(Wrapper):
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         self.require("logits", *prompt.grants)
-        with self.billed(*prompt_cost(prompt, self.classes, len(images))):
-            answer = self.inner.query(images, prompt)
-        return self.checked(answer, "logits")
+        with self.billed(prompt, len(images)):
+            return self.checked(self.inner.query(images, prompt), "logits")
 
     def image_features(self, images: Images) -> torch.Tensor:
-        """Counts as one candidate on these images."""
         self.require("features")
-        with self.billed(*query_cost(1, len(images))):
-            answer = self.inner.image_features(images)
-        return self.checked(answer, "image features")
+        with self.billed(None, len(images)):
+            return self.checked(self.inner.image_features(images), "image features")
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
-        """Counts as a query a candidate, and no image query."""
         self.require("features", *prompt.grants)
-        with self.billed(prompt.candidates(self.classes), 0):
-            answer = self.inner.text_features(prompt)
-        return self.checked(answer, "text features")
+        with self.billed(prompt, None):
+            return self.checked(self.inner.text_features(prompt), "text features")
 
     def summary(self) -> str:
         """The lines that close a log; `parse_test_res.py` reads them."""
         counts = {**self.counts, **({LOST: self.lost} if any(self.lost.values()) else {})}
-        lines = [
+        lines = ["=> queries"] + [
             f"* {name} queries: {c['queries']:,} (image queries: {c['image_queries']:,})"
             for name, c in counts.items()
         ]
         if sent := self.sent():
             parts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in sent.items())
             lines.append(f"* sent to the service: {parts}")
-        return "=> queries\n" + "\n".join(lines)
+        return "\n".join(lines)

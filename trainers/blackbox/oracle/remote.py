@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -13,16 +12,16 @@ import torch
 
 from ..run.errors import BlackBoxError, BudgetSpent
 from .bill import UNITS
-from .http import Http, Missing, Refused, Transient
-from .interface import Images, NoClasses, Oracle
+from .http import Http, Transient
+from .interface import Images, NoClasses, Oracle, Refused
 from .prompt import Prompt
 from .texts import Texts
 from .wire import (
     DIGEST,
     MEDIA,
     REQUEST,
+    Contents,
     as_8bit,
-    content_ids,
     described,
     digest_of,
     pack,
@@ -33,19 +32,6 @@ UPLOAD_BYTES = 2**24  # of one request with images
 ENVELOPE, NAME = 2**12, 80  # bytes of a body beside its tensors and names; of an image's name
 KNOWN = 100_000  # names of images that are remembered as sent
 AGAIN = 100  # repetitions where the server lost what a request names, or has it elsewhere
-
-
-class RemoteImages(Images):
-    """A batch with the names of its contents, and the contents until the server has them.
-
-    Attributes:
-        pixels: 8-bit pictures, or normalised pixels that are not made of such, `[B, 3, H, W]`.
-        ids: one an image.
-    """
-
-    def __init__(self, pixels: torch.Tensor) -> None:
-        super().__init__(len(pixels))
-        self.pixels, self.ids = pixels, content_ids(pixels)
 
 
 class RemoteOracle(Oracle):
@@ -59,9 +45,12 @@ class RemoteOracle(Oracle):
         device: where answers are put.
         name: the model that is expected (`MODEL.BACKBONE.NAME`).
         client: name of the method that asks, for error messages.
+        top_k: log-probabilities that are expected to be let out of an image (`ORACLE.TOP_K`): what
+            is fitted to logits is not asked for on anything else; 0: logits.
 
     Raises:
-        BlackBoxError: the server cannot be reached, speaks otherwise, or holds another model.
+        BlackBoxError: the server cannot be reached, speaks otherwise, holds another model, or lets
+            out something else.
     """
 
     remedy = (
@@ -69,14 +58,17 @@ class RemoteOracle(Oracle):
         "ORACLE.GRANTS has no effect here."
     )
 
-    def __init__(self, line: Http, device: torch.device, name: str, client: str) -> None:
+    def __init__(
+        self, line: Http, device: torch.device, name: str, client: str, top_k: int = 0
+    ) -> None:
         self.line, self.device, self.client = line, device, client
         try:
             about = line.ask("GET", "/v1/description", entries)
             self.description = described(about["model"])
             self.grants, self.most = frozenset(about["grants"]), int(about["max_bytes"])
-        except (Missing, KeyError, TypeError, ValueError) as e:
-            if isinstance(e, BlackBoxError):
+            lets_out = int(about["top_k"])
+        except (json.JSONDecodeError, LookupError, TypeError, AttributeError, Refused) as e:
+            if isinstance(e, Refused) and e.status != 404:
                 raise
             raise BlackBoxError(
                 f"{line.url} is no server of dassl_blackbox.serve: what it says of itself cannot "
@@ -87,9 +79,15 @@ class RemoteOracle(Oracle):
                 f"MODEL.BACKBONE.NAME is {name!r}, but {line.url} holds "
                 f"{self.description.name!r}. Set it to that name, if that model is meant."
             )
+        if lets_out != top_k:
+            what = f"the {lets_out} largest log-probabilities" if lets_out else "all logits"
+            raise BlackBoxError(
+                f"ORACLE.TOP_K is {top_k}, but {line.url} lets out {what} of an image. Set it to "
+                f"{lets_out}; a head is of use on the answers that it was fitted to alone."
+            )
         self.classes: Texts | None = None
         # names of images that the server has had, oldest first
-        self.sent: OrderedDict[str, None] = OrderedDict()
+        self.sent: dict[str, None] = {}
 
     def allowance(self) -> dict[str, int]:
         used = self.line.ask("GET", "/v1/usage", entries)
@@ -106,12 +104,11 @@ class RemoteOracle(Oracle):
         """Tell the server a list of texts; returns how many context tokens fit before them."""
         body = {"names": list(texts.names), "template": texts.template}
         try:
-            found = self.line.ask("POST", "/v1/texts", entries, json=body)
+            return self.line.ask("POST", "/v1/texts", entries, json=body)["room"]
         except UnicodeEncodeError as e:
             raise BlackBoxError(
                 "A class name or the template is no text that UTF-8 can hold. Rename it."
             ) from e
-        return found["room"]
 
     def named_classes(self) -> Texts:
         if self.classes is None:
@@ -136,21 +133,20 @@ class RemoteOracle(Oracle):
         """The images are sent when they are first asked about."""
         self.description.check_images(images)
         pictures = as_8bit(images, self.description)
-        return RemoteImages(images.cpu() if pictures is None else pictures)
+        return Contents(images.cpu() if pictures is None else pictures)
 
-    def send_images(self, images: RemoteImages, wanted: set[str]) -> None:
+    def send_images(self, images: Contents, wanted: Collection[str]) -> None:
         """Send those of the images whose names are wanted, each once."""
         rows = {name: i for i, name in enumerate(images.ids) if name in wanted}
         room = min(UPLOAD_BYTES, self.most - ENVELOPE)
         each = max(1, room // max(1, images.pixels[:1].nbytes))
-        if not rows:
-            return
-        for part in torch.tensor(list(rows.values()), dtype=torch.long).split(each):
-            body = pack({"images": images.pixels[part]})
-            self.line.ask("POST", "/v1/images", entries, body, headers=of_body(body))
+        numbers = list(rows.values())
+        for start in range(0, len(numbers), each):
+            body = pack({"images": images.pixels[numbers[start : start + each]]})
+            self.line.ask("POST", "/v1/images", entries, content=body, headers=of_body(body))
         self.sent.update(dict.fromkeys(rows))
         while len(self.sent) > KNOWN:
-            self.sent.popitem(last=False)
+            del self.sent[next(iter(self.sent))]
 
     # ------------------------------------------------------------------ questions
 
@@ -198,16 +194,19 @@ class RemoteOracle(Oracle):
         if prompt is not None:
             about["classes"] = self.named_classes().id
             about["texts"] = None if prompt.texts is None else prompt.texts.id
-        if isinstance(images, RemoteImages) and "pictures" not in tensors:
+        if isinstance(images, Contents) and "pictures" not in tensors:
             about["images"] = images.ids
             self.send_images(images, set(images.ids) - self.sent.keys())
         body = pack(tensors, about)
         headers = {**of_body(body), REQUEST: uuid.uuid4().hex}
         for _ in range(AGAIN):
             try:
-                return self.line.ask("POST", path, tensor, body, headers=headers).to(self.device)
-            except Missing as e:
-                self.restore(e.about, images, prompt)
+                found = self.line.ask("POST", path, tensor, content=body, headers=headers)
+                return found.to(self.device)
+            except Refused as e:
+                if e.status != 404:
+                    raise
+                self.restore(e.body, images, prompt)
         raise BlackBoxError(
             f"{self.line.url} says again and again that it does not know what it was sent. Give "
             f"it more room for what it keeps (--store-mb)."
@@ -220,12 +219,11 @@ class RemoteOracle(Oracle):
             raise BlackBoxError(
                 f"{self.line.url} answers 404, which its own server does not. Check ORACLE.URL."
             )
-        if missing.get("images") and isinstance(images, RemoteImages):
-            self.send_images(images, set(missing["images"]))
+        if missing.get("images") and isinstance(images, Contents):
+            self.send_images(images, missing["images"])
         if missing.get("texts") and prompt is not None:
-            for texts in (self.named_classes(), prompt.texts):
-                if texts is not None:
-                    self.send_texts(texts)
+            for texts in filter(None, (self.named_classes(), prompt.texts)):
+                self.send_texts(texts)
 
 
 def of_body(body: bytes) -> dict[str, str]:
@@ -233,11 +231,7 @@ def of_body(body: bytes) -> dict[str, str]:
 
 
 def whole(answer: Any) -> bytes:
-    """The body of an answer that came whole.
-
-    Raises:
-        Transient: it did not.
-    """
+    """The body of an answer; raises Transient where it did not come whole."""
     if answer.headers.get(DIGEST) != digest_of(answer.content):
         raise Transient("the answer is damaged, or has no Content-Digest")
     return answer.content

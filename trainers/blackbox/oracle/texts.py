@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 
@@ -13,15 +13,13 @@ from functools import cached_property
 class Texts:
     """Names and the template that they stand in: classes, or further texts beside them.
 
-    Two lists of the same content are equal, on either side of the wall and in any process.
-
     Attributes:
         names: one a text; `_` stands for a space.
-        template: with one slot `{}`; a text is the template with a name in the slot.
+        template: with a slot `{}`; a text is the template with a name in the slot.
     """
 
     names: tuple[str, ...]
-    template: str = field(default="{}.")
+    template: str = "{}."
 
     @classmethod
     def of(cls, names: Iterable[str], template: str = "{}.") -> Texts:
@@ -32,6 +30,6 @@ class Texts:
 
     @cached_property
     def id(self) -> str:
-        """SHA-256 of the content, in hexadecimal digits."""
+        """SHA-256 of the content, in hexadecimal digits: the same on either side of the wall."""
         content = json.dumps([self.template, self.names], ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()

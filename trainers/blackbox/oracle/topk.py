@@ -4,7 +4,6 @@ import math
 
 import torch
 
-from ..run.errors import BlackBoxError
 from .interface import Images, Oracle, Wrapper
 from .prompt import Prompt
 
@@ -12,29 +11,17 @@ NOTHING = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
 class TopK(Wrapper):
-    """Wraps an oracle: of every image's answer only the k largest log-probabilities are let out.
+    """Of every image's answer, lets out only the k >= 1 largest log-probabilities; no features.
 
-    Features are not. The temperature is the model's own. The probability that they leave is spread
-    evenly over the classes that are not seen, so that answers keep their shape `[P, B, C]`; with
-    k = C they are all log-probabilities, which is logits less a number an image. Further texts of a
-    prompt are answered by themselves, as in a request of their own: the k largest among them.
-
-    Raises:
-        BlackBoxError: k below 1. A k above the number of classes is all of them.
+    The temperature is the model's own. The probability that they leave is spread evenly over the
+    classes that are not seen, so that answers keep their shape `[P, B, C]`; with k >= C they are
+    all log-probabilities, which is logits less a number an image. Further texts of a prompt are
+    answered by themselves, as in a request of their own: the k largest among them.
     """
 
     def __init__(self, inner: Oracle, k: int) -> None:
-        if k < 1:
-            raise BlackBoxError(
-                f"ORACLE.TOP_K is {k}; 1 or more log-probabilities can be let out, and 0 means "
-                f"logits."
-            )
         super().__init__(inner)
-        self.k = k
-
-    @property
-    def grants(self) -> frozenset[str]:  # type: ignore[override]  # read only
-        return frozenset(self.inner.grants) - {"features"}
+        self.k, self.grants = k, frozenset(inner.grants) - {"features"}
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         answer = super().query(images, prompt)
@@ -57,5 +44,4 @@ def largest(logits: torch.Tensor, k: int) -> torch.Tensor:
     # in double precision, since what they leave may be a millionth
     seen, classes = answer.topk(k)
     rest = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(NOTHING)
-    left = rest - math.log(unseen)
-    return left.expand_as(answer).scatter(-1, classes, seen).float()
+    return (rest - math.log(unseen)).expand_as(answer).scatter(-1, classes, seen).float()

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import safetensors.torch
@@ -19,14 +20,14 @@ import torch
 from ..parts import few_at_a_time
 from ..run.errors import BlackBoxError
 from ..run.files import digest
-from .interface import Description
+from .interface import Description, Images
 
 MEDIA = "application/vnd.safetensors"
 DIGEST = "Content-Digest"
 REQUEST = "Idempotency-Key"
+DAMAGED = "damaged"  # code of our server's error where a body's digest is not the body's
 ABOUT = "about"
 HEADER_BYTES = 8  # a safetensors file begins with the length of its header
-TUPLES = ("image_size", "mean", "std")
 
 
 def pack(tensors: Mapping[str, torch.Tensor], about: Any = None) -> bytes:
@@ -64,6 +65,22 @@ def content_ids(images: torch.Tensor) -> list[str]:
     return [digest(image) for image in images]
 
 
+class Contents(Images):
+    """A batch with the names of its contents.
+
+    Attributes:
+        pixels: 8-bit pictures, or normalised pixels that are not made of such, `[B, 3, H, W]`.
+    """
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        super().__init__(len(pixels))
+        self.pixels = pixels
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return content_ids(self.pixels)
+
+
 def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | None:
     """The pictures `[B, 3, H, W]` of 8 bits that these normalised pixels were made of.
 
@@ -71,21 +88,32 @@ def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | No
     """
     pictures = []
     for part in few_at_a_time(pixels.cpu()):
-        pictures.append(rounded(levels(part, description)))
+        pictures.append(to_8bit(part, description))
         if not torch.equal(normalised(pictures[-1], description), part):
             return None
     return torch.cat(pictures)
 
 
-def levels(pixels: torch.Tensor, description: Description) -> torch.Tensor:
-    """Normalised pixels `[..., 3, H, W]` as numbers from 0 to 255, not rounded."""
+def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
+    """Normalised pixels `[..., 3, H, W]` as 8-bit values, on the CPU.
+
+    Pictures that came out of files are so again, without a loss. What a method changed is rounded
+    to the nearest of 256 levels, and clamped: no file that a service takes holds more. BlackVIP's
+    changes of c = 0.01 in a decoder's weight survive that. BAR's shift, of length 0.01 along a unit
+    vector of all the numbers of its frame, does not: of 37,620 border values of a picture of
+    224 x 224, 37 jump by a level and the others stay, so that its estimate becomes one of rounding.
+    A larger `TRAINER.BAR.EPS` reaches further.
+
+    Raises:
+        BlackBoxError: a pixel is not finite.
+    """
     mean, std = moments(description)
-    return (pixels * std + mean) * 255
-
-
-def rounded(values: torch.Tensor) -> torch.Tensor:
-    """The nearest 8-bit values."""
-    return values.round().clamp(0, 255).to(torch.uint8)
+    values = (pixels.detach().cpu() * std + mean) * 255
+    if not values.isfinite().all():
+        raise BlackBoxError(
+            "A changed picture has pixels that are not finite. Lower the step size of the method."
+        )
+    return values.round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor:
@@ -95,22 +123,15 @@ def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor
 
 
 def moments(description: Description) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = (torch.tensor(part).view(3, 1, 1) for part in (description.mean, description.std))
-    mean, std = parts
+    mean, std = torch.tensor([description.mean, description.std]).view(2, 3, 1, 1)
     return mean, std
-
-
-def described(about: Mapping[str, Any]) -> Description:
-    """The description that `as_json` wrote.
-
-    Raises:
-        BlackBoxError: it is not one.
-    """
-    try:
-        return Description(**{**about, **{name: tuple(about[name]) for name in TUPLES}})
-    except (KeyError, TypeError) as e:
-        raise BlackBoxError("What describes the model has other entries than expected.") from e
 
 
 def as_json(description: Description) -> dict[str, Any]:
     return asdict(description)
+
+
+def described(about: Mapping[str, Any]) -> Description:
+    """The description that `as_json` wrote; TypeError and others where it is none."""
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+    return Description(**given)
