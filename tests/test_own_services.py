@@ -1,9 +1,11 @@
 """A service by a class of one's own: it runs as others do, and what is none is a sentence."""
 
+import re
+
 import pytest
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from services import at, oracle_at
-from support import accuracy, run
+from support import REPO, accuracy, bill, run
 
 OWN = """
 import base64
@@ -30,6 +32,22 @@ def test_a_service_of_ones_own(service, data_root, tmp_path, monkeypatch, capsys
         assert run("ZeroshotOracle", data_root, tmp_path / str(len(found)), *options) == 0
         found.append(accuracy(capsys.readouterr().out))
     assert found[0] == found[1]
+
+
+def test_the_backend_of_the_guide(data_root, tmp_path, monkeypatch, capsys):
+    guide = (REPO / "docs" / "REMOTE.md").read_text()
+    code = re.search(r"```python\n(# my_backend.py.*?)```", guide, re.S)[1]
+    (tmp_path / "my_backend.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = ("ORACLE.API", "my_backend:MyBackend", "INPUT.SIZE", "(32, 32)")
+    out = tmp_path / "out"
+    views = "TRAINER.SONAR.VIEWS", "1", "MODEL.BACKBONE.NAME", "mine"
+    assert run("SONAR", data_root, out, *options, *views) == 0
+    said = capsys.readouterr().out
+    assert float(accuracy(said)[:-1]) > 10 and bill(out)["training"]["queries"] > 0
+    assert "no effect" not in said
+    assert run("ZIP", data_root, tmp_path / "zip", *options) == 1
+    assert "takes words and pictures and no contexts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

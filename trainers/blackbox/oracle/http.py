@@ -214,6 +214,7 @@ class Http:
         reasons = {
             401: f"It does not know the key in {KEY}. Set it to one that its owner gave you.",
             403: "The key does not allow it.",
+            404: f"{path or 'That'} is not there. Check ORACLE.URL and ORACLE.API.",
             413: f"The request is above the limit of {whose}.",
             **({} if self.key else {401: unset, 403: unset}),
         }

@@ -94,8 +94,6 @@ class RemoteOracle(Oracle):
         limits = {unit: used[f"max_{unit}"] for unit in UNITS}
         return {unit: max(0, most - used[unit]) for unit, most in limits.items() if most}
 
-    # ------------------------------------------------------------------ texts
-
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.classes = Texts.of(names, template)
         self.room = self.send_texts(self.classes)
@@ -127,8 +125,6 @@ class RemoteOracle(Oracle):
         path = f"/v1/embedding?words={quote(words)}"
         return self.line.ask("GET", path, tensor).to(self.device)
 
-    # ------------------------------------------------------------------ images
-
     def upload(self, images: torch.Tensor) -> Images:
         """The images are sent when they are first asked about."""
         self.description.check_images(images)
@@ -147,8 +143,6 @@ class RemoteOracle(Oracle):
         self.sent.update(dict.fromkeys(rows))
         while len(self.sent) > KNOWN:
             del self.sent[next(iter(self.sent))]
-
-    # ------------------------------------------------------------------ questions
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         return self.in_parts("/v1/query", images, prompt, len(images))
@@ -204,26 +198,18 @@ class RemoteOracle(Oracle):
                 found = self.line.ask("POST", path, tensor, content=body, headers=headers)
                 return found.to(self.device)
             except Refused as e:
-                if e.status != 404:
+                missing = e.body.get("missing") if isinstance(e.body, dict) else None
+                if e.status != 404 or not isinstance(missing, dict):
                     raise
-                self.restore(e.body, images, prompt)
+                if isinstance(images, Contents):
+                    self.send_images(images, missing.get("images") or ())
+                if missing.get("texts") and prompt is not None:
+                    for texts in filter(None, (self.classes, prompt.texts)):
+                        self.send_texts(texts)
         raise BlackBoxError(
             f"{self.line.url} says again and again that it does not know what it was sent. Give "
             f"it more room for what it keeps (--store-mb)."
         )
-
-    def restore(self, about: Any, images: Images | None, prompt: Prompt | None) -> None:
-        """Send what the server says it does not know."""
-        missing = about.get("missing") if isinstance(about, dict) else None
-        if not isinstance(missing, dict):
-            raise BlackBoxError(
-                f"{self.line.url} answers 404, which its own server does not. Check ORACLE.URL."
-            )
-        if missing.get("images") and isinstance(images, Contents):
-            self.send_images(images, missing["images"])
-        if missing.get("texts") and prompt is not None:
-            for texts in filter(None, (self.named_classes(), prompt.texts)):
-                self.send_texts(texts)
 
 
 def of_body(body: bytes) -> dict[str, str]:

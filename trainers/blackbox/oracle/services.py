@@ -29,7 +29,7 @@ from PIL import Image
 from ..run.errors import BlackBoxError, first_line
 from .answers import Answers, alike, hashed
 from .http import Http, Transient
-from .interface import Description, Images, NoClasses, Oracle, Refused
+from .interface import Description, Images, NoClasses, Oracle
 from .prompt import Prompt
 from .wire import Contents, to_8bit
 
@@ -66,13 +66,15 @@ class ServiceOracle(Oracle):
     """
 
     advice: ClassVar[str] = ""  # what to do where a request is too large
+    batch: int = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
         node, given, self.model = cfg.ORACLE, cfg.INPUT, cfg.MODEL.BACKBONE.NAME
         self.line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
         self.line.advice = {413: self.advice, 422: self.advice}
         self.device, self.client = torch.device(device), client
-        self.price, self.spelling, self.batch = node.PRICE, node.IMAGES, self.most_of(node)
+        self.price, self.spelling = node.PRICE, node.IMAGES
+        self.batch = self.batch or node.BATCH
         self.threads = node.THREADS if self.batch == 1 else 1
         self.description = Description(
             name=self.model,
@@ -94,12 +96,6 @@ class ServiceOracle(Oracle):
         self.tally = dict.fromkeys(COUNTS, 0)
         self.classes: list[str] = []
         self.first: list[tuple[torch.Tensor, torch.Tensor]] = []  # pictures and their answers
-
-    def most_of(self, node: Any) -> int:
-        """Pictures or texts of one call."""
-        return node.BATCH
-
-    # ------------------------------------------------------------------ texts and pictures
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.classes = whole_texts(names, template)
@@ -149,13 +145,23 @@ class ServiceOracle(Oracle):
         self.each(ask, (unknown[i : i + self.batch] for i in range(0, len(unknown), self.batch)))
         return torch.stack([found[name] for name in names])
 
-    def changed(
-        self, pictures: torch.Tensor, send: Callable[[torch.Tensor], torch.Tensor]
+    def shown(
+        self,
+        kind: str,
+        images: Images,
+        prompt: Prompt,
+        send: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """Answers `[P, B, ·]` about pixels `[P, B, 3, H, W]`; `send` gets 8-bit pictures."""
-        parts = pictures.flatten(0, 1).split(self.batch)  # of which there may be gigabytes
+        """Answers `[1, B, ·]` about the images, or `[P, B, ·]` about the pictures of the prompt, of
+        which nothing is kept; `send` gets the 8-bit pictures of one call.
+        """
+        if prompt.pictures is None:
+            assert isinstance(images, Contents)  # of this oracle's own upload
+            pixels = images.pixels
+            return self.rows(kind, "pictures", images.ids, lambda part: send(pixels[part]))[None]
+        parts = prompt.pictures.flatten(0, 1).split(self.batch)  # there may be gigabytes
         answers = self.each(lambda part: send(to_8bit(part, self.description)), parts)
-        return torch.cat(answers).unflatten(0, pictures.shape[:2])
+        return torch.cat(answers).unflatten(0, prompt.pictures.shape[:2])
 
     def each(self, ask: Callable[[Part], Parsed], parts: Iterable[Part]) -> list[Parsed]:
         """What calls about parts give, in order: one after the other until `look` has seen enough,
@@ -166,7 +172,7 @@ class ServiceOracle(Oracle):
         """
         rest = iter(parts)
         done: list[Parsed] = []
-        while len(self.first) < FEW:
+        while self.threads == 1 or len(self.first) < FEW:
             try:
                 part = next(rest)
             except StopIteration:
@@ -178,8 +184,6 @@ class ServiceOracle(Oracle):
             except KeyboardInterrupt:
                 self.line.ended.set()
                 raise
-
-    # ------------------------------------------------------------------ doubts
 
     def look(self, picture: torch.Tensor, answer: torch.Tensor) -> None:
         """Compare the answers about the first few pictures, before more of them are paid for.
@@ -208,8 +212,6 @@ class ServiceOracle(Oracle):
     @abstractmethod
     def sees(self, pictures: Several, answers: Several) -> bool:
         """Whether answers are about these pictures, all of which look unlike the first."""
-
-    # ------------------------------------------------------------------ requests
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Parsed]) -> Parsed:
         """What `parse` makes of the JSON that answers a request with this JSON.
@@ -241,13 +243,7 @@ class ServiceOracle(Oracle):
                     f"and ORACLE.IMAGES."
                 ) from e
 
-        try:
-            return self.line.ask("POST", path, read, json=body)
-        except Refused as e:
-            if e.status != 404:
-                raise
-            told = f"{url} is not there (404). Check ORACLE.URL and ORACLE.API."
-            raise Refused(told, e.status, e.body) from e
+        return self.line.ask("POST", path, read, json=body)
 
     def counted(self, answer: Any, shape: tuple[int, ...], **more: int) -> torch.Tensor:
         """The answer to a call, which is counted.
@@ -264,8 +260,6 @@ class ServiceOracle(Oracle):
                 f"is expected, all finite. Does {self.model} have one space for pictures and texts?"
             )
         return rows
-
-    # ------------------------------------------------------------------ what it comes to
 
     def count(self, **more: int) -> None:
         with self.lock:
@@ -307,7 +301,6 @@ class FeatureService(ServiceOracle):
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
         super().__init__(cfg, device, client)
-        self.last: tuple[list[str], torch.Tensor] | None = None  # texts, and their features
         sample = self.sent(self.embed_texts, [SAMPLE], "texts")[0]
         self.description = replace(self.description, embed_dim=len(sample))
         if self.answers.belong(sample):
@@ -345,41 +338,30 @@ class FeatureService(ServiceOracle):
         again = self.sent(self.embed_images, [png(pictures[0], compress_level=0)], "pictures")[0]
         return alike(first, again) and bool((others @ first).max() < again @ first - ROUNDING)
 
-    def features_of(self, images: Images) -> torch.Tensor:
-        """Normalised features `[B, E]`, float32."""
-        assert isinstance(images, Contents)  # of this oracle's own upload
-        pixels = images.pixels
-        found = self.rows(
-            "pictures", "pictures", images.ids, lambda part: self.sent_pictures(pixels[part])
-        )
-        return found.to(self.device)
+    def image_of(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        """Normalised features `[P or 1, B, E]`, float32."""
+        return self.shown("pictures", images, prompt, self.sent_pictures).to(self.device)
 
     def text_of(self, prompt: Prompt) -> torch.Tensor:
         """Normalised features `[C + M, E]` of the class texts and the further ones."""
         texts = self.texts_of(prompt)
-        if self.last is None or self.last[0] != texts:
 
-            def send(part: list[int]) -> torch.Tensor:
-                return self.sent(self.embed_texts, [texts[i] for i in part], "texts")
+        def send(part: list[int]) -> torch.Tensor:
+            return self.sent(self.embed_texts, [texts[i] for i in part], "texts")
 
-            self.last = list(texts), self.rows("texts", "texts", texts, send).to(self.device)
-        return self.last[1]
+        return self.rows("texts", "texts", texts, send).to(self.device)
 
     @torch.no_grad()
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         self.require("logits", *prompt.grants)
-        text = self.text_of(prompt)
-        if prompt.pictures is not None:
-            image = self.changed(prompt.pictures, self.sent_pictures).to(self.device)
-        else:
-            image = self.features_of(images)[None]
+        text, image = self.text_of(prompt), self.image_of(images, prompt)
         logits = self.description.logit_scale * image @ text.mT
         return logits.expand(len(prompt), -1, -1).contiguous()
 
     @torch.no_grad()
     def image_features(self, images: Images) -> torch.Tensor:
         self.require("features")
-        return self.features_of(images)
+        return self.image_of(images, Prompt())[0]
 
     @torch.no_grad()
     def text_features(self, prompt: Prompt) -> torch.Tensor:
@@ -402,9 +384,7 @@ class ScoreService(ServiceOracle):
 
     grants = frozenset({"logits"})
     advice = "A smaller INPUT.SIZE, or fewer texts, put less into a request."
-
-    def most_of(self, node: Any) -> int:
-        return 1
+    batch = 1
 
     @abstractmethod
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
@@ -429,12 +409,7 @@ class ScoreService(ServiceOracle):
             self.look(content[0], row)
             return row[None]
 
-        if prompt.pictures is not None:
-            logits = self.changed(prompt.pictures, send)
-        else:
-            assert isinstance(images, Contents)  # of this oracle's own upload
-            kind, pixels = hashed("scores", *texts), images.pixels
-            logits = self.rows(kind, "pictures", images.ids, lambda part: send(pixels[part]))[None]
+        logits = self.shown(hashed("scores", *texts), images, prompt, send)
         place = {text: i for i, text in enumerate(texts)}
         columns = [place[text] for text in asked]
         return logits[..., columns].expand(len(prompt), -1, -1).to(self.device)
