@@ -77,8 +77,8 @@ class Http:
         self.answered = self.quiet = 0.0  # when last, and until when nothing is sent
         self.ended = threading.Event()  # by the user: nothing is tried again
         self.key = key = os.environ.get(KEY, "")
-        smaller = "Smaller DATALOADER.TRAIN_X.BATCH_SIZE and DATALOADER.TEST.BATCH_SIZE"
-        self.advice = {413: f"{smaller} put less into a request."}  # by status
+        sizes = "DATALOADER.TRAIN_X.BATCH_SIZE and DATALOADER.TEST.BATCH_SIZE"
+        self.advice = {413: f"Smaller {sizes} put less into a request."}  # by status
         if not key.isascii() or not key.isprintable():
             raise BlackBoxError(f"{KEY} holds characters that no header can: check it.")
         try:
@@ -112,10 +112,9 @@ class Http:
     def ask(self, method: str, path: str, read: Callable[[Any], Answer], **body: Any) -> Answer:
         """What `read` makes of the answer (an `httpx.Response` of status 200).
 
-        The request is repeated, with the same body (`content` or `json`, and `headers`), while the
-        service is not there, is busy (408, 425, 429, 5xx), or answers with what `read` finds
-        damaged (it raises `Transient`). Waits grow from 0.1 to 10 seconds and are drawn at random;
-        where the service says `Retry-After`, nobody asks it anything before that.
+        The request (`content` or `json`, and `headers`) is repeated while the service is not there,
+        is busy, or answers with what `read` finds damaged (it raises `Transient`). Waits grow from
+        0.1 to 10 seconds, at random; where the service says `Retry-After`, no thread asks before.
 
         Raises:
             RemoteBudgetSpent: 402, or another status with words to that effect.
@@ -159,11 +158,7 @@ class Http:
         return found
 
     def received(self, method: str, path: str, **body: Any) -> httpx.Response:
-        """The answer to one request, which is read to its end.
-
-        Raises:
-            BlackBoxError: it is compressed, though it was not to be, or larger than `LARGEST`.
-        """
+        """The answer to one request, read to its end, unless it is compressed or too large."""
         with self.client.stream(method, self.address(path), **body) as answer:
             content, encoding = bytearray(), answer.headers.pop("Content-Encoding", "identity")
             if encoding.strip().lower() == "identity":

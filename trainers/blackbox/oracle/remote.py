@@ -16,17 +16,7 @@ from .http import Http, Transient
 from .interface import Images, NoClasses, Oracle, Refused
 from .prompt import Prompt
 from .texts import Texts
-from .wire import (
-    DIGEST,
-    MEDIA,
-    REQUEST,
-    Contents,
-    as_8bit,
-    described,
-    digest_of,
-    pack,
-    unpack,
-)
+from .wire import DIGEST, MEDIA, REQUEST, Contents, as_8bit, described, digest_of, pack, unpack
 
 UPLOAD_BYTES = 2**24  # of one request with images
 ENVELOPE, NAME = 2**12, 80  # bytes of a body beside its tensors and names; of an image's name
@@ -114,8 +104,7 @@ class RemoteOracle(Oracle):
         return self.classes
 
     def check(self, n: int) -> None:
-        self.named_classes()
-        if n > self.room:
+        if self.named_classes() and n > self.room:
             raise BlackBoxError(
                 f"The texts of the classes leave room for {self.room} context tokens in "
                 f"{self.description.name}, and there are {n}. Shorten a name or the context."
@@ -156,13 +145,11 @@ class RemoteOracle(Oracle):
     def in_parts(
         self, path: str, images: Images | None, prompt: Prompt, numbers: int
     ) -> torch.Tensor:
-        """One answer, in as many requests as the server's bound on bodies and answers wants.
+        """One answer, in as many requests as the server's bound on bodies and answers wants, of so
+        many numbers about one candidate and one text.
 
         Each is about a part of the candidates: together they cost what one would, unless there are
         further texts, which each would be charged for.
-
-        Args:
-            numbers: of the answer about one candidate and one text.
         """
         if prompt.texts is not None:
             return self.ask(path, images, prompt)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import io
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import log
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class ServiceOracle(Oracle):
         client: name of the method that asks, for error messages.
     """
 
-    advice: ClassVar[str] = ""  # what to do where a request is too large
+    advice: str = ""  # what to do where a request is too large
     batch: int = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
@@ -114,26 +114,22 @@ class ServiceOracle(Oracle):
         return Contents(to_8bit(images, self.description))
 
     def rows(
-        self,
-        kind: str,
-        what: str,
-        names: Sequence[str],
-        send: Callable[[list[int]], torch.Tensor],
+        self, kind: str, names: Sequence[str], send: Callable[[list[int]], torch.Tensor]
     ) -> torch.Tensor:
         """Answers `[N, ·]` about named contents, each of which is sent once.
 
         Args:
-            kind: of the answers, which are kept by it and by name.
-            what: pictures or texts.
+            kind: of the answers, which are kept by it and by name; "texts" are no pictures.
             names: of the N contents.
-            send: gets numbers of contents of one call; what it returns is kept.
+            send: gets numbers of contents of one call.
         """
         first: dict[str, int] = {}
         for i, name in enumerate(names):
             first.setdefault(name, i)
         found = {name: row for name in first if (row := self.answers.get(kind, name)) is not None}
         unknown = [name for name in first if name not in found]
-        self.count(**{f"{what}_cached": len(names) - len(unknown)})
+        what = "texts_cached" if kind == "texts" else "pictures_cached"
+        self.count(**{what: len(names) - len(unknown)})
 
         def ask(part: list[str]) -> None:
             fresh = send([first[name] for name in part])
@@ -142,7 +138,7 @@ class ServiceOracle(Oracle):
                     self.answers.put(row, kind, name)
                     found[name] = row
 
-        self.each(ask, (unknown[i : i + self.batch] for i in range(0, len(unknown), self.batch)))
+        self.each(ask, [unknown[i : i + self.batch] for i in range(0, len(unknown), self.batch)])
         return torch.stack([found[name] for name in names])
 
     def shown(
@@ -158,39 +154,31 @@ class ServiceOracle(Oracle):
         if prompt.pictures is None:
             assert isinstance(images, Contents)  # of this oracle's own upload
             pixels = images.pixels
-            return self.rows(kind, "pictures", images.ids, lambda part: send(pixels[part]))[None]
+            return self.rows(kind, images.ids, lambda part: send(pixels[part]))[None]
         parts = prompt.pictures.flatten(0, 1).split(self.batch)  # there may be gigabytes
         answers = self.each(lambda part: send(to_8bit(part, self.description)), parts)
         return torch.cat(answers).unflatten(0, prompt.pictures.shape[:2])
 
-    def each(self, ask: Callable[[Part], Parsed], parts: Iterable[Part]) -> list[Parsed]:
+    def each(self, ask: Callable[[Part], Parsed], parts: Sequence[Part]) -> list[Parsed]:
         """What calls about parts give, in order: one after the other until `look` has seen enough,
         then as many at a time as there are threads.
 
         Where one fails, those that have not begun are not made; those that have are waited for, and
         are counted and kept as any.
         """
-        rest = iter(parts)
         done: list[Parsed] = []
-        while self.threads == 1 or len(self.first) < FEW:
-            try:
-                part = next(rest)
-            except StopIteration:
-                return done
-            done.append(ask(part))
+        while len(done) < len(parts) and (self.threads == 1 or len(self.first) < FEW):
+            done.append(ask(parts[len(done)]))
         with ThreadPoolExecutor(self.threads) as pool:
             try:
-                return done + list(pool.map(ask, rest))
+                return done + list(pool.map(ask, parts[len(done) :]))
             except KeyboardInterrupt:
                 self.line.ended.set()
                 raise
 
     def look(self, picture: torch.Tensor, answer: torch.Tensor) -> None:
-        """Compare the answers about the first few pictures, before more of them are paid for.
-
-        Args:
-            picture: 8-bit values `[3, H, W]`; it counts where it looks unlike the first one.
-            answer: about it.
+        """Compare the answers about the first few pictures that look unlike the first one, before
+        more of them are paid for; `picture` is of 8-bit values `[3, H, W]`.
 
         Raises:
             BlackBoxError: they are not about what the pictures show.
@@ -267,10 +255,9 @@ class ServiceOracle(Oracle):
                 self.tally[name] += number
 
     def usage(self) -> dict[str, int | float]:
-        """What this process has asked so far, and with `ORACLE.PRICE` the money of it.
-
-        Calls that were answered, pictures and texts that were sent in them, and those that were not
-        since their answers were kept. A call that was tried again counts once.
+        """Calls that were answered, pictures and texts that were sent in them, those that were not
+        since their answers were kept, and with `ORACLE.PRICE` the money. A call that was tried
+        again counts once.
         """
         paid = {"money": round(self.price * self.tally["pictures"], 6)} if self.price else {}
         return {**self.tally, **paid}
@@ -291,9 +278,6 @@ class FeatureService(ServiceOracle):
     A service of one's own overrides `embed_texts` and `embed_images`, and mostly calls `post`. One
     text is embedded at the start: its length is that of all features, and where it differs from
     what is on disk, the service holds another model under the same name.
-
-    Raises:
-        BlackBoxError: the service cannot be reached, or refuses.
     """
 
     grants = frozenset({"features", "logits"})
@@ -349,7 +333,7 @@ class FeatureService(ServiceOracle):
         def send(part: list[int]) -> torch.Tensor:
             return self.sent(self.embed_texts, [texts[i] for i in part], "texts")
 
-        return self.rows("texts", "texts", texts, send).to(self.device)
+        return self.rows("texts", texts, send).to(self.device)
 
     @torch.no_grad()
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
@@ -393,8 +377,8 @@ class ScoreService(ServiceOracle):
     def sees(self, pictures: Several, answers: Several) -> bool:
         """Whether not all have the same scores; rounded ones of which one is nearly 1 may have."""
         first = answers[0]
-        same = [row.shape == first.shape and torch.allclose(row, first) for row in answers]
-        return not all(same) or first.max().item() > CERTAIN
+        same = all(row.shape == first.shape and torch.allclose(row, first) for row in answers)
+        return not same or first.max().item() > CERTAIN
 
     @torch.no_grad()
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
