@@ -12,20 +12,6 @@ from .prompt import Prompt
 from .texts import Texts
 from .topk import TopK
 
-__all__ = [
-    "GRANTS",
-    "QUERY_IMAGES",
-    "AccessDenied",
-    "Description",
-    "Images",
-    "Meter",
-    "Oracle",
-    "Prompt",
-    "Texts",
-    "TopK",
-    "build_oracle",
-]
-
 
 def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
     """The oracle that a configuration names, unmetered.

@@ -75,7 +75,7 @@ class Http:
     def __init__(self, url: str, timeout: float, patience: float) -> None:
         self.url, self.patience, self.waiting = urldefrag(url).url, patience, False
         self.answered = self.quiet = 0.0  # when last, and until when nothing is sent
-        self.ended = threading.Event()  # by the user: nothing is tried again
+        self.ended = threading.Event()  # by the user: while it is set, nothing is tried again
         self.key = key = os.environ.get(KEY, "")
         sizes = "DATALOADER.TRAIN_X.BATCH_SIZE and DATALOADER.TEST.BATCH_SIZE"
         self.advice = {413: f"Smaller {sizes} put less into a request."}  # by status

@@ -174,6 +174,8 @@ class ServiceOracle(Oracle):
                 return done + list(pool.map(ask, parts[len(done) :]))
             except KeyboardInterrupt:
                 self.line.ended.set()
+                pool.shutdown()  # what is on its way is waited for, and kept
+                self.line.ended.clear()
                 raise
 
     def look(self, picture: torch.Tensor, answer: torch.Tensor) -> None:
