@@ -18,7 +18,7 @@ from .engine import BlackBoxTrainer
 from .heads.selection import folds_of
 from .keys import Key, whole
 from .oracle import QUERY_IMAGES, Prompt
-from .oracle.bill import prompt_cost, query_cost
+from .oracle.bill import price as price_of
 from .plan import Price, batches_of
 from .registry import node_of
 from .run.errors import BlackBoxError
@@ -109,9 +109,8 @@ class ProbeTrainer(BlackBoxTrainer):
         return batches_of(len(self.dm.dataset.train_x), QUERY_IMAGES)
 
     def price(self, images: int, tested: bool = False) -> Price:
-        if self.reads_features:
-            return query_cost(1, images)
-        return prompt_cost(self.prompt(tested), self.num_classes, images)
+        prompt = None if self.reads_features else self.prompt(tested)
+        return price_of(prompt, self.num_classes, images)
 
     def first_price(self) -> Price:
         return int(self.reads_features), 0  # the class texts
