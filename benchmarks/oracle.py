@@ -35,6 +35,7 @@ from dassl_blackbox.trainers.blackbox.openclip.sources import OPENAI
 from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from names import class_names
+from open_clip.model import get_cast_dtype
 from published import STEPS, image_features
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -73,7 +74,7 @@ def random_model(name, precision, device):
     return LoadedModel(
         model,
         open_clip.get_tokenizer(OPENAI[name]),
-        describe(name, model),
+        describe(name, model, dtype=get_cast_dtype(weights) or torch.float32),
         precision,
         torch.device(device),
     )

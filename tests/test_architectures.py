@@ -6,9 +6,9 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.openclip.describe import check_tokenizer
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip.sources import check_tokenizer
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from safetensors.torch import save_file
@@ -83,23 +83,18 @@ KINDS = {
 REFUSED = {
     "other-width": (
         config(timm("test_vit", 160, "map", "none")),
-        r"features of the shape \(1, 64\)",
+        r"shapes \(1, 64\) and \(1, 32\)",
     ),
     "other-size": (config(timm("vit_tiny_patch16_224", 64, "token", "linear")), "cannot encode"),
     "towers-tokens": (config({**VIT, "output_tokens": True}), "cannot encode an image"),
-    "no-pool": (config({**VIT, "pool_type": "none"}), r"features of the shape \(1, 17, 32\)"),
+    "no-pool": (config({**VIT, "pool_type": "none"}), r"shapes \(1, 17, 32\)"),
     "few-words": (config(text={"vocab_size": 32000}), "32,000 token embeddings"),
-    "text-unread": (config(text={"pool_type": "none"}, custom_text=True), "is read at 'none'"),
-    "other-end": (config(text={"pool_type": "eos"}, custom_text=True), "is read at 'eos' .token 2"),
+    "text-unread": (config(text={"pool_type": "none"}, custom_text=True), "cannot encode an image"),
+    "other-end": (config(text={"pool_type": "eos"}, custom_text=True), "ends texts with 2"),
     "with-siglip-name": (config(), "tokenizer of Hugging Face's"),
     "hf-words": (config(text={"hf_tokenizer_name": "bert"}), "tokenizer of Hugging Face's"),
-    "hf-tower": (config(text={"hf_model_name": "bert"}), "text tower of Hugging Face's"),
+    "hf-tower": (config(text={"hf_model_name": "bert"}), "tokenizer of Hugging Face's"),
 }
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +250,7 @@ def test_every_architecture_is_described_or_refused(folder):
     for name in [name for name in open_clip.list_models() if not name.startswith("of-")]:
         content = open_clip.get_model_config(name)
         try:
-            check_tokenizer(name, content)
+            check_tokenizer(name)
         except BlackBoxError as e:
             assert name in str(e) and "Hugging Face" in str(e)
             refused += 1
@@ -298,23 +293,14 @@ def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, int
         ({"interpolation": "random"}, "bicubic"),
         ({"interpolation": None}, "bicubic"),
         ({"interpolation": "bilinear"}, "bilinear"),
-        ({"interpolation": "lanczos"}, None),
-        ({"mean": 0.5, "std": 0.25}, "bicubic"),
-        ({"mean": (0.5,)}, None),
-        ({"std": (1.0, 0.0, 1.0)}, None),
-        ({"std": (1.0, float("nan"), 1.0)}, None),
         ({"resize_mode": "squash"}, "bicubic"),
     ],
 )
-def test_odd_preprocessing_is_understood_or_refused(told, expected, built, monkeypatch, capsys):
+def test_odd_preprocessing_is_understood(told, expected, built, monkeypatch, capsys):
     from dassl_blackbox.trainers.blackbox.openclip import sources
 
     monkeypatch.setattr(sources, "common_preprocessing", lambda arch: told)
     name, _ = built("oblong")
-    if expected is None:
-        with pytest.raises(BlackBoxError, match="were expected"):
-            load_model(name)
-        return
     found = load_model(name).description
     assert found.interpolation == expected and len(found.mean) == len(found.std) == 3
     assert ("squashes images" in capsys.readouterr().out) == ("resize_mode" in told)
@@ -366,28 +352,30 @@ def with_part(part, **entries):
         ("mine.json", "{", "cannot be read"),
         ("mine.json", "[" * 100_000, "cannot be read"),
         ("mine.json", '{"embed_dim": 3}', "vision_cfg and text_cfg are expected"),
-        ("mine.JSON", json.dumps(OWN), "rename it"),
-        ("mine.json", "\ufeff" + json.dumps(OWN), "byte order mark"),
-        ("mine.json", "[1]", "vision_cfg and text_cfg are expected"),
+        ("mine.json", "\ufeff" + json.dumps(OWN), "cannot be read"),
         ("mine.json", json.dumps(list(OWN)), "vision_cfg and text_cfg are expected"),
-        ("mine.json", json.dumps({"model_cfg": OWN}), "the part 'model_cfg' of it is meant"),
-        ("mine.json", with_part("", vision_cfg="ViT"), 'vision_cfg is "ViT"'),
-        ("mine.json", with_part("", text_cfg=None), "text_cfg is null"),
-        ("mine.json", with_part("", embed_dim="16"), 'embed_dim is "16"'),
-        ("mine.json", with_part("text_cfg", depth=3), "knows no depth in text_cfg"),
-        ("mine.json", with_part("text_cfg", context_length="77"), "context_length in text_cfg"),
-        ("mine.json", with_part("vision_cfg", patch_size=0), "patch_size in vision_cfg is 0"),
-        ("mine.json", with_part("vision_cfg", image_size=-32), "image_size in vision_cfg is -32"),
-        ("mine.json", with_part("vision_cfg", image_size=[32, 32, 3]), "1 or 2 whole numbers"),
-        ("mine.json", with_part("vision_cfg", width=True), "width in vision_cfg is true"),
+        ("mine.json", json.dumps({"model_cfg": OWN}), "save the part 'model_cfg'"),
+        ("mine.json", with_part("", vision_cfg="ViT"), "vision_cfg and text_cfg are expected"),
+        ("mine.json", with_part("", text_cfg=None), "vision_cfg and text_cfg are expected"),
+        ("mine.json", with_part("", embed_dim="16"), "does not fit mine"),
+        ("mine.json", with_part("text_cfg", depth=3), "unexpected keyword argument 'depth'"),
+        ("mine.json", with_part("text_cfg", context_length="77"), "does not fit mine"),
+        ("mine.json", with_part("vision_cfg", patch_size=0), "does not fit mine"),
+        ("mine.json", with_part("vision_cfg", image_size=-32), "cannot encode an image"),
+        ("mine.json", with_part("vision_cfg", image_size=[32, 32, 3]), "does not fit mine"),
+        ("mine.json", with_part("vision_cfg", width=True), "does not fit mine"),
         ("ViT-B-32.json", json.dumps(OWN), "has the name of another architecture"),
-        ("my-siglip.json", json.dumps(OWN), "another tokenizer"),
+        ("my-siglip.json", json.dumps(OWN), "by 'siglip' in its name"),
     ],
 )
 def test_an_architecture_that_is_none_is_refused(name, content, words, tmp_path):
+    (tmp_path / "own-sound.json").write_text(json.dumps(OWN))
+    open_clip.add_model_config(tmp_path / "own-sound.json")
+    torch.save(open_clip.create_model("own-sound").state_dict(), tmp_path / "weights.pt")
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(BlackBoxError, match=words):
         load_model(f"{tmp_path / name}:{tmp_path / 'weights.pt'}")
+    (tmp_path / name).unlink()
     with pytest.raises(BlackBoxError, match="cannot be read"):
         load_model(f"{tmp_path / 'no.json'}:{tmp_path / 'weights.pt'}")
 
@@ -395,9 +383,9 @@ def test_an_architecture_that_is_none_is_refused(name, content, words, tmp_path)
 def test_an_architecture_needs_its_weights(tmp_path):
     path = tmp_path / "own:shape.json"
     path.write_text(json.dumps(OWN))
-    with pytest.raises(BlackBoxError, match="no file of weights 'none.pt' for .*own:shape.json"):
+    with pytest.raises(BlackBoxError, match="no file of weights 'none.pt'"):
         load_model(f"{path}:none.pt")
-    with pytest.raises(BlackBoxError, match="Name the weights behind it"):
+    with pytest.raises(BlackBoxError, match="Name its weights"):
         load_model(str(path))
 
 
@@ -408,7 +396,7 @@ def test_an_architecture_that_does_not_tell_its_activation_is_noted(tmp_path, ca
         open_clip.add_model_config(path)
         save_file(open_clip.create_model(name).state_dict(), weights)
         load_model(f"{path}:{weights}")
-        assert ("GELU is assumed" in capsys.readouterr().out) == (not told)
+        assert ('put "quick_gelu": true' in capsys.readouterr().out) == (not told)
 
 
 def test_weights_that_no_model_has_are_refused(tmp_path):

@@ -64,7 +64,7 @@ BAD = {
     "a tag of an embedded model": (
         [],
         ["MODEL.BACKBONE.NAME", "photo:x"],
-        "photo has one set of weights, and takes no tag",
+        "Unknown architecture of open_clip 'photo'",
     ),
 }
 

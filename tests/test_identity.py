@@ -1,13 +1,12 @@
 """The fingerprint of a model: everything that its answers come from, and nothing else."""
 
 import json
-import os
 
 import open_clip
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.openclip import identity, models, weights
-from dassl_blackbox.trainers.blackbox.openclip.identity import fingerprint
+from dassl_blackbox.trainers.blackbox.openclip import weights
+from dassl_blackbox.trainers.blackbox.openclip.describe import fingerprint
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from open_clip.model import CLIP, CustomTextCLIP
 from test_weights import archive, openai_state
@@ -16,13 +15,6 @@ from torch import nn
 VIT = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 64}
 RESNET = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 16}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The cache file, in a folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dassl-blackbox" / "fingerprints.json"
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +131,8 @@ def test_what_a_new_release_may_add_does_not_count():
 def test_the_precision_does_not_count(configs, tmp_path):
     torch.save(make(text=TEXT).state_dict(), tmp_path / "model.pt")
     for name in ("tiny", f"of-id:{tmp_path / 'model.pt'}"):
-        found = set()
-        for precision in ("fp16", "bf16", "amp", "fp32"):
-            (tmp_path / "cache" / "dassl-blackbox" / "fingerprints.json").unlink(missing_ok=True)
-            found.add(load_model(name, precision).description.fingerprint)
+        precisions = ("fp16", "bf16", "amp", "fp32")
+        found = {load_model(name, kind).description.fingerprint for kind in precisions}
         assert len(found) == 1 and all(len(text) == 64 for text in found)
 
 
@@ -167,108 +157,3 @@ def test_single_precision_in_openais_layout_is_kept(configs, tmp_path):
     torch.save(state, tmp_path / "single.pt")
     loaded = load_model(str(tmp_path / "single.pt"))
     assert all(torch.equal(v, state[k]) for k, v in loaded.model.state_dict().items())
-
-
-# The cache
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """How often a fingerprint was computed, as a list that grows."""
-    calls = []
-    monkeypatch.setattr(models, "fingerprint", lambda model: calls.append(1) or fingerprint(model))
-    return calls
-
-
-def load(tmp_path):
-    return load_model(str(tmp_path / "model.pt")).description.fingerprint
-
-
-def test_a_file_is_hashed_once(counted, tmp_path):
-    torch.save(make(text=TEXT).state_dict(), tmp_path / "model.pt")
-    (tmp_path / "link.pt").symlink_to(tmp_path / "model.pt")
-    first = load(tmp_path)
-    assert load(tmp_path) == first and len(counted) == 1
-    assert load_model(str(tmp_path / "link.pt"), "fp16").description.fingerprint == first
-    assert len(counted) == 1
-
-
-def test_a_changed_file_is_hashed_again(counted, tmp_path):
-    """Of the same size and the same date, written over or put in its place."""
-    model = make(text=TEXT)
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    (tmp_path / "new").mkdir()
-    date, found = os.stat(tmp_path / "model.pt"), {load(tmp_path)}
-    for i in range(2):
-        with torch.no_grad():
-            model.logit_scale += 1
-        torch.save(model.state_dict(), tmp_path / "new" / "model.pt")
-        if i:
-            (tmp_path / "new" / "model.pt").rename(tmp_path / "model.pt")
-        else:
-            (tmp_path / "model.pt").write_bytes((tmp_path / "new" / "model.pt").read_bytes())
-        os.utime(tmp_path / "model.pt", ns=(date.st_atime_ns, date.st_mtime_ns))
-        assert os.stat(tmp_path / "model.pt").st_size == date.st_size
-        found.add(load(tmp_path))
-    assert len(found) == len(counted) == 3
-
-
-def test_another_way_to_load_a_file_is_hashed_again(configs, counted, tmp_path):
-    torch.save(make(text=TEXT).state_dict(), tmp_path / "model.pt")
-    names = [f"{arch}:{tmp_path / 'model.pt'}" for arch in ("of-id", "of-id-quickgelu")] * 2
-    assert len({load_model(name).description.fingerprint for name in names}) == len(counted) == 2
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"3",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"digest": "x", "models": {}}',
-        "flipped",
-    ],
-)
-def test_a_damaged_cache_is_computed_anew(content, counted, cache, tmp_path):
-    torch.save(make(text=TEXT).state_dict(), tmp_path / "model.pt")
-    first = load(tmp_path)
-    if content == "flipped":
-        content = cache.read_bytes().replace(first[:8].encode(), b"01234567")
-    cache.write_bytes(content)
-    assert load(tmp_path) == first and len(counted) == 2
-    assert load(tmp_path) == first and len(counted) == 2  # and the cache is sound again
-
-
-def a_file_in_its_place(folder, monkeypatch):
-    folder.write_text("")
-
-
-def a_pipe_in_its_place(folder, monkeypatch):
-    (folder / "dassl-blackbox").mkdir(parents=True)
-    os.mkfifo(folder / "dassl-blackbox" / "fingerprints.json")
-
-
-def no_home(folder, monkeypatch):
-    def fail():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(identity.Path, "home", fail)
-
-
-@pytest.mark.parametrize("obstacle", [a_file_in_its_place, a_pipe_in_its_place, no_home])
-def test_without_a_cache_it_is_computed_each_time(obstacle, counted, monkeypatch, tmp_path):
-    torch.save(make(text=TEXT).state_dict(), tmp_path / "model.pt")
-    obstacle(tmp_path / "cache", monkeypatch)
-    assert load(tmp_path) == load(tmp_path) and len(counted) >= 1
-
-
-def test_the_cache_stays_small(cache, monkeypatch):
-    monkeypatch.setattr(identity, "KEPT", 3)
-    for i in range(5):
-        identity.remember(f"model {i}", {"state": None, "fingerprint": str(i)})
-    assert list(identity.remembered()) == ["model 2", "model 3", "model 4"]
-    assert [path.name for path in cache.parent.iterdir()] == [cache.name]

@@ -3,13 +3,10 @@
 import runpy
 
 import pytest
-import torch
-from dassl_blackbox.trainers.blackbox.openclip.describe import check_model
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from open_clip.model import CLIP
-from oracles import TEXT, VIT, contexts_of, oracle_over, pixels
+from oracles import contexts_of, oracle_over, pixels
 from support import REPO, difference
 
 
@@ -69,10 +66,3 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
     ) as caught:
         load_model("ViT-B/32")
     assert "\n" not in str(caught.value)
-
-
-def test_a_text_tower_of_hugging_face(loaded):
-    model = CLIP(32, VIT, TEXT)
-    model.text = torch.nn.Linear(1, 1)  # a tower that has neither token_embedding nor BPE tokens
-    with pytest.raises(BlackBoxError, match="not one of open_clip's own"):
-        check_model("foreign", model, loaded("tiny").tokenizer, torch.float32)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from open_clip.model import CLIP, convert_weights_to_lp, get_cast_dtype, set_model_preprocess_cfg
 from open_clip.transformer import LayerNormFp32
+from safetensors.torch import load_file
 from torch import nn
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -31,14 +32,13 @@ def embedded_state_dict(name: str, folder: Path | None = None) -> dict[str, torc
     Args:
         folder: where the two files lie, if not in the package.
     """
-    from safetensors.torch import load_file
-
     stored = load_file((folder or ASSETS) / f"{name}.safetensors")
-    state = {
-        k: v.float() * stored[k + SCALE].float() if k + SCALE in stored else as_float(v)
-        for k, v in stored.items()
-        if not k.endswith(SCALE)
-    }
+    state = {}
+    for key in (key for key in stored if not key.endswith(SCALE)):
+        value, scale = stored[key], stored.get(key + SCALE)
+        state[key] = value.float() if value.is_floating_point() else value
+        if scale is not None:
+            state[key] = value.float() * scale.float()
     rows, touched = state.pop("token_embedding.rows").long(), state.pop("token_embedding.touched")
     vocabulary = embedded_config(name, folder)["model_cfg"]["text_cfg"]["vocab_size"]
     generator = torch.Generator().manual_seed(0)
@@ -46,10 +46,6 @@ def embedded_state_dict(name: str, folder: Path | None = None) -> dict[str, torc
     table[rows] = touched
     state["token_embedding.weight"] = table
     return state
-
-
-def as_float(value: torch.Tensor) -> torch.Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def embedded_config(name: str, folder: Path | None = None) -> dict[str, Any]:
@@ -61,14 +57,11 @@ def build_embedded(name: str, precision: str) -> nn.Module:
     model = CLIP(**config["model_cfg"], cast_dtype=kind)
     model.load_state_dict(embedded_state_dict(name))
     if kind is not None and "timm_model_name" in config["model_cfg"]["vision_cfg"]:
-        model.to(kind).apply(keep_norms)
+        model.to(kind)
+        for module in model.modules():  # layer norms that compute in float32 keep their weights so
+            if isinstance(module, LayerNormFp32):
+                module.float()
     elif kind is not None:
         convert_weights_to_lp(model, kind)
     set_model_preprocess_cfg(model, config["preprocess_cfg"])
     return model
-
-
-def keep_norms(module: nn.Module) -> None:
-    """Layer norms that compute in float32 keep their weights so, as in open_clip."""
-    if isinstance(module, LayerNormFp32):
-        module.float()

@@ -1,4 +1,4 @@
-"""From `MODEL.BACKBONE.NAME` to a frozen model that has been checked and described."""
+"""A frozen model that has been checked and described, from `MODEL.BACKBONE.NAME`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 from open_clip.model import get_cast_dtype
 
 from ..oracle.interface import Description
-from ..run.errors import BlackBoxError, one_of
-from .describe import check_model, describe, image_size, resized_otherwise
+from ..run.errors import one_of
+from .describe import describe, doubts, fingerprint, image_size
 from .folding import fold_batch_norms
-from .identity import fingerprint, identify
 from .sources import find
-from .weights import check_finite, reason, zero_matrices
+from .weights import check_read
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 
@@ -49,33 +48,22 @@ def load_model(
     """
     one_of("precision (ORACLE.PREC)", precision, PRECISIONS)
     source, weights = find(name), "fp32" if precision == "amp" else precision
-    model: Any = source.build(weights)
-    check_finite(name, model)
-    found = identify(
-        source.file,
-        source.way,
-        lambda: fingerprint(model if weights == "fp32" else source.build("fp32")),
-    )
+    model = source.made(weights)
+    check_read(name, model, source.state)
+    identity = fingerprint(model if weights == "fp32" else source.made("fp32"))
     device = torch.device(device)
     model = model.to(device).eval().requires_grad_(False)
-    tokenizer = get_tokenizer(source.arch, model)
     if hasattr(model.visual, "trunk"):  # timm's: its convolutions are faster so
         model.visual.to(memory_format=torch.channels_last)
-    check_model(name, model, tokenizer, get_cast_dtype(precision) or torch.float32)
-    if precision == "fp32":
-        model.visual = fold_batch_norms(model.visual, *image_size(model.visual))
+    description = describe(name, model, identity, get_cast_dtype(weights) or torch.float32)
+    for note in filter(None, [source.note, *doubts(name, model, source.state)]):
+        print(f"Note: {note}")
     if precision == "fp16" and device.type == "cpu":
         print("Note: fp16 takes a CPU longer than fp32, up to ten times as long")
-    for note in source.notes + resized_otherwise(name, model.visual) + zero_matrices(name, model):
-        print(f"Note: {note}")
-    return LoadedModel(model, tokenizer, describe(name, model, found), precision, device)
-
-
-def get_tokenizer(arch: str | None, model: Any) -> Any:
-    """That of an architecture of open_clip; CLIP's own for a model that was not named by one."""
-    if arch is None:
-        return open_clip.SimpleTokenizer(context_length=model.context_length)
-    try:
-        return open_clip.get_tokenizer(arch)
-    except Exception as e:
-        raise BlackBoxError(f"open_clip has no tokenizer for {arch} ({reason(e)}).") from e
+    if precision == "fp32":
+        model.visual = fold_batch_norms(model.visual, *image_size(model.visual))
+    if source.arch is None:
+        tokenizer = open_clip.SimpleTokenizer(context_length=description.context_length)
+    else:
+        tokenizer = open_clip.get_tokenizer(source.arch)
+    return LoadedModel(model, tokenizer, description, precision, device)

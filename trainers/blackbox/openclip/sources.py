@@ -1,10 +1,21 @@
-"""From `MODEL.BACKBONE.NAME` to a file of weights, and to the model that is made of it."""
+"""What a name means: a file of weights, how a model is made of it, and with which activation.
+
+GELU or QuickGELU: no tensor tells them apart, and with the wrong one all logits are off. What is
+known: the activation of open_clip's architectures, and that of the weights that it lists
+(`arch:tag`), which a file is when its name, or its folder in the Hugging Face cache, says so. Files
+in OpenAI's format have QuickGELU. A contradiction is an error; where nothing is known, a line says
+what was assumed.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +23,6 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import (
-    CLIPTextCfg,
-    CLIPVisionCfg,
     build_model_from_openai_state_dict,
     convert_weights_to_lp,
     get_cast_dtype,
@@ -21,23 +30,11 @@ from open_clip.model import (
 )
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg
-from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..run.errors import BlackBoxError, nearest, one_of
-from .activation import check_bare, check_tag, check_weights, released
-from .architecture import own_arch, split_name
-from .describe import check_tokenizer
-from .embedded import ASSETS, EMBEDDED, build_embedded, embedded_config
-from .weights import (
-    OPENAI_MARKS,
-    Weights,
-    is_script,
-    is_there,
-    numpy_values,
-    read_weights,
-    reason,
-)
+from .embedded import EMBEDDED, build_embedded
+from .weights import Weights, is_script, numpy_values, read_weights, reason
 
 # CoOp's names mean OpenAI's weights, trained with QuickGELU; open_clip's plain names have GELU.
 OPENAI = {
@@ -50,80 +47,90 @@ OPENAI = {
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
+OPEN_CLIPS = frozenset(open_clip.list_models())
+QUICK = "-quickgelu"
+NAMES = {False: "GELU", True: "QuickGELU"}
+HASHED = re.compile(r".*-[0-9a-f]{8}\.pth?")  # the end of a name that open_clip gave a release
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of weights and how a model is made of it.
+    """How a model is made: `build(precision)` gives it, on the CPU, in fp32, fp16 or bf16."""
 
-    `build(precision)` gives the model, on the CPU, with weights of fp32, fp16 or bf16.
-    """
-
-    file: Path
-    arch: str | None  # of open_clip
     build: Callable[[str], nn.Module]
-    way: list[Any]  # what beside the file makes the model what it is, as JSON
-    notes: list[str] = field(default_factory=list)  # on what was assumed
+    unfit: str  # said where that fails
+    arch: str | None = None  # of open_clip
+    state: dict[str, torch.Tensor] = field(default_factory=dict)  # that was read, if it was
+    note: str = ""  # on what was assumed
+
+    def made(self, precision: str) -> Any:
+        """Raises BlackBoxError: there is no such model in the file."""
+        try:
+            return self.build(precision)
+        except Exception as e:  # whatever open_clip raised
+            raise BlackBoxError(f"{self.unfit} ({type(e).__name__}: {reason(e)}).") from e
 
 
 def find(name: str) -> Source:
-    """The file that a name means."""
+    """What `MODEL.BACKBONE.NAME` means."""
     if name in EMBEDDED:
-        return embedded_source(name)
-    if name in OPENAI:
-        cached = openai_cache(name)
-        return openai_source(cached) if cached else tagged_source(OPENAI[name], "openai")
-    own = split_name(name)
-    if own is not None:
-        return own_source(*own)
-    if is_there(name):
+        unfit = f"The embedded model {name} is damaged: install the package again"
+        return Source(partial(build_embedded, name), unfit)
+    if name in OPENAI:  # OpenAI's `clip` may have left the file
+        file = name.replace("/", "-").replace("@", "-") + ".pt"
+        cached = Path(os.path.expanduser("~/.cache/clip"), file)
+        return openai_source(cached) if cached.exists() else tagged_source(OPENAI[name], "openai")
+    own = re.fullmatch(r"(.+?\.json)(?::(.+))?", name, re.DOTALL)
+    if own and not own[2]:
+        raise BlackBoxError(f"{name} is an architecture. Name its weights: {name}:path/to/file.")
+    if own:
+        return own_source(Path(own[1]), Path(own[2]))
+    if os.path.lexists(name):
         return openai_source(Path(name))
-    if ":" not in name:
+    arch, _, tag = name.partition(":")
+    if not tag:
         raise BlackBoxError(
             f"Unknown backbone '{name}' (MODEL.BACKBONE.NAME): "
             f"{nearest(name, [*EMBEDDED, *OPENAI])} Or give architecture:tag of open_clip, "
             f"config.json:weights of an architecture of your own, or the path of a checkpoint file."
         )
-    arch, tag = name.split(":", 1)
-    if arch in EMBEDDED:
-        raise BlackBoxError(
-            f"The embedded model {arch} has one set of weights, and takes no tag: give "
-            f"MODEL.BACKBONE.NAME {arch}."
-        )
     arch = arch.replace("/", "-")
     one_of("architecture of open_clip", arch, open_clip.list_models())
-    check_tokenizer(arch, open_clip.get_model_config(arch))
-    if is_there(tag) and not get_pretrained_cfg(arch, tag):
+    if os.path.lexists(tag) and not get_pretrained_cfg(arch, tag):
         return file_source(arch, Path(tag))
     return tagged_source(arch, tag)
 
 
-def own_source(config: Path, weights: str) -> Source:
-    """An architecture of the user's and a file of its weights."""
-    arch = own_arch(config)
-    check_tokenizer(arch, open_clip.get_model_config(arch))
-    if not is_there(weights):
-        raise BlackBoxError(
-            f"There is no file of weights '{weights}' for {config}. Give its path: "
-            f"MODEL.BACKBONE.NAME {config}:path/to/weights."
-        )
-    return file_source(arch, Path(weights), config)
-
-
-def openai_cache(name: str) -> Path | None:
-    """The file that OpenAI's `clip` left, if any."""
+def own_source(path: Path, weights: Path) -> Source:
+    """An architecture of the user's, which open_clip is told of, and a file of its weights."""
     try:
-        folder = Path.home() / ".cache" / "clip"
-    except RuntimeError:  # no home
-        return None
-    path = folder / f"{name.replace('/', '-').replace('@', '-')}.pt"
-    return path if is_there(path) else None
+        config = json.loads(path.read_text(encoding="utf-8"))
+        towers = [config.get(k) for k in ("vision_cfg", "text_cfg")] if type(config) is dict else []
+        if not towers or "embed_dim" not in config or not all(type(t) is dict for t in towers):
+            raise ValueError(
+                "embed_dim and objects vision_cfg and text_cfg are expected in it; of an "
+                "open_clip_config.json save the part 'model_cfg'"
+            )
+        if path.stem in OPEN_CLIPS and open_clip.get_model_config(path.stem) != config:
+            raise ValueError("it has the name of another architecture of open_clip's: rename it")
+        open_clip.add_model_config(path)
+    except (OSError, ValueError, RecursionError) as e:
+        raise BlackBoxError(
+            f"The architecture {path} cannot be read ({reason(e)}). MODEL.BACKBONE.NAME takes "
+            f"path/to/config.json:path/to/weights with a model configuration of open_clip's."
+        ) from e
+    return file_source(path.stem, weights, path)
 
 
 def tagged_source(arch: str, tag: str) -> Source:
     """The weights that open_clip lists under a tag, downloaded if need be."""
-    check_tag(arch, tag)
-    listed = get_pretrained_cfg(arch, tag)
+    other = twin(arch)
+    listed = get_pretrained_cfg(arch, tag) or (get_pretrained_cfg(other, tag) if other else {})
+    if not listed:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        one_of(f"pretrained tag of {arch} (and no such file)", tag, tags)
+    check_activation(arch, f"The weights '{tag}'", bool(listed.get("quick_gelu")), tag)
+    check_tokenizer(arch)
     try:
         path = Path(download_pretrained(listed))
     except Exception as e:  # whatever the download raised
@@ -132,42 +139,23 @@ def tagged_source(arch: str, tag: str) -> Source:
             f"file to this machine and give its path: MODEL.BACKBONE.NAME {arch}:/path/to/file, or "
             f"a file of OpenAI's, such as ViT-B-16.pt, into ~/.cache/clip."
         ) from e
-    weights = read_weights(path) if is_script(path) else Weights({}, False, True)
-    return arch_source(arch, path, listed, weights)
+    return arch_source(arch, path, listed, read_weights(path) if is_script(path) else Weights({}))
 
 
 def file_source(arch: str, path: Path, own: Path | None = None) -> Source:
     """A checkpoint of an architecture of open_clip's, or of the user's, in the file `own`."""
-    weights = read_weights(path)
-    notes = check_weights(arch, path, weights, own) + interpolated(arch, path, weights.state)
-    if OPENAI_MARKS & weights.state.keys() and not weights.script:
-        raise BlackBoxError(
-            f"{path} is in OpenAI's format, which tells its architecture: give the path alone, "
-            f"MODEL.BACKBONE.NAME {path}."
+    check_tokenizer(arch)
+    weights, release, other, note = read_weights(path), released(path), twin(arch), ""
+    if weights.openai or release:
+        trained = weights.openai or bool(release.get("quick_gelu"))
+        check_activation(arch, f"The weights in {path}", trained, str(path))
+    elif other or (own and "quick_gelu" not in open_clip.get_model_config(arch)):
+        note = (
+            f"{arch} has {NAMES[quick(arch)]}, and {path} does not tell what its weights were "
+            f"trained with. If it was {NAMES[not quick(arch)]}, the logits are off: "
+            + (f"name {other}:{path}" if other else f'put "quick_gelu": true into {own}')
         )
-    listed = released(path) or common_preprocessing(arch)
-    source = arch_source(arch, path, listed, weights)
-    return replace(source, notes=notes)
-
-
-def interpolated(arch: str, path: Path, state: dict[str, torch.Tensor]) -> list[str]:
-    """A line for each tower whose position embeddings open_clip will interpolate."""
-    notes = []
-    config = open_clip.get_model_config(arch)
-    vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
-    words = text.context_length + text.embed_cls
-    wanted = {"positional_embedding": words, "text.positional_embedding": words}
-    if isinstance(vision.layers, int) and not vision.timm_model_name:
-        (height, width), (tall, wide) = to_2tuple(vision.image_size), to_2tuple(vision.patch_size)
-        wanted["visual.positional_embedding"] = (height // tall) * (width // wide) + 1
-    for name, count in wanted.items():
-        found = state[name].shape[0] if name in state and state[name].ndim else count
-        if found != count:
-            notes.append(
-                f"{path} has {found} position embeddings ('{name}') and {arch} {count}, between "
-                f"which open_clip interpolates: the weights are not {arch}'s own"
-            )
-    return notes
+    return arch_source(arch, path, release or common_preprocessing(arch), weights, note)
 
 
 def common_preprocessing(arch: str) -> dict[str, Any]:
@@ -178,103 +166,107 @@ def common_preprocessing(arch: str) -> dict[str, Any]:
     return found[0] if found and all(one == found[0] for one in found) else {}
 
 
-def arch_source(arch: str, path: Path, listed: dict[str, Any], weights: Weights) -> Source:
+def arch_source(
+    arch: str, path: Path, listed: dict[str, Any], weights: Weights, note: str = ""
+) -> Source:
     """Weights that open_clip reads into one of its architectures.
 
     Args:
-        listed: how images are prepared, as open_clip lists it.
-        weights: what the file holds, as far as it was looked at.
+        listed: how images are prepared, among what open_clip lists of the weights.
     """
-    config, known = open_clip.get_model_config(arch), vars(PreprocessCfg())
-    preprocess = {key: value for key, value in listed.items() if key in known}
+    preprocess = {key: value for key, value in listed.items() if key in vars(PreprocessCfg())}
 
     def build(precision: str) -> nn.Module:
-        try:
-            with (
-                warnings.catch_warnings(),
-                torch.serialization.safe_globals(numpy_values()),
-                TemporaryDirectory() as folder,
-            ):
-                warnings.simplefilter("ignore")
-                file = path.absolute()
-                if not weights.direct:
-                    file = Path(folder) / "weights.pt"
-                    torch.save(without_marks(weights.state), file)
-                model = open_clip.create_model(
-                    arch,
-                    pretrained=str(file),
-                    precision=precision,
-                    force_preprocess_cfg=preprocess,
-                    require_pretrained=True,
-                    weights_only=True,
-                )
-            check_types(model, weights.state)
-            return model
-        except Exception as e:
-            raise BlackBoxError(
-                f"{path} does not fit {arch} ({type(e).__name__}: {reason(e)}). Name the "
-                f"architecture that it was trained with, or copy the file again."
-            ) from e
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(numpy_values()),
+            TemporaryDirectory() as folder,
+        ):
+            warnings.simplefilter("ignore")
+            file = path.absolute()
+            if not weights.direct:
+                file = Path(folder) / "weights.pt"
+                torch.save(weights.state, file)
+            return open_clip.create_model(
+                arch,
+                pretrained=str(file),
+                precision=precision,
+                force_preprocess_cfg=preprocess,
+                require_pretrained=True,
+                weights_only=True,
+            )
 
-    return Source(path, arch, build, [arch, config, preprocess, open_clip.__version__])
-
-
-def without_marks(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in state.items() if name not in OPENAI_MARKS}
-
-
-def check_types(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Raise a ValueError where whole or complex numbers were read into a model's weights."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not state.get(name, value).is_floating_point():
-            raise ValueError(f"'{name}' is of type {state[name].dtype}")
+    unfit = f"{path} does not fit {arch}: name what it was trained with, or copy the file again"
+    return Source(build, unfit, arch, weights.state, note)
 
 
 def openai_source(path: Path) -> Source:
     """A state dict or archive in OpenAI's layout (QuickGELU, head width 64)."""
-    weights = read_weights(path)
-    notes = check_bare(path, weights)
-    state = without_marks(weights.state)
+    weights, release, note = read_weights(path), released(path), ""
+    if release and not release.get("quick_gelu"):
+        raise BlackBoxError(
+            f"{path} is open_clip's by its name, with GELU, and a file without an architecture is "
+            f"taken for OpenAI's, with QuickGELU. Name the architecture: arch:{path}."
+        )
+    if not weights.openai and not release:
+        note = (
+            f"{path} is taken for OpenAI's (QuickGELU, heads of 64), which it does not tell. If "
+            f"open_clip trained it, the logits may be off: name its architecture, arch:{path}"
+        )
 
     def build(precision: str) -> nn.Module:
-        try:
-            model = build_model_from_openai_state_dict(
-                dict(state), cast_dtype=get_cast_dtype(precision)
-            )
-            if precision != "fp16":  # open_clip builds it in half precision
-                model.float().load_state_dict(state)
-            check_types(model, state)
-        except Exception as e:
-            raise BlackBoxError(
-                f"{path} is not a CLIP checkpoint in OpenAI's format ({type(e).__name__}: "
-                f"{reason(e)}). For a checkpoint of open_clip name the architecture too: "
-                f"MODEL.BACKBONE.NAME arch:{path}."
-            ) from e
+        kind = get_cast_dtype(precision)
+        model = build_model_from_openai_state_dict(dict(weights.state), cast_dtype=kind)
+        if precision != "fp16":  # open_clip builds it in half precision
+            model.float().load_state_dict(weights.state)
         if precision == "bf16":
             convert_weights_to_lp(model, dtype=torch.bfloat16)
         set_model_preprocess_cfg(model, vars(PreprocessCfg(size=model.visual.image_size)))
         return model
 
-    return Source(path, None, build, ["OpenAI", open_clip.__version__], notes)
+    unfit = (
+        f"{path} is no CLIP in OpenAI's format: of open_clip's, name the architecture, arch:path"
+    )
+    return Source(build, unfit, None, weights.state, note)
 
 
-def embedded_source(name: str) -> Source:
-    """A model that is part of the package."""
-    path = ASSETS / f"{name}.safetensors"
-
-    def damaged(e: Exception) -> BlackBoxError:
-        return BlackBoxError(
-            f"The embedded model, {path} and {name}.json beside it, is damaged "
-            f"({type(e).__name__}: {reason(e)}). Install it again."
+def check_tokenizer(arch: str) -> None:
+    """Raise a BlackBoxError unless CLIP's tokens go into a text tower of open_clip's own."""
+    text = open_clip.get_model_config(arch)["text_cfg"]
+    foreign = {"hf_model_name", "hf_tokenizer_name"} & text.keys()
+    if foreign or "siglip" in arch.lower():  # which open_clip goes by
+        raise BlackBoxError(
+            f"{arch} has a tokenizer of Hugging Face's, by its configuration or by 'siglip' in its "
+            f"name, and contexts need CLIP's own. Choose a CLIP model without one."
         )
 
-    def build(precision: str) -> nn.Module:
-        try:
-            return build_embedded(name, precision)
-        except Exception as e:
-            raise damaged(e) from e
 
-    try:
-        return Source(path, None, build, [name, embedded_config(name), open_clip.__version__])
-    except Exception as e:
-        raise damaged(e) from e
+def quick(arch: str) -> bool:
+    return bool(open_clip.get_model_config(arch).get("quick_gelu", False))
+
+
+def twin(arch: str) -> str | None:
+    """The same architecture with the other activation, where open_clip has one."""
+    other = arch.removesuffix(QUICK) if arch.endswith(QUICK) else arch + QUICK
+    return other if other in open_clip.list_models() and quick(other) != quick(arch) else None
+
+
+def check_activation(arch: str, what: str, trained: bool, weights: str) -> None:
+    """Raise a BlackBoxError unless the architecture has what the weights were trained with."""
+    if trained != quick(arch):
+        raise BlackBoxError(
+            f"{what} were trained with {NAMES[trained]}, and {arch} has {NAMES[quick(arch)]}: all "
+            f"logits would be off. Name {twin(arch) or 'an architecture that has it'}:{weights}."
+        )
+
+
+def released(path: Path) -> dict[str, Any]:
+    """What open_clip lists of the weights that a file is, by its name or its folder; or nothing."""
+    parts = {*path.absolute().parts, *Path(os.path.realpath(path)).parts}
+    for model, tag in open_clip.list_pretrained():
+        listed = get_pretrained_cfg(model, tag)
+        file, hub = Path(listed.get("url", "")).name, listed.get("hf_hub", "").rpartition("/")[0]
+        folder = f"models--{hub.replace('/', '--')}"
+        if folder in parts or (file in parts and HASHED.fullmatch(file)):
+            return listed
+    return {}

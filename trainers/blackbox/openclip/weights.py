@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import mmap
 import os
 import pickle
-import shlex
-import stat
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from open_clip.pretrained import get_pretrained_url, list_pretrained_models_by_tag
+from safetensors.torch import load_file
 from torch import nn
 
-from ..run.errors import BlackBoxError, first_line
+from ..run.errors import BlackBoxError
 
 # numbers that OpenAI's archives hold beside the weights
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
-TEXT_LENGTH = 240  # of an exception that is quoted
 HOLDERS = ("state_dict", "model", "model_state_dict")  # under which training code saves the weights
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
@@ -32,47 +30,16 @@ class Weights(NamedTuple):
     """What a file holds."""
 
     state: dict[str, torch.Tensor]
-    script: bool  # whether it is a TorchScript archive
-    direct: bool  # whether open_clip finds this state in the file by itself
-
-    @property
-    def openai(self) -> bool:
-        """Whether it is in the format that OpenAI released, and open_clip writes to nobody."""
-        return self.script or OPENAI_MARKS <= self.state.keys()
+    openai: bool = False  # whether it is in the format that OpenAI released
+    direct: bool = True  # whether open_clip finds this state in the file by itself
 
 
 def reason(error: BaseException) -> str:
     """What an exception says, on one line; its kind where it says nothing."""
-    return " ".join(str(error).split())[:TEXT_LENGTH] or type(error).__name__
+    return " ".join(str(error).split())[:240] or type(error).__name__
 
 
-def is_there(path: str | Path) -> bool:
-    """Whether something has this path, be it a file or not."""
-    try:
-        os.stat(path)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):  # ValueError: a null byte
-        return False
-    return True
-
-
-def check_file(path: str | Path) -> None:
-    """Raise a BlackBoxError unless the path is a regular file that may be read and is not empty."""
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-            raise BlackBoxError(f"{path} is {kind}; a file of weights was expected.")
-        if not found.st_size:
-            raise BlackBoxError(f"{path} is empty; a file of weights was expected. Copy it again.")
-        with open(path, "rb"):
-            pass
-    except OSError as e:
-        raise BlackBoxError(f"{path} cannot be read ({e.strerror or first_line(e)}).") from e
-
-
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: Path) -> Weights:
     """The tensors of a file, on the CPU, as they are stored; where the format allows, mapped.
 
     Reads safetensors, what `torch.save` wrote, bare or within a checkpoint, and the TorchScript
@@ -81,67 +48,51 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         BlackBoxError: no such file, or one that is damaged or holds something else.
     """
-    check_file(path)
+    if not os.path.isfile(path):  # a pipe would be read for ever
+        raise BlackBoxError(f"There is no file of weights '{path}' that can be read.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces that it will drop TorchScript
             content, script = read(path)
+        found = held(content)
     except BlackBoxError:
         raise
-    except pickle.UnpicklingError as e:  # whose text advises to run what is in the file
-        raise BlackBoxError(
-            f"{path} is not a file of weights that can be read: it is damaged, or holds something "
-            f"else than tensors and numbers. Copy it again, or save its state dict alone."
-        ) from e
     except Exception as e:
+        # an UnpicklingError's text advises to run what is in the file
+        why = "its format" if isinstance(e, pickle.UnpicklingError) else reason(e)
         raise BlackBoxError(
-            f"{path} is not a file of weights that can be read ({type(e).__name__}: {reason(e)}). "
-            f"It may be damaged: copy it again."
+            f"{path} cannot be read as weights ({type(e).__name__}: {why}). It is damaged, or "
+            f"holds more than tensors and numbers: copy it again, or save its state dict alone."
         ) from e
-    found = content
-    while isinstance(found, Mapping):
-        inner = next((found[key] for key in HOLDERS if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
     if not isinstance(found, Mapping) or not found or not all(map(is_tensor, found.items())):
         raise BlackBoxError(
-            f"{path} holds no state dict, that is tensors by name, but {describe(found)}."
+            f"{path} holds no state dict: dense tensors by name were expected, and nothing beside "
+            f"them, alone or under one of {', '.join(HOLDERS)}."
         )
-    state = unwrapped(found)
-    direct = not script and (found is content or found is content.get("state_dict"))
-    return Weights(state, script, direct and state.keys() == found.keys())
+    names = unwrapped([*found])
+    state = {k: v for k, v in zip(names, found.values(), strict=True) if k not in OPENAI_MARKS}
+    alone = found is content or found is content.get("state_dict")
+    return Weights(
+        state,
+        openai=script or OPENAI_MARKS <= found.keys(),
+        direct=alone and not script and state.keys() == found.keys(),
+    )
 
 
-def unwrapped(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names without those of wrappers, and without what stands ahead of all of them."""
-    names = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in state]
-    scale = next((name for name in names if name.endswith("logit_scale")), "")
-    ahead = scale.removesuffix("logit_scale")
-    if all(name.startswith(ahead) for name in names):
-        names = [name.removeprefix(ahead) for name in names]
-    named = dict(zip(names, state.values(), strict=True))
-    return named if len(named) == len(state) else dict(state)
-
-
-def read(path: str | Path) -> tuple[Any, bool]:
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
+def read(path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether it is TorchScript."""
+    if path.name.endswith(".safetensors"):
         return load_file(path), False
     if is_script(path):
-        if not is_openais(path):
-            new = f"{path}.weights"
-            state = f'torch.jit.load({json.dumps(str(path))}, "cpu").state_dict()'
-            code = f"import torch; torch.save({state}, {json.dumps(new)})"
-            raise BlackBoxError(
-                f"{path} is a TorchScript archive, which runs code of its own when it is read, and "
-                f"none that OpenAI released. If you trust whoever made it, convert it: python -c "
-                f"{shlex.quote(code)}, and name {new}."
-            )
-        return torch.jit.load(str(path), map_location="cpu").state_dict(), True
-    mapped = zipfile.is_zipfile(path)
+        if is_openais(path):
+            return torch.jit.load(str(path), map_location="cpu").state_dict(), True
+        raise BlackBoxError(
+            f"{path} is a TorchScript archive, which runs code of its own when it is read, and "
+            f"none that OpenAI released. If you trust whoever made it, give torch.save its "
+            f'torch.jit.load("{path}", "cpu").state_dict(), and name the new file.'
+        )
     with torch.serialization.safe_globals(numpy_values()):
+        mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), False
 
 
@@ -157,17 +108,7 @@ def numpy_values() -> list[Any]:
     return [*makers, *kinds, np.dtype, np.ndarray]
 
 
-def is_openais(path: str | Path) -> bool:
-    """Whether a file is one that OpenAI released, whose addresses have its SHA-256."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as f:
-        while part := f.read(2**20):
-            sha.update(part)
-    models = list_pretrained_models_by_tag("openai")
-    return any(f"/{sha.hexdigest()}/" in get_pretrained_url(name, "openai") for name in models)
-
-
-def is_script(path: str | Path) -> bool:
+def is_script(path: Path) -> bool:
     """Whether a file is a TorchScript archive, by the record that torch tells it by."""
     if not zipfile.is_zipfile(path):
         return False
@@ -175,48 +116,54 @@ def is_script(path: str | Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def is_openais(path: Path) -> bool:
+    """Whether a file is one that OpenAI released, whose addresses have its SHA-256."""
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        sha = hashlib.sha256(content).hexdigest()
+    models = list_pretrained_models_by_tag("openai")
+    return any(f"/{sha}/" in get_pretrained_url(name, "openai") for name in models)
+
+
+def held(content: Any) -> Any:
+    """What a checkpoint holds under the innermost of HOLDERS; without one, the content itself."""
+    for key in HOLDERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            return held(content[key])
+    return content
+
+
 def is_tensor(item: tuple[object, object]) -> bool:
     name, tensor = item
     return isinstance(name, str) and isinstance(tensor, torch.Tensor) and not tensor.is_sparse
 
 
-def describe(content: object) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    return "an empty one" if not content else f"a dict with {next(iter(content))!r:.40}"
+def unwrapped(found: list[str]) -> list[str]:
+    """The names without those of wrappers, and without what stands ahead of all of them."""
+    names = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in found]
+    scale = next((name for name in names if name.endswith("logit_scale")), "")
+    ahead = scale.removesuffix("logit_scale")
+    if all(name.startswith(ahead) for name in names):
+        names = [name.removeprefix(ahead) for name in names]
+    return names if len({*names}) == len(names) else found
 
 
-def named(keys: Sequence[str]) -> str:
-    """The first of the names of weights, and how many there are besides."""
-    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    return f"'{keys[0]}'{more}"
+def check_read(name: str, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Raise a BlackBoxError where a weight is no finite number, or lost a part of it on its way.
 
-
-def check_finite(name: str, model: nn.Module) -> None:
-    """Raise a BlackBoxError where a weight is infinite or no number, or a variance below 0."""
-    tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.numel()}
-    # a sum is quicker than a test of every number, and finite only if they all are
-    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()])
-    suspects = [k for k, fine in zip(tensors, sums.isfinite().tolist(), strict=True) if not fine]
-    bad = [k for k in suspects if not tensors[k].isfinite().all()]
-    if bad:
-        raise BlackBoxError(
-            f"The weights of {name} are infinite or no numbers in {named(bad)}. The file is "
-            f"damaged, or ORACLE.PREC too narrow for it: get it anew, or try ORACLE.PREC fp32."
-        )
-    for key, tensor in tensors.items():
-        if key.endswith(".running_var") and tensor.min() < 0:
+    Args:
+        state: what was read from a file into the model.
+    """
+    for key, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        if not state.get(key, tensor).is_floating_point():
             raise BlackBoxError(
-                f"The weights of {name} have variances below 0 in '{key}': the file is damaged. "
-                f"Copy it again."
+                f"The weights of {name} are of type {state[key].dtype} in '{key}', and floats were "
+                f"expected: the file is damaged, or is no model's."
             )
-
-
-def zero_matrices(name: str, model: nn.Module) -> list[str]:
-    """A note, if there are matrices of zeros alone: a copy that stopped midway can leave such."""
-    matrices = {k: p for k, p in model.named_parameters() if p.ndim > 1 and p.numel()}
-    # its first row, since most have a number there: all of a large model take a while
-    found = [k for k, p in matrices.items() if not p[0].any() and not p.any()]
-    if not found:
-        return []
-    return [f"in {name} every number of {named(found)} is 0; is the file a whole copy?"]
+        # a sum is quicker than a test of every number, and finite only if they all are
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise BlackBoxError(
+                f"The weights of {name} are infinite or no numbers in '{key}'. The file is "
+                f"damaged, or ORACLE.PREC too narrow for it: get it anew, or try ORACLE.PREC fp32."
+            )
