@@ -22,7 +22,6 @@ import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F
 import train
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
@@ -67,9 +66,8 @@ class PublishedOracle(Oracle):
     def query(self, images, prompt):
         pixels, contexts, image_tokens = self.pixels[images], prompt.contexts, prompt.image_tokens
         if image_tokens is not None:
-            self.inner.pixels[images] = pixels
             image = (
-                F.normalize(self.inner.hooked(images, tokens).float(), dim=-1)
+                self.inner.hooked(pixels.to(self.inner.device), tokens)
                 for tokens in image_tokens.to(self.inner.device)
             )
             return torch.stack(

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.openclip.convolutions import fold_batch_norms
 from dassl_blackbox.trainers.blackbox.openclip.describe import image_size
 from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED, build_embedded
-from dassl_blackbox.trainers.blackbox.openclip.folding import fold_batch_norms
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from oracle import machine, random_model, timed

@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.openclip.convolutions import fold_batch_norms
 from dassl_blackbox.trainers.blackbox.openclip.embedded import build_embedded
-from dassl_blackbox.trainers.blackbox.openclip.folding import fold_batch_norms
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm

@@ -8,15 +8,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from open_clip.model import get_cast_dtype
 from torch import nn
 
 from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
 from ..oracle.prompt import Prompt
 from ..oracle.texts import Texts
-from ..parts import tower_batch
 from ..run.errors import BlackBoxError, one_of
 from . import patches
-from .blocks import positions_at_once
+from .convolutions import tower_batch
 from .models import LoadedModel
 from .store import FeatureStore
 from .text import TextPath
@@ -34,6 +34,11 @@ class LocalOracle(Oracle):
         loaded: a `LoadedModel`.
         grants: what is let in (contexts, image_tokens) and out (logits, features).
         client: name of the method that asks, for error messages.
+
+    Example:
+        oracle = LocalOracle(load_model("tiny"))
+        oracle.set_classes(["cat", "dog"], "a photo of a {}.")
+        logits = oracle.query(oracle.upload(images), Prompt())  # [1, B, 2]
     """
 
     def __init__(
@@ -50,13 +55,10 @@ class LocalOracle(Oracle):
         self.short = patches.fits(self.model.visual)
         self.tower_batch = tower_batch(self.model.visual, self.device)
         self.store = FeatureStore()
-        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
-            loaded.precision, torch.float32
-        )
+        self.dtype = get_cast_dtype(loaded.precision) or torch.float32
         self.scale = self.model.logit_scale.detach().float().exp()
-        self.bias = (
-            None if self.model.logit_bias is None else self.model.logit_bias.detach().float()
-        )
+        bias = self.model.logit_bias
+        self.bias = None if bias is None else bias.detach().float()
         self.pixels: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
         self.encoded: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
         # the last contexts, and their text features; the last further texts, and theirs
@@ -102,46 +104,27 @@ class LocalOracle(Oracle):
         return self.encoded[images]
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised features `[B, E]` of `[B, 3, H, W]` on the device."""
         if self.short:
-            width = self.description.image_width or 0
-            none = torch.zeros(1, 0, width, device=self.device)
+            none = torch.zeros(1, 0, self.description.image_width or 0, device=self.device)
             return self.encode_with_tokens(pixels, none)[0]
+        return self.encode_few(pixels, self.tower_batch)
+
+    def encode_few(self, pixels: torch.Tensor, at_once: int) -> torch.Tensor:
         with self.autocast():
-            parts = pixels.to(self.dtype).split(self.tower_batch or max(1, len(pixels)))
+            parts = pixels.to(self.dtype).split(at_once)
             found = torch.cat([self.model.encode_image(part) for part in parts])
             return F.normalize(found.float(), dim=-1)
 
     def encode_with_tokens(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        visual = self.model.visual
-        with self.autocast():
-            embedded = patches.embed(visual, pixels.to(self.dtype))
-            return F.normalize(
-                patches.encode(
-                    visual, embedded, tokens, positions_at_once(visual.transformer)
-                ).float(),
-                dim=-1,
-            )
-
-    def features_with_tokens(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
-        """`[P, B, E]`: tokens `[P, n_V, W]` follow class token and patches.
-
-        They come after the position embedding and before `ln_pre`.
-        """
-        if self.description.image_width is None:
-            raise BlackBoxError(
-                f"{self.description.name} has an image tower that is convolutional or timm's, "
-                f"which admits no image tokens. Choose a ViT of open_clip's own."
-            )
-        tokens = tokens.to(self.device)
+        """`[P, B, E]` of image tokens `[P, n_V, W]`, before `ln_pre` behind all patches."""
         if self.short:
-            return torch.cat(
-                [self.encode_with_tokens(part, tokens) for part in self.pixel_parts(images)], dim=1
-            )
-        return F.normalize(
-            torch.stack([self.hooked(images, candidate) for candidate in tokens]).float(), dim=-1
-        )
+            with self.autocast():
+                found = patches.encode(self.model.visual, pixels.to(self.dtype), tokens)
+                return F.normalize(found.float(), dim=-1)
+        return torch.stack([self.hooked(pixels, candidate) for candidate in tokens])
 
-    def hooked(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
+    def hooked(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """`[B, E]` by the model's own `encode_image`; a hook before `ln_pre` appends `[n_V, W]`."""
 
         def append(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -150,15 +133,18 @@ class LocalOracle(Oracle):
 
         handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
         try:
-            with self.autocast():
-                return torch.cat(
-                    [
-                        self.model.encode_image(part.to(self.dtype))
-                        for part in self.pixel_parts(images)
-                    ]
-                )
+            return self.encode_few(pixels, QUERY_IMAGES)
         finally:
             handle.remove()
+
+    def features_with_tokens(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
+        if self.description.image_width is None:
+            raise BlackBoxError(
+                f"{self.description.name} has an image tower that is convolutional or timm's, "
+                f"which admits no image tokens. Choose a ViT of open_clip's own."
+            )
+        parts, tokens = self.pixel_parts(images), tokens.to(self.device)
+        return torch.cat([self.encode_with_tokens(part, tokens) for part in parts], dim=1)
 
     def features_of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """`[P, B, E]` of pixels `[P, B, 3, H, W]`, which are new each time: nothing is kept."""

@@ -11,8 +11,8 @@ from open_clip.model import get_cast_dtype
 
 from ..oracle.interface import Description
 from ..run.errors import one_of
+from .convolutions import fold_batch_norms
 from .describe import describe, doubts, fingerprint, image_size
-from .folding import fold_batch_norms
 from .sources import find
 from .weights import check_read
 

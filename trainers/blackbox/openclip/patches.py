@@ -20,10 +20,7 @@ CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
 
 
 def fits(visual: Any) -> bool:
-    """Whether a tower is open_clip's plain ViT, read out at its class token.
-
-    It is judged by its parts and not by its name.
-    """
+    """Whether a tower, by its parts, is open_clip's plain ViT, read out at its class token."""
     return (
         type(visual) is VisionTransformer
         and hasattr(visual, "_embeds")
@@ -35,27 +32,19 @@ def fits(visual: Any) -> bool:
     )
 
 
-def embed(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Class token and patches before the first layer: `[B, 3, H, W]` -> `[B, 1 + G, W]`."""
-    return visual._embeds(pixels)
+def encode(visual: Any, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Image features `[P, B, E]`, not normalised, of `[B, 3, H, W]` and tokens `[P, n_V, W]`.
 
-
-def encode(visual: Any, patches: torch.Tensor, tokens: torch.Tensor, budget: int) -> torch.Tensor:
-    """Image features `[P, B, E]`, not normalised.
-
-    Args:
-        visual: a tower for which `fits` holds.
-        patches: `[B, 1 + G, W]` of `embed`.
-        tokens: `[P, n_V, W]`; n_V may be 0.
-        budget: token positions that go through the tower at once.
+    `fits` holds for the tower; n_V may be 0.
     """
-    B, blocks = len(patches), list(visual.transformer.resblocks)
+    patches = visual._embeds(pixels)  # and the class token in front: [B, 1 + G, W]
     tokens = visual.ln_pre(tokens.to(patches.dtype))
+    B, blocks = len(patches), list(visual.transformer.resblocks)
     one_layer = len(blocks) == 1
     own = project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL)
     added = project(blocks[0], tokens, NONE if one_layer else ALL)
     found = []
-    for rows in pieces(len(tokens) * B, patches.shape[1] + tokens.shape[1], budget, patches.device):
+    for rows in pieces(visual.transformer, len(tokens) * B, patches.shape[1] + tokens.shape[1]):
         candidate, image = rows // B, rows % B
         x = torch.cat([patches[image], tokens[candidate]], dim=1)
         parts = [

@@ -13,21 +13,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from .blocks import ALL, finish, pieces, plain, project
+from .blocks import ALL, finish, pieces, plain, positions_at_once, project
+from .describe import text_pool
 
 EOT, NONE = slice(-1, None), slice(0, 0)
 Kept = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a pair a layer
 
 
 def fits(tower: Any) -> bool:
-    """Whether a tower is causal, read out at EOT and made of open_clip's plain blocks.
-
-    It is judged by its parts and not by its name.
-    """
+    """Whether a tower, by its parts, is causal, read out at EOT and of open_clip's plain blocks."""
     mask = getattr(tower, "attn_mask", None)
-    pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
-    if mask is None or pool not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
+    read_at_end = text_pool(tower) in ("argmax", "eos") and getattr(tower, "cls_emb", None) is None
+    if mask is None or not read_at_end:
         return False
     causal = torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
     return causal and plain(tower.transformer.resblocks)
@@ -55,23 +54,21 @@ def encode_suffix(
         last = block is blocks[-1]
         q, k, v = project(block, x, EOT if last else ALL)
         k, v = torch.cat([k0[candidate], k], dim=2), torch.cat([v0[candidate], v], dim=2)
-        if last:
-            return finish(block, x[:, EOT], F.scaled_dot_product_attention(q, k, v))[:, 0]
-        x = finish(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
-    raise AssertionError("a tower without blocks")
+        mask = None if last else seen
+        x = finish(block, x[:, EOT] if last else x, F.scaled_dot_product_attention(q, k, v, mask))
+    return x[:, 0]
 
 
 def encode(
-    tower: Any, contexts: torch.Tensor, ids: torch.Tensor, end: torch.Tensor, budget: int
+    tower: Any, contexts: torch.Tensor, ids: torch.Tensor, end: torch.Tensor
 ) -> torch.Tensor:
-    """EOT states `[P, C, D]` after the last block, before `ln_final`.
+    """Text features `[P, C, E]`, not normalised.
 
     Args:
         tower: a text tower for which `fits` holds.
         contexts: `[P, n, D]`.
         ids: tokens `[C, L]`, n placeholders after SOS.
         end: position of EOT `[C]`.
-        budget: token positions that go through the tower at once.
     """
     n, blocks = contexts.shape[1], list(tower.transformer.resblocks)
     dtype = tower.transformer.get_cast_dtype()
@@ -79,9 +76,9 @@ def encode(
     words = tower.token_embedding(ids).to(dtype) + places
     front = contexts.to(dtype) + tower.positional_embedding[1 : n + 1].to(dtype)
     buckets = [(end == length).nonzero()[:, 0] for length in end.unique().tolist()]
-    together = max(1, budget // int((end - n).sum() + n + 1))
+    at_once = positions_at_once(tower.transformer)
     states = []
-    for part in front.split(together):
+    for part in front.split(max(1, at_once // int((end - n).sum() + n + 1))):
         sos = words[:1, :1].expand(len(part), -1, -1)
         kept = encode_prefix(blocks, torch.cat([sos, part], dim=1))
         found = []
@@ -90,8 +87,11 @@ def encode(
             C, length = len(classes), n + 1 + suffix.shape[1]
             ends = [
                 encode_suffix(blocks, suffix[rows % C], kept, rows // C)
-                for rows in pieces(len(part) * C, length, budget, ids.device)
+                for rows in pieces(tower.transformer, len(part) * C, length)
             ]
             found.append(torch.cat(ends).unflatten(0, (len(part), -1)))
         states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
-    return torch.cat(states)
+    x, projection = tower.ln_final(torch.cat(states)), tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection

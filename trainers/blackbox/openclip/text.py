@@ -13,6 +13,7 @@ from ..oracle.interface import NoClasses
 from ..run.errors import BlackBoxError
 from . import prefix
 from .blocks import positions_at_once
+from .describe import text_tower
 
 
 class TextPath:
@@ -24,22 +25,15 @@ class TextPath:
     """
 
     def __init__(self, loaded: Any) -> None:
-        self.model, self.tokenizer, self.length = (
-            loaded.model,
-            loaded.tokenizer,
-            loaded.description.context_length,
-        )
-        self.tower = getattr(self.model, "text", self.model)
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.length = loaded.description.context_length
+        self.tower = text_tower(self.model)
         self.short = prefix.fits(self.tower)
         self.texts: list[list[int]] = []
         self.names: list[str] = []
         self.ids: dict[tuple[int, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
         # stands where a context is put, and must not be what the tower takes for padding
         self.placeholder = 2 if getattr(self.tower, "pad_id", 0) == 1 else 1
-
-    @property
-    def device(self) -> torch.device:
-        return self.tower.token_embedding.weight.device
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without SOS and EOT.
@@ -61,8 +55,9 @@ class TextPath:
 
     def embed(self, words: str) -> torch.Tensor:
         """`[n, D]` float32 token embeddings."""
-        ids = torch.tensor(self.encode(words), dtype=torch.long, device=self.device)
-        return self.tower.token_embedding(ids).float()
+        table = self.tower.token_embedding
+        ids = torch.tensor(self.encode(words), dtype=torch.long, device=table.weight.device)
+        return table(ids).float()
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         """Name the C classes.
@@ -87,13 +82,13 @@ class TextPath:
         """Raise unless n context tokens, SOS, EOT and the longest class text fit into the tower."""
         if not self.texts:
             raise NoClasses
-        i = max(range(len(self.texts)), key=lambda j: len(self.texts[j]))
-        if n + len(self.texts[i]) + 2 > self.length:
+        text, name = max(zip(self.texts, self.names, strict=True), key=lambda pair: len(pair[0]))
+        taken = n + len(text) + 2
+        if taken > self.length:
             raise BlackBoxError(
-                f"The class name '{self.names[i]}' takes {len(self.texts[i])} tokens with its "
-                f"template; with {n} context tokens, SOS and EOT that is "
-                f"{n + len(self.texts[i]) + 2}, and the text tower has {self.length} positions. "
-                f"Shorten the name or the context."
+                f"The class name '{name}' takes {len(text)} tokens with its template; with {n} "
+                f"context tokens, SOS and EOT that is {taken}, and the text tower has "
+                f"{self.length} positions. Shorten the name or the context."
             )
 
     def tokens(self, n: int, length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,35 +97,25 @@ class TextPath:
         L is the length of the longest prompt, or `length`.
         """
         if (n, length) not in self.ids:
-            self.ids[n, length] = self.write_ids(n, length)
+            device = self.tower.token_embedding.weight.device
+            begin = [self.tokenizer.sot_token_id, *[self.placeholder] * n]
+            rows = [[*begin, *text, self.tokenizer.eot_token_id] for text in self.texts]
+            most = length or max(map(len, rows))
+            ids = torch.tensor([row + [0] * (most - len(row)) for row in rows])
+            end = torch.tensor([len(row) - 1 for row in rows])
+            self.ids[n, length] = ids.to(device), end.to(device)
         return self.ids[n, length]
-
-    def write_ids(self, n: int, length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        end = torch.tensor([n + 1 + len(text) for text in self.texts])
-        ids = torch.zeros(len(self.texts), length or int(end.max()) + 1, dtype=torch.long)
-        ids[:, 0] = self.tokenizer.sot_token_id
-        ids[:, 1 : n + 1] = self.placeholder
-        for row, text in zip(ids, self.texts, strict=True):
-            row[n + 1 : n + 1 + len(text)] = torch.tensor(text)
-            row[n + 1 + len(text)] = self.tokenizer.eot_token_id
-        return ids.to(self.device), end.to(self.device)
 
     def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
         """Normalised text features `[P, C, E]`, float32, of contexts `[P, n, D]`."""
         self.check(contexts.shape[1])
         encode = self.encode_short if self.short else self.encode_plain
-        return F.normalize(encode(contexts.to(self.device)).float(), dim=-1)
+        contexts = contexts.to(self.tower.token_embedding.weight.device)
+        return F.normalize(encode(contexts).float(), dim=-1)
 
     def encode_short(self, contexts: torch.Tensor) -> torch.Tensor:
         """`[P, C, E]`; every class's own tokens against the prefix that all share."""
-        tower = self.tower
-        x = prefix.encode(
-            tower, contexts, *self.tokens(contexts.shape[1]), positions_at_once(tower.transformer)
-        )
-        x, projection = tower.ln_final(x), tower.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return prefix.encode(self.tower, contexts, *self.tokens(contexts.shape[1]))
 
     def encode_plain(self, contexts: torch.Tensor) -> torch.Tensor:
         """`[P, C, E]` by the model's own `encode_text`.
@@ -139,18 +124,15 @@ class TextPath:
         """
         (P, n, _), C = contexts.shape, len(self.texts)
         ids, _ = self.tokens(n, self.length)
+        at_once = max(1, positions_at_once(self.tower.transformer) // self.length)
         features = []
-        for rows in torch.arange(P * C, device=self.device).split(
-            max(1, positions_at_once(self.tower.transformer) // self.length)
-        ):
+        for rows in torch.arange(P * C, device=ids.device).split(at_once):
+            part = contexts[rows // C]
 
             def fill(
-                module: nn.Module,
-                inputs: Any,
-                output: torch.Tensor,
-                part: torch.Tensor = contexts[rows // C],
+                module: nn.Module, inputs: Any, x: torch.Tensor, part: torch.Tensor = part
             ) -> torch.Tensor:
-                return torch.cat([output[:, :1], part.to(output.dtype), output[:, n + 1 :]], dim=1)
+                return torch.cat([x[:, :1], part.to(x.dtype), x[:, n + 1 :]], dim=1)
 
             handle = self.tower.token_embedding.register_forward_hook(fill)
             try:
