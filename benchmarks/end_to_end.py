@@ -25,7 +25,7 @@ import torch
 import train
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-from dassl_blackbox.trainers.blackbox.openclip.sources import OPENAI
+from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
 from dassl_blackbox.trainers.blackbox.oracle import Images, Oracle
 from names import class_names
 from oracle import machine, publish

@@ -30,8 +30,7 @@ import open_clip
 import torch
 from dassl_blackbox.trainers.blackbox.openclip.describe import describe
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel
-from dassl_blackbox.trainers.blackbox.openclip.sources import OPENAI
+from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI, LoadedModel
 from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from names import class_names

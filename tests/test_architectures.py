@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-from dassl_blackbox.trainers.blackbox.openclip.sources import check_tokenizer
+from dassl_blackbox.trainers.blackbox.openclip.models import check_tokenizer, load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from safetensors.torch import save_file
@@ -278,7 +277,7 @@ def test_every_architecture_is_described_or_refused(folder):
     ],
 )
 def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, interpolation, mode):
-    from dassl_blackbox.trainers.blackbox.openclip.sources import common_preprocessing
+    from dassl_blackbox.trainers.blackbox.openclip.models import common_preprocessing
 
     found = common_preprocessing(arch)
     assert bool(found) == (mean is not None)
@@ -297,9 +296,9 @@ def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, int
     ],
 )
 def test_odd_preprocessing_is_understood(told, expected, built, monkeypatch, capsys):
-    from dassl_blackbox.trainers.blackbox.openclip import sources
+    from dassl_blackbox.trainers.blackbox.openclip import models
 
-    monkeypatch.setattr(sources, "common_preprocessing", lambda arch: told)
+    monkeypatch.setattr(models, "common_preprocessing", lambda arch: told)
     name, _ = built("oblong")
     found = load_model(name).description
     assert found.interpolation == expected and len(found.mean) == len(found.std) == 3

@@ -365,7 +365,7 @@ LAION_FOLDER = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K/snapshots/0/model
         ("of-file:", HASHED, "Name of-file-quickgelu:"),
         ("of-file:", OPENAI_FOLDER, "Name of-file-quickgelu:"),
         ("of-file-quickgelu:", LAION_FOLDER, "Name of-file:"),
-        ("", LAION_FOLDER, "Name the architecture"),
+        ("", LAION_FOLDER, "Name its architecture, arch:"),
         ("of-file-quickgelu:", HASHED, None),
         ("of-file-quickgelu:", OPENAI_FOLDER, None),
         ("of-file:", LAION_FOLDER, None),
@@ -399,7 +399,7 @@ def test_a_file_that_open_clip_lists_is_known_by_its_name(
             "of-file-quickgelu:",
             "of-file-quickgelu has QuickGELU, .* If it was GELU, .*name of-file:",
         ),
-        ("", "is taken for OpenAI's .*name its architecture, arch:"),
+        ("", "is taken for OpenAI's.* has QuickGELU, .*name its architecture, arch:"),
     ],
 )
 def test_a_file_of_unknown_activation_is_said(prefix, words, state, tmp_path, capsys):

@@ -154,26 +154,18 @@ class LocalOracle(Oracle):
 
     def text_of(self, prompt: Prompt) -> torch.Tensor:
         """Normalised features `[P, C + M, E]` of the class texts and the M further ones."""
-        contexts = prompt.contexts
-        if contexts is None:
-            contexts = torch.zeros(1, 0, self.description.width)
-        contexts = contexts.to(self.device)
+        none, texts = torch.zeros(1, 0, self.description.width), prompt.texts
+        contexts = (none if prompt.contexts is None else prompt.contexts).to(self.device)
         if self.last is None or not torch.equal(self.last[0], contexts):
             with self.autocast():
                 self.last = contexts.clone(), self.text(contexts)
-        if prompt.texts is None:
+        if texts is None:
             return self.last[1]
-        further = self.features_of_texts(prompt.texts)
-        return torch.cat([self.last[1], further.expand(len(contexts), -1, -1)], dim=1)
-
-    def features_of_texts(self, texts: Texts) -> torch.Tensor:
-        """Normalised features `[1, M, E]` of texts without a context."""
         if self.further is None or self.further[0] != texts:
             self.further_text.set_classes(texts.names, texts.template)
-            none = torch.zeros(1, 0, self.description.width, device=self.device)
             with self.autocast():
                 self.further = texts, self.further_text(none)
-        return self.further[1]
+        return torch.cat([self.last[1], self.further[1].expand(len(contexts), -1, -1)], dim=1)
 
     def score(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Logits `[P, B, C]` of image features `[B, E]` or `[P, B, E]` and texts `[P, C, E]`."""

@@ -1,4 +1,11 @@
-"""Text features of prompts whose first words are given as vectors."""
+"""Text features of prompts whose first words are given as vectors.
+
+The exact short way through a causal text tower spares padding, and the shared prefix of a candidate
+is computed once: in `[SOS][v_1]…[v_n][class tokens][EOT]` the first n + 1 positions are the same
+for all C classes, and in a causal tower nothing behind them can change them. Each class runs its
+own few tokens against their keys and values. Classes of one length go together, so that nothing is
+padded, and in the last layer only EOT, which is read, asks.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +18,26 @@ from torch import nn
 
 from ..oracle.interface import NoClasses
 from ..run.errors import BlackBoxError
-from . import prefix
-from .blocks import positions_at_once
-from .describe import text_tower
+from .blocks import ALL, finish, pieces, plain, positions_at_once, project
+from .describe import text_pool, text_tower
+
+EOT, NONE = slice(-1, None), slice(0, 0)
+Kept = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a pair a layer
 
 
 class TextPath:
     """`[SOS][v_1]…[v_n][text of the class][EOT]` for C classes and P candidate contexts.
 
-    On any text tower of open_clip's own: a causal one that is read out at EOT takes the short way
-    of `prefix.py`, any other the plain way over all its positions. Gradients pass through both (the
-    white-box ceiling needs them); the oracle calls them under `no_grad`.
+    On any text tower of open_clip's own: a causal one that is read out at EOT takes the short way,
+    any other the plain way over all its positions. Gradients pass through both (the white-box
+    ceiling needs them); the oracle calls them under `no_grad`.
     """
 
     def __init__(self, loaded: Any) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.length = loaded.description.context_length
         self.tower = text_tower(self.model)
-        self.short = prefix.fits(self.tower)
+        self.short = short_way_fits(self.tower)
         self.texts: list[list[int]] = []
         self.names: list[str] = []
         self.ids: dict[tuple[int, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -115,7 +124,7 @@ class TextPath:
 
     def encode_short(self, contexts: torch.Tensor) -> torch.Tensor:
         """`[P, C, E]`; every class's own tokens against the prefix that all share."""
-        return prefix.encode(self.tower, contexts, *self.tokens(contexts.shape[1]))
+        return encode_by_prefix(self.tower, contexts, *self.tokens(contexts.shape[1]))
 
     def encode_plain(self, contexts: torch.Tensor) -> torch.Tensor:
         """`[P, C, E]` by the model's own `encode_text`.
@@ -140,3 +149,78 @@ class TextPath:
             finally:
                 handle.remove()
         return torch.cat(features).view(P, C, -1)
+
+
+def short_way_fits(tower: Any) -> bool:
+    """Whether a tower, by its parts, is causal, read out at EOT and of open_clip's plain blocks."""
+    mask = getattr(tower, "attn_mask", None)
+    read_at_end = text_pool(tower) in ("argmax", "eos") and getattr(tower, "cls_emb", None) is None
+    if mask is None or not read_at_end:
+        return False
+    causal = torch.equal(torch.isneginf(mask), torch.ones_like(mask, dtype=torch.bool).triu(1))
+    return causal and plain(tower.transformer.resblocks)
+
+
+def encode_prefix(blocks: Sequence[Any], x: torch.Tensor) -> Kept:
+    """Keys and values of the shared prefix `[P, n + 1, D]`: one pair a layer."""
+    kept = []
+    for block in blocks:
+        last = block is blocks[-1]  # where nothing but keys and values is needed
+        q, k, v = project(block, x, NONE if last else ALL)
+        kept.append((k, v))
+        if not last:
+            x = finish(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    return kept
+
+
+def encode_suffix(
+    blocks: Sequence[Any], x: torch.Tensor, kept: Kept, candidate: torch.Tensor
+) -> torch.Tensor:
+    """EOT `[N, D]` of sequences `[N, S, D]` that go on from the prefixes of candidates `[N]`."""
+    S, length = x.shape[1], kept[0][0].shape[2]
+    seen = torch.ones(S, length + S, dtype=torch.bool, device=x.device).tril(length)
+    for block, (k0, v0) in zip(blocks, kept, strict=True):
+        last = block is blocks[-1]
+        q, k, v = project(block, x, EOT if last else ALL)
+        k, v = torch.cat([k0[candidate], k], dim=2), torch.cat([v0[candidate], v], dim=2)
+        mask = None if last else seen
+        x = finish(block, x[:, EOT] if last else x, F.scaled_dot_product_attention(q, k, v, mask))
+    return x[:, 0]
+
+
+def encode_by_prefix(
+    tower: Any, contexts: torch.Tensor, ids: torch.Tensor, end: torch.Tensor
+) -> torch.Tensor:
+    """Text features `[P, C, E]`, not normalised.
+
+    Args:
+        tower: a text tower for which `short_way_fits` holds.
+        contexts: `[P, n, D]`.
+        ids: tokens `[C, L]`, n placeholders after SOS.
+        end: position of EOT `[C]`.
+    """
+    n, blocks = contexts.shape[1], list(tower.transformer.resblocks)
+    dtype = tower.transformer.get_cast_dtype()
+    places = tower.positional_embedding[: ids.shape[1]].to(dtype)
+    words = tower.token_embedding(ids).to(dtype) + places
+    front = contexts.to(dtype) + tower.positional_embedding[1 : n + 1].to(dtype)
+    buckets = [(end == length).nonzero()[:, 0] for length in end.unique().tolist()]
+    at_once = positions_at_once(tower.transformer)
+    states = []
+    for part in front.split(max(1, at_once // int((end - n).sum() + n + 1))):
+        sos = words[:1, :1].expand(len(part), -1, -1)
+        kept = encode_prefix(blocks, torch.cat([sos, part], dim=1))
+        found = []
+        for classes in buckets:
+            suffix = words[classes, n + 1 : int(end[classes[0]]) + 1]
+            C, length = len(classes), n + 1 + suffix.shape[1]
+            ends = [
+                encode_suffix(blocks, suffix[rows % C], kept, rows // C)
+                for rows in pieces(tower.transformer, len(part) * C, length)
+            ]
+            found.append(torch.cat(ends).unflatten(0, (len(part), -1)))
+        states.append(torch.cat(found, dim=1)[:, torch.cat(buckets).argsort()])
+    x, projection = tower.ln_final(torch.cat(states)), tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection

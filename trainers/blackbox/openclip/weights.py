@@ -55,22 +55,18 @@ def read_weights(path: Path) -> Weights:
             warnings.simplefilter("ignore")  # torch announces that it will drop TorchScript
             content, script = read(path)
         found = held(content)
+        names = unwrapped([*found])
+        state = {k: v for k, v in zip(names, found.values(), strict=True) if k not in OPENAI_MARKS}
     except BlackBoxError:
         raise
     except Exception as e:
         # an UnpicklingError's text advises to run what is in the file
         why = "its format" if isinstance(e, pickle.UnpicklingError) else reason(e)
         raise BlackBoxError(
-            f"{path} cannot be read as weights ({type(e).__name__}: {why}). It is damaged, or "
-            f"holds more than tensors and numbers: copy it again, or save its state dict alone."
+            f"{path} cannot be read as a state dict, alone or under {' or '.join(HOLDERS)} "
+            f"({type(e).__name__}: {why}). It is damaged, or holds more than tensors and numbers: "
+            f"copy it again, or save its state dict alone."
         ) from e
-    if not isinstance(found, Mapping) or not found or not all(map(is_tensor, found.items())):
-        raise BlackBoxError(
-            f"{path} holds no state dict: dense tensors by name were expected, and nothing beside "
-            f"them, alone or under one of {', '.join(HOLDERS)}."
-        )
-    names = unwrapped([*found])
-    state = {k: v for k, v in zip(names, found.values(), strict=True) if k not in OPENAI_MARKS}
     alone = found is content or found is content.get("state_dict")
     return Weights(
         state,
@@ -130,11 +126,6 @@ def held(content: Any) -> Any:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             return held(content[key])
     return content
-
-
-def is_tensor(item: tuple[object, object]) -> bool:
-    name, tensor = item
-    return isinstance(name, str) and isinstance(tensor, torch.Tensor) and not tensor.is_sparse
 
 
 def unwrapped(found: list[str]) -> list[str]:
