@@ -136,10 +136,8 @@ def find(name: str) -> Source:
         cached = Path(os.path.expanduser("~/.cache/clip"), file)
         return openai_source(cached) if cached.exists() else tagged_source(OPENAI[name], "openai")
     own = re.fullmatch(r"(.+?\.json)(?::(.+))?", name, re.DOTALL)
-    if own and not own[2]:
-        raise BlackBoxError(f"{name} is an architecture. Name its weights: {name}:path/to/file.")
     if own:
-        return own_source(Path(own[1]), Path(own[2]))
+        return own_source(Path(own[1]), own[2])
     if os.path.lexists(name):
         return openai_source(Path(name))
     arch, _, tag = name.partition(":")
@@ -156,8 +154,10 @@ def find(name: str) -> Source:
     return tagged_source(arch, tag)
 
 
-def own_source(path: Path, weights: Path) -> Source:
+def own_source(path: Path, weights: str | None) -> Source:
     """An architecture of the user's, which open_clip is told of, and a file of its weights."""
+    if not weights:
+        raise BlackBoxError(f"{path} is an architecture. Name its weights: {path}:path/to/file.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         towers = [config.get(k) for k in ("vision_cfg", "text_cfg")] if type(config) is dict else []
@@ -174,7 +174,7 @@ def own_source(path: Path, weights: Path) -> Source:
             f"The architecture {path} cannot be read ({reason(e)}). MODEL.BACKBONE.NAME takes "
             f"path/to/config.json:path/to/weights with a model configuration of open_clip's."
         ) from e
-    return file_source(path.stem, weights, path)
+    return file_source(path.stem, Path(weights), path)
 
 
 def tagged_source(arch: str, tag: str) -> Source:
