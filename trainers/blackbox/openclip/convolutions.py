@@ -32,12 +32,12 @@ def fold_batch_norms(visual: nn.Module, height: int, width: int) -> nn.Module:
         visual: in evaluation mode, in float32; it is left as it is.
         height, width: of its images.
     """
+    if not any(isinstance(module, _BatchNorm) for module in visual.modules()):
+        return visual
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(visual).cpu()  # a GPU may round convolutions to fewer bits
     names = {module: name for name, module in folded.named_modules()}
     norms = [module for module in names if isinstance(module, _BatchNorm)]
-    if not norms:
-        return visual
     made: dict[int, tuple[Any, torch.Tensor]] = {}  # what a tensor came from; it keeps its id
     pairs: dict[Any, Any] = {}
 
