@@ -37,7 +37,7 @@ def fold_batch_norms(visual: nn.Module, height: int, width: int) -> nn.Module:
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(visual).cpu()  # a GPU may round convolutions to fewer bits
     names = {module: name for name, module in folded.named_modules()}
-    norms = [module for module in names if isinstance(module, _BatchNorm)]
+    norms = [m for m in names if isinstance(m, _BatchNorm) and m.running_mean is not None]
     made: dict[int, tuple[Any, torch.Tensor]] = {}  # what a tensor came from; it keeps its id
     pairs: dict[Any, Any] = {}
 
