@@ -27,10 +27,16 @@ from dassl.utils import set_random_seed
 from dassl_blackbox.console import parser_of
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
-from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg
+from dassl_blackbox.trainers.blackbox.config import (
+    check_cfg,
+    extend_cfg,
+    in_use,
+    merge_files,
+    merge_options,
+    unread,
+)
 from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.keys import masked
-from dassl_blackbox.trainers.blackbox.merge import merge_files, merge_options
 from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.checkpoints import MODEL, settings_of
 from dassl_blackbox.trainers.blackbox.run.errors import (
@@ -43,19 +49,19 @@ from dassl_blackbox.trainers.blackbox.run.errors import (
 )
 from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
-from dassl_blackbox.trainers.blackbox.run.metrics import forget
-from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
-from dassl_blackbox.trainers.blackbox.run.settings import (
+from dassl_blackbox.trainers.blackbox.run.matching import (
+    IMAGES,
     as_text,
-    content_names,
     differences,
     larger,
+    names_of_files,
     read_settings,
     settings,
     with_contents,
 )
+from dassl_blackbox.trainers.blackbox.run.metrics import forget
+from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.run.signals import handled
-from dassl_blackbox.trainers.blackbox.unread import in_use, unread
 from yacs.config import CfgNode
 
 NO_QUERIES = "No queries are counted here"
@@ -222,7 +228,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     A checkpoint tells of training images and a bank's content too. A run without one (zero-shot)
     knows its data by their folder. Where they are gone, there is nothing to compare.
     """
-    made, here = read_settings(config), settings(cfg.dump())
+    made, here = read_settings(config), settings(cfg)
     if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
         return made, here
     known = settings_of(Path(cfg.OUTPUT_DIR) / MODEL)
@@ -234,7 +240,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
         set_random_seed(cfg.SEED)  # as before the draw of a run's shots
     with redirect_stdout(io.StringIO()):
         images = training_images(build_dataset(cfg).train_x)
-    told = {name: known[name] for name in content_names(cfg.TRAINER.NAME) & known.keys()}
+    told = {name: known[name] for name in {IMAGES, *names_of_files()} & known.keys()}
     return {**made, **told}, with_contents(here, images)
 
 

@@ -3,6 +3,7 @@ that counts on its own.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -39,6 +40,24 @@ OPTIMIZERS = {
 }
 
 d64 = torch.float64
+
+# what keys of the configuration are given in tests, beside the names that they list
+VALUES = (
+    *(None, "", "zebra", "None", "x" * 300, "\0", "\udcff", True, False),
+    *(-2, -1, 0, 1, 2, 3, 4, 7, 16, 10**6, 2**32, 10**13, -0.5, 0.0, 1e-3, 0.5, 0.9, 1.0, 5.5),
+    *(1e300, math.nan, math.inf, (), [], [None], ["zebra"], ("x", 0.5), (0.5, "x"), [1.0, 0.1]),
+    *([-1.0], ["CMA_active", True], ["popsize", 4], ("photo", "DATASET.NUM_SHOTS", "3")),
+    *("{}", "a photo of a {}.", "{} {}", "{0}", "}{", "my.module:Service", ":Class"),
+    *("http://127.0.0.1:8900", "https://models.example/@cf/v1?api-version=2024-02-01", "ftp://a"),
+    *("http://", "http://a:b", "http://u:p@a", "http://u%3Ap%40a", "https://a/v1?api_key=k"),
+)
+
+
+def examples(valid, fit):
+    """Values that are valid for a key, or that are not."""
+    given = *VALUES, *valid.names, *[(name,) for name in valid.names]
+    return [value for value in given if valid.fits(value) == fit]
+
 
 # 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one
 SMALL = (

@@ -54,7 +54,11 @@ BAD = {
     ),
     "input mean": ([], ["INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]"], "INPUT.PIXEL_MEAN"),
     "transforms": ([], ["INPUT.TRANSFORMS", "['random_flip']"], "'normalize'"),
-    "options behind a flag that takes them": (["--transforms", "normalize"], [], "'USE_CUDA'"),
+    "options behind a flag that takes them": (
+        ["--transforms", "normalize"],
+        [],
+        "built .*INPUT.TRANSFORMS",
+    ),
     "missing model": (
         ["--eval-only", "--model-dir", "no/such/run"],
         [],

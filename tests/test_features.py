@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl_blackbox.trainers.blackbox.answers import Answers, Gathered
 from dassl_blackbox.trainers.blackbox.heads.featured import FeatureHead, FeatureMap, discriminant
 from dassl_blackbox.trainers.blackbox.heads.selection import blended, choose, held_out, spread
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.probe import descend
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from dassl_blackbox.trainers.clap import Prototypes, batches, multipliers, penalty
 from dassl_blackbox.trainers.gda import AddedLinear
 from dassl_blackbox.trainers.lfa import between, disturbed, inertia, procrustes, reranking
@@ -474,7 +474,7 @@ def test_tip_adapter_keeps_its_keys(data_root, tmp_path):
 
 
 def test_the_keys_are_tuned_by_the_data_sets_alpha(data_root, tmp_path, monkeypatch):
-    assert set(TUNING_ALPHA) <= set(TEMPLATES)  # names as they are registered
+    assert set(TUNING_ALPHA) <= set(DATASET_REGISTRY.registered_names())
     fixed = trained("TipAdapterF", data_root, tmp_path / "one").head.keys
     monkeypatch.setitem(TUNING_ALPHA, "Digits", 0.0)
     untouched = trained("TipAdapterF", data_root, tmp_path / "none").head.keys

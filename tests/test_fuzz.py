@@ -12,11 +12,11 @@ import signal
 from contextlib import contextmanager
 
 import train
-from dassl_blackbox.trainers.blackbox.config import rules
+from dassl_blackbox.trainers.blackbox.config import HOST, all_keys
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import BLACK_BOX, REPO, accuracy, arguments, run
+from support import BLACK_BOX, REPO, accuracy, arguments, examples, run
 
 SECONDS = 60  # after which a case hangs
 TRAINERS = [*BLACK_BOX, "WhiteBox"]
@@ -89,13 +89,12 @@ def words(value):
 def options(draw):
     """A trainer and some KEY VALUE pairs: boundary values of the table of keys, and odd ones."""
     name = draw(st.sampled_from(TRAINERS))
-    table = rules(name)
+    table = HOST | {name: entry.valid for name, entry in all_keys().items()}
     pairs = []
     for _ in range(draw(st.integers(1, 3))):
         key = draw(st.sampled_from(sorted(table)))
-        rule = table[key]
-        values = list(rule.good) if SLOW.search(key) is None else []
-        value = draw(st.sampled_from([*values, *rule.bad, *ODD_TEXT]))
+        values = examples(table[key], True) if SLOW.search(key) is None else []
+        value = draw(st.sampled_from([*values, *examples(table[key], False), *ODD_TEXT]))
         pairs += [key, words(value)]
     if draw(st.booleans()):
         pairs = pairs[: draw(st.integers(0, len(pairs)))]

@@ -4,7 +4,6 @@ import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.run.checkpoints import newest
 from dassl_blackbox.trainers.blackbox.run.files import save_state
-from dassl_blackbox.trainers.blackbox.run.settings import differences, settings
 from lives import Lives, processes  # noqa: F401  a fixture
 from support import (
     TRAINED,
@@ -167,19 +166,12 @@ def test_a_checkpoint_of_the_first_version_is_evaluated_with_a_note_and_not_resu
     assert accuracy(printed) == accuracy((tmp_path / "old" / "log.txt").read_text())
 
 
-@pytest.mark.parametrize(
-    "name, head, changed",
-    [
-        ("JOLT", "True", {"TRAINER.JOLT.HEAD_FOLDS": ("1", "4")}),
-        ("JOLT", "False", {}),
-        ("ZIP", "True", {}),
-    ],
-)
-def test_a_run_from_before_a_key_did_what_was_done_then(name, head, changed, data_root, tmp_path):
-    here = settings(build(name, data_root, tmp_path, "TRAINER.JOLT.HEAD", head).cfg.dump())
-    there = {
-        key: value
-        for key, value in here.items()
-        if key not in ("TRAINER.JOLT.HEAD_FOLDS", "INPUT.VIEWS")
-    }
-    assert differences(there, here) == changed and set(differences(here, there)) == set(changed)
+def test_only_what_the_method_reads_is_compared(data_root, budget, tmp_path, capsys):
+    """A run goes on, or is skipped, whatever the keys of other methods have become."""
+    assert run("ZIP", data_root, tmp_path, *budget("ZIP", 2)) == 0
+    others = "TRAINER.JOLT.DAMPING", 2.0, "TRAINER.SONAR.TEXTS", 7, "OPTIM.LR", 0.5
+    assert run("ZIP", data_root, tmp_path, *budget("ZIP", 2), *others, flags=("--skip-done",)) == 0
+    assert "finished run of this configuration: skipped" in capsys.readouterr().out
+    assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4), *others) == 0
+    assert bill(tmp_path)["training"]["queries"] == 40
+    assert run("ZIP", data_root, tmp_path, "TRAINER.ZIP.BETA", 0.5, flags=("--skip-done",)) == 1

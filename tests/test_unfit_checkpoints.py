@@ -9,7 +9,7 @@ from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_di
 from dassl_blackbox.trainers.blackbox.registry import node_of
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.files import save_state
-from support import OURS, TRAINED, build, printed, run, seeded, sentence
+from support import OURS, TRAINED, build, examples, printed, run, seeded, sentence
 
 
 def another_method(folder):
@@ -33,11 +33,15 @@ def of_coop(folder):
 
 UNFIT = {
     "of another method": (another_method, [], "Foreign.*ZIP"),
-    "of another prompt size": (None, ["TRAINER.ZIP.N_CTX", "4"], "prompt of another size"),
+    "of another prompt size": (
+        None,
+        ["TRAINER.ZIP.N_CTX", "4"],
+        "a prompt or a head of another size",
+    ),
     "of another rank": (
         None,
         ["TRAINER.ZIP.RANK", "3"],
-        r"prompt of another size.* as in training \(TRAINER.ZIP.RANK: 5 there, 3 here\)",
+        r"of another size.* as in training \(TRAINER.ZIP.RANK: 5 there, 3 here\)",
     ),
     "truncated": (truncated, [], "model.pth.tar-500 is not a checkpoint that can be read"),
     "of CoOp": (of_coop, [], "was not written by this version of a black-box trainer"),
@@ -166,7 +170,7 @@ def test_evaluation_with_another_setting_is_the_same_or_says_so(
     expected = answers(build(name, data_root, tmp_path / "same"), folder)
     for key, entry in OURS[name].keys.items():
         full = f"TRAINER.{node_of(OURS[name])}.{key}"
-        for number, value in enumerate(entry.rule.good[:3]):
+        for number, value in enumerate(examples(entry.valid, True)[:3]):
             out = tmp_path / f"{key}{number}"
             capsys.readouterr()
             try:

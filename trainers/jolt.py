@@ -17,9 +17,7 @@ HEADED = where("HEAD", True)
 DAMPINGS = several(
     number(above=0),
     "a tuple of one or more numbers above 0",
-    range(1, 101),
-    [(1.0,), [0.1, 10.0]],
-    [(0.0,), (1.0, -1.0), 1.0, ("1.0",)],
+    lambda items: len(items) > 0,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.oraclekeys import WHERE
+from .blackbox.config import WHERE
 from .blackbox.probe import ProbeTrainer
 from .blackbox.registry import register_trainer
 from .blackbox.templates import template_keys

@@ -121,6 +121,7 @@ URLS = [
     f"https://localhost/v1#access_token={SECRET}",
     f"https://localhost/v1?jwt={SECRET}",
     f"http://me%3A{SECRET}%40localhost/v1",
+    f"https://localhost/v1?k%65y='{SECRET}'",
 ]
 
 

@@ -1,73 +1,57 @@
-"""What a key of the configuration may hold: a type with a range, or a list of names.
-
-The `keys` of a trainer, `config.py` and `hostkeys.py` are tables of these rules.
-"""
+"""Keys of the configuration, and the validators that say what a key may hold."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
-MOST, LARGE = 10**12, 1e9  # of whole numbers, and of numbers, without a bound of their own
 SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
-# what is wrong for most keys: examples for those who try a key out
-ODD = (None, "", "zebra", True, -7, 7, 0.5, math.nan, math.inf, (), ["zebra"], [None], (0.5, "x"))
+TEXT = re.compile("[^\0\ud800-\udfff]*")  # what a log and a file's name can hold
 # names in a query that stand before a secret
 SECRET = re.compile(
     r"key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$",
     re.IGNORECASE,
 )
+TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")  # how keys of services begin, wherever they stand
 # in a URL, or what a path makes of it: a user with a password, which may have a slash; a name and
 # its value
 USER = re.compile(r"(?<=[:/])/([^/\s]*|[^/\s:]+:(?!\d+/)[^\s@]*)(@|%40)")
-ASKED = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=[^&#;\s'\"]+")
+NAME = re.compile(r"[?&#;]([^=&#;]*)")
+ASKED = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=['\"]?[^&#;\s'\"]+")
 brief = Repr()
 brief.maxstring = brief.maxother = 80
 
 
 @dataclass(frozen=True)
-class Rule:
+class Validator:
     """What a key may hold.
 
     Attributes:
         expects: the same as words, which complete "… is expected".
         fits: whether a value is valid.
-        good: values that are, those at the limits among them.
-        bad: values that are not.
         names: valid names, where there is a list; the nearest is offered.
-        most: the bound that `expects` leaves out.
-        hides: whether an error leaves out the value, which may hold a secret.
+        secret: whether an error leaves the value out, which may hold a password.
     """
 
     expects: str
     fits: Callable[[Any], bool]
-    good: tuple[Any, ...]
-    bad: tuple[Any, ...]
     names: tuple[str, ...] = ()
-    most: float | None = None
-    hides: bool = False
+    secret: bool = False
 
     def sentence(self, name: str, value: Any) -> str:
         """Why the key `name` cannot hold this value."""
-        expects = self.expects
-        if self.most is not None and is_number(value) and value > self.most:
-            expects += f" and at most {self.most:,.0f}"
         given = value if isinstance(value, (list, tuple)) else (value,)
-        close = [
-            near
-            for item in given
-            if isinstance(item, str) and item not in self.names
-            for near in get_close_matches(item, self.names, n=1, cutoff=0.4)
-        ]
-        hint = f" Did you mean {close[0]}?" if close else ""
-        hidden = self.hides and value is not None
+        odd = (item for item in given if isinstance(item, str) and item not in self.names)
+        hint = next(filter(None, (did_you_mean(item, self.names, 0.4) for item in odd)), "")
+        hidden = self.secret and value is not None
         told = "not shown here, as it may hold a secret" if hidden else shown(value)
-        return f"{name} is {told}; {expects} is expected.{hint}"
+        return f"{name} is {told}; {self.expects} is expected.{hint}"
 
 
 def always(node: Any) -> bool:
@@ -79,16 +63,16 @@ class Key(NamedTuple):
 
     Attributes:
         default: its value where none is given.
-        rule: what it may hold.
+        valid: what it may hold.
         about: what it is.
         when: whether it is read, by the values of the node that it is in.
         inferred_with: whether evaluation reads it too, and no checkpoint carries it.
-        names_file: whether it may be the path of a file, whose content counts; the rule's names
-            are none.
+        names_file: whether it may be the path of a file, whose content counts; the validator's
+            names are none.
     """
 
     default: Any
-    rule: Rule
+    valid: Validator
     about: str
     when: Callable[[Any], bool] = always
     inferred_with: bool = False
@@ -100,10 +84,16 @@ def where(name: str, value: Any) -> Callable[[Any], bool]:
     return lambda node: node[name] == value
 
 
+def did_you_mean(name: str, names: Collection[str], cutoff: float = 0.75, most: int = 1) -> str:
+    """The nearest of some names, as a sentence for the end of an error."""
+    close = get_close_matches(name, names, n=most, cutoff=cutoff)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
 def masked(text: str) -> str:
     """A text without the passwords and keys of the URLs in it."""
     return ASKED.sub(
-        lambda found: f"{found[1]}=…" if SECRET.search(found[1]) else found[0],
+        lambda found: f"{found[1]}=…" if SECRET.search(unquote(found[1])) else found[0],
         USER.sub("/…@", text),
     )
 
@@ -119,148 +109,90 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def is_whole(value: Any) -> bool:
-    return type(value) is int
+# ---------------------------------------------------------------------- validators
 
 
-def is_number(value: Any) -> bool:
-    """A finite number; no bool."""
-    return is_whole(value) or (type(value) is float and math.isfinite(value))
-
-
-def make(
-    expects: str,
-    fits: Callable[[Any], bool],
-    good: Sequence[Any],
-    bad: Sequence[Any] = (),
-    names: tuple[str, ...] = (),
-    most: float | None = None,
-) -> Rule:
-    """A rule; whatever else of `ODD` does not fit joins its bad examples."""
-    also = tuple(value for value in ODD if not fits(value))
-    return Rule(expects, fits, tuple(good), (*bad, *also), names, most)
-
-
-def whole(low: int, high: int = MOST) -> Rule:
+def whole(low: int, high: int = 10**12) -> Validator:
     """Whole numbers from `low` to `high`."""
-    expects = (
-        f"a whole number of {low:,} or more"
-        if high == MOST
-        else f"a whole number from {low:,} to {high:,}"
-    )
-    return make(
-        expects,
-        lambda value: is_whole(value) and low <= value <= high,
-        (low, low + 1, high),
-        (low - 1, high + 1, low + 0.5, str(low)),
-        most=MOST if high == MOST else None,
+    return Validator(
+        f"a whole number from {low:,} to {high:,}",
+        lambda value: type(value) is int and low <= value <= high,
     )
 
 
 def number(
-    low: float | None = None,
-    high: float = LARGE,
+    low: float = -math.inf,
+    high: float = 1e9,
     *,
     above: float = -math.inf,
     below: float = math.inf,
-) -> Rule:
-    """Finite numbers from `low` to `high`, or strictly `above` and `below`."""
-    first = f"above {above:g}" if low is None else f"of {low:g} or more"
-    bounded = below < math.inf or high < LARGE
-    last = f" and below {below:g}" if below < math.inf else f" and at most {high:g}"
-    least, most = above if low is None else low, min(high, below)
-
-    def fits(value: Any) -> bool:
-        return is_number(value) and least <= value <= most and above < value < below
-
-    limits = (least, most, least + min(1.0, (most - least) / 2))
-    return make(
-        f"a number {first}{last if bounded else ''}",
-        fits,
-        [value for value in limits if fits(value)],
-        [*(value for value in limits if not fits(value)), least - 1.0, most + 1.0, 1e300, "1.0"],
-        most=None if bounded else LARGE,
+) -> Validator:
+    """Numbers from `low` to `high`, or strictly `above` and `below`; none is infinite."""
+    least = f"above {above:g}" if above > -math.inf else f"of {low:g} or more"
+    most = f"below {below:g}" if below < math.inf else f"at most {high:g}"
+    return Validator(
+        f"a number {least} and {most}",
+        lambda value: (
+            type(value) in (int, float) and low <= value <= high and above < value < below
+        ),
     )
 
 
-def one(*names: str) -> Rule:
+def one(*names: str) -> Validator:
     """One of some names."""
     expects = f"one of {', '.join(names)}" if len(names) > 1 else f"{names[0]}, and nothing else,"
-    return make(
-        expects,
-        lambda value: isinstance(value, str) and value in names,
-        names,
-        (names[0].upper() + "_",),
-        names,
-    )
+    return Validator(expects, lambda value: isinstance(value, str) and value in names, names)
 
 
-def only(value: Any, why: str) -> Rule:
+def only(value: Any, why: str) -> Validator:
     """One value, since no other has an effect here."""
-    words = "nothing" if value == "" else str(value)
-    return make(
-        f"{words} ({why})",
-        lambda given: type(given) is type(value) and given == value,
-        (value,),
-        (not value if isinstance(value, bool) else f"{value}x" if value == "" else 2,),
+    return Validator(
+        f"{value!r} ({why})", lambda given: type(given) is type(value) and given == value
     )
 
 
-def flag() -> Rule:
-    return make("True or False", lambda value: type(value) is bool, (True, False), (0, 1, "True"))
+def flag() -> Validator:
+    return Validator("True or False", lambda value: type(value) is bool)
 
 
 def is_text(value: Any) -> bool:
-    """Text that a log and a file's name can hold."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and bool(TEXT.fullmatch(value))
 
 
-def text(least: int = 0) -> Rule:
-    """Text of so many characters or more."""
-    return make(
-        "text that UTF-8 can hold" if least == 0 else "text that is not empty",
-        lambda value: is_text(value) and len(value.strip()) >= least,
-        ("x", "ä b", *([""] if least == 0 else [])),
-        ("\0", "\udcff", *([""] if least else [])),
-    )
+def text() -> Validator:
+    return Validator("text that UTF-8 can hold", is_text)
 
 
 def several(
-    item: Rule,
-    words: str,
-    counts: range,
-    good: Sequence[Any],
-    bad: Sequence[Any] = (),
-    fits: Callable[[Sequence[Any]], bool] = lambda items: True,
-) -> Rule:
-    """A list or a tuple of so many valid items, which together fit too."""
-    return make(
+    item: Validator, words: str, fits: Callable[[Sequence[Any]], bool] = always
+) -> Validator:
+    """A list or a tuple of valid items, which together fit too."""
+    return Validator(
         words,
         lambda value: (
-            isinstance(value, (list, tuple))
-            and len(value) in counts
-            and all(map(item.fits, value))
-            and fits(value)
+            isinstance(value, (list, tuple)) and all(map(item.fits, value)) and fits(value)
         ),
-        good,
-        bad,
         item.names,
     )
 
 
-def distinct(*names: str) -> Rule:
-    """Some of these names, each of them once."""
-    return several(
-        one(*names),
-        f"a tuple of names out of {', '.join(names)}, each named once,",
-        range(len(names) + 1),
-        [(), (names[0],), list(names)],
-        [names[0], (names[0], names[0]), (names[0].upper() + "_",)],
-        lambda items: len(set(items)) == len(items),
-    )
+def url() -> Validator:
+    """Nothing, or the URL of a service with no secret in it: it is written into logs."""
+
+    def fits(value: Any) -> bool:
+        try:
+            parts = urlsplit(value) if is_text(value) else None
+            return value == "" or bool(
+                parts
+                and parts.scheme in ("http", "https")
+                and parts.hostname
+                and parts.port != 0  # whose look at it raises for one that is no number
+                and not {"@", "%"} & set(parts.netloc)
+                and not TOKEN.search(value)
+                and not any(map(SECRET.search, NAME.findall(unquote(value))))
+            )
+        except ValueError:
+            return False
+
+    expects = "a URL without user, password or key (which BLACKBOX_KEY holds), http(s)://…,"
+    return Validator(expects, fits, secret=True)

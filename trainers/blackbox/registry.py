@@ -1,12 +1,11 @@
-"""Registration that survives being done twice, and refuses to replace somebody else's trainer."""
+"""Registration that survives being done twice, and replaces nobody else's trainer."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, TypeVar
 
 from dassl.engine import TRAINER_REGISTRY
-
-from .run.errors import BlackBoxError
 
 if TYPE_CHECKING:
     from .run.trainer import ResumableTrainer
@@ -33,21 +32,18 @@ def node_of(trainer: type[ResumableTrainer]) -> str:
 def register_trainer(cls: Trainer) -> Trainer:
     """Class decorator: register with Dassl under the class's name.
 
-    Registering our own again (the package is installed *and* copied into a fork) is silent, the
-    first stays.
-
-    Raises:
-        BlackBoxError: a foreign trainer holds the name (the authors' forks have a ZIP, a CBBT and
-            a BPTVLM of their own).
+    The first one stays. Where that is ours (the package is installed *and* copied into a fork) it
+    is silent; a foreign one (the authors' forks have a ZIP, a CBBT and a BPTVLM) is noted.
     """
     setattr(cls, MARK, True)
     name = cls.__name__
     if name not in TRAINER_REGISTRY.registered_names():
         TRAINER_REGISTRY.register(cls)
-    elif not getattr(TRAINER_REGISTRY.get(name), MARK, False):
-        raise BlackBoxError(
-            f"A trainer named {name} is registered already, by "
-            f"{TRAINER_REGISTRY.get(name).__module__}, which is not ours. Rename one of them: give "
-            "that class another name, or leave out its import in train.py."
+    elif name not in ours():
+        print(
+            f"Note: a trainer named {name} is registered already, by "
+            f"{TRAINER_REGISTRY.get(name).__module__}; that one stays, and ours is left out. To "
+            f"have ours, rename that class or leave out its import in train.py",
+            file=sys.stderr,
         )
     return cls

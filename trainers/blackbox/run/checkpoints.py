@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..merge import did_you_mean
 from .errors import BlackBoxError
 from .files import load_state, read_text, save_state, write_atomically
 
@@ -74,7 +73,7 @@ def meant(directory: str) -> str:
     folder = Path(directory)
     pointers = [folder / POINTER, folder.parent / POINTER, *sorted(folder.glob(f"*/*/{POINTER}"))]
     found = [str(path.parent.parent) for path in pointers if path.is_file()]
-    return did_you_mean(found[:3])
+    return f" Did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def settings_of(folder: str | Path) -> dict[str, str] | None:

@@ -10,61 +10,18 @@ import yaml
 from .errors import BlackBoxError, first_line
 from .files import read_text
 
-LIMIT = 2**20  # characters of a configuration
-VALUES, DEPTH = 10_000, 20  # of a configuration, aliases unfolded
-
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML's plain values; a key that is given twice is an error, and so are merged mappings."""
+    """YAML's plain values; a key that is given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, "mappings are not merged (<<) here", key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value} is given twice", key.start_mark
-                    )
-                seen.add(key.value)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"{key.value} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-def bounded(content: Any) -> bool:
-    """Whether a page of aliases does not unfold to millions of values, or without end."""
-    seen, todo = 0, [(content, 0)]
-    while todo:
-        value, depth = todo.pop()
-        seen += 1
-        if seen > VALUES or depth > DEPTH:
-            return False
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, (list, tuple, set)):
-            todo += [(item, depth + 1) for item in value]
-    return True
-
-
-def parse_yaml(text: str, path: str | Path, cure: str) -> Any:
-    """What the text of a YAML file holds.
-
-    Raises:
-        BlackBoxError: it is no YAML; ends with `cure`.
-    """
-    try:
-        return yaml.load(text, StrictLoader)
-    except yaml.YAMLError as e:  # whose text quotes the line, which may hold a password
-        mark = getattr(e, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        what = " ".join(
-            str(getattr(e, "problem", None) or "characters that it cannot hold").split()
-        )
-        raise BlackBoxError(f"{path} is not YAML ({what}{where}). {cure}") from e
-    except Exception as e:  # what PyYAML's constructors raise on odd numbers, dates and nesting
-        raise BlackBoxError(f"{path} is not YAML ({first_line(e)}). {cure}") from e
 
 
 def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
@@ -74,12 +31,18 @@ def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
         BlackBoxError: the file cannot be read, is no YAML, or no mapping; ends with `cure`.
     """
     text = read_text(path, cure)
-    if len(text) > LIMIT:
-        raise BlackBoxError(f"{path} is larger than a configuration ever is. {cure}")
-    content = parse_yaml(text, path, cure)
+    try:
+        # a page of them unfolds to millions of values, or without end
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("aliases (*) have no place in a configuration")
+        content = yaml.load(text, StrictLoader)
+    except Exception as e:  # YAML's errors, and what odd numbers, dates and nesting raise
+        # the text of the former quotes the line, which may hold a password
+        mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        what = " ".join(str(problem or first_line(e)).split())
+        raise BlackBoxError(f"{path} is not YAML ({what}{line}). {cure}") from e
     if not isinstance(content, dict) or not content:
         kind = f"a {type(content).__name__}" if content else "empty"
         raise BlackBoxError(f"{path} is {kind}, where sections of keys are expected. {cure}")
-    if not bounded(content):
-        raise BlackBoxError(f"{path} unfolds to more than a configuration ever holds. {cure}")
     return content

@@ -31,9 +31,8 @@ from .checkpoints import BEST, FORMAT, MODEL, RESUME, choose, meant, newest, sav
 from .errors import BlackBoxError
 from .files import sweep
 from .lock import FolderLock
-from .matching import check_inference, check_settings, identity, load
+from .matching import check_inference, check_settings, identity, load, settings, with_contents
 from .rng import rng_state, set_rng_state
-from .settings import settings, with_contents
 from .signals import StopRequest
 
 PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
@@ -264,7 +263,7 @@ class ResumableTrainer(Pictured, TrainerX):
         """What must agree for a run to go on: its resolved settings, and its training images."""
         if self.images_digest is None:
             self.images_digest = training_images(self.dm.dataset.train_x)
-        return with_contents(settings(self.cfg.dump()), self.images_digest)
+        return with_contents(settings(self.cfg), self.images_digest)
 
     def write_checkpoint(self, name: str, is_newest: bool = True, val_result: Any = None) -> Path:
         """Everything that evaluation and resumption need; tensors and plain values only."""
@@ -319,7 +318,6 @@ class ResumableTrainer(Pictured, TrainerX):
         state = load(path, self)
         extra = state["blackbox"]
         check_settings(path, extra, self.run_settings(), scheduled=self.sched is not None)
-        self.learner.load_state_dict(state["state_dict"])
         for name, part in self.parts().items():
             if part is not None:
                 part.load_state_dict(state[name])
@@ -354,7 +352,6 @@ class ResumableTrainer(Pictured, TrainerX):
         path = choose(folder, epoch, best)
         state = load(path, self)
         check_inference(path, state, self)
-        self.learner.load_state_dict(state["state_dict"])
         self.loaded_counts = counts = state["blackbox"]["counts"]
         # version 0.1.0 told no settings
         self.loaded_seed = int(state["blackbox"].get("settings", {}).get("SEED", -1))
