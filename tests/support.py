@@ -31,11 +31,15 @@ REPO = Path(__file__).resolve().parent.parent
 OURS = ours()
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
 TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
-SETTINGS = {"SPSA": [{"rule": rule} for rule in RULES], "CMAES": [{"sigma": 0.5, "population": 8}]}
+SETTINGS = {
+    "SPSA": [{"rule": rule} for rule in RULES],
+    "CMAES": [{"sigma": 0.5, "population": 8}],
+    "DecayingDirections": [{"q": 5, "eps": 0.01, "first": 0.1, "last": 0.01, "steps": 50}],
+}
 OPTIMIZERS = {
     f"{name}{settings or ''}": partial(part, **settings)
     for name, part in vars(optimizers).items()
-    if isinstance(part, type) and part.searches
+    if isinstance(part, type)
     for settings in SETTINGS.get(name, [{}])
 }
 

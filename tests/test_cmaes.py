@@ -25,7 +25,6 @@ def test_the_step_size_rule_of_the_published_figures(settings, rule):
 @pytest.mark.parametrize(
     "options",
     [
-        ["popsize", 20],
         ["CMA_actve", 1],
         [3, 4],
         [[1], 4],

@@ -10,9 +10,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.data.decoding import CLEAR, DEEP, DIM, TURNED, decode
+from dassl_blackbox.trainers.blackbox.data.decoding import CLEAR, DEEP, DIM, TURNED, decode, look
 from dassl_blackbox.trainers.blackbox.data.loaders import augmented_loader, ordered_loader
-from dassl_blackbox.trainers.blackbox.data.pictures import Pictures, look
+from dassl_blackbox.trainers.blackbox.data.pictures import Pictures
 from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from PIL import Image
 from support import build
@@ -121,7 +121,7 @@ def test_what_an_odd_picture_shows_is_kept(name, tmp_path):
     decoded = np.asarray(decode(path)).astype(int)
     assert decoded.shape == seen.shape and np.abs(decoded - seen).max() <= (rule == CLEAR)
     for whole in (True, False):
-        picture, rules, pixels = look(path, whole)
+        picture, rules, pixels, _ = look(path, whole)
         assert "".join(rules) == (rule if whole else rule.removesuffix(DIM)) and pixels == 600
         assert picture is None or np.array_equal(np.asarray(picture), decoded)
 
@@ -216,7 +216,7 @@ def test_a_decompression_bomb_is_named(pixels, tmp_path, recwarn):
     pictures = Pictures(0)
     pictures.paths.add(str(tmp_path / "bomb.png"))
     with pytest.raises(BlackBoxError, match="bomb.png cannot be decoded .*00,000,000|400000000"):
-        pictures.load()
+        pictures.load("train")
     assert not recwarn
 
 

@@ -103,20 +103,6 @@ def test_the_schedule_is_dassls(warm_up):
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("LR_SCHEDULER", "single_step"),
-        ("LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 1, "WARMUP_TYPE", "linear"),
-    ],
-)
-def test_other_schedules_are_refused(options):
-    cfg = defaults()
-    cfg.OPTIM.merge_from_list(list(options))
-    with pytest.raises(BlackBoxError, match="use cosine, with a constant warm-up or none"):
-        build_schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1), cfg.OPTIM)
-
-
 # Files are whole or not there
 
 

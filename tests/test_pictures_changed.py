@@ -256,7 +256,7 @@ def test_bar_is_its_definition(data_root, budget, tmp_path):
     W, steps, tell = trainer.optim.solution.clone(), [], trainer.tell
 
     def kept(logits, labels):
-        drawn = trainer.optim.estimator.drawn.clone()
+        drawn = trainer.optim.u.clone()
         summary = tell(logits, labels)
         steps.append((logits, labels, drawn, trainer.optim.solution.clone()))
         return summary
@@ -289,7 +289,7 @@ def test_the_decay_of_bar_ends_with_nine_tenths_of_the_run(data_root, tmp_path, 
     """Three queries and 24 image queries a step, three steps an epoch."""
     trainer = build("BAR", data_root, tmp_path, *options)
     assert trainer.steps_total() == steps
-    sizes = [trainer.optim.update.size(k) for k in range(1, steps + 1)]
+    sizes = [trainer.optim.size(k) for k in range(1, steps + 1)]
     left = 1 - 1 / (0.9 * steps)
     assert sizes[0] == pytest.approx(9.9 * left**0.9 + 0.1)
     reached = [k for k, size in enumerate(sizes, 1) if size == 0.1]

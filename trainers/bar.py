@@ -6,13 +6,10 @@ import torch
 
 from .blackbox.keys import SIZE, Key, number, whole
 from .blackbox.losses import mean_focal_losses
-from .blackbox.optimizers.descent import Descent
-from .blackbox.optimizers.estimators import OneSided
-from .blackbox.optimizers.updates import GradientStep
+from .blackbox.optimizers import DecayingDirections
 from .blackbox.prompts.frame import FrameSpace
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
-from .blackbox.schedules import PolynomialDecay
 from .blackbox.search import Recipe, SearchTrainer
 from .blackbox.templates import template_for, template_keys
 
@@ -39,10 +36,14 @@ class BAR(SearchTrainer):
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.BAR
         space = FrameSpace(self.description, generator)
-        start = space.origin.to(self.device)
         steps = max(1, self.steps_of(node.Q + 1))  # fewer than one is an error of the run
-        optimizer = Descent(
-            OneSided(node.Q, node.EPS, scale=len(start), seed=child_seed(generator)),
-            GradientStep(start, PolynomialDecay(node.A_FIRST, node.A_LAST, 0.9 * steps)),
+        optimizer = DecayingDirections(
+            space.origin.to(self.device),
+            node.Q,
+            node.EPS,
+            node.A_FIRST,
+            node.A_LAST,
+            0.9 * steps,
+            seed=child_seed(generator),
         )
         return Recipe(space, optimizer, fitness=mean_focal_losses, template=template_for(self.cfg))

@@ -17,12 +17,10 @@ def mean_cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return cross_entropies(logits, labels).mean(1)
 
 
-def mean_focal_losses(
-    logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0
-) -> torch.Tensor:
-    """Means of `(1 - p)^gamma CE` (Lin et al., ICCV 2017): `[P, B, C]`, labels `[B]` -> `[P]`."""
+def mean_focal_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Means of `(1 - p)^2 CE` (Lin et al., ICCV 2017): `[P, B, C]`, labels `[B]` -> `[P]`."""
     ce = cross_entropies(logits, labels)
-    return ((1 - (-ce).exp()) ** gamma * ce).mean(1)
+    return ((1 - (-ce).exp()) ** 2 * ce).mean(1)
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,8 @@ from PIL import Image, ImageDraw
 class Cutout:
     """A rectangle of one random colour on a picture, around a random point; a border may cut it.
 
-    https://arxiv.org/abs/1708.04552, with a colour in place of black.
-
-    Args:
-        share: the rectangle's height and width, each of the picture's.
+    https://arxiv.org/abs/1708.04552, with a colour in place of black. Its height and width are
+    `share` of the picture's.
     """
 
     def __init__(self, share: float) -> None:
@@ -38,15 +36,13 @@ def crop_or_cutout(cfg: Any, share: float) -> T.Compose:
 
     The other half is cropped as `INPUT.TRANSFORMS` says. Without a `random_resized_crop` in it,
     Dassl's transform as it is.
-
-    Args:
-        cfg: with the input of the model.
-        share: of `Cutout`.
     """
     built = build_transform(cfg, is_train=True)
-    crops = [step for step in built.transforms if isinstance(step, T.RandomResizedCrop)]
-    for step in crops:
-        whole = T.Compose([T.Resize(step.size), Cutout(share)])
-        built.transforms[built.transforms.index(step)] = T.RandomChoice([step, whole])
-        print(f"+ in half of the images resize and cutout ({share}) for the random resized crop")
+    for n, step in enumerate(built.transforms):
+        if isinstance(step, T.RandomResizedCrop):
+            whole = T.Compose([T.Resize(step.size), Cutout(share)])
+            built.transforms[n] = T.RandomChoice([step, whole])
+            print(
+                f"+ in half of the images resize and cutout ({share}) for the random resized crop"
+            )
     return built

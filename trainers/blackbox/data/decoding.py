@@ -6,13 +6,16 @@ grey is scaled, transparency is composited on white, and EXIF's orientation is a
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import stat
-import struct
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,7 +33,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TOP_16 = 2**16 - 1
 DEEP_FORMATS = ("JPEG2000", "PNG", "PPM", "TIFF")
 # TIFF's tags about levels, which Pillow does not apply to grey of more than 8 bits. MaxSampleValue
 # is not among them: by TIFF 6.0 it must not change what is seen.
@@ -44,18 +46,6 @@ DIM = (
 )
 CLEAR = "with transparency (composited on white, where CoOp drops it)"
 TURNED = "with an EXIF orientation (applied, where CoOp ignores it)"
-# what Pillow raises on EXIF that is damaged
-DAMAGED = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 ANEW = "Replace the file, or copy the data set anew."
 
 
@@ -110,32 +100,29 @@ def opened(source: str | BinaryIO) -> Image.Image:
     """A picture of which the header alone is read.
 
     Raises:
-        Exception: of any kind that Pillow raises; ValueError where it has more pixels than Pillow
-            deems safe, or would have when its shorter side is enlarged to the model's input.
+        ValueError: it has more pixels than Pillow deems safe, or would have when its shorter side
+            is enlarged to the model's input.
     """
-    if isinstance(source, str):
-        regular(source)
     image = Image.open(source)
-    most, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-    if most is not None and pixels > most:
-        image.close()
-        raise ValueError(f"it has {pixels:,} pixels, more than the {most:,} that Pillow deems safe")
-    if max(image.size) > LONGEST * min(image.size):
-        image.close()
-        raise ValueError(
-            f"it is {image.width:,} x {image.height:,} pixels, and the longer side may be at most "
-            f"{LONGEST:,} times the shorter; crop it"
+    most, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    problem = ""
+    if most is not None and width * height > most:
+        problem = f"has {width * height:,} pixels, more than the {most:,} that Pillow deems safe"
+    elif max(width, height) > LONGEST * min(width, height):
+        problem = (
+            f"is {width:,} x {height:,} pixels, and the longer side may be at most {LONGEST:,} "
+            f"times the shorter; crop it"
         )
+    if problem:
+        image.close()
+        raise ValueError(f"it {problem}")
     return image
 
 
-def decode(source: str | BinaryIO) -> Image.Image:
-    """The RGB picture of a file.
-
-    Raises:
-        Exception: of any kind that Pillow raises.
-    """
-    with opened(source) as image:
+def decode(path: str) -> Image.Image:
+    """The RGB picture of a file, or whatever Pillow raises."""
+    regular(path)
+    with opened(path) as image:
         return to_rgb(image)
 
 
@@ -148,7 +135,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif isinstance(image, TiffImageFile) and 2 in np.ravel(image.tag_v2.get(SAMPLE_FORMAT, 1)):
         raise ValueError("it has signed levels of 8 bits, which are not read; save it unsigned")
     elif image.has_transparency_data:
-        image = on_white(image)
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        image = Image.alpha_composite(white, picture).convert("RGB")
     else:
         image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
@@ -163,16 +152,20 @@ def rules(image: Image.Image) -> list[str]:
     return found
 
 
-def is_dim(picture: Image.Image) -> bool:
-    """Whether a decoded grey picture ends below an eighth of the range."""
-    return 0 < int(np.asarray(picture).max()) < 32
+def note_rules(counts: Counter[str], total: int, what: str) -> None:
+    """Tell which pictures CoOp reads otherwise."""
+    words = [f"{counts[rule]:,} {rule}" for rule in (DEEP, DIM, CLEAR, TURNED) if counts[rule]]
+    if words:
+        print(
+            f"Note: {what}: of {total:,} images {', '.join(words)}. CoOp's results can differ there"
+        )
 
 
 def orientation(image: Image.Image, getexif: Callable = lambda image: image.getexif()) -> int:
     """EXIF's orientation, 1 where there is none. A PNG's own `getexif` decodes the picture."""
     try:
         return getexif(image).get(ORIENTATION, 1)
-    except DAMAGED:  # what cannot be read says nothing: the picture beside it may be sound
+    except Exception:  # what cannot be read says nothing: the picture beside it may be sound
         return 1
 
 
@@ -198,25 +191,21 @@ def shallow(image: Image.Image) -> Image.Image:
     tags: Any = image.tag_v2 if isinstance(image, TiffImageFile) else {PHOTOMETRIC: 1}
     low, high = levels.min(), levels.max()
     bits, signed = tags.get(BITS, (16,))[0], tags.get(SAMPLE_FORMAT, (1,))[0] == 2
-    top = 2 ** (bits - signed) - 1 if bits <= 16 else TOP_16
-    tops: tuple[int, ...] = (top,)
-    if image.mode == "F":
-        tops = (1, 255, top)
-    elif image.mode == "I" and image.format == "TIFF":
+    top = 2 ** (min(bits, 16) - (signed and bits <= 16)) - 1
+    tops: tuple[int, ...] = (1, 255, top) if image.mode == "F" else (top,)
+    if image.mode == "I" and image.format == "TIFF":
         tops = (255, top)
-    lowest, *highest = (
-        float(np.ravel(tags.get(tag, default))[0])
-        for tag, default in ((LOWEST, 0), *((HIGHEST, top) for top in tops))
-    )
-    top = next((top for top in highest if lowest <= low and high <= top and lowest < top), None)
-    if top is None:
+    lowest = float(np.ravel(tags.get(LOWEST, 0))[0])
+    highest = [float(np.ravel(tags.get(HIGHEST, top))[0]) for top in tops]
+    white = next((top for top in highest if lowest <= low and high <= top and lowest < top), None)
+    if white is None:
         raise ValueError(
             f"its levels go from {low:g} to {high:g}, and grey levels go from {lowest:g} to "
             f"{' or '.join(f'{top:g}' for top in dict.fromkeys(highest))}; save it with 8 or 16 "
             f"bits"
         )
     # without the tag, Pillow takes white for 0 in 8 bits
-    black, white = (lowest, top) if tags.get(PHOTOMETRIC, 0) else (top, lowest)
+    black, white = (lowest, white) if tags.get(PHOTOMETRIC, 0) else (white, lowest)
     grey = np.rint((levels.astype(np.float32) - black) * (255 / (white - black))).astype(np.uint8)
     clear = image.info.get("transparency")
     if clear is not None:
@@ -224,8 +213,28 @@ def shallow(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB of a picture with transparency of any kind, over white."""
-    picture = image.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+class Look(NamedTuple):
+    """What one look at a file found."""
+
+    picture: Image.Image | None  # RGB; None where the header alone is read
+    rules: list[str]  # of `decoding`, that touch it
+    pixels: int
+    digest: str  # SHA-256 of the file, if so asked
+
+
+def look(path: str, decoding: bool, digest: bool = False) -> Look:
+    """Open a picture; decode it, and name its file's content, if so asked.
+
+    Raises:
+        BlackBoxError: it cannot be opened or decoded; the text names it.
+    """
+    with naming(path):
+        regular(path)
+        data = Path(path).read_bytes() if digest else b""
+        with opened(io.BytesIO(data) if digest else path) as image:
+            picture = to_rgb(image) if decoding else None
+            found = rules(image)
+            if picture is not None and DEEP in found and 0 < int(np.asarray(picture).max()) < 32:
+                found.append(DIM)  # it ends below an eighth of the range
+            name = hashlib.sha256(data).hexdigest() if digest else ""
+            return Look(picture, found, image.width * image.height, name)

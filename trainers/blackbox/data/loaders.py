@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import traceback
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import build_data_loader
@@ -20,24 +25,11 @@ from dassl.data.transforms import build_transform
 from torch.utils.data import DataLoader, Subset
 
 from ..run.errors import BlackBoxError, first_line
-from .checks import check_pictures, need_apart, need_val, note_rules, training_images
-from .pictures import Pictures
+from .decoding import naming, regular
+from .pictures import THREADS, Pictures, check_pictures, fits_whole, need_apart, need_val
 from .reader import Augmentation, ImageReader
 
 OF_THE_MODEL = "SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD"  # keys of INPUT
-__all__ = [
-    "OF_THE_MODEL",
-    "Data",
-    "Pictured",
-    "augmented_loader",
-    "build_data",
-    "match_input",
-    "naming_workers",
-    "need_val",
-    "of_all_classes",
-    "ordered_loader",
-    "training_images",
-]
 
 
 def match_input(cfg: Any, description: Any) -> Any:
@@ -56,15 +48,12 @@ def match_input(cfg: Any, description: Any) -> Any:
         )
     default, cfg = get_cfg_default().INPUT, cfg.clone()
     cfg.defrost()
-    wanted = (
-        tuple(description.image_size),
-        description.interpolation,
-        list(description.mean),
-        list(description.std),
-    )
+    size, interpolation = tuple(description.image_size), description.interpolation
+    wanted = size, interpolation, list(description.mean), list(description.std)
     for key, value in zip(OF_THE_MODEL, wanted, strict=True):
         given = cfg.INPUT[key]
-        if given != default[key] and not same(given, value):
+        near = key != "INTERPOLATION" and np.allclose(given, value, rtol=0, atol=1e-4)
+        if given not in (default[key], value) and not near:
             raise BlackBoxError(
                 f"INPUT.{key} is {given}, but {description.name} expects {value}. Remove it from "
                 f"the configuration: the model's own value is used."
@@ -74,58 +63,70 @@ def match_input(cfg: Any, description: Any) -> Any:
     return cfg
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, str) or isinstance(b, str):
-        return a == b
-    return len(a) == len(b) and all(abs(x - y) < 1e-4 for x, y in zip(a, b, strict=True))
-
-
-@dataclass(frozen=True)
-class Data:
-    """The images of a run.
-
-    Attributes:
-        manager: Dassl's, with its data set and loaders.
-        pictures: where training pictures are kept.
-        augmentation: what decides the draws of the train loaders.
-    """
-
-    manager: DataManager
-    pictures: Pictures
-    augmentation: Augmentation
+Data = tuple[DataManager, Pictures, Augmentation]
 
 
 def build_data(cfg: Any, transform: Any = None) -> Data:
     """The images that a configuration names; those of val and test are known to open.
 
+    Dassl's data set and loaders, where training pictures are kept, and what decides the draws.
+
     Args:
         transform: of the training images, if not Dassl's.
 
     Raises:
-        BlackBoxError: an image does not open; loaders that do not fit the data; evaluation on `val`
-            without a validation split of its own.
+        BlackBoxError: an image does not open; loaders that do not fit the data, which Dassl asserts
+            without a word; evaluation on `val` without a validation split of its own.
     """
-    augmentation = Augmentation(cfg.SEED, cfg.INPUT.VIEWS)
+    augmentation, name = Augmentation(cfg.SEED, cfg.INPUT.VIEWS), cfg.DATASET.NAME
     pictures = Pictures(2**20 * cfg.INPUT.CACHE_MB)
-    manager = manage(cfg, partial(ImageReader, pictures, augmentation), transform)
-    pictures.paths.update(item.impath for item in manager.dataset.train_x)
-    if cfg.TEST.SPLIT == "val":
-        need_val(manager.dataset, cfg.DATASET.NAME)
-    check_pictures(manager.dataset, cfg.DATASET.NAME)
-    return Data(manager, pictures, augmentation)
-
-
-def manage(cfg: Any, wrapper: Any, transform: Any) -> DataManager:
-    """Dassl's data manager; what it asserts without a word becomes a sentence."""
+    wrapper = partial(ImageReader, pictures, augmentation)
     try:
-        return DataManager(cfg, custom_tfm_train=transform, dataset_wrapper=wrapper)
+        manager = DataManager(cfg, custom_tfm_train=transform, dataset_wrapper=wrapper)
     except (AssertionError, NotImplementedError, ValueError, ZeroDivisionError) as e:
         if type(e) not in (AssertionError, NotImplementedError, ValueError, ZeroDivisionError):
             raise  # a sentence already
         raise BlackBoxError(
-            f"The loaders of {cfg.DATASET.NAME} cannot be built ({first_line(e)}). Check SAMPLER, "
-            f"BATCH_SIZE, N_INS and N_DOMAIN in DATALOADER, and INPUT.TRANSFORMS."
+            f"The loaders of {name} cannot be built ({first_line(e)}). Check SAMPLER, BATCH_SIZE, "
+            f"N_INS and N_DOMAIN in DATALOADER, and INPUT.TRANSFORMS."
         ) from e
+    dataset = manager.dataset
+    pictures.paths.update(item.impath for item in dataset.train_x)
+    if cfg.TEST.SPLIT == "val":
+        need_val(dataset, name)
+    check_pictures((*(dataset.val or ()), *dataset.test), f"{name}, val and test")
+    return manager, pictures, augmentation
+
+
+def training_images(items: Sequence[Any], digests: Mapping[str, str] | None = None) -> str:
+    """A SHA-256 of the training images, wherever they lie: names, labels and contents.
+
+    The content is the files' bytes where these are at most `WHOLE` together, else their sizes and
+    times of change, which a copy elsewhere may not keep.
+
+    Args:
+        digests: SHA-256 of files that were read already, by path.
+
+    Raises:
+        BlackBoxError: one cannot be read.
+    """
+    whole = fits_whole(item.impath for item in items)
+
+    def content(path: str) -> str:
+        with naming(path, "cannot be read"):
+            found = regular(path)
+            if whole:
+                known = (digests or {}).get(path)
+                return known or hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            return f"{found.st_size} {found.st_mtime_ns}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        contents = list(pool.map(content, [item.impath for item in items]))
+    every = hashlib.sha256()
+    for item, found in zip(items, contents, strict=True):
+        names = (unicodedata.normalize("NFC", part) for part in Path(item.impath).parts[-2:])
+        every.update(json.dumps([*names, item.label, item.classname, found]).encode())
+    return every.hexdigest()
 
 
 @contextmanager
@@ -161,8 +162,8 @@ class Pictured:
 
     def take(self, data: Data) -> None:
         """Have what `SimpleTrainer.build_data_loader` gives a trainer, and where it comes from."""
-        self.pictures, self.augmentation = data.pictures, data.augmentation
-        self.dm = dm = data.manager
+        self.dm, self.pictures, self.augmentation = data
+        dm = self.dm
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.lab2cname = dm.num_classes, dm.lab2cname
@@ -174,22 +175,11 @@ class Pictured:
         if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
             need_val(dataset, name)
         need_apart(dataset, name)
-        self.read_pictures()
-
-    def read_pictures(self) -> None:
-        """Decode the training pictures that were not decoded yet, and keep what there is room for.
-
-        Worker processes live for an epoch: those that are forked find the pictures, others would
-        each keep their own, and there nothing is kept.
-        """
-        workers, kept = self.cfg.DATALOADER.NUM_WORKERS, self.pictures
-        if workers and multiprocessing.get_start_method() != "fork":
-            kept = Pictures(0)
-            kept.paths.update(self.pictures.paths)
-        total, counts = len(kept.paths), kept.load()
-        note_rules(counts, total, f"{self.cfg.DATASET.NAME}, train")
-        if workers:
-            self.pictures.paths.clear()
+        # workers live for an epoch: those that are forked find the pictures, others would each
+        # keep their own
+        if cfg.DATALOADER.NUM_WORKERS and multiprocessing.get_start_method() != "fork":
+            self.pictures.room = 0
+        self.pictures.load(f"{name}, train")
 
     def before_train(self) -> None:
         self.check_training()
@@ -200,27 +190,6 @@ class Pictured:
         super().before_epoch()  # type: ignore[misc]  # Dassl's
 
 
-class InTurns(Subset):
-    """A data set of `items` that goes one image of every class, then a second of every class, ….
-
-    What a budget leaves of the last view is then spread over the classes. An item keeps its number.
-    """
-
-    def __init__(self, reader: ImageReader, items: Sequence[Any]) -> None:
-        before: Counter[int] = Counter()
-        turns = []
-        for item in items:
-            turns.append(before[item.label])
-            before[item.label] += 1
-        super().__init__(reader, sorted(range(len(items)), key=turns.__getitem__))
-
-
-def transform_of(cfg: Any, is_train: bool) -> Any:
-    """Dassl's, of which the log tells already."""
-    with redirect_stdout(StringIO()):
-        return build_transform(cfg, is_train)
-
-
 def ordered_loader(
     cfg: Any,
     items: Sequence[Any],
@@ -228,25 +197,41 @@ def ordered_loader(
     augmentation: Augmentation | None = None,
     batch_size: int = 0,
     in_turns: bool = False,
+    sampler: str = "SequentialSampler",
 ) -> DataLoader:
     """The items in order, the last batch kept: for fitness on a whole set, and for its views.
 
-    Un-augmented without an `augmentation`; the classes take turns with `in_turns`.
+    Un-augmented without an `augmentation`. With `in_turns`, one image of every class, then a second
+    of every class, …: what a budget leaves of the last view is then spread over the classes.
     """
 
-    def wrapper(cfg: Any, items: Sequence[Any], **options: Any) -> Any:
-        reader = ImageReader(pictures, augmentation or Augmentation(0), cfg, items, **options)
-        return InTurns(reader, items) if in_turns else reader
+    def wrapper(*args: Any, **options: Any) -> Any:
+        reader = ImageReader(pictures, augmentation or Augmentation(0), *args, **options)
+        return Subset(reader, turns([item.label for item in items])) if in_turns else reader
 
+    with redirect_stdout(StringIO()):  # the log tells of Dassl's transforms already
+        transform = build_transform(cfg, augmentation is not None)
+    size = batch_size or cfg.DATALOADER.TEST.BATCH_SIZE
     return build_data_loader(
-        cfg,
-        "SequentialSampler",
-        items,
-        batch_size or cfg.DATALOADER.TEST.BATCH_SIZE,
-        tfm=transform_of(cfg, augmentation is not None),
-        is_train=False,
-        dataset_wrapper=wrapper,
+        cfg, sampler, items, size, tfm=transform, is_train=False, dataset_wrapper=wrapper
     )
+
+
+def turns(labels: Sequence[int]) -> list[int]:
+    """Numbers of the items: the first ones of all classes, the second ones, …."""
+    before: Counter[int] = Counter()
+    turn = []
+    for label in labels:
+        turn.append(before[label])
+        before[label] += 1
+    return sorted(range(len(labels)), key=turn.__getitem__)
+
+
+def augmented_loader(
+    cfg: Any, items: Sequence[Any], pictures: Pictures, augmentation: Augmentation, batch_size: int
+) -> DataLoader:
+    """The items shuffled and augmented, the last batch kept: for a head."""
+    return ordered_loader(cfg, items, pictures, augmentation, batch_size, sampler="RandomSampler")
 
 
 def of_all_classes(cfg: Any) -> list[Any]:
@@ -255,18 +240,3 @@ def of_all_classes(cfg: Any) -> list[Any]:
     cfg.defrost()
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     return build_dataset(cfg).train_x
-
-
-def augmented_loader(
-    cfg: Any, items: Sequence[Any], pictures: Pictures, augmentation: Augmentation, batch_size: int
-) -> DataLoader:
-    """The items shuffled and augmented, the last batch kept: for a head."""
-    return build_data_loader(
-        cfg,
-        "RandomSampler",
-        items,
-        batch_size,
-        tfm=transform_of(cfg, True),
-        is_train=False,
-        dataset_wrapper=partial(ImageReader, pictures, augmentation),
-    )

@@ -30,8 +30,7 @@ class Augmentation:
 
     def __init__(self, seed: int, views: int = 0):
         self.seed = seed if seed >= 0 else secrets.randbits(62)
-        self.views = views
-        self.epoch = 0
+        self.views, self.epoch = views, 0
 
     @contextmanager
     def of(self, index: int) -> Iterator[None]:
@@ -67,16 +66,12 @@ class ImageReader(DatasetWrapper):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
         picture = self.pictures.open(item.impath)
-        made = {
-            "label": item.label,
-            "domain": item.domain,
-            "impath": item.impath,
-            "index": index,
-        }
-        several = isinstance(self.transform, (list, tuple))
+        made = {name: getattr(item, name) for name in ("label", "domain", "impath")}
+        made["index"] = index
+        several = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
         cure = "Change INPUT.TRANSFORMS, or the settings of INPUT that they take."
         with naming(item.impath, "cannot be transformed", cure), self.augmentation.of(index):
-            for n, transform in enumerate(self.transform if several else [self.transform], 1):
+            for n, transform in enumerate(several, 1):
                 views = [transform(picture) if transform else picture for _ in range(self.k_tfm)]
                 made["img" if n == 1 else f"img{n}"] = views if self.k_tfm > 1 else views[0]
             if self.return_img0:

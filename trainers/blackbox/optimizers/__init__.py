@@ -1,9 +1,14 @@
 """Optimisers that ask and are told; `contract.py` says what each of them has."""
 
 from .cmaes import CMAES
-from .directions import RandomDirections
-from .fixed import Fixed
+from .directions import DecayingDirections, RandomDirections
 from .gaussnewton import SubspaceGaussNewton
 from .spsa import SPSA
 
-__all__ = ["CMAES", "SPSA", "Fixed", "RandomDirections", "SubspaceGaussNewton"]
+__all__ = [
+    "CMAES",
+    "SPSA",
+    "DecayingDirections",
+    "RandomDirections",
+    "SubspaceGaussNewton",
+]

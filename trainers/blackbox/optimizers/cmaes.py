@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..run.errors import BlackBoxError, one_of
+from ..run.errors import BlackBoxError
+from ..run.rng import numpy_state, set_numpy_state
 from .contract import Optimizer
 
 # Restricted models of the covariance cost a tenth at a thousand dimensions, and less memory.
@@ -44,7 +45,8 @@ def of_pycma(thing: Any) -> bool:
 def numbers(thing: Any, seen: dict[int, Any]) -> Any:
     """The numbers of an object of pycma by attribute, arrays as tensors; `...` for all else.
 
-    An array that stands in two places becomes one tensor, so that it comes back as one.
+    An array that stands in two places becomes one tensor, so that it comes back as one. A
+    checkpoint holds no object: to load one would run what it says.
     """
     if isinstance(thing, np.ndarray) and thing.dtype.kind in "biuf":
         # in its own order in memory, on which the last digits of a product depend
@@ -98,11 +100,9 @@ class CMAES(Optimizer):
             back after each call.
 
     Raises:
-        BlackBoxError: options that are unknown (with pycma's own message) or have a setting of
-            their own, bounds that exclude the start, an impossible population.
+        BlackBoxError: what pycma raises: options that are unknown or do not fit, bounds that
+            exclude the start.
     """
-
-    population: int
 
     def __init__(
         self,
@@ -115,31 +115,10 @@ class CMAES(Optimizer):
         options: Sequence[Any] = (),
         seed: int = 0,
     ) -> None:
-        one_of("covariance model (COVARIANCE)", covariance, COVARIANCES)
-        one_of("result (mean or best)", result, RESULTS)
-        if population < 2 or sigma <= 0:
-            raise BlackBoxError(
-                f"CMA-ES needs a population of 2 or more and a positive SIGMA; given are "
-                f"{population} and {sigma}."
-            )
-        if bound and start.abs().max() >= bound:
-            raise BlackBoxError(
-                f"The bounds ±{bound} exclude the start, whose largest coordinate is "
-                f"{start.abs().max():.3g}. Widen BOUND, or set it to 0."
-            )
-        if len(options) % 2:
-            raise BlackBoxError(
-                f"CMA_OPTIONS is a list of pairs [key, value, ...]; {list(options)} has an odd "
-                f"number of entries."
-            )
-        self.population, self.result, self.device, self.dtype = (
-            population,
-            result,
-            start.device,
-            start.dtype,
-        )
+        self.population, self.result = population, result
+        self.best, self.best_loss = start.clone(), float("inf")
+        self.random = numpy_state(np.random.RandomState(seed % 2**32))
         cma = import_cma()
-        self.numpy_state: Any = np.random.RandomState(seed % 2**32).get_state()
         settings: dict[str, Any] = {
             "popsize": population,
             "seed": np.nan,
@@ -155,79 +134,61 @@ class CMAES(Optimizer):
             settings["CMA_diagonal"] = True
         elif sampler := COVARIANCES[covariance]:
             settings.update(getattr(cma.restricted_gaussian_sampler, sampler).extend_cma_options())
-        if "popsize" in options[::2]:
-            raise BlackBoxError("CMA_OPTIONS holds 'popsize', which POPULATION sets. Remove it.")
-        with self.pycma("refuses its options (CMA_OPTIONS)"), warnings.catch_warnings():
+        with self.pycma("refuses the start (BOUND) or CMA_OPTIONS"), warnings.catch_warnings():
             # pycma 4.5 says so of its own default
             warnings.filterwarnings("ignore", message=".*not a safe string")
             settings.update(zip(options[::2], options[1::2], strict=True))
             self.es = cma.CMAEvolutionStrategy(start.double().cpu().numpy(), sigma, settings)
-        self.best, self.best_loss = start.clone(), float("inf")
         self.asked: Any = None  # the generation, a list of vectors, until its losses are told
-        self.param_groups = [{"params": [], "lr": float(sigma)}]
 
     @contextmanager
     def pycma(self, trouble: str) -> Iterator[None]:
         """Within this context NumPy's global random state is ours.
 
         Raises:
-            BlackBoxError: whatever pycma raised, after `trouble`.
+            BlackBoxError: whatever is raised in it, after `trouble`.
         """
-        outside = np.random.get_state()
-        np.random.set_state(self.numpy_state)
+        outside = numpy_state()
+        set_numpy_state(self.random)
         try:
             yield
         except Exception as e:
             text = " ".join(str(e).split())[:600] or type(e).__name__
             raise BlackBoxError(f"pycma {trouble}: {text}") from e
         finally:
-            self.numpy_state = np.random.get_state()
-            np.random.set_state(outside)
+            self.random = numpy_state()
+            set_numpy_state(outside)
+
+    def vector(self, x: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(x)).to(self.best)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # read only
+        return [{"params": [], "lr": float(self.es.sigma)}]
 
     @property
     def solution(self) -> torch.Tensor:
-        if self.result == "best":
-            return self.best
         # with bounds, the mean of what was sampled before it was folded into them
-        return torch.as_tensor(np.asarray(self.es.result.xfavorite)).to(self.device, self.dtype)
+        return self.best if self.result == "best" else self.vector(self.es.result.xfavorite)
 
     def ask(self) -> torch.Tensor:
         """A generation `[population, d]`."""
         with self.pycma(FAILED):
             self.asked = self.es.ask()
-        return torch.as_tensor(np.stack(self.asked)).to(self.device, self.dtype)
+        return self.vector(self.asked)
 
     def tell(self, losses: torch.Tensor) -> None:
         """Update mean, step size and covariance. Losses `[population]`."""
-        values = losses.double().cpu().numpy()
-        if not np.isfinite(values).all():
-            raise BlackBoxError(
-                f"CMA-ES was told {(~np.isfinite(values)).sum()} losses of {len(values)} that are "
-                f"not finite."
-            )
+        values = losses.tolist()
         with self.pycma(FAILED):
-            self.es.tell(self.asked, values.tolist())
-        i = int(values.argmin())
-        if values[i] < self.best_loss:
-            self.best_loss = float(values[i])
-            self.best = torch.as_tensor(self.asked[i]).to(self.device, self.dtype)
-        self.asked = None
-        self.param_groups[0]["lr"] = float(self.es.sigma)
+            self.es.tell(self.asked, values)
+        if min(values) < self.best_loss:
+            self.best_loss = min(values)
+            self.best = self.vector(self.asked[values.index(self.best_loss)])
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, cached = self.numpy_state
-        return {
-            "es": numbers(self.es, {}),
-            "best": self.best,
-            "best_loss": self.best_loss,
-            "random": {
-                "name": name,
-                "keys": torch.from_numpy(keys.astype(np.int64)),
-                "position": int(position),
-                "has_gauss": int(has_gauss),
-                "cached": float(cached),
-            },
-        }
+        best = {"best": self.best, "best_loss": self.best_loss}
+        return {"es": numbers(self.es, {}), **best, "random": self.random}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the numbers of an optimiser that was made with the same arguments."""
@@ -239,13 +200,5 @@ class CMAES(Optimizer):
                 asked, self.es.countiter = self.es.ask(), before
                 self.es.tell(asked, [float(i) for i in range(self.population)])
             put_back(self.es, found)
-        self.best, self.best_loss = state["best"].to(self.device, self.dtype), state["best_loss"]
-        r = state["random"]
-        self.numpy_state = (
-            r["name"],
-            r["keys"].cpu().numpy().astype(np.uint32),
-            r["position"],
-            r["has_gauss"],
-            r["cached"],
-        )
-        self.param_groups[0]["lr"] = float(self.es.sigma)
+        self.best, self.best_loss = state["best"].to(self.best), state["best_loss"]
+        self.random = state["random"]

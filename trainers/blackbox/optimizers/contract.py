@@ -24,31 +24,52 @@ class Optimizer:
 
     rounds = 1
     told = "losses"
-    searches = True
+    population: int
+    in_use: int | None = None
     param_groups: list[dict[str, Any]]
 
     if TYPE_CHECKING:
-        # the loop only reads these, so that an optimiser may have attributes or properties
-
-        @property
-        def population(self) -> int: ...
-
-        @property
+        # to mypy, `Any` twice is any signature: `told` says which one an optimiser has
+        def tell(self, *told: Any, **named: Any) -> None: ...
+        def ask(self) -> torch.Tensor: ...
+        @property  # the loop only reads it: it may be an attribute
         def solution(self) -> torch.Tensor: ...
+        def state_dict(self) -> dict[str, Any]: ...
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Drawing(Optimizer):
+    """An optimiser that moves a vector `theta` and draws from a random source of its own.
+
+    Its state is that source and the attributes that `saved` names: tensors and numbers.
+    """
+
+    saved: tuple[str, ...] = ("theta",)
+
+    def __init__(self, start: torch.Tensor, seed: int) -> None:
+        self.theta = start.clone()
+        # on the CPU, so that a run draws alike on every device
+        self.generator = torch.Generator().manual_seed(seed)
 
     @property
-    def in_use(self) -> int | None:
-        return None
-
-    def ask(self) -> torch.Tensor:
-        raise NotImplementedError
-
-    # to mypy, `Any` twice is any signature: `told` says which one an optimiser has
-    def tell(self, *told: Any, **named: Any) -> None:
-        raise NotImplementedError
+    def solution(self) -> torch.Tensor:
+        return self.theta
 
     def state_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
+        state = {name: getattr(self, name) for name in self.saved}
+        return {**state, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+        for name in self.saved:
+            value = getattr(self, name)
+            if isinstance(value, torch.Tensor):
+                value.copy_(state[name])
+            else:
+                setattr(self, name, state[name])
+        self.generator.set_state(state["generator"].cpu())
+
+
+def clipped(g: torch.Tensor, largest: float) -> torch.Tensor:
+    """g, rescaled to the norm `largest` where it is longer."""
+    norm = g.norm()
+    return g * (largest / norm) if norm > largest else g

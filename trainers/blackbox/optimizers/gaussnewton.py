@@ -1,7 +1,4 @@
-"""JOLT's optimiser: Gauss-Newton steps from finite differences of all logits.
-
-They are made in random subspaces.
-"""
+"""JOLT's optimiser: Gauss-Newton steps in random subspaces, from differences of all logits."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..losses import cross_entropies, softmax_model
+from ..losses import mean_cross_entropies, softmax_model
 from ..run.errors import BlackBoxError
-from .contract import Optimizer
+from .contract import Drawing
 
 LADDER = [4.0**-k for k in range(8)]  # finite-difference steps that the first step tries
 FLOOR = 0.01  # of the curvature's bound, below which the damping's unit does not fall
@@ -20,15 +17,13 @@ BOUNDS = 1e-3, 1e3  # between which lambda stays
 UP = 10.0  # what lambda is multiplied by where no proposal was better
 
 
-class SubspaceGaussNewton(Optimizer):
+class SubspaceGaussNewton(Drawing):
     """Levenberg-Marquardt on the cross-entropy of a mini-batch, in a new random subspace each step.
 
-    It is told logits, not losses.
-
-    A step has two rounds. First theta and the proposals that the step before made, one for each
-    damping, are scored on the new mini-batch: theta moves to the best, so that a proposal must be
-    better *on images that it was not made from*. Then theta is shifted along m orthonormal
-    directions Z (the last move is one of them), and with the slopes
+    It is told logits, not losses. A step has two rounds. First theta and the proposals that the
+    step before made, one for each damping, are scored on the new mini-batch: theta moves to the
+    best, so that a proposal must be better *on images that it was not made from*. Then theta is
+    shifted along m orthonormal directions Z (the last move is one of them), and with the slopes
     `J = (f(theta + eps z) - f(theta)) / eps` of all logits the next proposals are
     `theta - Z (H + (lambda mu + decay) I)^-1 (g + decay Z^T (theta - start))`. lambda follows the
     damping that won, and goes up where none did. mu, its unit, is the mean of H's diagonal; but H
@@ -53,15 +48,17 @@ class SubspaceGaussNewton(Optimizer):
         seed: of the directions.
 
     Attributes:
-        best: number of the candidate that the first round went to, 0 for theta.
-        here: the answer about theta (logits `[B, C]`), between the rounds; None before the first.
+        best: number of the candidate that the first round went to, 0 for theta; `in_use` until the
+            second is told.
+        here: the answer about theta (logits `[B, C]`), between the rounds; else None.
         eps: step of the finite differences; 0 before it is measured.
 
     Raises:
-        BlackBoxError: fewer than two directions, no damping, or constants of the wrong sign.
+        BlackBoxError: fewer directions or dimensions than steps that are tried.
     """
 
     rounds, told = 2, "logits"
+    saved = ("start", "theta", "proposals", "move", "damping", "eps")
 
     def __init__(
         self,
@@ -77,40 +74,18 @@ class SubspaceGaussNewton(Optimizer):
                 f"DIRECTIONS is {directions} in a space of {len(start)} dimensions; "
                 f"both must be {len(LADDER)} or more, to measure the step of finite differences."
             )
-        if not dampings or min(dampings) <= 0 or damping <= 0 or decay < 0:
-            raise BlackBoxError(
-                f"JOLT needs a positive factor or more in DAMPINGS, a positive DAMPING and a DECAY "
-                f"of 0 or more; given are {list(dampings)}, {damping} and {decay}."
-            )
-        self.start, self.theta = start.clone(), start.clone()
+        super().__init__(start, seed)
+        self.start, self.move = start.clone(), torch.zeros_like(start)
         self.m, self.factors = min(directions, len(start)), tuple(dampings)
-        self.damping, self.decay = damping, decay
-        self.proposals = self.theta.expand(len(dampings), -1).clone()
-        self.move = torch.zeros_like(start)
-        self.eps = 0.0  # not yet measured
-        self.generator = torch.Generator().manual_seed(seed)
+        self.damping, self.decay, self.eps = damping, decay, 0.0
+        self.proposals = start.repeat(len(dampings), 1)
+        self.population, self.best = 1 + len(dampings) + self.m, 0
         self.here: Any = None
         self.asked: Any = None  # candidates; in the second round, directions and steps
-        self.best = 0
-        self.param_groups = [{"params": [], "lr": damping}]
 
     @property
-    def population(self) -> int:
-        return 1 + len(self.proposals) + self.m
-
-    @property
-    def first_round(self) -> bool:
-        """Whether theta and its proposals are asked for next."""
-        return self.here is None
-
-    @property
-    def solution(self) -> torch.Tensor:
-        return self.theta
-
-    @property
-    def in_use(self) -> int | None:
-        """The candidate that the first round went to, until the second is told."""
-        return None if self.first_round else self.best
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # read only
+        return [{"params": [], "lr": self.damping}]
 
     def ask(self) -> torch.Tensor:
         """The candidates of a round.
@@ -118,53 +93,44 @@ class SubspaceGaussNewton(Optimizer):
         First theta and its proposals, `[1 + dampings, d]`; when these are told, theta shifted along
         directions, `[m, d]`.
         """
-        if self.first_round:
+        if self.here is None:
             self.asked = torch.cat([self.theta[None], self.proposals])
             return self.asked
-        steps = torch.tensor([self.eps] if self.eps else LADDER)
+        steps = torch.tensor([self.eps] if self.eps else LADDER).to(self.theta)
         directions = self.draw(self.m // len(steps))
-        self.asked = directions, steps.to(self.theta)
-        shifts = (self.asked[1][:, None, None] * directions).flatten(0, 1)
+        self.asked = directions, steps
+        shifts = (steps[:, None, None] * directions).flatten(0, 1)
         # always m: what was drawn, some of it again
         return self.theta + shifts[torch.arange(self.m, device=shifts.device) % len(shifts)]
 
     def draw(self, m: int) -> torch.Tensor:
         """Orthonormal directions `[m, d]`, that of the last move among them."""
-        # on the CPU, so that a run looks the same ways on every device
         z = torch.randn(m, len(self.theta), dtype=torch.float64, generator=self.generator)
         if self.move.any():
             z[0] = self.move
         return torch.linalg.qr(z.T)[0].T.to(self.theta)
 
     def tell(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
-        """Answers about the candidates that were asked for last.
+        """Logits `[P, B, C]` about the candidates that were asked for last, and labels `[B]`."""
+        if self.here is None:
+            self.choose(answers, labels)
+            return
+        Z, slopes = self.slopes(answers)
+        self.proposals = self.theta - self.solve(slopes, Z @ (self.theta - self.start), labels) @ Z
+        self.here = self.asked = self.in_use = None
 
-        Logits `[P, B, C]` and labels `[B]`.
-        """
-        if self.first_round:
-            self.here = self.choose(answers, labels)
-        else:
-            self.propose(answers, labels)
-            self.here = self.asked = None
-
-    def choose(self, answers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Go to the best candidate; returns the answer about it."""
-        losses = cross_entropies(answers, labels).mean(1)
+    def choose(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
+        """Go to the best candidate."""
+        losses = mean_cross_entropies(answers, labels)
         penalties = self.decay / 2 * (self.asked - self.start).square().sum(1)
-        self.best = best = int((losses + penalties).argmin())
+        self.best = self.in_use = best = int((losses + penalties).argmin())
         if best:
             self.move, self.theta = self.asked[best] - self.theta, self.asked[best].clone()
         if self.eps:  # in the first step there are no proposals yet
             low, high = BOUNDS
             factor = self.factors[best - 1] if best else UP
             self.damping = min(max(self.damping * factor, low), high)
-            self.param_groups[0]["lr"] = self.damping
-        return answers[best]
-
-    def propose(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
-        """The next step's proposals, from the slopes of all logits along the directions."""
-        Z, slopes = self.slopes(answers)
-        self.proposals = self.theta - self.solve(slopes, Z @ (self.theta - self.start), labels) @ Z
+        self.here = answers[best]
 
     def slopes(self, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Directions `[m, d]` and the slopes of the answers along them `[m, B, C]`.
@@ -202,21 +168,6 @@ class SubspaceGaussNewton(Optimizer):
         damped = H + ridge[:, None, None] * torch.eye(len(H)).to(H)
         return torch.linalg.solve(damped, g.expand(len(ridge), -1)).to(self.theta)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "start": self.start,
-            "theta": self.theta,
-            "proposals": self.proposals,
-            "move": self.move,
-            "damping": self.damping,
-            "eps": self.eps,
-            "generator": self.generator.get_state(),
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("start", "theta", "proposals", "move"):
-            setattr(self, name, state[name].to(self.theta))
-        self.damping, self.eps = state["damping"], state["eps"]
-        self.here = self.asked = None
-        self.generator.set_state(state["generator"].cpu())
-        self.param_groups[0]["lr"] = self.damping
+        super().load_state_dict(state)
+        self.here = self.asked = self.in_use = None

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from ..run.errors import BlackBoxError, one_of
-from ..schedules import GainSequence
-from .descent import Descent
-from .estimators import TwoSided
-from .updates import GradientStep
+from ..run.errors import one_of
+from .contract import Drawing, clipped
 
 RULES = ("spsa-clip", "spsa-gc", "spsa")
 
 
-class SPSA(Descent):
-    """Two-sided estimates, and steps along them.
+def segmented_uniform(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Entries of magnitude `U[0.5, 1]` and a random sign, so that none is near zero."""
+    magnitude = 0.5 + 0.5 * torch.rand(shape, generator=generator)
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return magnitude * sign
 
-    Step and perturbation shrink as `a_k = a / (k + o)^alpha` and `c_k = c / k^gamma`, k from 1.
+
+class SPSA(Drawing):
+    """Simultaneous perturbation, averaged over several draws of z, segmented uniform.
+
+    `g = (l(theta + c_k z) - l(theta - c_k z)) / (2 c_k z)` elementwise. Step and perturbation
+    shrink as `a_k = a / (k + o)^alpha` and `c_k = c / k^gamma`, k from 1.
 
     Args:
         start: theta `[d]`.
@@ -29,8 +35,10 @@ class SPSA(Descent):
         seed: of the perturbations.
 
     Raises:
-        BlackBoxError: an unknown rule, fewer than one draw, or constants that are not positive.
+        BlackBoxError: an unknown rule.
     """
+
+    saved = ("theta", "momentum", "k")
 
     def __init__(
         self,
@@ -46,16 +54,41 @@ class SPSA(Descent):
         seed: int = 0,
     ) -> None:
         one_of("update rule (RULE)", rule, RULES)
-        if not (a > 0 and c > 0 and 1 + o > 0):
-            raise BlackBoxError(
-                f"SPSA needs A > 0, C > 0 and O > -1; A is {a}, C is {c}, O is {o}."
-            )
-        super().__init__(
-            TwoSided(average, GainSequence(c, gamma), seed),
-            GradientStep(
-                start,
-                GainSequence(a, alpha, o),
-                clip=math.sqrt(len(start)) if rule == "spsa-clip" else math.inf,
-                momentum=beta if rule == "spsa-gc" else 0.0,
-            ),
-        )
+        super().__init__(start, seed)
+        self.rule, self.average, self.beta = rule, average, beta
+        self.o, self.c, self.a, self.alpha, self.gamma = o, c, a, alpha, gamma
+        self.population, self.momentum, self.k = 2 * average, torch.zeros_like(start), 1
+        self.z: Any = None  # of the last candidates `[average, d]`
+
+    @property
+    def a_k(self) -> float:
+        return self.a / (self.k + self.o) ** self.alpha
+
+    @property
+    def c_k(self) -> float:
+        return self.c / self.k**self.gamma
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # read only
+        return [{"params": [], "lr": self.a_k}]
+
+    def ask(self) -> torch.Tensor:
+        """Candidates `[2 average, d]`: all `theta + c_k z`, then all `theta - c_k z`."""
+        self.z = segmented_uniform((self.average, len(self.theta)), self.generator).to(self.theta)
+        return torch.cat([self.theta + self.c_k * self.z, self.theta - self.c_k * self.z])
+
+    def estimate(self, losses: torch.Tensor) -> torch.Tensor:
+        """g `[d]`, before clipping, from the losses `[2 average]` of the last candidates."""
+        plus, minus = losses.to(self.z).split(self.average)
+        return ((plus - minus)[:, None] / (2 * self.c_k * self.z)).mean(0)
+
+    def tell(self, losses: torch.Tensor) -> None:
+        """Take one step. Losses `[2 average]`."""
+        g = self.estimate(losses)
+        if self.rule == "spsa-clip":
+            g = clipped(g, math.sqrt(len(g)))
+        elif self.rule == "spsa-gc":
+            self.momentum = self.beta * self.momentum + g
+            g = g + self.beta * self.momentum
+        self.theta = self.theta - self.a_k * g
+        self.k += 1

@@ -2,12 +2,9 @@
 
 from ..oracle.prompt import Prompt
 from .base import Space
-from .context import context_keys, initial_context
-from .fastfood import Fastfood, walsh_hadamard
-from .lowrank import LowRankSpace
+from .contexts import TokenSpace, build_space, context_keys, initial_context, space_keys
+from .lowrank import Fastfood, LowRankSpace, walsh_hadamard
 from .projection import RandomProjection, TwoProjections
-from .space import build_space, space_keys
-from .tokens import TokenSpace
 
 __all__ = [
     "Fastfood",

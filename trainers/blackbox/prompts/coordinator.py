@@ -23,33 +23,16 @@ ENCODER = (32, 64, 64, 128)  # channels that leave each stage of the encoder but
 GRID, COMPONENTS = 16, 98  # of the PCA: sides of a reduced picture, numbers that it becomes
 
 
-def stages_of(size: tuple[int, ...]) -> int:
-    """How often the decoder doubles: 5 times, or as often as leaves a side of 4 to begin with."""
-    return max(1, min(len(DECODER) + 1, (min(size) // 4).bit_length() - 1))
+class ConvEncoder(nn.Module):
+    """Random convolutions of s stages, never tuned: the authors' `coordinator_init`.
 
-
-class FrozenEncoder(nn.Module):
-    """Local, never tuned: pictures `[B, 3, H, W]` to `[B, width]`, or maps of so many numbers."""
-
-    width: int
-
-    def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Learn what there is to learn from the training pictures, in one pass."""
-        raise NotImplementedError
-
-
-class ConvEncoder(FrozenEncoder):
-    """Random convolutions to maps `[B, 32, H / 2^s, W / 2^s]`: the authors' `coordinator_init`.
-
-    Args:
-        stages: s.
-        side: (height, width) of the maps.
-        generator: of the weights.
+    Pictures `[B, 3, H, W]` to maps `[B, 32, H / 2^s, W / 2^s]`.
     """
 
-    def __init__(self, stages: int, side: tuple[int, int], generator: torch.Generator) -> None:
+    def __init__(self, stages: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.width, layers, channels = CHANNELS * side[0] * side[1], [], 3
+        layers: list[nn.Module] = []
+        channels = 3
         with seeded(generator):
             for out in (*ENCODER[: stages - 1], CHANNELS):
                 inner = max(channels, 32)
@@ -75,8 +58,8 @@ class ConvEncoder(FrozenEncoder):
         self.eval()
 
 
-class PCAEncoder(FrozenEncoder):
-    """Principal components of pictures that are reduced to 16 x 16.
+class PCAEncoder(nn.Module):
+    """Principal components of pictures that are reduced to 16 x 16: `[B, 3, H, W]` to `[B, 98]`.
 
     In units of the first one's standard deviation; components that the pictures do not have are 0.
     """
@@ -86,7 +69,6 @@ class PCAEncoder(FrozenEncoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.width = COMPONENTS
         self.register_buffer("mean", torch.zeros(3 * GRID**2))
         self.register_buffer("basis", torch.zeros(COMPONENTS, 3 * GRID**2))
 
@@ -132,9 +114,10 @@ def build_decoder(stages: int) -> nn.Sequential:
 class CoordinatorSpace(PictureSpace):
     """`x' = clip(x + eps decoder(encoder(x) ‖ trigger))`; theta is the trigger and the decoder.
 
-    The decoder's batch normalisation takes the statistics of the batch in training, of each
-    candidate by itself, and running ones in evaluation. Every candidate that is asked for in
-    training moves the running ones, by a tenth, in order; a checkpoint holds them.
+    The decoder doubles 5 times, or as often as leaves a side of 4 to begin with. Its batch
+    normalisation takes the statistics of the batch in training, of each candidate by itself, and
+    running ones in evaluation. Every candidate that is asked for in training moves the running
+    ones, by a tenth, in order; a checkpoint holds them.
 
     Args:
         description: of the model.
@@ -144,7 +127,7 @@ class CoordinatorSpace(PictureSpace):
         zero_init: whether the last layer starts from zeros, thus the run at zero-shot.
     """
 
-    encoder: FrozenEncoder
+    encoder: ConvEncoder | PCAEncoder
 
     def __init__(
         self,
@@ -155,18 +138,17 @@ class CoordinatorSpace(PictureSpace):
         zero_init: bool = False,
     ) -> None:
         super().__init__(description)
-        stages = stages_of(self.size)
+        stages = max(1, min(len(DECODER) + 1, (min(self.size) // 4).bit_length() - 1))
         self.unit, self.eps = 2**stages, eps
         self.side = height, width = -(-self.size[0] // self.unit), -(-self.size[1] // self.unit)
-        self.encoder = (
-            PCAEncoder() if method == "pca" else ConvEncoder(stages, self.side, generator)
-        )
-        self.triggers = CHANNELS * height * width - self.encoder.width
+        room = CHANNELS * height * width
+        self.triggers = room - COMPONENTS if method == "pca" else 0
         if self.triggers < 0:
             raise BlackBoxError(
                 f"Pictures of {self.size[0]} x {self.size[1]} pixels are too small for an encoder "
-                f"of {self.encoder.width} numbers (METHOD {method}). Choose METHOD scratch."
+                f"of {COMPONENTS} numbers (METHOD pca). Choose METHOD scratch."
             )
+        self.encoder = PCAEncoder() if method == "pca" else ConvEncoder(stages, generator)
         with seeded(generator):
             trigger, self.decoder = 0.1 * torch.rand(self.triggers), build_decoder(stages)
         if zero_init:
@@ -187,18 +169,16 @@ class CoordinatorSpace(PictureSpace):
         return F.pad(pixels, (0, w * self.unit - width, 0, h * self.unit - height))
 
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Show the encoder the training pictures, batches `[B, 3, H, W]`."""
+        """Show the encoder the training pictures, batches `[B, 3, H, W]`, in one pass."""
         self.encoder.fit(map(self.padded, batches))
 
     def prompts(self, z: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """Codes `[B, width]` to the prompts `[B, 3, H, W]` of one candidate `[d]`."""
         trigger, numbers = theta[: self.triggers], theta[self.triggers :]
-        named = dict(self.decoder.named_parameters())
-        parts = numbers.split([value.numel() for value in named.values()])
-        weights = {
-            name: part.view_as(value)
-            for (name, value), part in zip(named.items(), parts, strict=True)
-        }
+        weights: dict[str, torch.Tensor] = dict(self.decoder.named_parameters())
+        parts = numbers.split([value.numel() for value in weights.values()])
+        for (name, value), part in zip(weights.items(), parts, strict=True):
+            weights[name] = part.view_as(value)
         maps = torch.cat([z, trigger.expand(len(z), -1)], 1).unflatten(1, (CHANNELS, *self.side))
         made = functional_call(self.decoder, weights, maps)
         return made[..., : self.size[0], : self.size[1]]
@@ -208,8 +188,5 @@ class CoordinatorSpace(PictureSpace):
         assert pixels is not None  # it changes pictures
         z = self.encoder(self.padded(pixels)).flatten(1)
         # one after the other: at 224 pixels a stage of one candidate takes hundreds of megabytes
-        return Prompt(
-            pictures=torch.stack(
-                [self.clipped(pixels + self.eps * self.prompts(z, one)) for one in theta]
-            )
-        )
+        changed = [self.clipped(pixels + self.eps * self.prompts(z, one)) for one in theta]
+        return Prompt(pictures=torch.stack(changed))

@@ -28,32 +28,28 @@ class PictureSpace(Space):
         self.register_buffer("mean", torch.tensor(description.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(description.std).view(3, 1, 1))
 
-    def normalised(self, values: torch.Tensor) -> torch.Tensor:
-        """Values 0..1 `[..., 3, H, W]` as the model takes them."""
-        return (values - self.mean) / self.std
-
     def clipped(self, pictures: torch.Tensor) -> torch.Tensor:
         """Normalised pixels `[..., 3, H, W]`, none darker than 0 or brighter than 1."""
         low, high = -self.mean / self.std, (1 - self.mean) / self.std
         return torch.minimum(torch.maximum(pictures, low), high)
 
 
-class BorderSpace(PictureSpace):
-    """theta is a border of the picture, all its channels: d = 3 (H W - h w) for an inside h x w.
+class PaddingSpace(PictureSpace):
+    """VP's prompt (arXiv:2203.17274): numbers that are added to the border of the picture.
 
-    It starts from N(0, 1).
+    All channels of it: d = 3 (H W - h w) for an inside h x w. They start from N(0, 1).
 
     Args:
         description: of the model.
-        share: width of the border, as a share of the picture's side; at least a pixel.
         generator: of the start.
     """
 
+    share = 30 / 224  # width of the border, of the picture's side; at least a pixel
     outside: torch.Tensor
 
-    def __init__(self, description: Description, share: float, generator: torch.Generator) -> None:
+    def __init__(self, description: Description, generator: torch.Generator) -> None:
         super().__init__(description)
-        borders = [max(1, round(share * side)) for side in self.size]
+        borders = [max(1, round(self.share * side)) for side in self.size]
         self.rows, self.columns = (
             slice(border, side - border) for border, side in zip(borders, self.size, strict=True)
         )
@@ -68,55 +64,31 @@ class BorderSpace(PictureSpace):
         placed[:, :, self.outside] = theta.view(len(theta), 3, -1)
         return placed
 
-
-class FrameSpace(BorderSpace):
-    """BAR's program (ICML 2020): the picture, made smaller, in a frame of `sigmoid(W)`.
-
-    W are the numbers of the frame alone. The published W has some under the picture too, which have
-    no effect.
-
-    Args:
-        description: of the model.
-        generator: of the start.
-        share: width of the frame; the published one is 15 of 224 pixels.
-    """
-
-    def __init__(
-        self, description: Description, generator: torch.Generator, share: float = 15 / 224
-    ) -> None:
-        super().__init__(description, share, generator)
-        self.mode = description.interpolation
-
-    def inside(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures `[B, 3, H, W]` in the size of the inside `[B, 3, h, w]`."""
-        size = [part.stop - part.start for part in (self.rows, self.columns)]
-        # bicubic overshoots at edges
-        return self.clipped(F.interpolate(pixels, size, mode=self.mode, antialias=True))
-
-    def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
-        """`[P, d]` -> Prompt with pictures `[P, B, 3, H, W]`."""
-        assert pixels is not None  # it changes pictures
-        frames = self.normalised(self.spread(theta).sigmoid())
-        pictures = frames[:, None].repeat(1, len(pixels), 1, 1, 1)
-        pictures[..., self.rows, self.columns] = self.inside(pixels)
-        return Prompt(pictures=pictures)
-
-
-class PaddingSpace(BorderSpace):
-    """VP's prompt (arXiv:2203.17274): numbers that are added to the border of the picture.
-
-    Args:
-        description: of the model.
-        generator: of the start.
-        share: width of the border; the published one is 30 of 224 pixels.
-    """
-
-    def __init__(
-        self, description: Description, generator: torch.Generator, share: float = 30 / 224
-    ) -> None:
-        super().__init__(description, share, generator)
-
     def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
         """`[P, d]` -> Prompt with pictures `[P, B, 3, H, W]`."""
         assert pixels is not None  # it changes pictures
         return Prompt(pictures=self.clipped(pixels + self.spread(theta)[:, None]))
+
+
+class FrameSpace(PaddingSpace):
+    """BAR's program (ICML 2020): the picture, made smaller, in a frame of `sigmoid(W)`.
+
+    W are the numbers of the frame alone. The published W has some under the picture too, which have
+    no effect.
+    """
+
+    share = 15 / 224
+
+    def __init__(self, description: Description, generator: torch.Generator) -> None:
+        super().__init__(description, generator)
+        self.mode = description.interpolation
+
+    def forward(self, theta: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
+        """`[P, d]` -> Prompt with pictures `[P, B, 3, H, W]`."""
+        assert pixels is not None  # it changes pictures
+        frames = (self.spread(theta).sigmoid() - self.mean) / self.std
+        pictures = frames[:, None].repeat(1, len(pixels), 1, 1, 1)
+        size = [part.stop - part.start for part in (self.rows, self.columns)]
+        smaller = F.interpolate(pixels, size, mode=self.mode, antialias=True)
+        pictures[..., self.rows, self.columns] = self.clipped(smaller)  # bicubic overshoots
+        return Prompt(pictures=pictures)

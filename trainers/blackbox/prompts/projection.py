@@ -10,16 +10,13 @@ import torch
 from ..oracle.prompt import Prompt
 from ..run.errors import BlackBoxError
 from .base import Space
-from .context import need_contexts
 
 # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived
 CONV_INPUT = 3072
 
 
 class RandomProjection(Space):
-    """`context = start + A z`, A drawn once with entries `N(0, std^2)`.
-
-    CraFT's (ICML 2024, section 3.2).
+    """`context = start + A z`, A drawn once with entries `N(0, std^2)` (ICML 2024, section 3.2).
 
     Args:
         start: initial context `[n, D]`.
@@ -33,10 +30,6 @@ class RandomProjection(Space):
 
     def __init__(self, start: torch.Tensor, d: int, std: float, generator: torch.Generator) -> None:
         super().__init__()
-        if d < 1:
-            raise BlackBoxError(
-                f"A projection from {d} dimensions was asked for (DIM); 1 or more are needed."
-            )
         self.register_buffer("start", start)
         self.register_buffer("A", std * torch.randn(start.numel(), d, generator=generator))
         self.register_buffer("origin", torch.zeros(d))
@@ -85,39 +78,29 @@ class TwoProjections(Space):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        need_contexts(description)
-        if n_image and description.image_width is None:
+        width = description.image_width
+        if n_image and width is None:
             raise BlackBoxError(
                 f"Image tokens go into the image encoder, and {description.name} has one that is "
                 f"convolutional or timm's. Choose a ViT, or set N_IMAGE to 0 for text tokens alone."
             )
-        d_image = d_image if n_image else 0
+        self.image_shape, self.sizes = (n_image, width), (d_text, d_image if n_image else 0)
+        self.register_buffer("start", start)
+        std = description.token_std / (math.sqrt(d_text) * sigma)
+        drawn = torch.randn(start.numel(), d_text, generator=generator)
+        self.register_buffer("A_text", std * drawn)
         if n_image:
             self.grants = ("contexts", "image_tokens")
-        self.image_shape, self.sizes = (n_image, description.image_width), (d_text, d_image)
-        self.register_buffer("start", start)
-        text_std = description.token_std / (math.sqrt(d_text) * sigma)
-        self.register_buffer(
-            "A_text", text_std * torch.randn(start.numel(), d_text, generator=generator)
-        )
-        if n_image:
-            mean, std = (
-                description.patch_mean * CONV_INPUT / d_image,
-                description.patch_std * math.sqrt(CONV_INPUT / d_image) * sigma,
-            )
-            self.register_buffer(
-                "A_image",
-                mean
-                + std
-                * torch.randn(n_image * description.image_width, d_image, generator=generator),
-            )
-        self.register_buffer("origin", torch.zeros(d_text + d_image))
+            mean = description.patch_mean * CONV_INPUT / d_image
+            std = description.patch_std * math.sqrt(CONV_INPUT / d_image) * sigma
+            drawn = torch.randn(n_image * width, d_image, generator=generator)
+            self.register_buffer("A_image", mean + std * drawn)
+        self.register_buffer("origin", torch.zeros(sum(self.sizes)))
 
     def forward(self, z: torch.Tensor, pixels: torch.Tensor | None = None) -> Prompt:
         """`[P, d_L + d_V]` -> Prompt with contexts `[P, n_L, D]` and image tokens `[P, n_V, W]`."""
         text, image = z.split(self.sizes, dim=-1)
         contexts = self.start + (text @ self.A_text.T).view(-1, *self.start.shape)
-        return Prompt(
-            contexts,
-            (image @ self.A_image.T).view(-1, *self.image_shape) if self.image_shape[0] else None,
-        )
+        if not self.image_shape[0]:
+            return Prompt(contexts)
+        return Prompt(contexts, (image @ self.A_image.T).view(-1, *self.image_shape))

@@ -26,23 +26,33 @@ def child_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**31, (1,), generator=generator))
 
 
+def numpy_state(source: Any = np.random) -> dict[str, Any]:
+    """The state of NumPy's global source, or of another: a tensor and plain values."""
+    legacy: Any = source.get_state()  # a tuple
+    name, keys, position, has_gauss, cached = legacy
+    return {
+        "name": name,
+        "keys": torch.from_numpy(keys.astype(np.int64)),
+        "position": int(position),
+        "has_gauss": int(has_gauss),
+        "cached": float(cached),
+    }
+
+
+def set_numpy_state(n: dict[str, Any]) -> None:
+    keys = n["keys"].cpu().numpy().astype(np.uint32)
+    np.random.set_state((n["name"], keys, n["position"], n["has_gauss"], n["cached"]))
+
+
 def rng_state() -> dict[str, Any]:
     """Python's, NumPy's, torch's and CUDA's global states, for a checkpoint.
 
     Tensors and plain values only.
     """
     version, internal, gauss = random.getstate()
-    legacy: Any = np.random.get_state()  # a tuple
-    name, keys, position, has_gauss, cached = legacy
     return {
         "python": {"version": version, "internal": torch.tensor(internal), "gauss": gauss},
-        "numpy": {
-            "name": name,
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "cached": float(cached),
-        },
+        "numpy": numpy_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -53,11 +63,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
     CUDA's states are skipped where the number of devices differs.
     """
-    p, n = state["python"], state["numpy"]
+    p = state["python"]
     random.setstate((p["version"], tuple(p["internal"].tolist()), p["gauss"]))
-    np.random.set_state(
-        (n["name"], n["keys"].numpy().astype(np.uint32), n["position"], n["has_gauss"], n["cached"])
-    )
+    set_numpy_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

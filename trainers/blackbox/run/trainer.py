@@ -262,7 +262,7 @@ class ResumableTrainer(Pictured, TrainerX):
     def run_settings(self) -> dict[str, str]:
         """What must agree for a run to go on: its resolved settings, and its training images."""
         if self.images_digest is None:
-            self.images_digest = training_images(self.dm.dataset.train_x)
+            self.images_digest = training_images(self.dm.dataset.train_x, self.pictures.digests)
         return with_contents(settings(self.cfg), self.images_digest)
 
     def write_checkpoint(self, name: str, is_newest: bool = True, val_result: Any = None) -> Path:
