@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import traceback
 import unicodedata
 from collections import Counter
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..run.errors import BlackBoxError, first_line
 from .decoding import naming, regular
-from .pictures import THREADS, Pictures, check_pictures, fits_whole, need_apart, need_val
+from .pictures import THREADS, Pictures, check_pictures, fits_whole, need_val
 from .reader import Augmentation, ImageReader
 
 OF_THE_MODEL = "SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD"  # keys of INPUT
@@ -148,46 +147,6 @@ def naming_workers(workers: int) -> Iterator[None]:
             f"larger (docker run --shm-size 8g), or set DATALOADER.NUM_WORKERS to a smaller number "
             f"or to 0."
         ) from e
-
-
-class Pictured:
-    """The part of a trainer that looks after its pictures, before Dassl's in the order of bases."""
-
-    # Dassl's
-    cfg: Any
-    dm: DataManager
-    epoch: int
-    pictures: Pictures
-    augmentation: Augmentation
-
-    def take(self, data: Data) -> None:
-        """Have what `SimpleTrainer.build_data_loader` gives a trainer, and where it comes from."""
-        self.dm, self.pictures, self.augmentation = data
-        dm = self.dm
-        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
-        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
-        self.num_classes, self.lab2cname = dm.num_classes, dm.lab2cname
-        self.num_source_domains = dm.num_source_domains
-
-    def check_training(self) -> None:
-        """Raise where training would look at test images, or at pictures that cannot be decoded."""
-        cfg, dataset, name = self.cfg, self.dm.dataset, self.cfg.DATASET.NAME
-        if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
-            need_val(dataset, name)
-        need_apart(dataset, name)
-        # workers live for an epoch: those that are forked find the pictures, others would each
-        # keep their own
-        if cfg.DATALOADER.NUM_WORKERS and multiprocessing.get_start_method() != "fork":
-            self.pictures.room = 0
-        self.pictures.load(f"{name}, train")
-
-    def before_train(self) -> None:
-        self.check_training()
-        super().before_train()  # type: ignore[misc]  # Dassl's
-
-    def before_epoch(self) -> None:
-        self.augmentation.epoch = self.epoch
-        super().before_epoch()  # type: ignore[misc]  # Dassl's
 
 
 def ordered_loader(

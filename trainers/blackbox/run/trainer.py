@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +20,13 @@ from tqdm import tqdm
 from ..config import check_cfg
 from ..data.loaders import (
     OF_THE_MODEL,
-    Pictured,
     build_data,
     match_input,
     naming_workers,
     training_images,
 )
+from ..data.pictures import Pictures, need_apart, need_val
+from ..data.reader import Augmentation
 from ..keys import Key
 from . import metrics
 from .checkpoints import BEST, FORMAT, MODEL, RESUME, choose, meant, newest, save
@@ -38,7 +40,7 @@ from .signals import StopRequest
 PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
 
 
-class ResumableTrainer(Pictured, TrainerX):
+class ResumableTrainer(TrainerX):
     """A Dassl trainer whose runs hold their folder, go on where they stopped, and stop when asked.
 
     A subclass gives `open_model`, `build_model`, `forward_backward` and `model_inference`; it sets
@@ -66,8 +68,13 @@ class ResumableTrainer(Pictured, TrainerX):
     optimizers: tuple[str, ...] = ()
     unit = "step"  # of `clock`
     training = False  # whether steps are being made
+    cfg: Any
+    dm: Any
+    epoch: int
     evaluator: Any
     max_epoch: int
+    pictures: Pictures  # where training pictures are kept
+    augmentation: Augmentation  # which decides the draws of the train loaders
     best_result: float
     images_digest: str | None
     epoch_rng: dict[str, Any] | None
@@ -101,7 +108,11 @@ class ResumableTrainer(Pictured, TrainerX):
         print("\n".join(f"INPUT.{key}: {self.cfg.INPUT[key]}" for key in OF_THE_MODEL))
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # whatever the model's construction drew
-        self.take(build_data(self.cfg, self.train_transform()))
+        dm, self.pictures, self.augmentation = build_data(self.cfg, self.train_transform())
+        self.dm, self.num_source_domains = dm, dm.num_source_domains
+        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.lab2cname = dm.num_classes, dm.lab2cname
 
     def train_transform(self) -> Any:
         """Of the training images; None is the one that INPUT.TRANSFORMS names."""
@@ -132,6 +143,18 @@ class ResumableTrainer(Pictured, TrainerX):
 
     # ------------------------------------------------------------------ training
 
+    def check_training(self) -> None:
+        """Raise where training would look at test images, or at pictures that cannot be decoded."""
+        cfg, dataset, name = self.cfg, self.dm.dataset, self.cfg.DATASET.NAME
+        if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
+            need_val(dataset, name)
+        need_apart(dataset, name)
+        # workers live for an epoch: those that are forked find the pictures, others would each
+        # keep their own
+        if cfg.DATALOADER.NUM_WORKERS and multiprocessing.get_start_method() != "fork":
+            self.pictures.room = 0
+        self.pictures.load(f"{name}, train")
+
     def train(self) -> None:
         with self.stop, naming_workers(self.cfg.DATALOADER.NUM_WORKERS):
             try:
@@ -148,6 +171,7 @@ class ResumableTrainer(Pictured, TrainerX):
             raise BlackBoxError(
                 "OUTPUT_DIR is empty: name the folder of the run with --output-dir."
             )
+        self.check_training()
         self.run_settings()  # with the pictures as they are now, not at the first checkpoint
         try:
             super().before_train()
@@ -161,6 +185,10 @@ class ResumableTrainer(Pictured, TrainerX):
         self.saved_at = self.steps_done, self.clock()
         self.time_meter, self.losses = AverageMeter(), MetricMeter()
         self.training = True
+
+    def before_epoch(self) -> None:
+        self.augmentation.epoch = self.epoch
+        super().before_epoch()
 
     def open_bar(self, total: int) -> None:
         name = self.cfg.TRAINER.NAME
