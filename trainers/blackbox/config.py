@@ -42,6 +42,11 @@ from .run.errors import BlackBoxError
 from .run.reading import read_yaml
 
 APIS = ("blackbox", "openai", "hf")
+# keys that there were, and what to give in their place
+GONE = {
+    "TRAINER.SONAR.PROBES": "TRAINER.SONAR.TEXTS is the number of further texts, whatever that of "
+    "the classes; 0 is the head alone."
+}
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -230,6 +235,8 @@ def put(cfg: CfgNode, given: Mapping[str, Any], place: str) -> None:
     known = leaves(cfg)
     for name, value in given.items():
         if name not in known:
+            if name in GONE:
+                raise BlackBoxError(f"There is no key {name} any more ({place}). {GONE[name]}")
             raise BlackBoxError(
                 f"There is no key {shown(name)} ({place})."
                 f"{did_you_mean(name.upper()[:100], known, most=2)} Keys are those of Dassl, of "
