@@ -237,9 +237,10 @@ class ResumableTrainer(TrainerX):
 
     def report(self, summary: dict[str, float]) -> None:
         if not isfinite(summary["loss"]):
+            rate = ", or lower OPTIM.LR" if self.scheduled else ""
             raise BlackBoxError(
                 f"The loss of step {self.steps_done:,} is {summary['loss']}. Check the model's "
-                f"weights, or lower OPTIM.LR."
+                f"weights{rate}."
             )
         self.losses.update(summary)
         self.bar.update(self.clock() - self.bar.n)
