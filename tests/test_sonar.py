@@ -15,7 +15,9 @@ from dassl_blackbox.trainers.blackbox.heads.scores import (
     ScoreHead,
     Views,
     centred,
+    coordinates,
     fit,
+    gaussian,
     resolution,
     whitening,
 )
@@ -143,6 +145,44 @@ def test_agreement_knows_neither_names_nor_units(seed, noise):
     assert 0 <= found <= 1 and (found == 1 or noise > 0.1)
     assert agreement(9 * logits[order][:, [2, 0, 3, 1]], 0.1 * rows[order]) == pytest.approx(found)
     assert agreement(logits, normal(30, 4, seed=seed + 200)) < 0.5
+
+
+def normals(n, C=3, A=6):
+    """Views of n images of each of C classes that are normal with one covariance; the true logits
+    of any rows.
+    """
+    mu, B = normal(C, A, seed=1), normal(A, A, seed=2)
+    labels = torch.arange(C * n) % C
+    rows = mu[labels] + normal(C * n, A, seed=3) @ B
+    precise = torch.linalg.inv(B.T @ B)
+
+    def logits(rows):
+        return rows @ precise @ mu.T - ((mu @ precise) * mu).sum(1) / 2
+
+    return Views(rows, labels, torch.arange(C * n), 0.0), logits
+
+
+def test_the_gaussian_part_tends_to_the_true_logits_of_normal_classes():
+    views, logits = normals(3000)
+    found = gaussian(views, 3, coordinates(views))(views.rows)
+    close(found.mean(1), torch.zeros(9000).double(), atol=1e-6, rtol=0)
+    truth = centred(logits(views.rows), [3])
+    assert torch.corrcoef(torch.stack([found.flatten(), truth.flatten()]))[0, 1] > 0.998
+    few, _ = normals(4)  # and with fewer images than numbers of a row it still tells them apart
+    found = gaussian(few, 3, coordinates(few))(views.rows).argmax(1)
+    assert (found == logits(views.rows).argmax(1)).float().mean() > 0.6
+
+
+def test_a_gaussian_part_that_is_chosen_is_in_the_head(monkeypatch):
+    monkeypatch.setattr(scores_of, "SHARES", ())  # so that nothing else can be
+    answers = gathered()
+    head = ScoreHead(NAMES, 12, 12)
+    assert "of zero-shot and a Gaussian, penalty" in head.fit(answers, FOLDS)
+    assert right(head(answers.rows), answers.labels) > 0.9
+    monkeypatch.setattr(scores_of, "PENALTIES", (1e6,))  # the fit adds nothing then
+    alone = ScoreHead(NAMES, 12, 12)
+    alone.fit(answers, FOLDS)
+    assert right(alone(answers.rows), answers.labels) > 0.8
 
 
 # ------------------------------------------------------------------ the head
