@@ -19,9 +19,9 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg, merge_files
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.run import metrics
 from dassl_blackbox.trainers.blackbox.run.checkpoints import meant
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, one_of
 
 
 def load_run(folder: str, root: str) -> TrainerBase:

@@ -18,7 +18,7 @@ from statistics import fmean, pstdev
 from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import mean_and_error
 from dassl_blackbox.runs import END_OF_TRAINING, RESULT, Run, once, read_run
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, printable
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, printable
 
 
 def subfolders(directory: str | Path) -> list[Path]:

@@ -36,10 +36,7 @@ from dassl_blackbox.trainers.blackbox.config import (
     unread,
 )
 from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
-from dassl_blackbox.trainers.blackbox.keys import masked
-from dassl_blackbox.trainers.blackbox.registry import ours
-from dassl_blackbox.trainers.blackbox.run.checkpoints import MODEL, settings_of
-from dassl_blackbox.trainers.blackbox.run.errors import (
+from dassl_blackbox.trainers.blackbox.errors import (
     BlackBoxError,
     Interrupted,
     first_line,
@@ -47,20 +44,23 @@ from dassl_blackbox.trainers.blackbox.run.errors import (
     one_of,
     printable,
 )
-from dassl_blackbox.trainers.blackbox.run.files import write_atomically
+from dassl_blackbox.trainers.blackbox.files import write_atomically
+from dassl_blackbox.trainers.blackbox.keys import masked
+from dassl_blackbox.trainers.blackbox.reading import read_yaml
+from dassl_blackbox.trainers.blackbox.registry import ours
+from dassl_blackbox.trainers.blackbox.run.checkpoints import MODEL, settings_of
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
 from dassl_blackbox.trainers.blackbox.run.matching import (
     IMAGES,
     as_text,
     differences,
-    larger,
+    grew,
     names_of_files,
     read_settings,
     settings,
     with_contents,
 )
 from dassl_blackbox.trainers.blackbox.run.metrics import forget
-from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.run.signals import handled
 from yacs.config import CfgNode
 
@@ -213,7 +213,7 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     if not differ:
         print(f"{folder} holds a finished run of this configuration: skipped{marks(folder)}")
         return True
-    if not all(larger(name, *values) for name, values in differ.items()):
+    if not all(grew(name, *values) for name, values in differ.items()):
         raise BlackBoxError(
             f"{folder} holds a finished run of another configuration ({as_text(differ)}). Choose "
             f"another --output-dir, or move that run away."

@@ -16,11 +16,11 @@ from jolt_run import jolt_trainer  # isort: skip  finds this project
 
 import torch
 from dassl_blackbox.trainers.blackbox.answers import Gathered
+from dassl_blackbox.trainers.blackbox.bank import further_texts
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
 from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
-from dassl_blackbox.trainers.blackbox.probes import probe_texts
 from dassl_blackbox.trainers.blackbox.templates import template_of
 from tabulate import tabulate
 
@@ -59,7 +59,7 @@ def accuracies(trainer, split, names):
     dataset, C = trainer.dm.dataset, trainer.num_classes
     with torch.no_grad():
         prompt = trainer.learner()
-    texts = probe_texts("names", names, dataset.classnames, "{}", torch.Generator())
+    texts = further_texts("names", names, dataset.classnames, "{}", torch.Generator())
     prompts = [Prompt(texts=texts), prompt]
     clean = scores(trainer, prompts, dataset.train_x, False)
     views = [clean]

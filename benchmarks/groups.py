@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import groups
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.files import read_text
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.files import read_text
 from tabulate import tabulate
 
 LIST = Path(__file__).with_name("caltech101_in_imagenet.txt")

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import fill
 
 from .datasets.base import DatasetError
-from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
+from .trainers.blackbox.errors import BlackBoxError, first_line, printable
 
 PLAIN = {"±": "+-", "–": "-", "…": "..."}  # where a terminal knows ASCII alone
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .console import note, parser_of, tool
 from .results import ZERO_SHOT, Group, note_fewer_seeds, put, some_groups
-from .trainers.blackbox.run.errors import BlackBoxError, first_line
-from .trainers.blackbox.run.files import read_text
+from .trainers.blackbox.errors import BlackBoxError, first_line
+from .trainers.blackbox.files import read_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

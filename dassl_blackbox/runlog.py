@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from .runs import is_finished, read_result
 from .textlog import LIFE, is_evaluated
-from .trainers.blackbox.run.errors import BlackBoxError
+from .trainers.blackbox.errors import BlackBoxError
 
 __all__ = ["LIFE", "RunLog", "is_evaluated", "is_finished", "read_result"]
 

@@ -24,12 +24,12 @@ from .textlog import (
     seed_in,
     trainer_in,
 )
+from .trainers.blackbox.errors import BlackBoxError, first_line, printable
+from .trainers.blackbox.files import read_text
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
+from .trainers.blackbox.reading import read_yaml
 from .trainers.blackbox.run import metrics as stored
 from .trainers.blackbox.run.checkpoints import MODEL
-from .trainers.blackbox.run.errors import BlackBoxError, first_line, printable
-from .trainers.blackbox.run.files import read_text
-from .trainers.blackbox.run.reading import read_yaml
 
 OWN_PICTURES = "ImageFolder"  # the data set whose name does not tell what it is
 LEFT_OUT, UNCOUNTED = "The run is left out.", "Its queries are shown as '?'."
@@ -289,5 +289,5 @@ def read_bill(path: Path) -> dict[str, Counts]:
     text = read_text(path, UNCOUNTED)
     try:
         return counts_of(json.loads(text))
-    except (ValueError, RecursionError) as e:
+    except (BlackBoxError, ValueError, RecursionError) as e:
         raise BlackBoxError(f"{path} is no bill ({first_line(e)}). {UNCOUNTED}") from e

@@ -7,8 +7,8 @@ import re
 from math import inf
 from pathlib import Path
 
-from .trainers.blackbox.run.errors import BlackBoxError
-from .trainers.blackbox.run.files import read_text
+from .trainers.blackbox.errors import BlackBoxError
+from .trainers.blackbox.files import read_text
 
 END_OF_TRAINING, RESULT = "Finish training", "=> result"
 LIFE = "** Arguments **"  # every process that writes into a log begins with it

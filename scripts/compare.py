@@ -21,9 +21,9 @@ from dassl_blackbox import plots
 from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import HEADERS, LOST, SHOWN, Group, narrow, row, show
 from dassl_blackbox.runs import read_result
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, nearest
+from dassl_blackbox.trainers.blackbox.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.registry import ours
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, nearest
-from dassl_blackbox.trainers.blackbox.run.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.run.signals import handled
 from dassl_blackbox.trainers.blackbox.templates import template_of
 from sweep import as_they_end, attempt, end_if

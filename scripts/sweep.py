@@ -36,7 +36,7 @@ import train
 from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, first_line, one_of
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, one_of
 from dassl_blackbox.trainers.blackbox.run.signals import handled
 from tqdm import tqdm
 

@@ -11,8 +11,9 @@ import sys
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 import train
+from dassl_blackbox.trainers.blackbox import files
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.run import checkpoints, files
+from dassl_blackbox.trainers.blackbox.run import checkpoints
 from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
 
 torch.set_num_threads(1)

@@ -6,10 +6,10 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import check_tokenizer, load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from safetensors.torch import save_file
 from support import difference, seeded
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 
 
 @pytest.mark.parametrize(

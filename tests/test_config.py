@@ -16,11 +16,11 @@ from dassl_blackbox.trainers.blackbox.config import (
     unread,
     validators,
 )
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.keys import Key, whole
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.registry import node_of, ours, register_trainer
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.matching import larger, read_settings, settings
+from dassl_blackbox.trainers.blackbox.run.matching import grew, read_settings, settings
 from support import OURS, REPO, defaults, examples, run
 
 CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
@@ -349,4 +349,4 @@ def test_the_settings_of_a_run_are_read_back_or_refused(file):
         path = file(damaged)
         with ERROR(match=f"^{path} "):
             read_settings(path)
-    assert not larger("ORACLE.MAX_QUERIES", "many", "3") and larger("ORACLE.MAX_QUERIES", "3", "0")
+    assert not grew("ORACLE.MAX_QUERIES", "many", "3") and grew("ORACLE.MAX_QUERIES", "3", "0")

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.crossfit import (
     CrossFitted,
     HeadLearner,
     stacking_weight,
 )
 from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import bill, build, seeded, trained
 
 ROWS, CLASSES = (

@@ -15,7 +15,7 @@ import trees
 from dassl_blackbox.datasets.listing import DatasetError
 from dassl_blackbox.trainers.blackbox.data import pictures as reading
 from dassl_blackbox.trainers.blackbox.data.loaders import training_images
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from support import REPO, build
 from test_datasets import load
 from trees import check_lines, said

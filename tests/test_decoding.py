@@ -13,7 +13,7 @@ import torch
 from dassl_blackbox.trainers.blackbox.data.decoding import CLEAR, DEEP, DIM, TURNED, decode, look
 from dassl_blackbox.trainers.blackbox.data.loaders import augmented_loader, ordered_loader
 from dassl_blackbox.trainers.blackbox.data.pictures import Pictures
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from PIL import Image
 from support import build
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl_blackbox.trainers.blackbox.answers import Answers, Gathered
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.featured import FeatureHead, FeatureMap, discriminant
 from dassl_blackbox.trainers.blackbox.heads.selection import blended, choose, held_out, spread
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.probe import descend
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.clap import Prototypes, batches, multipliers, penalty
 from dassl_blackbox.trainers.gda import AddedLinear
 from dassl_blackbox.trainers.lfa import between, disturbed, inertia, procrustes, reranking

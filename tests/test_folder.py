@@ -13,7 +13,7 @@ import time
 
 import pytest
 from dassl_blackbox.runlog import Console, RunLog
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
 from lives import Lives, processes  # noqa: F401  a fixture
 from support import (

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import train
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.losses import softmax_model
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import REPO, bill, build, d64, seeded, trained
 from torch.autograd.functional import hessian, jacobian
 

@@ -3,9 +3,9 @@
 import runpy
 
 import pytest
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from oracles import contexts_of, oracle_over, pixels
 from support import REPO, difference
 

@@ -6,10 +6,10 @@ import os
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import Images, Meter
 from dassl_blackbox.trainers.blackbox.oracle.bill import query_cost
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError, BudgetSpent
 from support import Random, Spy
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision.transforms as T
 from dassl_blackbox.trainers.blackbox.data.cutout import Cutout
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.prompts import (
@@ -18,7 +19,6 @@ from dassl_blackbox.trainers.blackbox.prompts import (
     TokenSpace,
     TwoProjections,
 )
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.cbbt import FeatureAdapter
 from dassl_blackbox.trainers.craft import PredictionRefinement, divergence
 from PIL import Image

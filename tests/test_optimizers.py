@@ -4,13 +4,13 @@ random directions against the definitions.
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.files import load_state, save_state
 from dassl_blackbox.trainers.blackbox.optimizers import (
     SPSA,
     DecayingDirections,
     RandomDirections,
 )
 from dassl_blackbox.trainers.blackbox.optimizers.directions import OneSided
-from dassl_blackbox.trainers.blackbox.run.files import load_state, save_state
 from support import OPTIMIZERS, d64, quadratic
 
 BOWL, _ = quadratic(12)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip import blocks
 from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Meter
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from oracles import SMALL, contexts_of, oracle_over, pixels, reference, sentences
 from support import difference
 

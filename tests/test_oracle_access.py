@@ -4,11 +4,11 @@ import weakref
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from oracles import EVERYTHING, contexts_of, counter, oracle_over, pixels
 from support import Random, difference
 

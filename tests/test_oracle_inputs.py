@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from oracles import contexts_of, oracle_over, pixels, reference
 from support import difference
 

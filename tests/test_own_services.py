@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from services import at, oracle_at
 from support import REPO, accuracy, bill, run
 

@@ -13,7 +13,7 @@ from dassl_blackbox.trainers.blackbox.data import decoding
 from dassl_blackbox.trainers.blackbox.data.loaders import augmented_loader
 from dassl_blackbox.trainers.blackbox.data.pictures import Pictures
 from dassl_blackbox.trainers.blackbox.data.reader import Augmentation, ImageReader
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.rng import rng_state
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.prompts.coordinator import CoordinatorSpace, build_decoder
 from dassl_blackbox.trainers.blackbox.prompts.frame import FrameSpace, PaddingSpace
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import assert_same, build, difference, seeded, test_logits
 
 METHODS = "scratch", "pca", "padding"

@@ -16,7 +16,7 @@ import trees
 from dassl_blackbox import plots, results
 from dassl_blackbox.published import DATASETS, FIGURES
 from dassl_blackbox.runlog import is_evaluated
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from PIL import Image
 from support import REPO, SMALL, accuracy, bill, process, run
 from test_layouts import everything

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import torch
 import yaml
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.http import Http, Refused, RemoteBudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle.remote import RemoteOracle
@@ -381,7 +382,7 @@ def test_a_local_run_goes_on_over_http(server, data_root, tmp_path, capsys):
 
 def test_a_key_is_in_no_error(monkeypatch):
     monkeypatch.setenv("BLACKBOX_KEY", "ein Schlüssel")
-    with pytest.raises(ValueError, match="characters that no header can") as found:
+    with pytest.raises(BlackBoxError, match="characters that no header can") as found:
         Http("http://127.0.0.1:9", 1, 1)
     assert "Schl" not in str(found.value)
 

@@ -12,7 +12,7 @@ import pytest
 from dassl_blackbox import plots, results
 from dassl_blackbox.runs import is_finished, read_run
 from dassl_blackbox.textlog import LIFE, is_evaluated
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from finished import CURVE, DAMAGE, OWN, TOOLS, YAML, damaged, make, store
 from support import REPO, run
 

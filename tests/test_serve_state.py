@@ -11,8 +11,8 @@ import torch
 from dassl_blackbox.serve.access import account_of
 from dassl_blackbox.serve.building import Options, build_service
 from dassl_blackbox.serve.ledger import Ledger
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, pack
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from hostile.client import KEY, WIDTH, Line
 from hostile.server import Served, write_keys
 from served import Server

@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
-from dassl_blackbox.trainers.blackbox.oracle import answers as module
-from dassl_blackbox.trainers.blackbox.oracle.answers import Answers
+from dassl_blackbox.trainers.blackbox.oracle import cache as module
+from dassl_blackbox.trainers.blackbox.oracle.cache import AnswerCache
 from services import SCALE, TEXTS, local_logits, oracle_at
 from support import difference
 
@@ -54,19 +54,19 @@ def row(number):
 
 def test_home_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    Answers("~/kept", "a model").put(row(1), "a")
-    assert torch.equal(Answers(str(tmp_path / "kept"), "a model").get("a"), row(1))
+    AnswerCache("~/kept", "a model").put(row(1), "a")
+    assert torch.equal(AnswerCache(str(tmp_path / "kept"), "a model").get("a"), row(1))
 
 
 def test_what_is_damaged_on_disk_is_as_what_is_missing(tmp_path):
     file = tmp_path / "answers" / "cache.db"
     for i, name in enumerate("abc"):
-        Answers(str(tmp_path), "a model").put(row(i), name)
+        AnswerCache(str(tmp_path), "a model").put(row(i), name)
     with sqlite3.connect(file) as database:
         database.execute("UPDATE Cache SET value = zeroblob(32) WHERE rowid = 1")
         loaded = sqlite3.Binary(pickle.dumps(Loaded(tmp_path / "loaded")))
         database.execute("UPDATE Cache SET value = ?, mode = 4 WHERE rowid = 2", (loaded,))
-    fresh = Answers(str(tmp_path), "a model")
+    fresh = AnswerCache(str(tmp_path), "a model")
     assert [fresh.get(name) is not None for name in "abcd"] == [False, False, True, False]
     assert torch.equal(fresh.get("c"), row(2)) and not (tmp_path / "loaded").exists()
 
@@ -92,7 +92,7 @@ def test_another_model_behind_the_name_is_asked_anew(service, digits, tmp_path, 
 
 def test_what_is_kept_in_a_process_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "KEPT", 3)
-    answers = Answers("", "a model")
+    answers = AnswerCache("", "a model")
     for i in range(5):
         answers.put(row(i), "text", str(i))
     kept = [i for i in range(5) if answers.get("text", str(i)) is not None]

@@ -6,10 +6,10 @@ import time
 import zlib
 
 import pytest
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
 from dassl_blackbox.trainers.blackbox.oracle.http import Refused
 from dassl_blackbox.trainers.blackbox.oracle.services import png
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from services import KEY, TEXTS, Served, at, local_logits, oracle_at
 from support import difference, run
 

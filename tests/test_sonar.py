@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox import probe
 from dassl_blackbox.trainers.blackbox.answers import Gathered
+from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import scores as scores_of
 from dassl_blackbox.trainers.blackbox.heads.pool import pooled
 from dassl_blackbox.trainers.blackbox.heads.scores import (
@@ -26,8 +28,6 @@ from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Meter, Prompt, Texts, TopK
 from dassl_blackbox.trainers.blackbox.plan import Plan, total
-from dassl_blackbox.trainers.blackbox.probes import generic_names, probe_texts
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -388,20 +388,20 @@ def test_a_run_that_pools_tells_the_pooled_accuracy(data_root, tmp_path, capsys)
 
 
 def test_further_texts_are_drawn_from_the_bank(tmp_path):
-    texts = probe_texts("names", 30, ["tench", "cat"], "a {}.", seeded())
+    texts = further_texts("names", 30, ["tench", "cat"], "a {}.", seeded())
     assert len(set(texts.names)) == 30 and set(texts.names) <= set(generic_names()) - {"tench"}
-    assert texts == probe_texts("names", 30, ["tench", "cat"], "a {}.", seeded())
-    assert texts.id != probe_texts("names", 30, ["tench", "cat"], "a {}.", seeded(1)).id
-    assert len(probe_texts("names", 5000, ["tench"], "{}", seeded())) == 999
-    phrases = probe_texts("phrases", 5, ["cat", "dog"], "{}", seeded()).names
+    assert texts == further_texts("names", 30, ["tench", "cat"], "a {}.", seeded())
+    assert texts.id != further_texts("names", 30, ["tench", "cat"], "a {}.", seeded(1)).id
+    assert len(further_texts("names", 5000, ["tench"], "{}", seeded())) == 999
+    phrases = further_texts("phrases", 5, ["cat", "dog"], "{}", seeded()).names
     assert [name.split()[-1] for name in phrases] == ["cat.", "dog.", "cat.", "dog.", "cat."]
     (tmp_path / "bank.txt").write_text("\ufeffa lamp\n\na chair\nCat\n")
-    own = probe_texts(str(tmp_path / "bank.txt"), 5, ["cat"], "my {}.", seeded())
+    own = further_texts(str(tmp_path / "bank.txt"), 5, ["cat"], "my {}.", seeded())
     assert set(own.names) == {"a lamp", "a chair"} and own.template == "my {}."
-    assert probe_texts("names", 0, ["cat"], "{}", seeded()) is None
+    assert further_texts("names", 0, ["cat"], "{}", seeded()) is None
     for path in ("no such file", tmp_path):
         with pytest.raises(BlackBoxError, match="BANK"):
-            probe_texts(str(path), 5, ["cat"], "{}", seeded())
+            further_texts(str(path), 5, ["cat"], "{}", seeded())
 
 
 def test_a_bank_with_fewer_texts_is_told_and_its_content_counts(data_root, tmp_path, capsys):

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Prompt, TopK
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import Random, build, trained
 
 

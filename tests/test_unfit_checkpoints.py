@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.files import save_state
 from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
 from dassl_blackbox.trainers.blackbox.registry import node_of
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.files import save_state
 from support import OURS, TRAINED, build, examples, printed, run, seeded, sentence
 
 

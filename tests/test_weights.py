@@ -11,10 +11,10 @@ import numpy
 import open_clip
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip import embedded, weights
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.openclip.weights import read_weights, reason
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file

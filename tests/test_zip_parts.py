@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.optimizers import SPSA
 from dassl_blackbox.trainers.blackbox.prompts import Fastfood, LowRankSpace, walsh_hadamard
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import bill, build, d64, quadratic, seeded
 
 

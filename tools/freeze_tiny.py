@@ -81,8 +81,8 @@ def template_accuracy(digits: tuple[torch.Tensor, torch.Tensor]) -> float:
 
 
 def export(target: str) -> None:
+    from dassl_blackbox.trainers.blackbox.files import write_atomically
     from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
-    from dassl_blackbox.trainers.blackbox.run.files import write_atomically
 
     state = embedded_state_dict("tiny")
     write_atomically(target, lambda f: torch.save(state, f))  # plain, for any reader

@@ -1,4 +1,4 @@
-"""The trainers, one recipe a file; importing them registers them with Dassl."""
+"""The trainers, one method a file; importing them registers them with Dassl."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from .blackbox.answers import Gathered
+from .blackbox.bank import NAMES, PHRASES, further_texts
 from .blackbox.data.loaders import of_all_classes, ordered_loader
+from .blackbox.errors import BlackBoxError
 from .blackbox.heads.pool import Pool
 from .blackbox.heads.scores import ScoreHead
 from .blackbox.keys import Key, flag, text, whole
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.plan import batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
-from .blackbox.probes import NAMES, PHRASES, probe_texts
 from .blackbox.registry import register_trainer
-from .blackbox.run.errors import BlackBoxError
 from .blackbox.run.matching import few
 
 
@@ -81,7 +81,7 @@ class SONAR(ProbeTrainer):
         classes = dataset.classnames
         count = affordable_texts(self.cfg, len(classes), len(dataset.train_x))
         try:
-            texts = probe_texts(node.BANK, count, classes, self.template, generator)
+            texts = further_texts(node.BANK, count, classes, self.template, generator)
         except BlackBoxError as e:  # evaluation needs no bank: a checkpoint has its texts
             self.unread = e
         further = len(texts) if texts else 0

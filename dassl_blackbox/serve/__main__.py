@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..console import parser_of, tool
+from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.openclip.embedded import EMBEDDED
 from ..trainers.blackbox.oracle.interface import GRANTS
-from ..trainers.blackbox.run.errors import BlackBoxError, first_line
 
 if TYPE_CHECKING:
     from .access import Account

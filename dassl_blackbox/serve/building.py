@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.openclip.models import load_model
-from ..trainers.blackbox.run.errors import BlackBoxError, first_line
 from .access import Account, Accounts
 from .contents import Contents
 from .counters import Counters

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from ..trainers.blackbox.run.errors import first_line
+from ..trainers.blackbox.errors import first_line
 from .answers import answer_refusal
 from .errors import Refusal
 from .questions import wrong

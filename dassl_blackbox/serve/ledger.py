@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.oracle.bill import UNITS
-from ..trainers.blackbox.run.errors import BlackBoxError, first_line
 from .access import Account
 from .errors import Refusal
 

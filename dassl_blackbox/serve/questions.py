@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ..trainers.blackbox.errors import BlackBoxError
 from ..trainers.blackbox.oracle.interface import Description
 from ..trainers.blackbox.oracle.prompt import Prompt
 from ..trainers.blackbox.oracle.wire import HEADER_BYTES, unpack
-from ..trainers.blackbox.run.errors import BlackBoxError
 from .errors import Refusal
 from .limits import Limits
 

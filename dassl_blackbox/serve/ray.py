@@ -10,7 +10,7 @@ from types import FrameType
 
 from fastapi import FastAPI
 
-from ..trainers.blackbox.run.errors import BlackBoxError
+from ..trainers.blackbox.errors import BlackBoxError
 from .access import Account
 from .application import build_app
 from .building import Options, build_service

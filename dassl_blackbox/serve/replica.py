@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from ..trainers.blackbox.files import digest
 from ..trainers.blackbox.openclip.local import LocalOracle
 from ..trainers.blackbox.openclip.models import LoadedModel
 from ..trainers.blackbox.openclip.text import TextPath
 from ..trainers.blackbox.oracle.interface import GRANTS, QUERY_IMAGES
 from ..trainers.blackbox.oracle.texts import Texts
-from ..trainers.blackbox.run.files import digest
 from .contents import Contents
 from .errors import Refusal
 

@@ -16,12 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from ..trainers.blackbox.data.decoding import to_rgb
+from ..trainers.blackbox.errors import first_line
 from ..trainers.blackbox.oracle.bill import price
 from ..trainers.blackbox.oracle.prompt import Prompt
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.topk import let_out
 from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
-from ..trainers.blackbox.run.errors import first_line
 from .access import Account, Accounts
 from .contents import Contents, missing
 from .counters import Counters

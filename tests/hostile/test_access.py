@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 from dassl_blackbox.serve.access import read_accounts
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, normalised, pack
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from support import seeded
 
 from hostile.client import JSON, KEY, KEYS, QUESTIONS, WIDTH

@@ -8,8 +8,8 @@ import gzip
 import pytest
 import torch
 from dassl_blackbox.console import tool
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import Prompt, http
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
 from services import DATA, Served, at, embed_texts, oracle_at
 from support import run, sentence
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from dassl_blackbox.serve.__main__ import main as serve
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from support import REPO, sentence
 
 DOCUMENTS = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from dassl_blackbox.serve import __main__ as serve
 from dassl_blackbox.serve.contents import Contents
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.files import load_state, save_state, write_atomically
 from dassl_blackbox.trainers.blackbox.openclip import weights
-from dassl_blackbox.trainers.blackbox.run.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.files import load_state, save_state, write_atomically
 from support import run, sentence
 from torch import nn
 

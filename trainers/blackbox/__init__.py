@@ -1,1 +1,1 @@
-"""What the recipes are made of: oracle, prompt spaces, optimisers, engine, defaults."""
+"""What the methods are made of: oracle, prompt spaces, optimisers, the order of a run."""

@@ -21,6 +21,7 @@ from typing import Any
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
+from .errors import BlackBoxError
 from .keys import (
     Key,
     Validator,
@@ -37,9 +38,8 @@ from .keys import (
     whole,
 )
 from .oracle.interface import GRANTS
+from .reading import read_yaml
 from .registry import node_of, ours
-from .run.errors import BlackBoxError
-from .run.reading import read_yaml
 
 APIS = ("blackbox", "openai", "hf")
 # keys that there were, and what to give in their place

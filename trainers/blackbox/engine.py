@@ -10,11 +10,11 @@ from functools import cached_property
 
 from threadpoolctl import ThreadpoolController
 
+from .errors import BlackBoxError, BudgetSpent
+from .files import append
 from .oracle import Description, Meter, build_oracle
 from .oracle.bill import UNITS
 from .plan import Plan, Price, batches_of, total
-from .run.errors import BlackBoxError, BudgetSpent
-from .run.files import append
 from .run.trainer import ResumableTrainer
 
 LOST_UNMARKED = 0.1  # share of the training queries that may be lost without a line about it
@@ -39,7 +39,7 @@ class BlackBoxTrainer(ResumableTrainer):
 
     unit = "query"
     trains = True
-    looks_at_val = True  # with ORACLE.VAL_EVERY, between steps
+    looks_between_steps = True  # at val, with ORACLE.VAL_EVERY
     changes_pictures = False  # for every candidate, so that all of them are sent
     oracle: Meter
     template: str
@@ -149,14 +149,14 @@ class BlackBoxTrainer(ResumableTrainer):
         def looks(steps: int) -> int:
             """At val within the first so many steps."""
             asked, _ = self.plan.until(steps)
-            curve = min(steps, asked // every) if every and self.looks_at_val else 0
+            curve = min(steps, asked // every) if every and self.looks_between_steps else 0
             return curve + (steps // epoch if best else 0)
 
         val = 0
         if self.trains:
             # one more where the budget ends an epoch, and one where a head was fitted
             val = looks(steps) - looks(done) + (best and steps < self.max_epoch * epoch)
-            val += bool(every and not self.looks_at_val)
+            val += bool(every and not self.looks_between_steps)
         return ["val"] * val + [cfg.TEST.SPLIT] * (not cfg.TEST.NO_TEST)
 
     def test_batches(self, split: str) -> list[int]:
@@ -229,7 +229,6 @@ class BlackBoxTrainer(ResumableTrainer):
         self.check_allowance((training[0], training[1]), self.evaluation(self.passes(done)))
         print(f"The whole run: {self.describe_cost()}")
         self.prepare()
-        self.saved_at = self.steps_done, self.spent()
         self.open_bar(self.plan.until(self.steps_total())[0])
 
     def prepare(self) -> None:
@@ -267,7 +266,7 @@ class BlackBoxTrainer(ResumableTrainer):
         """With `ORACLE.VAL_EVERY`, look at val after so many queries more."""
         every, asked = self.cfg.ORACLE.VAL_EVERY, self.spent()
         before = asked - self.plan.step(self.steps_done - 1)[0]
-        if every and asked // every > before // every and self.looks_at_val:
+        if every and asked // every > before // every and self.looks_between_steps:
             self.look_at_val()
 
     def look_at_val(self) -> None:
@@ -291,7 +290,7 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def after_train(self) -> None:
         left, more = self.oracle.left(), self.plan.step(self.steps_done)[0] if self.trains else 0
-        if left is not None and left >= more > 0 and self.looks_at_val:
+        if left is not None and left >= more > 0 and self.looks_between_steps:
             print(
                 f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of "
                 f"{self.oracle.limits['queries']:,} queries left; raise it to spend them."

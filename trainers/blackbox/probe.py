@@ -15,13 +15,13 @@ from tqdm import tqdm
 from .answers import Answers, Gathered
 from .data.loaders import ordered_loader
 from .engine import BlackBoxTrainer
+from .errors import BlackBoxError
 from .heads.selection import folds_of
 from .keys import Key, whole
 from .oracle import QUERY_IMAGES, Prompt
 from .oracle.bill import price as price_of
 from .plan import Price, batches_of
 from .registry import node_of
-from .run.errors import BlackBoxError
 from .run.rng import seeded_generator
 from .templates import template_for, template_keys
 
@@ -52,7 +52,7 @@ class ProbeTrainer(BlackBoxTrainer):
     """
 
     reads_features = True
-    looks_at_val = False
+    looks_between_steps = False
     test_text: torch.Tensor | None = None  # features `[C, E]`, asked for once in evaluation
 
     def build_head(self, generator: torch.Generator) -> nn.Module | None:

@@ -103,7 +103,7 @@ class Recipe:
         fitness: what candidates are worth, logits `[P, B, C]` and labels `[B]` -> `[P]`.
         whole_set: whether a step waits for the whole un-augmented training set.
         features: whether steps read features, from which logits are made here.
-        template: of a class's text, behind the context.
+        template: of a class's text, behind the context where there is one.
     """
 
     space: Space

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..run.errors import BlackBoxError, first_line
+from ..errors import BlackBoxError, first_line
 
 ORIENTATION = 0x0112  # EXIF's tag
 TURNS = {

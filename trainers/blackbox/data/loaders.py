@@ -23,7 +23,7 @@ from dassl.data.datasets import build_dataset
 from dassl.data.transforms import build_transform
 from torch.utils.data import DataLoader, Subset
 
-from ..run.errors import BlackBoxError, first_line
+from ..errors import BlackBoxError, first_line
 from .decoding import naming, regular
 from .pictures import THREADS, Pictures, check_pictures, fits_whole, need_val
 from .reader import Augmentation, ImageReader

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..run.errors import BlackBoxError
+from ..errors import BlackBoxError
 from .decoding import Look, decode, look, naming, note_rules, quiet, regular, shown
 
 THREADS = 4  # that read pictures: Pillow and disks work beside Python

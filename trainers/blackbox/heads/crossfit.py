@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import BlackBoxError
 from ..losses import softmax_model
-from ..run.errors import BlackBoxError
 from ..search import Answer, Batch, Teacher
 from .featured import mlp
 
@@ -126,7 +126,7 @@ class HeadLearner(Teacher):
     def __init__(
         self,
         head: CrossFitted,
-        folds: Any = None,
+        folds: torch.Tensor,
         lr: float = 1e-3,
         decay: float = 0.01,
         steps: int = 8,

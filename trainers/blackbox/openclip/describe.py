@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..errors import BlackBoxError
 from ..oracle.interface import Description
-from ..run.errors import BlackBoxError
 from .weights import reason
 
 SOS, EOT = 49406, 49407  # of CLIP's tokenizer

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from open_clip.model import get_cast_dtype
 from torch import nn
 
+from ..errors import BlackBoxError, one_of
 from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
 from ..oracle.prompt import Prompt
 from ..oracle.texts import Texts
-from ..run.errors import BlackBoxError, one_of
 from . import patches
 from .convolutions import tower_batch
 from .models import LoadedModel

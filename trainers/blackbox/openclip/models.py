@@ -32,8 +32,8 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
+from ..errors import BlackBoxError, nearest, one_of
 from ..oracle.interface import Description
-from ..run.errors import BlackBoxError, nearest, one_of
 from .convolutions import fold_batch_norms
 from .describe import describe, doubts, fingerprint, image_size
 from .embedded import EMBEDDED, build_embedded

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import BlackBoxError
 from ..oracle.interface import NoClasses
-from ..run.errors import BlackBoxError
 from .blocks import ALL, finish, pieces, plain, positions_at_once, project
 from .describe import text_pool, text_tower
 

@@ -18,7 +18,7 @@ from open_clip.pretrained import get_pretrained_url, list_pretrained_models_by_t
 from safetensors.torch import load_file
 from torch import nn
 
-from ..run.errors import BlackBoxError
+from ..errors import BlackBoxError
 
 # numbers that OpenAI's archives hold beside the weights
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..run.errors import BlackBoxError
+from ..errors import BlackBoxError
 from ..run.rng import numpy_state, set_numpy_state
 from .contract import Optimizer
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..errors import BlackBoxError
 from ..losses import mean_cross_entropies, softmax_model
-from ..run.errors import BlackBoxError
 from .contract import Drawing
 
 LADDER = [4.0**-k for k in range(8)]  # finite-difference steps that the first step tries

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..run.errors import one_of
+from ..errors import one_of
 from .contract import Drawing, clipped
 
 RULES = ("spsa-clip", "spsa-gc", "spsa")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..run.errors import BlackBoxError, first_line
+from ..errors import BlackBoxError, first_line
 from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
 from .meter import Meter
 from .prompt import Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ..run.errors import BlackBoxError
+from ..errors import BlackBoxError
 from .interface import QUERY_IMAGES
 from .prompt import Prompt
 

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 import tenacity
 
-from ..run.errors import BlackBoxError, BudgetSpent, first_line, printable
+from ..errors import BlackBoxError, BudgetSpent, first_line, printable
 from .interface import Refused
 from .wire import DAMAGED
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..run.errors import BlackBoxError, one_of
+from ..errors import BlackBoxError, one_of
 from .prompt import Prompt
 
 # let in: contexts, image_tokens; let out: logits, features. Words and pictures always go in.

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..run.errors import BlackBoxError, BudgetSpent, first_line
-from ..run.files import read_text, write_atomically
+from ..errors import BlackBoxError, BudgetSpent, first_line
+from ..files import read_text, write_atomically
 from .bill import LOST, PURPOSES, SERVICE, UNITS, Counts, counts_in, larger, price, usage_in
 from .interface import Images, Oracle, Refused, Wrapper
 from .prompt import Prompt

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import torch
 
-from ..run.errors import BlackBoxError, BudgetSpent
+from ..errors import BlackBoxError, BudgetSpent
 from .bill import UNITS
 from .http import Http, Transient
 from .interface import Images, NoClasses, Oracle, Refused

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..run.errors import BlackBoxError, first_line
-from .answers import Answers, alike, hashed
+from ..errors import BlackBoxError, first_line
+from .cache import AnswerCache, alike, hashed
 from .http import Http, Transient
 from .interface import Description, Images, NoClasses, Oracle
 from .prompt import Prompt
@@ -86,7 +86,7 @@ class ServiceOracle(Oracle):
             fingerprint=hashed(node.API, self.model),
         )
         owner = node.API, self.line.url.rstrip("/"), self.model, self.spelling
-        self.answers = Answers(node.CACHE, *owner)
+        self.answers = AnswerCache(node.CACHE, *owner)
         self.remedy = (
             f"The service {self.line.url} takes words and pictures and lets out nothing else. "
             f"Choose a method that needs no more, such as SONAR, or ask the model's owner for the "

@@ -17,9 +17,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from ..errors import BlackBoxError
+from ..files import digest
 from ..parts import few_at_a_time
-from ..run.errors import BlackBoxError
-from ..run.files import digest
 from .interface import Description, Images
 
 MEDIA = "application/vnd.safetensors"

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from ..errors import BlackBoxError
 from ..keys import SIZE, Key, number, one, text, where, whole
 from ..oracle.interface import AccessDenied
 from ..oracle.prompt import Prompt
-from ..run.errors import BlackBoxError
 from .base import Space
 from .lowrank import LowRankSpace
 from .projection import RandomProjection

@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
+from ..errors import BlackBoxError
 from ..oracle.interface import Description
 from ..oracle.prompt import Prompt
-from ..run.errors import BlackBoxError
 from ..run.rng import seeded
 from .frame import PictureSpace
 

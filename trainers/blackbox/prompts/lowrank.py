@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import BlackBoxError
 from ..oracle.prompt import Prompt
-from ..run.errors import BlackBoxError
 from .base import Space
 
 

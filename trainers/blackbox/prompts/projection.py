@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..errors import BlackBoxError
 from ..oracle.prompt import Prompt
-from ..run.errors import BlackBoxError
 from .base import Space
 
 # 3 x 32 x 32, the input size of ViT-B/32's patch embedding, for which BPT-VLM's scale was derived

@@ -1,3 +1,1 @@
-"""What a run leaves on disk, and how it goes on: files, checkpoints, settings, random states,
-errors.
-"""
+"""What a run leaves on disk, and how it goes on: checkpoints, settings, random states, signals."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import BlackBoxError
-from .files import load_state, read_text, save_state, write_atomically
+from ..errors import BlackBoxError
+from ..files import load_state, read_text, save_state, write_atomically
 
 MODEL = "prompt_learner"  # the folder of a run's models
 BEST, RESUME, POINTER = "model-best.pth.tar", "model-resume.pth.tar", "checkpoint"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 from weakref import WeakMethod, WeakValueDictionary
 
-from .errors import BlackBoxError
+from ..errors import BlackBoxError
 
 try:
     import fcntl

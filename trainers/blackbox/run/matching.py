@@ -14,9 +14,9 @@ from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
 from ..config import all_keys, extend_cfg, leaves, reads
-from .errors import BlackBoxError
-from .files import load_state
-from .reading import read_yaml
+from ..errors import BlackBoxError
+from ..files import load_state
+from ..reading import read_yaml
 
 PARTS = {"state_dict", "epoch", "optimizer", "scheduler", "blackbox"}
 SECTIONS = "SEED", "ORACLE", "OPTIM", "DATASET", "DATALOADER", "INPUT", "TRAINER", "MODEL", "TEST"
@@ -99,7 +99,7 @@ def differences(made: dict[str, str], here: dict[str, str]) -> Differences:
     }
 
 
-def larger(name: str, there: str, here: str) -> bool:
+def grew(name: str, there: str, here: str) -> bool:
     """Whether a difference is a budget that has grown; 0 is no limit."""
     try:
         return name in BUDGETS and (int(here) or inf) > (int(there) or inf)

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BlackBoxError, first_line
+from ..files import read_text, write_atomically
 from ..oracle.bill import Counts, query_cost
 from ..plan import batches_of
-from .errors import BlackBoxError, first_line
-from .files import read_text, write_atomically
 
 if TYPE_CHECKING:
     from .trainer import ResumableTrainer
@@ -146,11 +146,10 @@ def read(path: str | Path) -> dict[str, dict[str, Any]]:
         BlackBoxError: the file cannot be read, or is no mapping of sections.
     """
     cure = "The log is read in its place."
+    text = read_text(path, cure)
     try:
-        content = json.loads(read_text(path, cure))
+        content = json.loads(text)
     except (ValueError, RecursionError) as e:
-        if isinstance(e, BlackBoxError):
-            raise
         raise BlackBoxError(f"{path} is not JSON ({first_line(e)}). {cure}") from e
     if not isinstance(content, dict) or not all(isinstance(s, dict) for s in content.values()):
         raise BlackBoxError(f"{path} is damaged: sections of keys are expected. {cure}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from .errors import Interrupted
+from ..errors import Interrupted
 
 # a terminal's, and what schedulers send some time before they kill
 SIGNALS = (

@@ -27,11 +27,11 @@ from ..data.loaders import (
 )
 from ..data.pictures import Pictures, need_apart, need_val
 from ..data.reader import Augmentation
+from ..errors import BlackBoxError
+from ..files import sweep
 from ..keys import Key
 from . import metrics
 from .checkpoints import BEST, FORMAT, MODEL, RESUME, choose, meant, newest, save
-from .errors import BlackBoxError
-from .files import sweep
 from .lock import FolderLock
 from .matching import check_inference, check_settings, identity, load, settings, with_contents
 from .rng import rng_state, set_rng_state
@@ -43,8 +43,9 @@ PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
 class ResumableTrainer(TrainerX):
     """A Dassl trainer whose runs hold their folder, go on where they stopped, and stop when asked.
 
-    A subclass gives `open_model`, `build_model`, `forward_backward` and `model_inference`; it sets
-    `learner` (what evaluation needs), and perhaps `head`, `optim` and `sched`.
+    A subclass gives `open_model`, which sets what `description` tells, then `build_model`,
+    `forward_backward` and `model_inference`; it sets `learner` (what evaluation needs), and perhaps
+    `head`, `optim` and `sched`.
 
     Attributes:
         keys: of the method, with defaults, under `TRAINER.<node>` (`registry.node_of`).
@@ -95,6 +96,10 @@ class ResumableTrainer(TrainerX):
         check_cfg(cfg)
 
     def build_data_loader(self) -> None:
+        """Hold the folder, open the model, and load the data as it wants them.
+
+        Dassl's constructor calls this first.
+        """
         cfg = self.cfg
         self.lock: FolderLock | None = None
         if cfg.OUTPUT_DIR:

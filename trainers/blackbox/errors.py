@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from signal import Signals
 
 
-class BlackBoxError(ValueError):
+class BlackBoxError(Exception):
     """Base of them all: `train.py` prints the text and exits with status 1, without a traceback."""
 
 

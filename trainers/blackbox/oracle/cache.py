@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..run.errors import first_line
+from ..errors import first_line
 
 SIZE = 2**32  # bytes of the folder; what was stored first goes first
 FILE_BYTES = 2**30  # entries below it are rows of the one database file
@@ -44,7 +44,7 @@ def open_cache(folder: Path, limit: int, **settings: Any) -> Any:
     return library.Cache(str(folder), disk=Plain, **policy, **settings)
 
 
-class Answers:
+class AnswerCache:
     """Rows of numbers, float32, by what was asked; threads may share them.
 
     A folder that cannot be used, or that fails later, is passed over with a line about it: answers

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from .errors import BlackBoxError
+from .files import read_text
 from .oracle.texts import Texts
-from .run.errors import BlackBoxError
-from .run.files import read_text
 from .templates import PLAIN
 
 NAMES, PHRASES = "names", "phrases"
@@ -36,7 +36,7 @@ def names_in(path: str) -> list[str]:
     return names
 
 
-def probe_texts(
+def further_texts(
     bank: str, count: int, classes: Sequence[str], template: str, generator: torch.Generator
 ) -> Texts | None:
     """So many further texts, drawn from `generator`; fewer where the bank has no more.
