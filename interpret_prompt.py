@@ -22,6 +22,7 @@ from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg, merge
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.run import metrics
 from dassl_blackbox.trainers.blackbox.run.checkpoints import meant
+from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 
 
 def load_run(folder: str, root: str) -> TrainerBase:
@@ -79,11 +80,11 @@ def learned_context(trainer: TrainerBase) -> torch.Tensor:
     with torch.no_grad():
         if hasattr(getattr(trainer, "model", None), "ctx"):
             context = trainer.model.ctx
-        elif hasattr(trainer, "learner"):
+        elif isinstance(trainer, SearchTrainer):
             prompt = trainer.learner()
             context = prompt.contexts[0] if prompt.tokens else ()
         else:
-            raise BlackBoxError(f"{type(trainer).__name__} is no trainer of a prompt known here.")
+            context = ()
     if not len(context):
         raise no_context(type(trainer).__name__)
     return context.float()

@@ -347,7 +347,7 @@ def test_requests_of_several_clients_are_answered_together(server, data_root):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("ORACLE.URL", "ftp://somewhere"), "http://… or https://… is expected"),
+        (("ORACLE.URL", "ftp://somewhere"), "http(s)://…, is expected"),
         (("ORACLE.URL", "http://127.0.0.1:9", "ORACLE.PATIENCE", "0.2"), "gave no answer within"),
         (("MODEL.BACKBONE.NAME", "ViT-B/16"), "holds 'tiny'"),
     ],

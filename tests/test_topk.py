@@ -79,7 +79,7 @@ def test_slopes_of_all_but_one_class_are_as_good(data_root, tmp_path):
         images = trainer.oracle.upload(batch["img"])
         for _ in range(2):
             asked = trainer.ask(images, trainer.space(trainer.optim.ask())).logits
-            if trainer.optim.first_round:
+            if trainer.optim.here is None:
                 trainer.optim.tell(asked, batch["label"])
         found = trainer.optim.slopes(asked)[1]
         slopes.append(found - found.mean(-1, keepdim=True))

@@ -244,7 +244,7 @@ def put(cfg: CfgNode, given: Mapping[str, Any], place: str) -> None:
             )
         default = known[name]
         if isinstance(value, str):
-            value = decoded(value, default)
+            value = decoded(value)
         if type(default) is float and type(value) is int and abs(value) < 2**53:
             value = float(value)
         elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
@@ -253,13 +253,13 @@ def put(cfg: CfgNode, given: Mapping[str, Any], place: str) -> None:
         node_at(cfg, sections)[key] = value
 
 
-def decoded(text: str, default: Any) -> Any:
+def decoded(text: str) -> Any:
     try:
         value = literal_eval(text)
     except Exception:  # ValueError or SyntaxError; and others where text is deep or long
         return text
-    # braces are the slot of a template
-    return text if isinstance(default, str) and isinstance(value, (dict, set)) else value
+    # braces are the slot of a template, or no value of any key
+    return text if isinstance(value, (dict, set)) else value
 
 
 def beside(path: Path) -> str:
