@@ -18,7 +18,7 @@ from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
 from dassl_blackbox.trainers.sonar import kept_texts
 from tabulate import tabulate
 
-SIZES = {"Digits": (160, 10, 400), "Caltech101": (1600, 100, 400), "ImageNet": (16000, 1000, 2000)}
+SIZES = {"Digits": (160, 10, 500), "Caltech101": (1600, 100, 500), "ImageNet": (16000, 1000, 2000)}
 DIM, SCALE = 512, 100.0
 
 

@@ -435,7 +435,7 @@ class ScoreHead(nn.Module):
         C, rows = len(self.names), gathered.rows
         images, of_image = gathered.index.unique(return_inverse=True)
         mean = rows.new_zeros(len(images), rows.shape[1]).index_add_(0, of_image, rows)
-        mean = self.read(mean / of_image.bincount()[:, None])
+        mean = self.read(mean.div_(of_image.bincount()[:, None]))
         labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
         cut = self.further and truncated(rows[:, C:])
         z, s = mean[:, :C], mean[:, C:] if self.further and not cut else mean
@@ -444,7 +444,7 @@ class ScoreHead(nn.Module):
         # by all views, so that what differs between views of an image counts for less
         read = self.read(some)[:, -s.shape[1] :].double()
         present = labels.unique()
-        named = torch.searchsorted(present, gathered.labels[::every])
+        named = torch.searchsorted(present, gathered.labels[::every].contiguous())
         views = Views(read, named, of_image[::every], noise)
         x, middle, white = components(s, views)
         if not white.shape[1] or len(present) < 2:
@@ -460,12 +460,13 @@ class ScoreHead(nn.Module):
         axes = coordinates(views)
         choice = chosen_for(zero_shot, s, views, told, usual, folds, bold, axes)
         share, penalty, factor, added = choice
+        offset = share * zero_shot + usual
         known = Linear(white.new_zeros(s.shape[1], len(present)), white.new_zeros(len(present)))
         if added:
             known = Linear(*(added * part for part in gaussian(views, len(present), axes)))
-        offset = share * zero_shot + usual + known(s.double()).float()
+            offset += known(s.double()).float()
+        del views, read
         found = fit(offset, x, told, penalty)
-        del views
         matrix = white @ found.weight[0].double()
         bias = found.bias[0, 0].double() - middle @ matrix + known.bias
         matrix += known.weight
