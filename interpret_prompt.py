@@ -15,10 +15,9 @@ from pathlib import Path
 from dassl_blackbox.console import parser_of, tool  # isort: skip  first: it finds a Dassl
 import open_clip
 import torch
-from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
-from dassl_blackbox.trainers.blackbox.config import check_cfg, extend_cfg, merge_files
+from dassl_blackbox.trainers.blackbox.config import check_cfg, defaults, merge_files
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.run import metrics
 from dassl_blackbox.trainers.blackbox.run.checkpoints import meant
@@ -39,8 +38,7 @@ def load_run(folder: str, root: str) -> TrainerBase:
             f"There is no run in {folder}: {why}. Give a run's output folder, the "
             f"one that holds log.txt.{meant(folder)}"
         )
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
+    cfg = defaults()
     merge_files(cfg, [str(config)])
     if root:
         cfg.DATASET.ROOT = root

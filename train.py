@@ -20,7 +20,6 @@ from types import FrameType
 import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a Dassl
 import dassl
 import torch
-from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
@@ -29,7 +28,7 @@ from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import (
     check_cfg,
-    extend_cfg,
+    defaults,
     in_use,
     merge_files,
     merge_options,
@@ -133,8 +132,7 @@ def setup_cfg(args):
         BlackBoxError: a file is missing, a key or a trainer or a data set is unknown, a value is
             of the wrong type.
     """
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
+    cfg = defaults()
     trainers = TRAINER_REGISTRY.registered_names()
     if args.trainer:  # before its file, which is not there either
         one_of("trainer (--trainer)", args.trainer, trainers)

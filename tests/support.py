@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 import train
-from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import optimizers
-from dassl_blackbox.trainers.blackbox.config import extend_cfg
+from dassl_blackbox.trainers.blackbox.config import defaults  # noqa: F401  for the tests
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
@@ -196,13 +195,6 @@ def process(script, *args):
         text=True,
         timeout=300,
     )
-
-
-def defaults():
-    """Dassl's configuration with our nodes."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    return cfg
 
 
 def bill(folder):

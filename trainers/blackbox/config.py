@@ -182,6 +182,13 @@ def extend_cfg(cfg: CfgNode) -> None:
             node[key] = deepcopy(entry.default)
 
 
+def defaults() -> CfgNode:
+    """Dassl's configuration with our nodes."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    return cfg
+
+
 def node_at(cfg: CfgNode, sections: Iterable[str]) -> CfgNode:
     """The node below a configuration that the sections lead to; it is made where there is none."""
     return reduce(lambda node, part: node.setdefault(part, CfgNode()), sections, cfg)
@@ -353,9 +360,7 @@ def without_effect(cfg: CfgNode) -> set[str]:
 
 def changed(cfg: CfgNode) -> set[str]:
     """Names of keys that are not at their default."""
-    default = get_cfg_default()
-    extend_cfg(default)
-    before = leaves(default)
+    before = leaves(defaults())
     return {name for name, value in leaves(cfg).items() if before.get(name, value) != value}
 
 

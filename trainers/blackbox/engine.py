@@ -14,7 +14,7 @@ from .errors import BlackBoxError, BudgetSpent
 from .files import append
 from .oracle import Description, Meter, build_oracle
 from .oracle.bill import UNITS
-from .plan import Plan, Price, batches_of, total
+from .plan import NONE, Plan, Price, batches_of, total
 from .run.trainer import ResumableTrainer
 
 LOST_UNMARKED = 0.1  # share of the training queries that may be lost without a line about it
@@ -59,7 +59,7 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def first_price(self) -> Price:
         """What the first step costs beyond that."""
-        return 0, 0
+        return NONE
 
     def test_price(self, images: int) -> Price:
         """Of evaluation on a batch."""
@@ -67,7 +67,7 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def texts_price(self, passes: int) -> Price:
         """What so many evaluations cost beyond their batches, at most."""
-        return 0, 0
+        return NONE
 
     def images(self, steps: int) -> int:
         """Training images of the first so many steps, each step's counted once."""
@@ -220,16 +220,14 @@ class BlackBoxTrainer(ResumableTrainer):
     def before_train(self) -> None:
         super().before_train()
         self.note_lost()
-        training, done = [], self.steps_done
-        for unit, whole, made in zip(
-            UNITS, self.plan.until(self.steps_total()), self.plan.until(done), strict=True
-        ):
+        training, done, run = [], self.steps_done, self.plan.until(self.steps_total())
+        for unit, whole, made in zip(UNITS, run, self.plan.until(done), strict=True):
             left = self.oracle.left(unit)  # less than the steps cost where some were lost
             training.append(whole - made if left is None else max(0, min(whole - made, left)))
         self.check_allowance((training[0], training[1]), self.evaluation(self.passes(done)))
         print(f"The whole run: {self.describe_cost()}")
         self.prepare()
-        self.open_bar(self.plan.until(self.steps_total())[0])
+        self.open_bar(run[0])
 
     def prepare(self) -> None:
         """Do what comes before the first step of this process."""
@@ -340,5 +338,5 @@ class BlackBoxTrainer(ResumableTrainer):
         return self.oracle.evaluation()
 
     def test(self, split: str | None = None) -> float:
-        self.check_allowance((0, 0), self.evaluation([split or self.cfg.TEST.SPLIT]))
+        self.check_allowance(NONE, self.evaluation([split or self.cfg.TEST.SPLIT]))
         return super().test(split)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 Price = tuple[int, int]  # queries, and image queries (candidates x images)
+NONE: Price = (0, 0)
 
 
 def total(prices: Iterable[Price]) -> Price:
@@ -29,19 +32,24 @@ class Plan:
 
     epoch: Sequence[Price]
     epochs: int
-    first: Price = (0, 0)
+    first: Price = NONE
 
     def step(self, number: int) -> Price:
         """Of step `number`, from 0."""
         price = self.epoch[number % len(self.epoch)]
         return price if number else total([price, self.first])
 
+    @cached_property
+    def sums(self) -> list[Price]:
+        """Of the first 0, 1, … steps of an epoch: a run asks again at every step."""
+        return list(accumulate(self.epoch, lambda *two: total(two), initial=NONE))
+
     def until(self, steps: int) -> Price:
         """Of the first so many steps."""
         whole, rest = divmod(steps, len(self.epoch))
-        queries, image_queries = total(self.epoch)
-        parts = [(whole * queries, whole * image_queries), *self.epoch[:rest]]
-        return total([*parts, self.first] if steps else parts)
+        queries, image_queries = self.sums[-1]
+        made = (whole * queries, whole * image_queries)
+        return total([made, self.sums[rest], self.first if steps else NONE])
 
     def steps(self, limits: Mapping[str, int]) -> int:
         """Steps that (queries, image queries) pay for, 0 meaning no limit; at most all epochs'."""

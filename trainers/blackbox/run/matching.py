@@ -13,7 +13,7 @@ import yaml
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from ..config import all_keys, extend_cfg, leaves, reads
+from ..config import all_keys, defaults, leaves, reads
 from ..errors import BlackBoxError
 from ..files import load_state
 from ..reading import read_yaml
@@ -89,9 +89,7 @@ def differences(made: dict[str, str], here: dict[str, str]) -> Differences:
 
     One that the other does not tell was added between versions, and had today's default.
     """
-    default = get_cfg_default()
-    extend_cfg(default)
-    there = {**settings(default), **made}
+    there = {**settings(defaults()), **made}
     return {
         name: (there[name], value)
         for name, value in here.items()
