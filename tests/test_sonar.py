@@ -333,9 +333,37 @@ def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean
     level = (moved.scale * new.mean(0))[[1, 2]].mean()
     for number in (0, 3):
         less = head.bold * new[:, number].mean()
-        wanted = head.fresh * (new[:, number] - less) + head.bold * level
+        wanted = head.fresh * (new[:, number] - less) + head.bold * level + head.level
         close(logits[:, number], wanted, atol=1e-4, rtol=1e-4)
     assert moved.names == NAMES and moved.moves and not ScoreHead(NAMES).moves
+
+
+def test_classes_without_images_can_compete_with_those_that_were_learnt():
+    """Half of the classes have images; the level helps those that have none, by more than it costs.
+
+    With one image a class there is nothing to choose it by.
+    """
+    means, names = F.normalize(normal(12, 20), dim=1), [f"class {n}" for n in range(12)]
+    texts = torch.cat([means + 0.15 * normal(12, 20, seed=1), normal(30, 20, seed=2) / 20**0.5])
+
+    def images(classes, each, seed):
+        labels = torch.arange(classes).repeat(each)
+        rows = means[labels] + 0.3 * normal(len(labels), 20, seed=seed)
+        return (30 * F.normalize(rows, dim=1) @ texts.mT).float(), labels
+
+    (seen, labels), (tested, truth) = images(6, 20, 3), images(12, 40, 4)
+    own = torch.cat([seen[:, :6], seen[:, 12:]], 1)
+    index, head = torch.arange(len(seen)), ScoreHead(names[:6], 30, 30)
+    head.fit(Gathered(own, labels, index), index // 6 % 4)
+    head.move(names, centred(seen[:, :12], [12]).mean(0))
+    raised = head(tested)
+    level = torch.zeros(12).index_fill(0, torch.arange(6, 12), head.level)
+    hits = [(logits.argmax(1) == truth).float() for logits in (raised - level, raised)]
+    assert head.level > 0 and hits[1].mean() > hits[0].mean() + 0.02
+    assert hits[1][truth >= 6].mean() > hits[0][truth >= 6].mean() + 0.1
+    one = ScoreHead(names[:6], 30, 30)
+    one.fit(Gathered(own[:6], labels[:6], index[:6]), index[:6])
+    assert one.level == 0
 
 
 # ------------------------------------------------------------------ the pool

@@ -25,7 +25,8 @@ PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last o
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 NUMBERS = 2**22  # that are looked at for how scores are rounded
 # what a checkpoint holds beside tensors
-PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold"
+PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level"
+LEVELS = tuple(half / 2 for half in range(17))  # by which classes without images may be raised
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -150,8 +151,13 @@ def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tenso
     """
     mean, white = whitening(views)
     x = (s - mean.float()) @ white.float()
-    norm = x.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    norm = length(x)
     return x / norm, mean, white / norm
+
+
+def length(x: torch.Tensor) -> torch.Tensor:
+    """Root of the mean of |x|^2 over rows `[N, r]`."""
+    return x.square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
 def fit(
@@ -225,16 +231,53 @@ class Choice(NamedTuple):
     added: float = 0.0
 
 
-def chosen_for(
-    z: torch.Tensor,
-    s: torch.Tensor,
-    views: Views,
-    labels: torch.Tensor,
-    usual: torch.Tensor,
-    folds: torch.Tensor,
-    bold: float,
-    axes: Linear,
-) -> Choice:
+class Task(NamedTuple):
+    """What is fitted to, about N images, A further texts and C classes.
+
+    Attributes:
+        z: zero-shot at its own temperature `[N, C]`.
+        s, x: scores of the further texts `[N, A]`, and whitened `[N, r]`.
+        views: of all images.
+        labels, folds: `[N]`.
+        usual: what the shares of the classes among the images add `[C]`.
+        axes: `coordinates` of the views, in which no label has a part.
+        bold: how far images are believed by themselves, from 0 to 1.
+    """
+
+    z: torch.Tensor
+    s: torch.Tensor
+    x: torch.Tensor
+    views: Views
+    labels: torch.Tensor
+    folds: torch.Tensor
+    usual: torch.Tensor
+    axes: Linear
+    bold: float
+
+    def part(self) -> tuple[Task, bool]:
+        """Part of the classes, spread over all, where all would take long; and whether it is."""
+        size = (len(self.s) * min(len(self.s), self.s.shape[1]) * self.z.shape[1] / WORK) ** 0.5
+        if size <= 1:
+            return self, False
+        some = torch.arange(0, self.z.shape[1], size, device=self.z.device).long().unique()
+        rows = torch.isin(self.labels, some)
+        seen, x = self.views.of(rows), self.x[rows]
+        views = seen._replace(
+            labels=torch.searchsorted(some, seen.labels),
+            images=(rows.cumsum(0) - 1)[seen.images],
+        )
+        return self._replace(
+            z=self.z[rows][:, some],
+            s=self.s[rows],
+            x=x / length(x),
+            views=views,
+            labels=torch.searchsorted(some, self.labels[rows]),
+            folds=self.folds[rows],
+            usual=self.usual[some],
+        ), True
+
+
+def chosen_for(task: Task, many: bool) -> Choice:
     """The choice at which held-out images surprise least, beside a prior.
 
     That alone decides where every image is the only one of its class: from all of zero-shot and a
@@ -242,38 +285,21 @@ def chosen_for(
     first weighed alone (their prior is that of `selection.blended`), then with the fit.
 
     Args:
-        z: zero-shot at its own temperature `[N, C]`.
-        s: scores of the further texts `[N, A]`.
-        views: of all images.
-        labels, folds: `[N]`.
-        usual: what the shares of the classes among the images add `[C]`.
-        axes: `coordinates` of the views, in which no label has a part.
+        many: whether a few images that are held out would whiten all no better.
     """
-    centre = 2.0**-bold, 0.3 * 3.0**-bold
-    part = (len(s) * min(len(s), s.shape[1]) * z.shape[1] / WORK) ** 0.5
-    some = torch.arange(0, z.shape[1], max(1.0, part), device=z.device).long().unique()
-    rows = torch.isin(labels, some)  # of classes that are spread over all of them
-    of_some = views.of(rows)
-    own = Views(
-        of_some.rows,
-        torch.searchsorted(some, of_some.labels),
-        (rows.cumsum(0) - 1)[of_some.images],
-        views.noise,
-    )
-    z, s, folds, usual = z[rows][:, some], s[rows], folds[rows], usual[some]
-    labels = torch.searchsorted(some, labels[rows])
+    z, s, views, labels = task.z, task.s, task.views, task.labels
+    centre = 2.0**-task.bold, 0.3 * 3.0**-task.bold
     out = judged(labels)
-    if len(folds[out].unique()) < 2:
+    numbers = task.folds[out].unique()
+    if len(numbers) < 2:
         return Choice(*centre)
-    held_out = (folds == folds[out].unique()[:, None]) & out
-    if part > 1:  # where all are many, a few that are held out whiten them no better
-        x = components(s, views)[0]
-    else:
-        parts = [components(s, own.of(~rows))[0] for rows in held_out]
+    held_out, x = (task.folds == numbers[:, None]) & out, task.x
+    if not many:
+        parts = [components(s, views.of(~rows))[0] for rows in held_out]
         r = max(part.shape[1] for part in parts)
         x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in parts])
     told = labels.expand(len(held_out), -1)[held_out]
-    fits = [gaussian(own.of(~rows), len(some), axes) for rows in held_out]
+    fits = [gaussian(views.of(~rows), z.shape[1], task.axes) for rows in held_out]
     normal = torch.stack([logits(s.double()) for logits in fits]).to(z)
     unit = spread(z) / max(spread(normal.flatten(0, 1)), 1e-12)
     usually = min(10.0, max(spread(z), 1e-3) ** -1.5)
@@ -287,7 +313,7 @@ def chosen_for(
     for share, weight in (*((share, 0.0) for share in SHARES), (1.0, added)):
         prior, found = share * z + weight * normal, None
         for penalty in PENALTIES:
-            found = fit(prior + usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
+            found = fit(prior + task.usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
             answers = (prior + found(x))[held_out]
             cost = surprise(answers, told)
             for value, middle, width in zip((share, penalty), centre, WIDTHS, strict=True):
@@ -297,6 +323,43 @@ def chosen_for(
     assert best is not None
     _, share, penalty, weight, answers = best
     return Choice(share, penalty, sharpness(answers, told, prior=1.0), weight)
+
+
+def raised(task: Task, choice: Choice) -> float:
+    """What is added to the logits of classes without images, so that they can compete with others.
+
+    A class that is learnt answers other images than its own with less and less. Half of the classes
+    are learnt without some of the images and the other half is not, and then the other way round;
+    of `LEVELS`, chosen is that at which the fewest of these images are mistaken, beside a prior
+    (normal, 3 wide). 0 where every image is the only one of its class.
+    """
+    z, views, labels = task.z, task.views, task.labels
+    out = judged(labels)
+    if not out.any():
+        return 0.0
+    out &= task.folds == task.folds[out][0]
+    costs = torch.tensor([(level / 3) ** 2 / 2 for level in LEVELS])
+    for part in range(2):
+        known = torch.arange(part, z.shape[1], 2)
+        new = torch.arange(1 - part, z.shape[1], 2)
+        place = torch.cat([known, new]).argsort().to(labels)[labels]
+        rows = (place < len(known)) & ~out
+        offset = choice.share * z[:, known]
+        if choice.added:
+            seen = views.of(rows)
+            normal = gaussian(seen._replace(labels=place[seen.images]), len(known), task.axes)
+            # the logits are larger the fewer rows they are made of
+            weight = choice.added * len(seen.rows) / len(views.rows)
+            offset = offset + weight * normal(task.s.double()).to(z)
+        start = (offset + task.usual[known])[rows]
+        learnt = (offset + fit(start, task.x[rows], place[rows], choice.penalty)(task.x)[0])[out]
+        fresh, means = choice.share**0.5, z[rows].mean(0)
+        level = task.bold * (choice.share * means[known].mean() - fresh * means[new])
+        others = fresh * z[out][:, new] + level
+        for number, more in enumerate(LEVELS):
+            answers = torch.cat([learnt, others + more / choice.factor], 1).argmax(1)
+            costs[number] += (answers != place[out]).sum().item()
+    return LEVELS[int(costs.argmin())]
 
 
 def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> list[int]:
@@ -358,7 +421,7 @@ class ScoreHead(nn.Module):
         C, read = len(names), len(names) + keep
         self.names = self.classes = list(names)
         # temperature of the classes without images, and how much of the means they are less
-        self.further, self.fresh, self.bold = further, 1.0, 0.0
+        self.further, self.fresh, self.bold, self.level = further, 1.0, 0.0, 0.0
         self.texts, self.template = list[str](), "{}."
         self.kept = list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
@@ -380,8 +443,8 @@ class ScoreHead(nn.Module):
         device = self.scale.device
         for name, _ in list(self.named_buffers()):
             setattr(self, name, state[name].to(device))
-        for name in PLAIN:
-            setattr(self, name, state[name])
+        for name in PLAIN:  # one that is missing was not there yet
+            setattr(self, name, state.get(name, getattr(self, name)))
 
     @property
     def moves(self) -> bool:
@@ -414,14 +477,29 @@ class ScoreHead(nn.Module):
         own = {name: number for number, name in enumerate(self.names)}
         known = torch.tensor([name in own for name in classes], device=means.device)
         source = [own[name] for name in classes if name in own]
-        scale, bias = means.new_full((len(classes),), self.fresh), means.new_zeros(len(classes))
-        matrix = means.new_zeros(len(self.matrix), len(classes))
-        scale[known], bias[known] = self.scale[source], self.bias[source]
-        matrix[:, known] = self.matrix[:, source]
-        level = (scale * means)[known].mean() if source else 0.0
-        bias[~known] = self.bold * (level - self.fresh * means[~known])
-        self.scale, self.matrix, self.bias = scale, matrix, bias
         self.classes = list(classes)
+        self.hold(known, self.scale[source], self.matrix[:, source], self.bias[source], means)
+
+    def hold(
+        self,
+        known: torch.Tensor,
+        scale: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor,
+        means: torch.Tensor,
+    ) -> None:
+        """Hold what the known ones of C classes have learnt; others have their zero-shot scores.
+
+        Args:
+            known: which of the classes have learnt `[C]`; K of them.
+            scale, matrix, bias: of these `[K]`, `[A, K]`, `[K]`.
+            means: of the centred scores of the class texts over the training images `[C]`.
+        """
+        level = (scale * means[known]).mean() if known.any() else 0.0
+        self.scale = means.new_full((len(known),), self.fresh)
+        self.matrix = means.new_zeros(len(matrix), len(known))
+        self.bias = self.bold * (level - self.fresh * means) + self.level
+        self.scale[known], self.matrix[:, known], self.bias[known] = scale, matrix, bias
 
     @torch.no_grad()
     def fit(self, gathered: Gathered, folds: torch.Tensor) -> str:
@@ -456,28 +534,27 @@ class ScoreHead(nn.Module):
         # without further texts there is nothing to agree with
         self.bold = bold = agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
-        folds = folds.to(images.device)[images]
-        axes = coordinates(views)
-        choice = chosen_for(zero_shot, s, views, told, usual, folds, bold, axes)
+        folds, axes = folds.to(images.device)[images], coordinates(views)
+        task = Task(zero_shot, s, x, views, told, folds, usual, axes, bold)
+        small, many = task.part()
+        choice = chosen_for(small, many)
         share, penalty, factor, added = choice
+        if self.further:
+            self.level = raised(small, choice)
         offset = share * zero_shot + usual
-        known = Linear(white.new_zeros(s.shape[1], len(present)), white.new_zeros(len(present)))
+        normal = Linear(white.new_zeros(s.shape[1], len(present)), white.new_zeros(len(present)))
         if added:
-            known = Linear(*(added * part for part in gaussian(views, len(present), axes)))
-            offset += known(s.double()).float()
-        del views, read
+            normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))
+            offset += normal(s.double()).float()
+        del views, read, task, small
         found = fit(offset, x, told, penalty)
         matrix = white @ found.weight[0].double()
-        bias = found.bias[0, 0].double() - middle @ matrix + known.bias
-        matrix += known.weight
-        means = z.mean(0)
+        bias = found.bias[0, 0].double() - middle @ matrix + normal.bias
+        matrix += normal.weight
         self.fresh = factor * temperature * share**0.5
-        self.scale[:] = self.fresh
-        self.scale[present] = factor * share * temperature
-        self.bias[:] = bold * ((self.scale[present] * means[present]).mean() - self.fresh * means)
-        self.bias[present] = factor * bias.float()
-        self.matrix = matrix.new_zeros(s.shape[1], C).float()
-        self.matrix[:, present] = factor * matrix.float()
+        scale = z.new_full((len(present),), factor * share * temperature)
+        known = torch.isin(torch.arange(C, device=labels.device), present)
+        self.hold(known, scale, factor * matrix.float(), factor * bias.float(), z.mean(0))
         if cut:  # which texts are among the largest depends on those that are asked about
             self.kept = list(range(self.further))
         self.shorten(some, noise)
