@@ -34,9 +34,7 @@ def centred(scores: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
     """Scores `[..., A]`, every part of an image's row less its own mean.
 
     So that log-probabilities serve as logits do: they differ by one number an image and list.
-
-    Args:
-        parts: lengths of the lists that were answered together; their sum is A.
+    `parts` are the lengths of the lists that were answered together; their sum is A.
     """
     pieces = scores.split(list(parts), dim=-1)
     return torch.cat([piece - piece.mean(-1, keepdim=True) for piece in pieces], dim=-1)
@@ -135,19 +133,15 @@ def coordinates(views: Views) -> Linear:
 
 
 def gaussian(views: Views, classes: int, axes: Linear) -> Linear:
-    """Logits of classes that are normal with one covariance: GDA's (arXiv:2402.04087) on the views.
-
-    A map from scores `[..., A]` to `[..., C]`, by way of the `coordinates`.
-    """
+    """Logits `[..., C]` of scores `[..., A]`: GDA (arXiv:2402.04087) in the `coordinates`."""
     weight, bias = discriminant(axes(views.rows), views.labels, classes)
     weight, bias = weight - weight.mean(0), bias - bias.mean()
     return Linear(axes.weight @ weight.mT, axes.bias @ weight.mT + bias)
 
 
 def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Whitened scores `[N, r]` of `[N, A]`, scaled so that the mean of |x|^2 is 1.
-
-    The mean `[A]` and the map `[A, r]` that lead there follow.
+    """Whitened scores `[N, r]` of `[N, A]` with a mean of |x|^2 of 1; the mean `[A]` and the map
+    `[A, r]` that lead there.
     """
     mean, white = whitening(views)
     x = (s - mean.float()) @ white.float()
@@ -176,12 +170,10 @@ def fit(
     searched in units in which the curvature along every component of x is about the same.
 
     Args:
-        offset: logits `[N, C]`, or `[K, N, C]`.
-        x: `[N, r]`, or `[K, N, r]`.
+        offset, x: `[N, C]` and `[N, r]`, or those of each problem `[K, N, C]` and `[K, N, r]`.
         labels: `[N]`.
         seen: whether a problem sees a row `[K, N]`; by default one problem that sees all.
-        start: of the search; by default 0.
-        steps: at most.
+        start: of the search, at most `steps` long; by default 0.
     """
     share = x.new_ones(1, len(x)) if seen is None else seen.to(x)
     K, classes = len(share), offset.shape[-1]
@@ -216,43 +208,26 @@ def fit(
 
 
 class Choice(NamedTuple):
-    """How far the images are believed.
+    """How far the images are believed."""
 
-    Attributes:
-        share: of zero-shot that stays.
-        penalty: of the fit.
-        factor: by which the logits of held-out images are best multiplied.
-        added: what the `gaussian` logits are multiplied by, before they are added to zero-shot.
-    """
-
-    share: float
-    penalty: float
-    factor: float = 1.0
-    added: float = 0.0
+    share: float  # of zero-shot that stays
+    penalty: float  # of the fit
+    factor: float = 1.0  # by which the logits of held-out images are best multiplied
+    added: float = 0.0  # what the Gaussian logits are multiplied by, beside zero-shot
 
 
 class Task(NamedTuple):
-    """What is fitted to, about N images, A further texts and C classes.
+    """What is fitted to, about N images, A further texts and C classes."""
 
-    Attributes:
-        z: zero-shot at its own temperature `[N, C]`.
-        s, x: scores of the further texts `[N, A]`, and whitened `[N, r]`.
-        views: of all images.
-        labels, folds: `[N]`.
-        usual: what the shares of the classes among the images add `[C]`.
-        axes: `coordinates` of the views, in which no label has a part.
-        bold: how far images are believed by themselves, from 0 to 1.
-    """
-
-    z: torch.Tensor
-    s: torch.Tensor
-    x: torch.Tensor
-    views: Views
-    labels: torch.Tensor
-    folds: torch.Tensor
-    usual: torch.Tensor
-    axes: Linear
-    bold: float
+    z: torch.Tensor  # zero-shot at its own temperature [N, C]
+    s: torch.Tensor  # scores of the further texts [N, A]
+    x: torch.Tensor  # the same, whitened [N, r]
+    views: Views  # of all images
+    labels: torch.Tensor  # [N]
+    folds: torch.Tensor  # [N]
+    usual: torch.Tensor  # what the shares of the classes among the images add [C]
+    axes: Linear  # coordinates of the views, in which no label has a part
+    bold: float  # how far images are believed by themselves, from 0 to 1
 
     def part(self) -> tuple[Task, bool]:
         """Part of the classes, spread over all, where all would take long; and whether it is."""
@@ -363,12 +338,11 @@ def raised(task: Task, choice: Choice) -> float:
 
 
 def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> list[int]:
-    """Columns that explain most of a target, beside the first ones: orthogonal matching pursuit.
+    """Columns that explain most of a target, beside the `first` ones: orthogonal matching pursuit.
 
     Args:
-        gram: `R^T R` of the columns R `[N, A]`; what is left of it in the end.
-        target: `R^T F` of what is explained, `[A, C]`; likewise.
-        first: columns that are there anyway.
+        gram, target: `R^T R` and `R^T F` of columns R `[N, A]` and what is explained F `[N, C]`;
+            both are used up.
         count: of those that are chosen; of very many, some at a time.
     """
     least = 1e-6 * gram.diagonal().mean()
@@ -402,8 +376,8 @@ class ScoreHead(nn.Module):
         keep: how many of them it keeps.
 
     Attributes:
-        texts, template: the further texts' names, and what they stand in, where they are known.
-        kept: their numbers.
+        texts, template, kept: the further texts' names, what they stand in, the numbers of those
+            that are kept.
         classes: names of the classes that it is asked about.
         prototypes: mean scores of the classes' images, as evaluation sees them `[C, A]`.
     """
@@ -471,8 +445,7 @@ class ScoreHead(nn.Module):
     def move(self, classes: Sequence[str], means: torch.Tensor) -> None:
         """Be asked about other classes, of which those that it knows keep what was learnt.
 
-        Args:
-            means: of the centred scores of their texts over the training images `[C']`.
+        `means` are those of their texts' centred scores over the training images `[C']`.
         """
         own = {name: number for number, name in enumerate(self.names)}
         known = torch.tensor([name in own for name in classes], device=means.device)
@@ -488,12 +461,9 @@ class ScoreHead(nn.Module):
         bias: torch.Tensor,
         means: torch.Tensor,
     ) -> None:
-        """Hold what the known ones of C classes have learnt; others have their zero-shot scores.
+        """Hold what the K `known` ones of C classes have learnt (`[K]`, `[A, K]`, `[K]`).
 
-        Args:
-            known: which of the classes have learnt `[C]`; K of them.
-            scale, matrix, bias: of these `[K]`, `[A, K]`, `[K]`.
-            means: of the centred scores of the class texts over the training images `[C]`.
+        Others have their zero-shot scores less the `means` of these `[C]`.
         """
         level = (scale * means[known]).mean() if known.any() else 0.0
         self.scale = means.new_full((len(known),), self.fresh)
@@ -503,12 +473,10 @@ class ScoreHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, gathered: Gathered, folds: torch.Tensor) -> str:
-        """Fit it to scores `[N, C + M]`; returns a line about what was chosen.
+        """Fit it to scores `[N, C + M]`, given a fold for every training image.
 
         Views of an image are averaged: they tell which differences between scores mean little.
-
-        Args:
-            folds: of the training images.
+        Returns a line about what was chosen.
         """
         C, rows = len(self.names), gathered.rows
         images, of_image = gathered.index.unique(return_inverse=True)
@@ -570,11 +538,8 @@ class ScoreHead(nn.Module):
     def shorten(self, scores: torch.Tensor, noise: float) -> None:
         """Choose the further texts that are kept, and explain the same logits by them.
 
-        A ridge regression on views of the training images; where all are kept nothing changes.
-
-        Args:
-            scores: of the views `[N, C + M]`.
-            noise: step that they were rounded to.
+        A ridge regression on scores `[N, C + M]` of views, which were rounded to steps of `noise`;
+        where all are kept nothing changes.
         """
         C, count = len(self.names), len(self.kept)
         if count == self.further:
