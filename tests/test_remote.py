@@ -339,9 +339,9 @@ def test_requests_of_several_clients_are_answered_together(server, data_root):
         for a, b in zip(answers, ask(number)):
             assert (a - b).abs().max() < 1e-3
     text = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
-    alone = re.search(r'blackbox_answered_together_bucket\{le="1.0"\} (.*)', text)
-    all_of_them = re.search(r"blackbox_answered_together_count (.*)", text)
-    assert float(alone[1]) < float(all_of_them[1])
+    batches = re.search(r"^blackbox_batches (.*)", text, re.M)
+    asked = re.search(r'^blackbox_requests_total\{path="/v1/query",status="200"\} (.*)', text, re.M)
+    assert 0 < float(batches[1]) < float(asked[1])
 
 
 @pytest.mark.parametrize(

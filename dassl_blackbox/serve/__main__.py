@@ -17,7 +17,7 @@ from ..trainers.blackbox.oracle.interface import GRANTS
 
 if TYPE_CHECKING:
     from .access import Account
-    from .building import Options
+    from .service import Options
 
 GRACE = 30  # seconds that requests have to end when the server is told to stop
 BACKLOG = 128
@@ -83,8 +83,7 @@ def serve(args: argparse.Namespace, bound: socket.socket) -> None:
 
         from .access import read_accounts
         from .application import build_app
-        from .building import Options, build_service
-        from .connection import Connection
+        from .service import Options, build_service
     except ImportError as e:
         raise BlackBoxError(
             f"The server needs the package {e.name}. In a clone of dassl-blackbox: "
@@ -104,13 +103,13 @@ def serve(args: argparse.Namespace, bound: socket.socket) -> None:
         return
     service = build_service(options, accounts)
     config: dict[str, Any] = {
-        "http": type("Timed", (Connection,), {"seconds": args.seconds}),
+        "http": "h11",
         "ws": "none",
         "h11_max_incomplete_event_size": HEADER_BYTES,
         "timeout_keep_alive": 75,
         "timeout_graceful_shutdown": GRACE,
         "backlog": BACKLOG,
-        "log_level": "error",  # warnings are about what clients send
+        "log_level": "critical",  # the rest is about what clients send, or told by the application
         "server_header": False,
     }
     host, port = bound.getsockname()[:2]

@@ -8,22 +8,22 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..trainers.blackbox.errors import BlackBoxError
 from ..trainers.blackbox.files import read_text
 from ..trainers.blackbox.oracle.interface import GRANTS
 from ..trainers.blackbox.reading import StrictLoader
-from .errors import Refusal
+from .requests import Refusal
 
 KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key
-LEAST = 8  # characters of a key
 MINUTE = 60.0
-ENTRIES = ("name", "key", "grants", "top_k", "max_queries", "max_image_queries", "rate", "metrics")
+Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Account:
     max_image_queries: int = 0
     rate: int = 0
     metrics: bool = False
+
+    def require_any(self) -> None:
+        """Nothing is kept for a key that may ask nothing."""
+        if not self.grants:
+            raise Refusal(403, "not_granted", "Nothing is granted to this key.")
 
     def require(self, *grants: str) -> None:
         for grant in grants:
@@ -88,7 +93,7 @@ class Accounts:
                 401,
                 "unknown_key",
                 "A known key is needed, in the header 'Authorization: Bearer KEY'.",
-                {"WWW-Authenticate": "Bearer"},
+                {"WWW-Authenticate": "Bearer", "Connection": "close"},
             )
         return found
 
@@ -120,14 +125,9 @@ class Accounts:
 def read_accounts(path: str, grants: Sequence[str], top_k: int) -> tuple[list[Account], str]:
     """The accounts of a YAML file and of the environment, and a key that was made where none is.
 
-    The file is a list, each entry with `name` and `key`, and perhaps `grants`, `top_k`,
-    `max_queries`, `max_image_queries` and `rate` (defaults: those given here, and no limits), and
-    `metrics` (default: true for the only key there is, since they tell of all). The environment
-    variable `BLACKBOX_KEYS` holds `name=key,name=key`.
-
-    Raises:
-        BlackBoxError: it cannot be read; an entry is unknown, missing or of another kind; two have
-            one name or one key.
+    The file is a list of `Entry`; what one does not say is given here, or no limit. `metrics` is
+    true for the only key there is, since they tell of all. The environment variable `BLACKBOX_KEYS`
+    holds `name=key,name=key`.
     """
     entries = read_entries(path) if path else []
     for i, pair in enumerate(filter(None, os.environ.get(KEYS, "").split(",")), 1):
@@ -172,31 +172,43 @@ def read_entries(path: str) -> list[tuple[str, Any]]:
     return list(zip(lines, content or [], strict=True))
 
 
+class Entry(BaseModel):
+    """One key of the list, as it is written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$")]
+    key: Annotated[str, StringConstraints(pattern=r"^[!-~]{8,}$")]
+    grants: list[Literal[GRANTS]] | None = None  # type: ignore[valid-type]  # texts of a tuple
+    top_k: Number | None = None
+    max_queries: Number = 0
+    max_image_queries: Number = 0
+    rate: Number = 0
+    metrics: bool = False
+
+
 def account_of(entry: Any, grants: Sequence[str], top_k: int, where: str = "A key") -> Account:
-    """One entry of the list, looked at; `where` it stands begins the errors."""
-    if not isinstance(entry, Mapping):
-        raise BlackBoxError(f"{where}: a mapping with 'name' and 'key' is expected.")
-    if not set(entry) <= set(ENTRIES):
-        raise BlackBoxError(f"{where}: it has an entry that is none of {', '.join(ENTRIES)}.")
-    name, key = entry.get("name"), entry.get("key")
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise BlackBoxError(f"{where}: as its name, text that is not empty is expected.")
-    if not isinstance(key, str) or len(key) < LEAST or not key.isascii() or " " in key:
+    """One entry of the list, looked at; `where` it stands begins the errors, which quote nothing
+    of it.
+    """
+    try:
+        given = Entry.model_validate(entry)
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        part = next((part for part in first["loc"] if part in Entry.model_fields), "an entry")
         raise BlackBoxError(
-            f"{where}: as its key, {LEAST} or more characters of ASCII without a space are "
-            f"expected, in quotation marks in a file, and after '=' in {KEYS}."
-        )
-    granted = entry.get("grants", list(grants))
-    if not isinstance(granted, list) or not all(grant in GRANTS for grant in granted):
-        raise BlackBoxError(f"{where}: as its grants, a list of {', '.join(GRANTS)} is expected.")
-    numbers = {"top_k": top_k, "max_queries": 0, "max_image_queries": 0, "rate": 0}
-    for entry_name in numbers:
-        value = numbers[entry_name] = entry.get(entry_name, numbers[entry_name])
-        if type(value) is not int or not 0 <= value < 2**53:
-            raise BlackBoxError(f"{where}: {entry_name} is no whole number of 0 or more.")
-    metrics = entry.get("metrics", False)
-    if not isinstance(metrics, bool):
-        raise BlackBoxError(f"{where}: metrics is neither true nor false.")
-    if numbers["top_k"]:
-        granted = [grant for grant in granted if grant != "features"]
-    return Account(name, digest_of(key), frozenset(granted), **numbers, metrics=metrics)
+            f"{where}: {part}: {first['msg']}. A key has 'name' and 'key' (8 or more characters of "
+            f"ASCII without a space, in quotation marks in a file), and perhaps "
+            f"{', '.join([*Entry.model_fields][2:])}."
+        ) from None
+    top_k = top_k if given.top_k is None else given.top_k
+    granted = frozenset(grants if given.grants is None else given.grants)
+    return Account(
+        given.name,
+        digest_of(given.key),
+        granted - {"features"} if top_k else granted,
+        top_k,
+        given.max_queries,
+        given.max_image_queries,
+        given.rate,
+        given.metrics,
+    )

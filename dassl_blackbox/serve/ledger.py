@@ -12,7 +12,7 @@ from pathlib import Path
 from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.oracle.bill import UNITS
 from .access import Account
-from .errors import Refusal
+from .requests import Refusal
 
 REMEMBERED = 24 * 3600.0  # seconds for which a request's name is kept
 PRUNE = 1000  # requests after which names that are older are dropped

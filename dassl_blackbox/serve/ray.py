@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ..trainers.blackbox.errors import BlackBoxError
 from .access import Account
 from .application import build_app
-from .building import Options, build_service
+from .service import Options, build_service
 
 NAME = "dassl-blackbox"
 GRACE = 10.0  # seconds that requests have to end

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,25 +18,34 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from ..trainers.blackbox.data.decoding import to_rgb
-from ..trainers.blackbox.errors import first_line
-from ..trainers.blackbox.oracle.bill import price
-from ..trainers.blackbox.oracle.prompt import Prompt
-from ..trainers.blackbox.oracle.texts import Texts
+from ..trainers.blackbox.errors import BlackBoxError, first_line
+from ..trainers.blackbox.openclip.models import load_model
+from ..trainers.blackbox.oracle import Prompt, Texts
+from ..trainers.blackbox.oracle.bill import UNITS, price
 from ..trainers.blackbox.oracle.topk import let_out
 from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
 from .access import Account, Accounts
-from .contents import Contents, missing
-from .counters import Counters
-from .errors import Refusal
+from .contents import Contents
 from .ledger import Ledger
-from .limits import Limits
-from .questions import Asked, TextList, read_question, read_tensors, refused, wrong
-from .replica import Job, Replica, unknown
+from .replica import Job, Lane, Replica
+from .requests import (
+    Asked,
+    Bodies,
+    Limits,
+    Refusal,
+    read_images,
+    read_question,
+    read_texts,
+    unknown,
+    wrong,
+)
 
 QUERY, IMAGE_FEATURES, TEXT_FEATURES = "query", "images", "texts"
 NUMBER_BYTES = 4
 FORMATS = ("PNG", "JPEG")  # Pillow's others are many, and one of them runs a program
-DISK_THREADS = 2  # that write to the ledger and to what is kept; beside the model's
+SCAN = b"\xff\xda"  # what a scan of a JPEG begins with, and no other part of its data has
+WORDS = 256  # texts that are made to tokens at a time, between which others have their turn
+DISK_THREADS = 2  # that read bodies, and write to the ledger and to what is kept
 
 
 @dataclass
@@ -45,30 +56,23 @@ class Service:
     accounts: Accounts
     ledger: Ledger
     contents: Contents
-    counters: Counters
     limits: Limits
 
     def __post_init__(self) -> None:
         self.description = self.replica.description
-        self.disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self.disk = Lane("disk", DISK_THREADS)
         # what may take seconds and much memory, one at a time: pictures, words
-        self.slow = ThreadPoolExecutor(1, thread_name_prefix="slow")
-        self.counters.watch(lambda: self.replica.waiting)
+        self.slow = Lane("slow", 1)
+        self.bodies = Bodies(self.limits, len(self.accounts.accounts))
+        self.charged = Counter[str]()  # since the start, of all keys
 
-    async def on_disk(self, function: Any, *arguments: Any) -> Any:
-        """A call that waits for the disk, beside the loop that answers others."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.disk, partial(function, *arguments))
-
-    async def slowly(self, function: Any, *arguments: Any) -> Any:
-        """A call that takes long, beside those that do not."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.slow, partial(function, *arguments))
+    async def on(self, lane: Lane, account: Account, call: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.wrap_future(lane.submit(account.name, call, *given))
 
     def close(self) -> None:
         self.replica.stop()
-        for pool in (self.slow, self.disk):
-            pool.shutdown(cancel_futures=True)
+        for lane in (self.slow, self.disk):
+            lane.close()
         self.ledger.close()
         self.contents.close()
 
@@ -80,92 +84,77 @@ class Service:
             "max_bytes": self.limits.body,
         }
 
+    async def usage(self, account: Account) -> dict[str, int]:
+        return await self.on(self.disk, account, self.ledger.usage, account)
+
+    async def embedding(self, account: Account, words: str) -> bytes:
+        """Token embeddings `[n, D]`, which contexts are made of."""
+        account.require("contexts")
+        if len(words) > self.limits.characters:
+            raise wrong(f"The words have more than {self.limits.characters:,} characters.")
+        return pack({"answer": await self.on(self.slow, account, self.replica.embed, words)})
+
     # ------------------------------------------------------------------ what is sent once
 
-    async def take_texts(self, given: TextList) -> dict[str, Any]:
+    async def take_texts(self, account: Account, body: bytes) -> dict[str, Any]:
         """Keep a list of texts; tells its name, and how many context tokens fit in front."""
-        return await self.slowly(self.keep_texts, Texts.of(given.names, given.template))
-
-    def keep_texts(self, texts: Texts) -> dict[str, Any]:
-        slots, limits = texts.template.count("{}"), self.limits
-        plain = len(texts.template) - 2 * slots
-        lengths = [plain + slots * len(name) for name in texts.names]
-        longest = max(max(lengths), *map(len, (*texts.names, texts.template)))
-        if len(texts) > limits.texts or longest > limits.characters:
-            raise wrong(
-                f"There are {len(texts):,} texts, the longest of {longest:,} characters; "
-                f"{limits.texts:,} of {limits.characters:,} may be sent."
-            )
-        if sum(lengths) > limits.all_characters:
-            raise wrong(
-                f"The texts have {sum(lengths):,} characters together; "
-                f"{limits.all_characters:,} may be sent."
-            )
-        path = self.path(texts)
-        self.contents.put_texts(texts)
-        room = self.description.context_length - 2 - max(map(len, path.texts))
+        account.require_any()
+        given = await self.on(self.disk, account, read_texts, body, self.limits)
+        room = self.description.context_length
+        for start in range(0, len(given.names), WORDS):  # the first that does not fit ends it
+            part = given.names[start : start + WORDS]
+            left = await self.on(self.slow, account, self.replica.room, part, given.template)
+            room = min(room, left)
+        texts = Texts.of(given.names, given.template)
+        await self.on(self.disk, account, self.contents.put_texts, account.name, texts, room)
         return {"id": texts.id, "room": room}
 
-    def path(self, texts: Texts) -> Any:
-        with refused():
-            return self.replica.path(texts)
+    async def take_images(self, account: Account, body: bytes, picture: bool) -> dict[str, Any]:
+        """Keep images: one PNG or JPEG, or a tensor of many."""
+        account.require_any()
+        lane, read = (self.slow, self.decoded) if picture else (self.disk, self.tensor)
+        return await self.on(lane, account, self.keep, account, read, body)
 
-    async def take_tensors(self, body: bytes) -> dict[str, Any]:
-        """Keep images: 8-bit pictures (uint8) or normalised pixels (float32) `[B, 3, H, W]`."""
-        return await self.on_disk(self.keep_tensors, body)
+    def keep(
+        self, account: Account, read: Callable[[bytes], torch.Tensor], body: bytes
+    ) -> dict[str, Any]:
+        images = read(body)
+        names = content_ids(images)
+        self.contents.put_images(account.name, names, images)
+        return {"ids": names}
 
-    def keep_tensors(self, body: bytes) -> dict[str, Any]:
-        tensors, _ = read_tensors(body)
-        size = self.description.image_size
-        images = tensors.get("images")
-        if images is None or len(tensors) > 1:
-            raise wrong("One tensor is expected, named 'images'.")
-        if images.dtype not in (torch.uint8, torch.float32) or (
-            images.ndim != 4 or tuple(images.shape[1:]) != (3, *size) or not len(images)
-        ):
-            raise wrong(
-                f"'images' is {images.dtype} {list(images.shape)}; uint8 or float32 "
-                f"[B, 3, {size[0]}, {size[1]}] is expected."
-            )
-        if images.is_floating_point() and not torch.isfinite(images).all():
-            raise wrong("'images' has numbers that are not finite.")
-        return self.keep(images)
+    def tensor(self, body: bytes) -> torch.Tensor:
+        return read_images(body, self.description)
 
-    async def take_picture(self, body: bytes) -> dict[str, Any]:
-        """Keep one picture of any size: its short side is resized, and the centre is cut out."""
-        return await self.slowly(self.keep_picture, body)
-
-    def keep_picture(self, body: bytes) -> dict[str, Any]:
-        size = self.description.image_size
+    def decoded(self, body: bytes) -> torch.Tensor:
+        """A picture of any size `[1, 3, H, W]`: its short side is resized, the centre cut out."""
+        size, limits = self.description.image_size, self.limits
         mode = InterpolationMode(self.description.interpolation)
         prepare = Compose([Resize(min(size), mode), CenterCrop(size), PILToTensor()])
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as opened:
-                width, height = opened.size
+                (width, height), scans = opened.size, max(1, body.count(SCAN))
                 if max(width, height) > 50 * min(width, height):
                     raise ValueError("it is more than 50 times as long as it is wide")
-                if width * height > self.limits.pixels:
+                if width * height > limits.pixels or width * height * scans > limits.decoded:
                     raise ValueError(
-                        f"it has {width * height:,} pixels, and {self.limits.pixels:,} may be"
+                        f"it has {width * height:,} pixels in {scans:,} scans; {limits.pixels:,} "
+                        f"may be, {limits.decoded:,} in all scans"
                     )
-                pixels = prepare(to_rgb(opened))
+                return prepare(to_rgb(opened))[None]
         # Pillow raises errors of many kinds on damaged data
         except (Exception, Image.DecompressionBombError) as e:
             reason = first_line(e)
             if isinstance(e, UnidentifiedImageError):  # its own words hold an address in memory
                 reason = f"it is no {' or '.join(FORMATS)}"
             raise wrong(f"The picture cannot be decoded ({reason}).") from e
-        return self.keep(pixels[None])
-
-    def keep(self, images: torch.Tensor) -> dict[str, Any]:
-        names = content_ids(images)
-        self.contents.put_images(names, images)
-        return {"ids": names}
 
     # ------------------------------------------------------------------ questions
 
-    async def answer(self, what: str, account: Account, name: str, body: bytes) -> bytes:
-        """The answer to a question, as a body.
+    async def answer(
+        self, what: str, account: Account, name: str, body: bytes
+    ) -> tuple[bytes, int]:
+        """The answer to a question, as a body; and its room, to be given back when it is sent.
 
         Args:
             what: `query`, `images` (their features) or `texts` (theirs).
@@ -173,23 +162,31 @@ class Service:
             name: of the request, by its client; empty: it has none, and counts by itself.
             body: of the request.
         """
-        job, cost, digest = await self.on_disk(self.look_at, what, account, body)
-        if self.replica.waiting >= self.limits.waiting:
-            raise Refusal(503, "busy", "Too many requests wait.", {"Retry-After": "1"})
-        charged = await self.on_disk(self.ledger.charge, account, name, f"{what} {digest}", cost)
+        job, cost, room = await self.on(self.disk, account, self.look_at, what, account, body)
+        digest = hashlib.sha256(body).hexdigest()
+        self.bodies.hold(account.name, room)  # before it is charged
         try:
-            found = await asyncio.wrap_future(self.replica.submit(job))
-            answer = await self.on_disk(self.write, what, account, job, found)
-        except Exception:
-            # what failed is not charged; what a client did not wait for is
-            await self.on_disk(self.ledger.refund, account, name)
+            request = account, name, f"{what} {digest}", cost
+            charged = await self.on(self.disk, account, self.ledger.charge, *request)
+            try:
+                found = await asyncio.wrap_future(self.replica.submit(job))
+                answer = await self.on(self.disk, account, self.write, what, account, job, found)
+            except asyncio.CancelledError:
+                job.left = True
+                raise
+            except Exception:
+                # what failed is not charged; what a client did not wait for is
+                await self.on(self.disk, account, self.ledger.refund, account, name)
+                raise
+        except BaseException:
+            self.bodies.hold(account.name, -room)
             raise
         if charged:
-            self.counters.charged(*cost)
-        return answer
+            self.charged.update(dict(zip(UNITS, cost, strict=True)))
+        return answer, room
 
-    def look_at(self, what: str, account: Account, body: bytes) -> tuple[Job, tuple[int, int], str]:
-        """(what is asked, its cost, the digest of the body), where it may be asked.
+    def look_at(self, what: str, account: Account, body: bytes) -> tuple[Job, tuple[int, int], int]:
+        """(what is asked, its cost, the bytes that it will hold), where it may be asked.
 
         Raises:
             Refusal: it may not.
@@ -197,24 +194,36 @@ class Service:
         account.require("logits" if what == QUERY else "features")
         asked, prompt = read_question(body, self.description, self.limits)
         account.require(*prompt.grants)
-        job = self.job(what, asked, prompt)
-        cost, numbers = self.cost(what, job)
-        if numbers * NUMBER_BYTES > self.limits.body:
+        job = self.job(what, account, asked, prompt)
+        images = len(job.images) if job.pictures is None else job.pictures.shape[1]
+        classes, further = [*map(len, job.texts), 0, 0][:2]
+        texts, width = classes + further, self.description.embed_dim
+        if what == IMAGE_FEATURES:
+            cost, numbers = price(None, 0, images), images * width
+        elif what == TEXT_FEATURES:
+            cost, numbers = price(prompt, classes, None), len(prompt) * texts * width
+        else:
+            full = Prompt(prompt.contexts, prompt.image_tokens, prompt.pictures, *job.texts[1:])
+            cost, numbers = price(full, classes, images), len(prompt) * images * texts
+        held = numbers
+        if prompt.image_tokens is not None:
+            held = max(held, len(prompt) * images * width)
+        if held * NUMBER_BYTES > self.limits.body:
             raise Refusal(
                 413,
                 "answer_too_large",
-                f"The answer would have {numbers * NUMBER_BYTES:,} bytes, and "
-                f"{self.limits.body:,} may be (the server's --max-mb). Ask about fewer images or "
-                f"candidates at once: lower DATALOADER.TRAIN_X.BATCH_SIZE or "
-                f"DATALOADER.TEST.BATCH_SIZE, or, where a step is about all training images, "
-                f"DATASET.NUM_SHOTS.",
+                f"The answer would have {held * NUMBER_BYTES:,} bytes, and {self.limits.body:,} "
+                f"may be (the server's --max-mb). Ask about fewer images or candidates at once: "
+                f"lower DATALOADER.TRAIN_X.BATCH_SIZE or DATALOADER.TEST.BATCH_SIZE, or, where a "
+                f"step is about all training images, DATASET.NUM_SHOTS.",
             )
         seen = len(prompt) * len(job.images) if prompt.image_tokens is not None else 0
-        if seen > self.limits.encoded:
-            raise wrong(
-                f"{seen:,} images would be encoded; {self.limits.encoded:,} may be at once."
-            )
-        return job, cost, hashlib.sha256(body).hexdigest()
+        encoded = len(prompt) * classes + further
+        for count, things in ((seen, "images"), (encoded, "texts")):
+            if count > self.limits.encoded:
+                most = self.limits.encoded
+                raise wrong(f"{count:,} {things} would be encoded; {most:,} may be at once.")
+        return job, cost, held * NUMBER_BYTES
 
     def write(self, what: str, account: Account, job: Job, answer: torch.Tensor) -> bytes:
         """What is let out of an answer, as a body."""
@@ -222,7 +231,7 @@ class Service:
             answer = let_out(answer, len(job.texts[0]), account.top_k)
         return pack({"answer": answer})
 
-    def job(self, what: str, asked: Asked, prompt: Prompt) -> Job:
+    def job(self, what: str, account: Account, asked: Asked, prompt: Prompt) -> Job:
         """What is asked, with names replaced by what they name.
 
         Raises:
@@ -239,45 +248,115 @@ class Service:
             asked.images or prompt.pictures is not None or prompt.image_tokens is not None
         ):
             raise wrong("Features of texts depend on contexts alone.")
+        owner = account.name
         wanted = [name for name in (asked.classes, asked.texts) if name]
-        found = [self.contents.texts(name) for name in wanted]
-        features = self.replica.oracle.store if prompt.image_tokens is None else None
-        lost = missing(asked.images, self.contents, features)
-        texts = [texts for texts in found if texts is not None]
-        if lost or len(texts) < len(found):
-            names = [name for name, texts in zip(wanted, found, strict=True) if texts is None]
-            raise unknown(images=lost, texts=list(dict.fromkeys(names)))
-        if texts:
-            self.check_texts(texts, prompt)
-        return Job(asked.images, texts, prompt.contexts, prompt.image_tokens, prompt.pictures)
-
-    def check_texts(self, texts: Sequence[Texts], prompt: Prompt) -> None:
-        encoded = len(prompt) * len(texts[0]) + sum(map(len, texts[1:]))
-        if encoded > self.limits.encoded:
+        found = [self.contents.texts(owner, name) for name in wanted]
+        lost = self.contents.missing(owner, asked.images)
+        lists = [kept for kept in found if kept is not None]
+        if lost or len(lists) < len(found):
+            gone = [name for name, kept in zip(wanted, found, strict=True) if kept is None]
+            raise unknown(images=lost, texts=list(dict.fromkeys(gone)))
+        if asked.classes and prompt.tokens > lists[0][1]:
             raise wrong(
-                f"{encoded:,} texts would be encoded; {self.limits.encoded:,} may be at once."
+                f"The context has {prompt.tokens:,} tokens, and with the longest of these texts "
+                f"{lists[0][1]:,} fit. Shorten the context or the text."
             )
-        with refused():
-            self.replica.path(texts[0]).check(prompt.tokens)
+        parts = prompt.contexts, prompt.image_tokens, prompt.pictures
+        return Job(owner, asked.images, [texts for texts, _ in lists], *parts)
 
-    def cost(self, what: str, job: Job) -> tuple[tuple[int, int], int]:
-        """((queries, image queries), numbers of the answer)."""
-        prompt = Prompt(job.contexts, job.image_tokens, job.pictures, *job.texts[1:])
-        images = len(job.images) if job.pictures is None else job.pictures.shape[1]
-        texts = sum(map(len, job.texts))
-        if what == IMAGE_FEATURES:
-            return price(None, 0, images), images * self.description.embed_dim
-        classes = len(job.texts[0])
-        if what == TEXT_FEATURES:
-            numbers = len(prompt) * texts * self.description.embed_dim
-            return price(prompt, classes, None), numbers
-        return price(prompt, classes, images), len(prompt) * images * texts
 
-    async def embedding(self, account: Account, words: str) -> bytes:
-        """Token embeddings `[n, D]`, which contexts are made of."""
-        account.require("contexts")
-        if len(words) > self.limits.characters:
-            raise wrong(f"The words have more than {self.limits.characters:,} characters.")
-        with refused():
-            found = await self.slowly(self.replica.embed, words)
-        return pack({"answer": found})
+# ---------------------------------------------------------------------- building
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a server is started with.
+
+    Attributes:
+        backbone: the model, as `MODEL.BACKBONE.NAME` names it.
+        name: under which clients know it; empty: the same.
+        precision: fp32, fp16, bf16 or amp.
+        device: cpu, cuda, cuda:1, …; empty: cuda where there is one.
+        grants: of keys that name none of their own.
+        top_k: log-probabilities that are let out of an image; 0: logits.
+        keys: path of the YAML file of keys; empty: those of the environment.
+        state: folder of the ledger and of what was sent; empty: the user's.
+        store_mb: bound of what was sent, in 2^20 bytes.
+        max_mb: bound of a body and of an answer, in 2^20 bytes.
+        seconds: within which a request must have come.
+    """
+
+    backbone: str
+    name: str = ""
+    precision: str = "fp32"
+    device: str = ""
+    grants: Sequence[str] = ("contexts", "logits")
+    top_k: int = 0
+    keys: str = ""
+    state: str = ""
+    store_mb: int = 8192
+    max_mb: int = 256
+    seconds: int = 60
+
+    @property
+    def folder(self) -> Path:
+        """Where the state is."""
+        home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        folder = os.path.expanduser(self.state or f"{home}/dassl-blackbox")
+        if folder.startswith("~"):
+            raise BlackBoxError(f"There is no home folder for {folder}. Give --state, a folder.")
+        return Path(folder)
+
+
+def usable(device: str) -> str:
+    """The device that is asked for, or cuda where there is one.
+
+    Raises:
+        BlackBoxError: it is not here.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as e:  # torch raises errors of many kinds
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        no_cuda = device.startswith("cuda") and len(here) == 1
+        reason = "there is no CUDA device here" if no_cuda else first_line(e)
+        raise BlackBoxError(
+            f"--device is {device}, which cannot be used: {reason}. Give one of {', '.join(here)}."
+        ) from e
+    return device
+
+
+def build_service(options: Options, accounts: Sequence[Account]) -> Service:
+    """The service, for those who may ask it.
+
+    Raises:
+        BlackBoxError: the model or the folder cannot be used.
+    """
+    try:
+        options.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = options.folder.stat()
+    except OSError as e:
+        raise BlackBoxError(
+            f"The folder {options.folder} cannot be made ({first_line(e)}). Choose another --state."
+        ) from e
+    # who may write there may put on any bill what they like
+    if os.name == "posix" and (
+        found.st_mode & 0o022 or (found.st_uid != os.getuid() and os.getuid())
+    ):
+        raise BlackBoxError(
+            f"Others may write to the folder {options.folder}, where bills and images would be "
+            f"kept: chmod 700 {options.folder}, or choose a --state of your own."
+        )
+    # each of another text is printed, and remembered to be printed once
+    warnings.filterwarnings("ignore", module="PIL")
+    loaded = load_model(options.backbone, options.precision, usable(options.device))
+    if options.name:
+        loaded.description = replace(loaded.description, name=options.name)
+    names = [account.name for account in accounts]
+    room, about = 2**20 * options.store_mb, loaded.description
+    contents = Contents(options.folder / "contents", room, about, names)
+    replica = Replica(loaded, contents)
+    ledger = Ledger(options.folder / "ledger.sqlite")
+    limits = Limits(body=2**20 * options.max_mb, seconds=options.seconds)
+    return Service(replica, Accounts(accounts), ledger, contents, limits)

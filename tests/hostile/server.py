@@ -30,11 +30,11 @@ class Served:
         self.logits = self.line.ask("POST", "/v1/query", self.question).tensor
         self.memory = memory(server)
 
-    def send(self):
+    def send(self, key="full"):
         body = pack({"images": self.images})
-        assert self.line.ask("POST", "/v1/images", body, MEDIA).status == 200
+        assert self.line.ask("POST", "/v1/images", body, MEDIA, key).status == 200
         body = json.dumps({"names": NAMES}).encode()
-        assert self.line.ask("POST", "/v1/texts", body, JSON).status == 200
+        assert self.line.ask("POST", "/v1/texts", body, JSON, key).status == 200
 
     def usage(self, key="full"):
         return json.loads(self.line.ask("GET", "/v1/usage", key=key).body)

@@ -5,11 +5,9 @@ import random
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import torch
-from dassl_blackbox.serve.connection import CONNECTIONS
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, pack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,20 +119,16 @@ def test_requests_one_after_the_other_without_waiting(served):
 
 
 def test_clients_that_are_slow_are_not_waited_for(served):
-    """One that sends nothing, half a head, half a body, a byte a while, a body that was refused
-    already, or does not read what it asked for.
-    """
+    """Half a body, or a byte of it a while; heads that do not end are a proxy's."""
     good = f"Host: x\r\nAuthorization: Bearer {KEY['full']}\r\n".encode()
     post = b"POST /v1/query HTTP/1.1\r\n" + good + b"Content-Length: 1000\r\n\r\n"
-    refused = b"POST /v1/query HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-    starts = {"nothing": b"", "head": post[:30], "body": post + b"x", "refused": refused + b"x"}
     ended = {}
 
-    def wait(name, trickle):
+    def wait(trickle):
         start = time.monotonic()
         with served.line.connect() as connection:
             connection.settimeout(0.2)
-            connection.sendall(starts[name])
+            connection.sendall(post + b"x")
             data = b""
             while time.monotonic() - start < PATIENCE + 10:
                 try:
@@ -148,14 +142,9 @@ def test_clients_that_are_slow_are_not_waited_for(served):
                     pass
                 except OSError:
                     break
-        ended[name, trickle] = time.monotonic() - start, data[:12]
+        ended[trickle] = time.monotonic() - start, data[:12]
 
-    threads = [
-        threading.Thread(target=wait, args=(name, trickle))
-        for name in starts
-        for trickle in (False, True)
-        if name != "nothing" or not trickle
-    ]
+    threads = [threading.Thread(target=wait, args=(trickle,)) for trickle in (False, True)]
     for thread in threads:
         thread.start()
     for _ in range(20):  # others are answered meanwhile
@@ -163,71 +152,31 @@ def test_clients_that_are_slow_are_not_waited_for(served):
         time.sleep(0.05)
     for thread in threads:
         thread.join()
-    for (name, trickle), (seconds, data) in ended.items():
-        # a body's answer comes in time; then the rest of it has as long again
-        assert seconds < 5 * SECONDS + 5, (name, trickle, seconds)
-        if name == "body":
-            assert data == b"HTTP/1.1 408"
+    for seconds, data in ended.values():
+        assert seconds < 5 * SECONDS + 5 and data == b"HTTP/1.1 408"
 
 
-def test_one_that_does_not_read_is_let_go(served):
-    about = {**served.about, "images": served.ids * 15_000}
-    body = pack({"contexts": torch.zeros(8, 1, 128)}, about)  # an answer of 5.8 MB
-    head = f"POST /v1/query HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY['full']}\r\n".encode()
-    served.line.close()
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(PATIENCE)
-        connection.connect(("127.0.0.1", served.server.port))
-        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        served.line.billed["full"] = served.line.billed.get("full", 0) + 1
-        deadline = time.monotonic() + PATIENCE + 10
-        while time.monotonic() < deadline:
-            if connections(served.server) == 0:
-                break
-            time.sleep(0.2)
-        assert connections(served.server) == 0
-
-
-def connections(server):
-    """Sockets of the server's process, but for the one that it listens on and its own pair."""
-    with open(f"/proc/{server.process.pid}/net/tcp") as file:
-        lines = [line.split() for line in list(file)[1:]]
-    port = f":{server.port:04X}"
-    return sum(line[1].endswith(port) and line[3] == "01" for line in lines)
-
-
-def test_more_connections_than_there_is_room_for(served):
-    served.line.close()
-    crowd = []
-    try:
-        for _ in range(CONNECTIONS + 100):
-            crowd.append(served.line.connect())
-        time.sleep(0.5)
-        assert connections(served.server) <= CONNECTIONS
-        for connection in crowd[:10]:
-            connection.close()
-        time.sleep(0.5)
-        served.right()
-    finally:
-        for connection in crowd:
-            connection.close()
-
-
-def test_a_crowd_is_told_to_come_again(served):
-    """The one 5xx: 503 with Retry-After, and nothing is billed of it."""
+def test_what_is_announced_holds_nothing_and_an_account_holds_its_share(served):
+    """Heads that declare the largest bodies and send nothing, then most of them, are one key's
+    trouble: others are answered meanwhile, and nothing is billed.
+    """
     length = MEGABYTES * 2**20
-    head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY['full']}\r\n"
+    head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY['plain']}\r\n"
     head += f"Content-Type: {MEDIA}\r\nContent-Length: {length}\r\n\r\n"
     served.line.close()
-    crowd = [served.line.connect() for _ in range(4)]
+    crowd = [served.line.connect() for _ in range(8)]
     try:
+        for sent in (head.encode(), bytes(3 * length // 4)):
+            for connection in crowd:
+                with suppress(OSError):  # some are refused, and ended
+                    connection.sendall(sent)
+            time.sleep(0.2)
+            served.right()
+        statuses = set()
         for connection in crowd:
-            connection.sendall(head.encode())
-        time.sleep(0.3)
-        message = head.replace("/v1/images", "/v1/query").encode()
-        answer = served.line.send(message, "POST")
-        assert answer.status == 503 and answer.code == "busy" and "retry-after" in answer.headers
+            with suppress(OSError):
+                statuses.add(connection.recv(100)[9:12])
+        assert b"503" in statuses <= {b"503", b"408", b""}
     finally:
         for connection in crowd:
             connection.close()

@@ -14,7 +14,7 @@ import uvicorn
 from dassl_blackbox.serve.__main__ import listen
 from dassl_blackbox.serve.access import Account, digest_of
 from dassl_blackbox.serve.application import build_app
-from dassl_blackbox.serve.building import Options, build_service
+from dassl_blackbox.serve.service import Options, build_service
 from dassl_blackbox.trainers.blackbox.answers import Answers
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Meter, Prompt

@@ -89,16 +89,17 @@ def test_a_checkpoint_of_cma_es_holds_no_pickle(data_root, tmp_path, capsys):
 
 
 def test_the_cache_of_a_server_unpickles_nothing(tmp_path):
-    about = SimpleNamespace(image_size=(2, 2))
-    contents = Contents(tmp_path / "contents", 2**20, about)
-    contents.put_images(["a"], torch.zeros(1, 3, 2, 2))
+    about, folder = SimpleNamespace(image_size=(2, 2)), tmp_path / "contents"
+    contents = Contents(folder, 2**20, about, ["me"])
+    contents.put_images("me", ["a"], torch.zeros(1, 3, 2, 2))
     contents.close()
     planted = pickle.dumps(Planted(tmp_path / "made"))
-    with sqlite3.connect(tmp_path / "contents" / "cache.db") as db:
+    (own,) = folder.iterdir()
+    with sqlite3.connect(own / "cache.db") as db:
         db.execute("UPDATE Cache SET mode = 4, value = ?", (planted,))
-    assert Contents(tmp_path / "contents", 2**20, about).image("a") is None
+    assert Contents(folder, 2**20, about, ["me"]).image("me", "a") is None
     assert not (tmp_path / "made").exists()
-    assert (tmp_path / "contents").stat().st_mode & 0o077 == 0
+    assert own.stat().st_mode & 0o077 == folder.stat().st_mode & 0o077 == 0
 
 
 def test_no_draft_goes_through_a_link(tmp_path):
