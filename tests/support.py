@@ -18,7 +18,7 @@ from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import optimizers
 from dassl_blackbox.trainers.blackbox.config import defaults  # noqa: F401  for the tests
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
-from dassl_blackbox.trainers.blackbox.optimizers.spsa import RULES
+from dassl_blackbox.trainers.blackbox.optimizers import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
 from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
 from dassl_blackbox.trainers.blackbox.registry import ours
@@ -32,11 +32,15 @@ BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrain
 TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
 SETTINGS = {
     "SPSA": [{"rule": rule} for rule in RULES],
-    "CMAES": [{"sigma": 0.5, "population": 8}],
+    "CMAES": [
+        {"sigma": 0.5, "population": 8, "bound": 0.0, "covariance": "full"}
+        | {"result": "mean", "options": ()}
+    ],
     "DecayingDirections": [{"q": 5, "eps": 0.01, "first": 0.1, "last": 0.01, "steps": 50}],
+    "RandomDirections": [{"q": 256, "clip": 5.0, "lr": 0.002, "weight_decay": 5e-4}],
 }
 OPTIMIZERS = {
-    f"{name}{settings or ''}": partial(part, **settings)
+    f"{name} {settings.get('rule', '')}".strip(): partial(part, **{"seed": 0, **settings})
     for name, part in vars(optimizers).items()
     if isinstance(part, type)
     for settings in SETTINGS.get(name, [{}])

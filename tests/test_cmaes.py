@@ -5,7 +5,9 @@ import pytest
 import torch
 from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.optimizers import CMAES
+from support import OPTIMIZERS
+
+make = OPTIMIZERS["CMAES"]
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,7 @@ from dassl_blackbox.trainers.blackbox.optimizers import CMAES
 )
 def test_the_step_size_rule_of_the_published_figures(settings, rule):
     """pycma 4.5 takes another rule from 300 dimensions on."""
-    assert type(CMAES(torch.zeros(400), 0.5, 8, **settings).es.adapt_sigma) is rule
+    assert type(make(torch.zeros(400), **settings).es.adapt_sigma) is rule
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_the_step_size_rule_of_the_published_figures(settings, rule):
 def test_options_that_do_not_fit_are_a_sentence(options):
     state = torch.get_rng_state()
     with pytest.raises(BlackBoxError, match="CMA_OPTIONS") as caught:
-        optimizer = CMAES(torch.zeros(12), 0.5, 8, options=options)
+        optimizer = make(torch.zeros(12), options=options)
         for _ in range(3):
             optimizer.tell((optimizer.ask() - 1).square().sum(1))
     assert "\n" not in str(caught.value) and torch.equal(torch.get_rng_state(), state)
@@ -62,12 +64,12 @@ def test_options_that_do_not_fit_are_a_sentence(options):
 )
 def test_a_state_goes_on_in_another_process_as_it_would_have_here(settings, generations, tmp_path):
     """NumPy's global source, which another process has in another state, is not drawn from."""
-    one = CMAES(torch.zeros(6), 0.5, 8, seed=3, **settings)
+    one = make(torch.zeros(6), seed=3, **settings)
     for _ in range(generations):
         one.tell((one.ask() - 0.3).square().sum(1))
     torch.save(one.state_dict(), tmp_path / "state")
     np.random.seed(1)
-    other = CMAES(torch.zeros(6), 0.5, 8, seed=4, **settings)
+    other = make(torch.zeros(6), seed=4, **settings)
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     for _ in range(8):
         np.random.seed(None)

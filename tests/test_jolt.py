@@ -128,9 +128,10 @@ def test_the_damping_goes_up_where_no_proposal_was_better_and_stays_within_bound
 
 
 def test_the_last_move_is_one_of_the_directions():
-    optimizer = SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8)
+    optimizer = walk(SubspaceGaussNewton(torch.zeros(d, dtype=d64), directions=8), 3)
     optimizer.move = torch.randn(d, dtype=d64, generator=seeded(9))
-    Z = optimizer.draw(8)
+    optimizer.ask()
+    Z, _ = optimizer.asked
     torch.testing.assert_close(Z.T @ (Z @ optimizer.move), optimizer.move)
 
 
@@ -228,7 +229,10 @@ def test_the_ablations_are_runs_of_their_own_with_settings_that_exist(monkeypatc
     "options, words",
     [
         (("TRAINER.JOLT.DIRECTIONS", "7"), "DIRECTIONS is 7; a whole number from 8"),
-        (("TRAINER.JOLT.SPACE", "projection", "TRAINER.JOLT.DIM", "7"), "a space of 7 dimensions"),
+        (
+            ("TRAINER.JOLT.SPACE", "projection", "TRAINER.JOLT.DIM", "7"),
+            "a space of 8 dimensions, not 7",
+        ),
         (("TRAINER.JOLT.DAMPINGS", "()"), r"DAMPINGS is \(\)"),
         (("TRAINER.JOLT.DAMPING", "0.0"), "DAMPING is 0.0"),
         (("TRAINER.JOLT.DECAY", "-1.0"), "DECAY is -1.0"),

@@ -5,11 +5,7 @@ random directions against the definitions.
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state
-from dassl_blackbox.trainers.blackbox.optimizers import (
-    SPSA,
-    DecayingDirections,
-    RandomDirections,
-)
+from dassl_blackbox.trainers.blackbox.optimizers import DecayingDirections
 from dassl_blackbox.trainers.blackbox.optimizers.directions import OneSided
 from support import OPTIMIZERS, d64, quadratic
 
@@ -112,14 +108,14 @@ def test_one_sided_mean_on_a_linear_function_is_its_gradient():
 
 def test_polynomial_decay():
     """From nearly `first` to `last`, where it stays."""
-    size = DecayingDirections(torch.zeros(3), 5, 0.01, 10.0, 0.1, 750.0).size
-    assert size(75) == pytest.approx(9.9 * 0.9**0.9 + 0.1)
-    assert size(375) == pytest.approx(9.9 * 0.5**0.9 + 0.1)
-    assert size(750) == size(751) == size(5000) == 0.1
+    optimizer, left = DecayingDirections(torch.zeros(3), 5, 0.01, 10.0, 0.1, 750.0, 0), []
+    for optimizer.k in (75, 375, 750, 751, 5000):
+        left.append((optimizer.rate() - 0.1) / 9.9)
+    assert left == pytest.approx([0.9**0.9, 0.5**0.9, 0, 0, 0])
 
 
 def test_bar_is_gradient_steps_of_the_polynomial():
-    optimizer = DecayingDirections(torch.ones(12, dtype=d64), 5, 0.01, 0.1, 0.01, 3)
+    optimizer = DecayingDirections(torch.ones(12, dtype=d64), 5, 0.01, 0.1, 0.01, 3, 0)
     theta = torch.ones(12, dtype=d64)
     for k in range(1, 6):
         losses = BOWL(optimizer.ask())
@@ -128,22 +124,3 @@ def test_bar_is_gradient_steps_of_the_polynomial():
         theta = theta - a * optimizer.estimate(losses)
         optimizer.tell(losses)
         assert torch.allclose(optimizer.solution, theta)
-
-
-def test_states_of_0_1_0_load():
-    """Of CBBT's and of SPSA; such as BAR's of later ones may have more."""
-    draws = torch.Generator().manual_seed(5).get_state()
-    theta, m = torch.arange(3.0), torch.ones(3)
-    spsa = SPSA(torch.zeros(3), rule="spsa-gc", beta=0.5)
-    state = {"theta": theta, "momentum": m, "k": 4, "generator": draws}
-    spsa.load_state_dict(state)
-    assert spsa.k == 4 and spsa.state_dict().keys() == state.keys()
-    spsa.ask()
-    spsa.tell(torch.ones(10))  # a flat function: momentum alone moves theta
-    assert torch.allclose(spsa.solution, theta - 0.01 / 5**0.4 * 0.25 * m)
-
-    cbbt = RandomDirections(torch.zeros(3), q=4, seed=5)
-    other = RandomDirections(torch.zeros(3), q=4, seed=6)
-    other.load_state_dict({**cbbt.state_dict(), "theta": theta, "k": 2})
-    assert torch.equal(other.solution, theta)
-    assert torch.allclose(other.ask() - theta, cbbt.ask())

@@ -47,7 +47,7 @@ def test_the_backend_of_the_guide(data_root, tmp_path, monkeypatch, capsys):
     assert float(accuracy(said)[:-1]) > 10 and bill(out)["training"]["queries"] > 0
     assert "no effect" not in said
     assert run("ZIP", data_root, tmp_path / "zip", *options) == 1
-    assert "takes words and pictures and no contexts" in capsys.readouterr().err
+    assert "asked for 'contexts'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.prompts.coordinator import CoordinatorSpace, build_decoder
-from dassl_blackbox.trainers.blackbox.prompts.frame import FrameSpace, PaddingSpace
+from dassl_blackbox.trainers.blackbox.prompts.pictures import (
+    CoordinatorSpace,
+    FrameSpace,
+    PaddingSpace,
+    build_decoder,
+)
 from support import assert_same, build, difference, seeded, test_logits
 
 METHODS = "scratch", "pca", "padding"
@@ -26,12 +29,17 @@ def spaces(description, digits):
     made = {
         "frame": FrameSpace(description, seeded()),
         "padding": PaddingSpace(description, seeded()),
-        "scratch": CoordinatorSpace(description, "scratch", seeded()),
-        "pca": CoordinatorSpace(description, "pca", seeded()),
+        "scratch": coordinator(description, "scratch"),
+        "pca": coordinator(description, "pca"),
     }
     for name in ("scratch", "pca"):
         made[name].fit(digits.split(25))
     return made
+
+
+def coordinator(description, method, size=(32, 32)):
+    model = replace(description, image_size=size)
+    return CoordinatorSpace(model, method, seeded(), eps=1.0, zero_init=False)
 
 
 NAMES = pytest.mark.parametrize("name", ["frame", "padding", "scratch", "pca"])
@@ -99,8 +107,8 @@ def test_in_evaluation_a_picture_does_not_depend_on_its_batch(spaces, digits, na
     ],
 )
 def test_the_decoder_follows_the_size_of_the_pictures(description, method, size, side, tuned):
-    space = CoordinatorSpace(replace(description, image_size=size), method, seeded())
-    assert space.side == side and len(space.origin) == tuned
+    space = coordinator(description, method, size)
+    assert tuple(space.side) == side and len(space.origin) == tuned
     made = pictures(space.eval(), space.origin[None], torch.randn(1, 3, *size))
     assert made.shape == (1, 1, 3, *size)
     assert 0 <= space.origin[: space.triggers].min() if space.triggers else method == "scratch"
@@ -113,16 +121,10 @@ def test_fewer_stages_are_the_last_of_five():
 
 def test_the_decoder_starts_as_wide_as_the_authors(description):
     """Their 1 x 1 layers are transposed: within 1 / sqrt(channels that leave)."""
-    large = replace(description, image_size=(224, 224))
-    space = CoordinatorSpace(large, "scratch", seeded())
+    space = coordinator(description, "scratch", (224, 224))
     mixing = [p for p in space.decoder.parameters() if p.dim() == 4 and p.shape[2:] == (1, 1)]
     for part, leaving in zip(mixing, (64, 32, 32, 16), strict=True):
         assert part.abs().max() == pytest.approx(leaving**-0.5, rel=0.02)
-
-
-def test_pictures_too_small_for_an_encoder(description):
-    with pytest.raises(BlackBoxError, match="2 x 2 pixels are too small .* Choose METHOD scratch"):
-        CoordinatorSpace(replace(description, image_size=(2, 2)), "pca", seeded())
 
 
 def test_theta_is_the_decoder(spaces, digits):
@@ -137,9 +139,9 @@ def test_theta_is_the_decoder(spaces, digits):
 
 
 def test_running_statistics_follow_every_candidate(description, digits):
-    space = CoordinatorSpace(description, "scratch", seeded()).train()
+    space = coordinator(description, "scratch").train()
     theta, norm = candidates(space), space.decoder[2]
-    z = space.encoder(digits[:8])
+    z = space.encoder.eval()(digits[:8])
     expected = norm.running_mean.clone()
     for one in theta:
         weights = one[: 32 * 5].split([128, 32])  # 32 -> 32 by twos, and its bias
@@ -152,11 +154,11 @@ def test_running_statistics_follow_every_candidate(description, digits):
 
 
 def test_the_encoder_keeps_what_one_pass_gave(description, digits):
-    space, expected = CoordinatorSpace(description, "scratch", seeded()), []
+    space, expected = coordinator(description, "scratch"), []
     space.fit([digits[:30], digits[30:]])
     for part in (digits[:30], digits[30:]):
-        expected.append(space.encoder.body[1](space.encoder.body[0](part)).mean((0, 2, 3)))
-    norm = space.encoder.body[2]
+        expected.append(space.encoder[1](space.encoder[0](part)).mean((0, 2, 3)))
+    norm = space.encoder[2]
     assert torch.allclose(norm.running_mean, torch.stack(expected).mean(0), atol=1e-5)
     before = norm.running_mean.clone()
     pictures(space.train(), space.origin[None], digits[:8])
@@ -289,8 +291,9 @@ def test_the_decay_of_bar_ends_with_nine_tenths_of_the_run(data_root, tmp_path, 
     """Three queries and 24 image queries a step, three steps an epoch."""
     trainer = build("BAR", data_root, tmp_path, *options)
     assert trainer.steps_total() == steps
-    sizes = [trainer.optim.size(k) for k in range(1, steps + 1)]
-    left = 1 - 1 / (0.9 * steps)
+    sizes, left = [], 1 - 1 / (0.9 * steps)
+    for trainer.optim.k in range(1, steps + 1):
+        sizes.append(trainer.optim.rate())
     assert sizes[0] == pytest.approx(9.9 * left**0.9 + 0.1)
     reached = [k for k, size in enumerate(sizes, 1) if size == 0.1]
     assert reached == [k for k in range(1, steps + 1) if k >= 0.9 * steps]

@@ -440,12 +440,12 @@ def test_the_white_box_encodes_a_picture_once(white_box):
 def test_the_white_box_encodes_its_prompt_once_an_evaluation(white_box, monkeypatch):
     trainer, prompts = white_box[0], []
     batches = [batch["img"] for batch in trainer.test_loader]
-    logits = [trainer.model(images).detach() for images in batches]  # the way of a training step
+    logits = [trainer.model_inference(images).detach() for images in batches]  # as in training
     text = trainer.local.text
     monkeypatch.setattr(trainer.local, "text", lambda ctx: prompts.append(ctx) or text(ctx))
     trainer.local.last = None
     with torch.no_grad():
-        evaluated = [trainer.model(images) for images in batches]
+        evaluated = [trainer.model_inference(images) for images in batches]
     assert len(batches) > 1 and len(prompts) == 1
     assert_same(evaluated, logits)
 

@@ -1,13 +1,11 @@
 """BAR: black-box adversarial reprogramming (ICML 2020), as BlackVIP and ZIP compare with it."""
 
-from __future__ import annotations
-
 import torch
 
 from .blackbox.keys import SIZE, Key, number, whole
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers import DecayingDirections
-from .blackbox.prompts.frame import FrameSpace
+from .blackbox.prompts.pictures import FrameSpace
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
@@ -20,9 +18,8 @@ class BAR(SearchTrainer):
 
     Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
     `Q + 1` queries (6), all on the same mini-batch. All pictures are new, so that nothing is
-    encoded once for all; a test picture is asked about in its frame, one query a batch.
-
-    The class texts take the place of the paper's map of labels, as in those comparisons.
+    encoded once for all; a test picture is asked about in its frame, one query a batch. The class
+    texts take the place of the paper's map of labels, as in those comparisons.
     """
 
     keys = {
@@ -34,16 +31,10 @@ class BAR(SearchTrainer):
     }
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node = self.cfg.TRAINER.BAR
-        space = FrameSpace(self.description, generator)
-        steps = max(1, self.steps_of(node.Q + 1))  # fewer than one is an error of the run
+        node, space = self.cfg.TRAINER.BAR, FrameSpace(self.description, generator)
+        steps = 0.9 * max(1, self.steps_of(node.Q + 1))  # fewer than one is an error of the run
+        origin, seed = space.origin.to(self.device), child_seed(generator)
         optimizer = DecayingDirections(
-            space.origin.to(self.device),
-            node.Q,
-            node.EPS,
-            node.A_FIRST,
-            node.A_LAST,
-            0.9 * steps,
-            seed=child_seed(generator),
+            origin, node.Q, node.EPS, node.A_FIRST, node.A_LAST, steps, seed
         )
         return Recipe(space, optimizer, fitness=mean_focal_losses, template=template_for(self.cfg))

@@ -1,7 +1,5 @@
 """BlackVIP: black-box visual prompting (CVPR 2023)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,9 +7,7 @@ import torch
 from .blackbox.keys import Key, flag, number, one
 from .blackbox.optimizers import SPSA
 from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
-from .blackbox.prompts import Space
-from .blackbox.prompts.coordinator import CoordinatorSpace
-from .blackbox.prompts.frame import PaddingSpace
+from .blackbox.prompts.pictures import CoordinatorSpace, PaddingSpace, PictureSpace
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
@@ -19,7 +15,6 @@ from .blackbox.templates import template_for, template_keys
 
 
 def coordinated(node: Any) -> bool:
-    """Whether there is an encoder."""
     return node.METHOD != "padding"
 
 
@@ -47,17 +42,12 @@ class BlackVIP(SearchTrainer):
     }
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node, space = self.cfg.TRAINER.BLACKVIP, self.build_space(generator)
-        optimizer = SPSA(
-            space.origin.to(self.device),
-            rule="spsa-gc",
-            **spsa_settings(node),
-            seed=child_seed(generator),
+        node, model = self.cfg.TRAINER.BLACKVIP, self.description
+        space: PictureSpace = (
+            CoordinatorSpace(model, node.METHOD, generator, node.EPS, node.ZERO_INIT)
+            if coordinated(node)
+            else PaddingSpace(model, generator)
         )
+        origin, seed = space.origin.to(self.device), child_seed(generator)
+        optimizer = SPSA(origin, "spsa-gc", **spsa_settings(node), seed=seed)
         return Recipe(space, optimizer, template=template_for(self.cfg))
-
-    def build_space(self, generator: torch.Generator) -> Space:
-        node = self.cfg.TRAINER.BLACKVIP
-        if node.METHOD == "padding":
-            return PaddingSpace(self.description, generator)
-        return CoordinatorSpace(self.description, node.METHOD, generator, node.EPS, node.ZERO_INIT)

@@ -1,14 +1,12 @@
 """BPT-VLM: evolutionary prompt tuning of text and image (IJCAI 2023), shallow variant."""
 
-from __future__ import annotations
-
 import torch
 
-from .blackbox.keys import SIZE, Key, one, text, where, whole
+from .blackbox.keys import SIZE, Key, one, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
 from .blackbox.optimizers.cmakeys import cma_keys
-from .blackbox.prompts import TwoProjections, initial_context
+from .blackbox.prompts import TwoProjections, context_keys, initial_context
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
@@ -26,13 +24,7 @@ class BPTVLM(SearchTrainer):
     """
 
     keys = {
-        "N_CTX": Key(
-            8,
-            whole(1, 1000),
-            "text tokens n_L (ignored where CTX_INIT gives words)",
-            where("CTX_INIT", ""),
-        ),
-        "CTX_INIT": Key("", text(), "words that the projection is added to; empty: zeros"),
+        **context_keys(8, "", "zeros"),
         "N_IMAGE": Key(5, whole(0, 1000), "image tokens n_V (grant image_tokens); 0: text alone"),
         "DIM_TEXT": Key(500, whole(1, SIZE), "d_L"),
         "DIM_IMAGE": Key(500, whole(1, SIZE), "d_V", lambda node: node.N_IMAGE > 0),
@@ -41,26 +33,15 @@ class BPTVLM(SearchTrainer):
     }
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
-        node = self.cfg.TRAINER.BPTVLM
+        node, model = self.cfg.TRAINER.BPTVLM, self.description
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
         if not node.CTX_INIT:
             start = torch.zeros_like(start)
         space = TwoProjections(
-            self.description,
-            start,
-            node.N_IMAGE,
-            node.DIM_TEXT,
-            node.DIM_IMAGE,
-            node.SIGMA,
-            generator,
+            model, start, node.N_IMAGE, node.DIM_TEXT, node.DIM_IMAGE, node.SIGMA, generator
         )
+        origin, seed = space.origin.to(self.device), child_seed(generator)
         optimizer = CMAES(
-            space.origin.to(self.device),
-            node.SIGMA,
-            node.POPULATION,
-            covariance=node.COVARIANCE,
-            result="best",
-            options=node.CMA_OPTIONS,
-            seed=child_seed(generator),
+            origin, node.SIGMA, node.POPULATION, 0, node.COVARIANCE, "best", node.CMA_OPTIONS, seed
         )
         return Recipe(space, optimizer, fitness=LOSSES[node.LOSS], whole_set=True)

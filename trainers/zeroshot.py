@@ -1,7 +1,5 @@
 """Zero-shot: the reference point that costs no training query."""
 
-from __future__ import annotations
-
 import torch
 
 from .blackbox.config import WHERE

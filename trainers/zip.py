@@ -1,12 +1,9 @@
 """ZIP: zeroth-order intrinsic-dimensional prompt tuning (ICLR 2025)."""
 
-from __future__ import annotations
-
 import torch
 
 from .blackbox.keys import Key, number, one, where
-from .blackbox.optimizers import SPSA
-from .blackbox.optimizers.spsa import RULES
+from .blackbox.optimizers import RULES, SPSA
 from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.registry import register_trainer
@@ -34,10 +31,5 @@ class ZIP(SearchTrainer):
         node = self.cfg.TRAINER.ZIP
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
         space = build_space(node, start, generator)
-        optimizer = SPSA(
-            space.origin.to(self.device),
-            rule=node.RULE,
-            **spsa_settings(node),
-            seed=child_seed(generator),
-        )
-        return Recipe(space, optimizer)
+        origin, seed = space.origin.to(self.device), child_seed(generator)
+        return Recipe(space, SPSA(origin, node.RULE, **spsa_settings(node), seed=seed))

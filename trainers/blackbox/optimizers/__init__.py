@@ -3,12 +3,4 @@
 from .cmaes import CMAES
 from .directions import DecayingDirections, RandomDirections
 from .gaussnewton import SubspaceGaussNewton
-from .spsa import SPSA
-
-__all__ = [
-    "CMAES",
-    "SPSA",
-    "DecayingDirections",
-    "RandomDirections",
-    "SubspaceGaussNewton",
-]
+from .spsa import RULES, SPSA
