@@ -18,12 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
-from dassl_blackbox.trainers.blackbox.heads.crossfit import CrossFitted, HeadLearner
+from dassl_blackbox.trainers.blackbox.config import defaults
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
 from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
+from dassl_blackbox.trainers.blackbox.search import Answer, Batch
+from dassl_blackbox.trainers.jolt import CrossFitted, HeadLearner
 from names import class_names
 from oracle import machine, publish, random_model, timed
 from tqdm import tqdm
@@ -51,19 +53,20 @@ def inside(oracle, optimizer, B, n):
     return timed(step, oracle.device)
 
 
-def outside(optimizer, head, B, C, device):
+def outside(optimizer, node, head, B, C, device):
     """Seconds of both rounds and of the head's steps."""
     generator = torch.Generator().manual_seed(2)
     labels, folds = (
         torch.randint(below, (B,), generator=generator).to(device) for below in (C, len(head.mlps))
     )
+    batch = Batch(None, labels, torch.arange(B))
     answers = [
         torch.randn(P, B, C, generator=generator).to(device)
         for P in (optimizer.population - optimizer.m, optimizer.m)
     ]
-    learner = HeadLearner(head, folds)
-    while learner.memory is None or len(learner.memory[1]) < learner.capacity:
-        learner.remember(answers[0][0], labels, folds)
+    learner = HeadLearner(head, folds, node)
+    for _ in range(-(-node.HEAD_MEMORY // B)):
+        learner.see(Answer(answers[0]), 0, batch)
 
     def step():
         for logits in answers:
@@ -71,7 +74,7 @@ def outside(optimizer, head, B, C, device):
             with torch.no_grad():
                 refined = head(logits, folds)
             optimizer.tell(refined, labels)
-        learner.remember(answers[0][0], labels, folds)
+        learner.see(Answer(answers[0]), 0, batch)
         learner.learn()
 
     return timed(step, device)
@@ -107,16 +110,16 @@ def main():
             if value != centre[key]
         ),
     ]
-    rows = []
+    rows, node = [], defaults().TRAINER.JOLT
     for cell in tqdm(cells, unit="cell"):
         m, B, C, n = cell.values()
         oracle.set_classes(class_names(C))
         d = n * oracle.description.width
         optimizer, head = (
             SubspaceGaussNewton(torch.randn(d, device=device), directions=m),
-            CrossFitted(C).to(device),
+            CrossFitted(C, node.HEAD_WIDTH, node.HEAD_FOLDS).to(device),
         )
-        mine, theirs = outside(optimizer, head, B, C, device), inside(oracle, optimizer, B, n)
+        mine, theirs = outside(optimizer, node, head, B, C, device), inside(oracle, optimizer, B, n)
         rows.append(
             [
                 m,

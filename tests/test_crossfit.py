@@ -7,13 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.heads.crossfit import (
-    CrossFitted,
-    HeadLearner,
-    stacking_weight,
-)
-from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
-from support import bill, build, seeded, trained
+from dassl_blackbox.trainers.blackbox.heads.selection import folds_of, stacking_weight
+from dassl_blackbox.trainers.blackbox.search import Answer, Batch
+from dassl_blackbox.trainers.jolt import CrossFitted, HeadLearner
+from support import bill, build, defaults, seeded, trained
 
 ROWS, CLASSES = (
     torch.randn(40, 3, generator=seeded(9)),
@@ -31,18 +28,24 @@ def listed(labels, paths=None):
 FOLDS = folds_of(listed(CLASSES.tolist()), 4)
 
 
-def learner(folds=4, shown=0, **settings):
-    """Of a head that always begins with the same weights."""
+def learner(folds=4, rows=ROWS[:0], labels=CLASSES, **settings):
+    """Of a head that always begins with the same weights, and was shown some rows."""
+    node = defaults().TRAINER.JOLT
+    node.update(settings, HEAD_WIDTH=64)
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        made = HeadLearner(CrossFitted(3, 64, folds), FOLDS % folds, **settings)
-    if shown:
-        made.remember(ROWS[:shown], CLASSES[:shown], FOLDS[:shown] % folds)
+        made = HeadLearner(CrossFitted(3, 64, folds), FOLDS % folds, node)
+    show(made, rows, labels)
     return made
 
 
+def show(made, rows, labels, first=0):
+    index = torch.arange(first, first + len(rows))
+    made.see(Answer(rows[None]), 0, Batch(None, labels[index], index))
+
+
 def test_the_head_begins_by_changing_nothing_and_does_not_see_what_all_classes_share():
-    head = CrossFitted(3, 8)
+    head = CrossFitted(3, 8, 4)
     for folds in (None, FOLDS):
         assert torch.equal(head(ROWS, folds), ROWS)
     for part in head.mlps:
@@ -65,11 +68,8 @@ def test_folds_are_even_over_the_images_of_a_class_and_over_all(shots):
 
 
 def test_an_image_is_refined_by_the_mlp_that_learned_nothing_from_it():
-    one, other = learner(), learner()
-    one.remember(ROWS, CLASSES, FOLDS)
-    other.remember(
-        ROWS, torch.where(FOLDS == 2, (CLASSES + 1) % 3, CLASSES), FOLDS
-    )  # the images of fold 2 show something else
+    one = learner(rows=ROWS)  # of the other the images of fold 2 show something else
+    other = learner(rows=ROWS, labels=torch.where(FOLDS == 2, (CLASSES + 1) % 3, CLASSES))
     for each in (one, other):
         each.learn()
         each.head.trust.fill_(0.5)
@@ -111,30 +111,29 @@ def test_a_head_that_knows_its_images_by_heart_is_not_trusted():
     told = torch.randint(3, (40,), generator=seeded(13))  # half the labels are another's
     labels = torch.where(torch.arange(40) % 2 == 0, CLASSES, told)
     for folds, least, most in ((1, 1.0, 1.0), (4, 0.0, 0.1)):
-        one = learner(folds, steps=300, lr=0.01, dropout=0.0)
-        one.remember(ROWS + 2 * F.one_hot(CLASSES, 3), labels, FOLDS % folds)
+        rows, slow = ROWS + 2 * F.one_hot(CLASSES, 3), {"HEAD_STEPS": 300, "HEAD_LR": 0.01}
+        one = learner(folds, rows, labels, **slow, HEAD_DROPOUT=0.0)
         assert one.learn()["head"] < 0.4 and least <= one.head.trust <= most
 
 
 def test_the_head_remembers_the_latest():
-    kept = learner(folds=1, capacity=5, dropout=0.0)
+    kept = learner(folds=1, HEAD_MEMORY=5, HEAD_DROPOUT=0.0)
     for begin, end, first in ((0, 3, 0), (3, 7, 2)):
-        kept.remember(ROWS[begin:end], CLASSES[begin:end], FOLDS[begin:end] * 0)
+        show(kept, ROWS[begin:end], CLASSES, begin)
         assert kept.loss() == F.cross_entropy(ROWS[first:end], CLASSES[first:end])
 
 
 def test_an_mlp_that_may_learn_from_nothing_stays_finite():
-    odd = learner(shown=4)
-    odd.memory = (*odd.memory[:2], torch.full((4,), 3))  # the fourth may learn from none
+    odd = learner(rows=ROWS[:4])
+    odd.state["memory"][2].fill_(3)  # the fourth may learn from none
     assert odd.learn()["head"] > 0 and all(
         parameter.isfinite().all() for parameter in odd.head.parameters()
     )
 
 
 def test_the_head_learns_what_its_state_decides():
-    one, other = learner(shown=20), learner()
+    one, other = learner(rows=ROWS[:20]), learner(rows=ROWS[:3])
     first = one.learn()["head"]
-    other.draw = -1
     other.head.load_state_dict(one.head.state_dict())
     other.load_state_dict(deepcopy(one.state_dict()))
     assert one.head.trust == other.head.trust != 1
@@ -165,7 +164,7 @@ def test_the_head_costs_no_query_and_learns_the_raw_answers_about_the_winner(dat
     for _ in range(6):
         both.forward_backward(batch)
         winners.append(both.optim.best)
-        logits, labels, folds = both.teacher.memory
+        logits, labels, folds = both.teacher.state["memory"]
         assert torch.equal(logits[-8:], raw[-2].logits[both.optim.best]) and torch.equal(
             folds[-8:], both.teacher.folds[batch["index"]]
         )

@@ -9,15 +9,19 @@ import torch.nn.functional as F
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl_blackbox.trainers.blackbox.answers import Answers, Gathered
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.heads.featured import FeatureHead, FeatureMap, discriminant
-from dassl_blackbox.trainers.blackbox.heads.selection import blended, choose, held_out, spread
+from dassl_blackbox.trainers.blackbox.heads.selection import (
+    FeatureHead,
+    blended,
+    choose,
+    discriminant,
+    mapped,
+    minibatches,
+    spread,
+)
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.probe import descend
-from dassl_blackbox.trainers.clap import Prototypes, batches, multipliers, penalty
-from dassl_blackbox.trainers.gda import AddedLinear
-from dassl_blackbox.trainers.lfa import between, disturbed, inertia, procrustes, reranking
-from dassl_blackbox.trainers.rla import loss_of
-from dassl_blackbox.trainers.tipadapter import TUNING_ALPHA, Cache, cache_of
+from dassl_blackbox.trainers.lfa import procrustes, reranking
+from dassl_blackbox.trainers.tipadapter import TUNING_ALPHA, logits
 from support import assert_same, bill, seeded, test_logits
 from support import build as build_small
 
@@ -50,26 +54,17 @@ GATHERED = Gathered(X[:35], LABELS[:35] * 0, torch.arange(35) % 10, T)
 # Heads
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        FeatureHead(SCALE),
-        AddedLinear(C, E, SCALE),
-        Prototypes(C, E, SCALE),
-        FeatureMap(E, SCALE),
-        Cache(N, C, E, SCALE),
-    ],
-    ids=lambda head: type(head).__name__,
-)
-def test_a_head_begins_as_zero_shot(head):
-    torch.testing.assert_close(head(X, T), SCALE * X @ T.T)
+@featured
+def test_a_head_begins_as_zero_shot(name, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path)
+    head, model = trainer.head, trainer.description
+    image, text = unit(5, model.embed_dim, seed=1), unit(10, model.embed_dim, seed=2)
+    torch.testing.assert_close(head(image, text), model.logit_scale * image @ text.T)
 
 
 def test_a_cache_is_tip_adapters_logits_by_hand():
-    keys, values = cache_of(Gathered(X, LABELS, torch.arange(N), T), N + 1, C)
-    head = Cache(N + 1, C, E, SCALE)
-    for buffer, value in (("keys", keys), ("values", values), ("alpha", 3.0), ("beta", 2.5)):
-        getattr(head, buffer).copy_(torch.as_tensor(value))
+    keys, values = torch.cat([X, 0 * X[:1]]), torch.cat([F.one_hot(LABELS, C), torch.zeros(1, C)])
+    found = logits(SCALE, X[:5], T, torch.tensor(3.0), keys=keys, values=values, beta=2.5)
     expected = torch.zeros(5, C)
     for i in range(5):
         for c in range(C):
@@ -77,17 +72,17 @@ def test_a_cache_is_tip_adapters_logits_by_hand():
             for n in range(N):
                 if LABELS[n] == c:
                     expected[i, c] += 3.0 * math.exp(-2.5 * (1 - float(X[i] @ X[n])))
-    torch.testing.assert_close(head(X[:5], T), expected)
-    # an image without rows adds nothing
-    assert keys[N].abs().sum() == 0 and values[N].sum() == 0
+    torch.testing.assert_close(found, expected)
 
 
-def test_a_key_is_the_mean_direction_of_an_images_views():
-    keys, values = cache_of(GATHERED, 10, C)
-    for n in range(10):
-        mean = X[[n, n + 10, n + 20]].mean(0)  # the fourth view is not whole
-        torch.testing.assert_close(keys[n], mean / mean.norm())
-    assert torch.equal(values, F.one_hot(torch.zeros(10, dtype=torch.long), C).float())
+def test_a_key_is_the_mean_direction_of_an_images_views(data_root, tmp_path):
+    trainer = trained("TipAdapterF", data_root, tmp_path, "TRAINER.TIPADAPTERF.FINETUNE", False)
+    answers = trainer.answers.gathered()
+    for n in range(30):
+        mean = answers.rows[answers.index == n].mean(0)
+        torch.testing.assert_close(trainer.head.keys[n], mean / mean.norm())
+    labels = torch.tensor([item.label for item in trainer.dm.dataset.train_x])
+    assert torch.equal(trainer.head.values, F.one_hot(labels, 10).float())
 
 
 # GDA
@@ -126,32 +121,23 @@ def test_one_image_a_class_has_no_covariance_and_adds_nothing_but_a_constant():
 # CLAP
 
 
-def test_the_multipliers_are_mean_probabilities_of_the_true_class():
-    logits = SCALE * X @ T.T
-    kept = LABELS != 3
-    found = multipliers(logits[kept], LABELS[kept])
-    for c in range(3):
-        rows = [logits[n] for n in range(N) if LABELS[n] == c]
-        expected = sum(math.exp(row[c]) / sum(map(math.exp, row)) for row in rows) / len(rows)
-        assert found[c].item() == pytest.approx(expected, rel=1e-4)
-    assert found[3] == 1
-
-
-def test_the_penalty_is_the_weighted_mean_over_classes():
-    weights, moved = torch.tensor([0.1, 0.2, 0.7, 1.0]), T + 0.1 * unit(C, E, seed=3)
-    expected = sum(weights[c] * ((moved[c] - T[c]) ** 2).sum() for c in range(C)) / C
-    torch.testing.assert_close(penalty(moved, T, weights), expected)
-    assert penalty(T, T, weights) == 0
+def test_the_multipliers_are_mean_probabilities_of_the_true_class(data_root, tmp_path, capsys):
+    trainer = trained("CLAP", data_root, tmp_path, "TRAINER.CLAP.EPOCHS", 1)
+    answers, found = trainer.answers.gathered(), []
+    p = (trainer.description.logit_scale * answers.rows @ answers.texts.T).softmax(1)
+    for c in range(10):
+        found.append(p[answers.labels == c, c].mean().item())
+    assert f"lambda {min(found):.3f} to {max(found):.3f}" in capsys.readouterr().out
 
 
 def test_an_epoch_of_clap_has_as_many_rows_as_there_are_images():
-    drawn = batches(3000, 600, seeded(0))
+    drawn = minibatches([torch.arange(3000)], 2, 0)
     parts = [next(drawn) for _ in range(4)]
     assert [len(part) for part in parts] == [256] * 4
     epochs = [torch.cat(parts[:2]), torch.cat(parts[2:])]
     assert all(len(epoch.unique()) == 512 for epoch in epochs)
     assert not torch.equal(*epochs)
-    assert len(next(batches(50, 10, seeded(0)))) == 50  # fewer than a batch are one
+    assert len(next(minibatches([torch.arange(50)], 1, 0))) == 50  # fewer than a batch are one
 
 
 def test_without_a_penalty_the_prototypes_go_further(data_root, tmp_path):
@@ -178,8 +164,6 @@ def test_procrustes_is_scipys():
     found = procrustes(X, targets)
     torch.testing.assert_close(found, torch.from_numpy(expected))
     torch.testing.assert_close(found @ found.T, torch.eye(E).double())
-    torch.testing.assert_close(between(found, 1.0), torch.eye(E).double())
-    torch.testing.assert_close(between(found, 0.25), 0.75 * found + 0.25 * torch.eye(E).double())
 
 
 def test_procrustes_finds_a_rotation():
@@ -236,25 +220,6 @@ def test_the_reranking_loss_by_loops(k):
     assert reranking(X, T, LABELS, k=k).item() == pytest.approx(total, rel=1e-4)
 
 
-def test_features_are_disturbed_in_half_of_the_calls_each_way():
-    source, kinds = seeded(0), []
-    rows = torch.ones(50, 100)
-    for _ in range(200):
-        changed = disturbed(rows, source)
-        thinned = (changed == 0).float().mean().item()
-        noise = changed[changed != 0].std().item()
-        kinds.append((noise > 0, thinned > 0))
-        assert noise in (0, pytest.approx(0.035, rel=0.1))
-        assert thinned in (0, pytest.approx(0.05, rel=0.3))
-    for kind in (0, 1):
-        assert 70 < sum(pair[kind] for pair in kinds) < 130
-
-
-def test_the_average_of_the_maps_freezes_in_the_first_half():
-    assert inertia(0, 200) == 0.9
-    assert inertia(100, 200) == inertia(199, 200) == pytest.approx(1 - 0.1 * math.exp(-5))
-
-
 def test_the_transferred_map_lies_between_the_identity_and_the_refined_one(data_root, tmp_path):
     own = trained("LFA", data_root, tmp_path / "own").head.matrix
     moved = trained("LFA", data_root, tmp_path / "moved", "TRAINER.LFA.TRANSFER", True).head.matrix
@@ -265,18 +230,12 @@ def test_the_transferred_map_lies_between_the_identity_and_the_refined_one(data_
 # RLA
 
 
-def test_rlas_loss_by_hand_and_its_start():
+def test_a_map_by_hand():
     matrix = torch.eye(E) + 0.1 * torch.randn(E, E, generator=seeded(6))
-    total = 0.0
+    found = mapped(SCALE, X, T, matrix)
     for n in range(N):
         moved = X[n] @ matrix
-        logits = [SCALE * float(moved / moved.norm() @ T[c]) for c in range(C)]
-        total += math.log(sum(map(math.exp, logits))) - logits[LABELS[n]]
-    penalty = sum((float(matrix[i, j]) - (i == j)) ** 2 for i in range(E) for j in range(E))
-    found = loss_of(matrix, X, LABELS, T, SCALE, 0.3)
-    assert found.item() == pytest.approx(total / N + 0.3 * penalty, rel=1e-4)
-    zero_shot = F.cross_entropy(SCALE * X @ T.T, LABELS)
-    torch.testing.assert_close(loss_of(torch.eye(E), X, LABELS, T, SCALE, 0.3), zero_shot)
+        torch.testing.assert_close(found[n], SCALE * T @ (moved / moved.norm()))
 
 
 def test_rlas_penalty_holds_the_map_and_goes_with_the_shots(data_root, tmp_path, capsys):
@@ -291,10 +250,21 @@ def test_rlas_penalty_holds_the_map_and_goes_with_the_shots(data_root, tmp_path,
 # Choosing by held-out images
 
 
+def parts_of(gathered, folds, class_bound):
+    """What is fitted to and what is judged, and the number of the value that is chosen of two."""
+    seen = []
+
+    def logits_of(fitted, judged):
+        seen.append((fitted, judged))
+        return 2 * [judged.rows[:, :4]]
+
+    return seen, choose(gathered, folds, [1.0, 0.0], logits_of, class_bound)
+
+
 def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged():
     folds = torch.arange(10) % 3
     seen = []
-    for fitted, judged in held_out(GATHERED, folds, class_bound=False):
+    for fitted, judged in parts_of(GATHERED, folds, False)[0]:
         assert not set(fitted.index.tolist()) & set(judged.index.tolist())
         assert torch.equal(judged.rows, X[:10][folds == folds[judged.index[0]]])  # the first ten
         assert len(fitted.index) + sum(
@@ -302,7 +272,7 @@ def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged
         ) == len(GATHERED.index)
         seen += judged.index.tolist()
     assert sorted(seen) == list(range(10))
-    assert list(held_out(GATHERED, torch.zeros(10, dtype=torch.long))) == []
+    assert parts_of(GATHERED, torch.zeros(10, dtype=torch.long), False) == ([], 1)
 
 
 @pytest.mark.parametrize("bound, sizes", [(True, [1, 2]), (False, [2, 2]), (True, [])])
@@ -310,33 +280,27 @@ def test_an_image_alone_in_its_class_is_neither_held_out_nor_judged(bound, sizes
     """Where what is fitted has numbers of every class."""
     labels = torch.tensor([0, 0, 1, 0] if sizes else [0, 1, 2, 3]).repeat(3)  # in three views
     answers = Gathered(X[:12], labels, torch.arange(4).repeat(3), T)
-    parts = list(held_out(answers, torch.arange(4) % 2, class_bound=bound))
+    parts, value = parts_of(answers, torch.arange(4) % 2, bound)
     assert [len(judged.index) for _, judged in parts] == sizes
     assert all((2 in fitted.index) or not bound for fitted, _ in parts)
-    value = choose(
-        answers, torch.arange(4) % 2, (1.0, 2.0), lambda fitted, judged: 2 * [judged.rows[:, :4]],
-        lambda value: -value, bound,
-    )  # fmt: skip
-    assert value == 2.0  # equal answers, or none: the prior decides
+    assert value == 1  # equal answers, or none: the prior decides
 
 
 def test_blending_trusts_what_tells_the_classes_apart_and_its_scale_does_not_matter():
     gathered, folds = Gathered(X, LABELS, torch.arange(N), T), torch.arange(N) // C % 5
     told = F.one_hot(LABELS, C).float()
 
-    def chosen(*fits, scale=1.0):
-        def fit(fitted):
-            return [
-                lambda rows, f=f: scale * f[[int((X == x).all(1).nonzero()) for x in rows]]
-                for f in fits
-            ]
+    def logits(scale, image, text, added):
+        return scale * image @ text.T + added[[int((X == x).all(1).nonzero()) for x in image]]
 
-        return blended(gathered, folds, lambda part: 5 * part.rows @ T.T, fit, [0.0] * len(fits))
+    def chosen(*fits):
+        head, numbers = FeatureHead(logits, 5.0), [{"added": added} for added in fits]
+        return blended(gathered, folds, head, lambda fitted: numbers, [0.0] * len(fits))
 
     noise = torch.randn(N, C, generator=seeded(3))
-    assert chosen(noise, told)[0] == 1 and chosen(told, noise)[0] == 0
-    assert chosen(told)[1] > 1.5 * chosen(noise)[1] * spread(noise) / spread(told)
-    assert chosen(told, scale=9.0)[1] == pytest.approx(chosen(told)[1] / 9)
+    assert chosen(noise, told)[1]["added"] is told and chosen(told, noise)[1]["added"] is told
+    assert chosen(told)[0] > 1.5 * chosen(noise)[0] * spread(noise) / spread(told)
+    assert chosen(9 * told)[0] == pytest.approx(chosen(told)[0] / 9)
 
 
 def test_answers_are_in_the_order_of_the_images_view_by_view():
@@ -357,8 +321,8 @@ def test_the_first_of_the_best_values_is_chosen():
         truth = F.one_hot(judged.labels, C).float()
         return (-truth, truth, truth)
 
-    assert choose(gathered, folds, "abc", logits_of) == "b"
-    assert choose(gathered, folds * 0, "abc", logits_of) == "a"  # nothing to judge by
+    assert choose(gathered, folds, [0.0] * 3, logits_of, True) == 1
+    assert choose(gathered, folds * 0, [0.0] * 3, logits_of, True) == 0  # nothing to judge by
 
 
 def test_views_that_the_budget_cut_short_are_left_out():

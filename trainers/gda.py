@@ -1,64 +1,42 @@
 """GDA: Gaussian discriminant analysis beside zero-shot (ICLR 2024)."""
 
-from __future__ import annotations
-
-from functools import partial
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from .blackbox.answers import Gathered
-from .blackbox.heads.featured import FeatureHead, discriminant
-from .blackbox.heads.selection import blended
-from .blackbox.probe import ProbeTrainer, probe_keys
+from .blackbox.heads.selection import FeatureHead, blended, discriminant
+from .blackbox.probe import Gathered, ProbeTrainer, probe_keys
 from .blackbox.registry import register_trainer
 
 
-class AddedLinear(FeatureHead):
-    """`scale x T^T + x W^T + b`: W `[C, E]` and b `[C]` are 0 at first."""
-
-    class_bound = True
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(self, classes: int, dim: int, scale: float) -> None:
-        super().__init__(scale)
-        self.register_buffer("weight", torch.zeros(classes, dim))
-        self.register_buffer("bias", torch.zeros(classes))
-
-    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return super().forward(image, text) + image @ self.weight.mT + self.bias
-
-
-def added(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return rows.double() @ weight.mT + bias
+def logits(scale: float, image: Tensor, text: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`scale x T^T + x W^T + b`."""
+    return scale * image @ text.mT + image @ weight.mT + bias
 
 
 @register_trainer
 class GDA(ProbeTrainer):
     """https://arxiv.org/abs/2402.04087: class means and a pooled covariance, in closed form.
 
-    Access: words and pictures in, features out. `logits = s x T^T + alpha (x W^T + b)`. It costs
-    `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a batch in evaluation. The paper has 10
-    augmented views, and chooses alpha by the validation split; here training images that are held
-    out in turn choose it, beside a prior (`selection.blended`).
+    `logits = s x T^T + alpha (x W^T + b)`; held-out training images choose alpha (`blended`).
+    Access: features. Cost: a query for 128 images of a view, and one for the texts.
     """
 
     keys = probe_keys(folds=True)
-    head: AddedLinear
+    head: FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> AddedLinear:
-        model = self.description
-        return AddedLinear(self.num_classes, model.embed_dim, model.logit_scale)
+    def build_head(self, generator: torch.Generator) -> FeatureHead:
+        C, model = self.num_classes, self.description
+        weight = torch.zeros(C, model.embed_dim)
+        return FeatureHead(logits, model.logit_scale, weight=weight, bias=torch.zeros(C))
 
     def fit(self, gathered: Gathered) -> str:
-        def zero_shot(gathered: Gathered) -> torch.Tensor:
-            return self.head.scale * gathered.rows.double() @ gathered.texts.double().mT
+        def fits(part: Gathered) -> list[dict[str, Tensor]]:
+            weight, bias = discriminant(part.rows, part.labels, self.num_classes)
+            return [{"weight": weight, "bias": bias}]
 
-        def fits(gathered: Gathered) -> list[partial[torch.Tensor]]:
-            weight, bias = discriminant(gathered.rows, gathered.labels, self.num_classes)
-            return [partial(added, weight=weight, bias=bias)]
-
-        _, alpha, found = blended(gathered, self.folds, zero_shot, fits)
-        self.head.weight.copy_(alpha * found.keywords["weight"])
-        self.head.bias.copy_(alpha * found.keywords["bias"])
+        gathered = replace(gathered, rows=gathered.rows.double(), text=gathered.texts.double())
+        alpha, found = blended(gathered, self.folds, self.head, fits, [0.0])
+        self.head.load_state_dict({name: alpha * number for name, number in found.items()})
         return f"alpha {alpha:.2g}, chosen on held-out images"

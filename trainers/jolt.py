@@ -1,89 +1,150 @@
 """JOLT: Jacobian-of-logits tuning. Ours."""
 
-from __future__ import annotations
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .blackbox.heads.crossfit import CrossFitted, HeadLearner
-from .blackbox.heads.selection import folds_of
+from .blackbox.heads.selection import folds_of, stacking_weight
 from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
-from .blackbox.search import Recipe, SearchTrainer
+from .blackbox.search import Answer, Batch, Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)
-DAMPINGS = several(
-    number(above=0),
-    "a tuple of one or more numbers above 0",
-    lambda items: len(items) > 0,
-)
+DAMPINGS = several(number(above=0), "a tuple of one or more numbers above 0", bool)
+
+
+class CrossFitted(nn.Module):
+    """`refined = raw + trust MLP(raw)`, CraFT's residual, K times over, on logits `[..., C]`.
+
+    The k-th MLP never learns from the images of the k-th fold. These are refined by it alone, so
+    that the prompt is not tuned on what a head has memorised; other images by the mean of all. A
+    single MLP learns from all and is always trusted.
+    """
+
+    class_bound = True  # a class is a number of its own to it
+    trust: Tensor
+
+    def __init__(self, classes: int, width: int, folds: int) -> None:
+        super().__init__()
+        self.mlps: Any = nn.ModuleList()
+        for _ in range(folds):
+            inner, outer = nn.Linear(classes, width), nn.Linear(width, classes)
+            self.mlps.append(nn.Sequential(inner, nn.ReLU(), outer))
+            nn.init.zeros_(outer.weight)
+            nn.init.zeros_(outer.bias)
+        self.register_buffer("trust", torch.tensor(1.0))
+
+    def forward(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
+        """Refined logits; folds `[B]` are those of training images, for logits `[..., B, C]`."""
+        return logits + self.trust * self.residuals(logits, folds)
+
+    def residuals(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
+        centred = logits - logits.mean(-1, keepdim=True)  # log-probabilities do as well
+        if folds is None:
+            return sum(part(centred) for part in self.mlps) / len(self.mlps)
+        residuals = torch.empty_like(centred)
+        for k, part in enumerate(self.mlps):
+            residuals[..., folds == k, :] = part(centred[..., folds == k, :])
+        return residuals
+
+
+class HeadLearner(torch.optim.AdamW, Teacher):
+    """AdamW on the MLPs, by the latest logits about the prompt in use, and then their trust.
+
+    The prompt is tuned through the head. Folds `[N]` are those of the training images.
+    """
+
+    state: Any  # saved: AdamW's, `draw`, and `memory`: logits `[M, C]`, labels and folds `[M]`
+
+    def __init__(self, head: CrossFitted, folds: Tensor, node: Any) -> None:
+        super().__init__(head.parameters(), lr=node.HEAD_LR, weight_decay=node.HEAD_DECAY)
+        self.head, self.folds, self.node = head, folds, node
+        self.state["draw"] = int(torch.randint(2**31, ()))  # seed of the next dropout
+
+    def through(self, answer: Answer, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self.head(answer.logits, self.folds[batch.index])
+
+    def see(self, answer: Answer, number: int, batch: Batch) -> None:
+        shown = [answer.logits[number], batch.labels, self.folds[batch.index]]
+        if memory := self.state["memory"]:
+            pairs = zip(memory, shown, strict=True)
+            shown = [torch.cat([old.to(self.folds.device), new]) for old, new in pairs]
+        # a view would keep, and save, what it was cut from
+        self.state["memory"] = [part[-self.node.HEAD_MEMORY :].clone() for part in shown]
+
+    def loss(self) -> Tensor:
+        """Sum over the MLPs of the mean cross-entropy, with a new dropout, of what each may see."""
+        logits, labels, folds = self.state["memory"]
+        generator = torch.Generator().manual_seed(self.state["draw"])
+        self.state["draw"] += 1
+        shape, dropout = (len(labels), self.node.HEAD_WIDTH), self.node.HEAD_DROPOUT
+        kept = (torch.rand(shape, generator=generator) >= dropout).to(logits) / (1 - dropout)
+        centred, total = logits - logits.mean(-1, keepdim=True), torch.zeros(()).to(logits)
+        for k, (inner, activation, outer) in enumerate(self.head.mlps):
+            seen = (folds != k) | (len(self.head.mlps) == 1)
+            refined = logits[seen] + outer(activation(inner(centred[seen])) * kept[seen])
+            loss = F.cross_entropy(refined, labels[seen], reduction="sum")
+            total = total + loss / seen.sum().clamp_min(1)
+        return total
+
+    def learn(self) -> dict[str, float]:
+        for _ in range(self.node.HEAD_STEPS):
+            loss = self.loss()
+            self.zero_grad()
+            loss.backward()
+            self.step()
+        if len(self.head.mlps) > 1:
+            logits, labels, folds = self.state["memory"]
+            with torch.no_grad():
+                residuals = self.head.residuals(logits, folds)
+            self.head.trust.fill_(stacking_weight(logits, residuals, labels))
+        return {"head": loss.item() / len(self.head.mlps), "trust": self.head.trust.item()}
 
 
 @register_trainer
 class JOLT(SearchTrainer):
     """Any prompt space; Gauss-Newton steps from the Jacobian of all logits in random subspaces.
 
-    Told the logits of every mini-batch. Access: contexts, logits. A step asks for
-    `1 + number of DAMPINGS + DIRECTIONS` candidates on one mini-batch.
-
-    - `HEAD`: a residual head on the logits learns from the answers about the prompt in use, which
-      were asked for anyway, and counts for as much as it helps on training images that it did not
-      learn from (with two `HEAD_FOLDS` or more). The prompt is tuned through it: the optimiser is
-      told refined logits.
-    - `FEATURES` (grant features): the texts' features come back for one query a candidate, whatever
-      the number of images, and the images' once a step, for `ceil(B / 128)`.
+    Told the logits of every mini-batch. Access: contexts, logits. A step has as many candidates as
+    DIRECTIONS and DAMPINGS, and 1; with `FEATURES`, each is one query whatever the batch.
     """
 
     keys = {
         **context_keys(4, "a photo of a"),
         **space_keys("context"),
         "DIRECTIONS": Key(64, whole(8, SIZE), "directions m of a step's subspace"),
-        # a proposal each: a step costs 1 + their number + m queries
-        "DAMPINGS": Key((0.1, 1.0, 10.0), DAMPINGS, "factors of the damping"),
-        "DAMPING": Key(
-            1.0, number(above=0), "damping to begin with, in units of the mean curvature"
-        ),
-        # from which logits are made here: a candidate costs one query and no image query
+        "DAMPINGS": Key((0.1, 1.0, 10.0), DAMPINGS, "factors of the damping, a proposal each"),
+        "DAMPING": Key(1.0, number(above=0), "damping at the start / the mean curvature"),
         "FEATURES": Key(False, flag(), "ask for features (grant features)"),
         "DECAY": Key(0.01, number(0), "weight of half the squared distance from the start"),
         "HEAD": Key(True, flag(), "train a residual head on the logits that come back"),
-        # each is checked on the training images that it does not learn from; 1 is not checked
-        "HEAD_FOLDS": Key(4, whole(1, 100), "MLPs of the head", HEADED),
+        "HEAD_FOLDS": Key(4, whole(1, 100), "MLPs of the head; 1 is not held out", HEADED),
         "HEAD_WIDTH": Key(256, whole(1, SIZE), "their hidden width", HEADED),
         "HEAD_DROPOUT": Key(0.5, number(0, below=1), "share of the hidden layers left out", HEADED),
         "HEAD_LR": Key(1e-3, number(above=0), "their learning rate (AdamW)", HEADED),
         "HEAD_DECAY": Key(0.01, number(0), "their weight decay", HEADED),
         "HEAD_STEPS": Key(8, whole(1), "their steps after every step of the prompt", HEADED),
-        "HEAD_MEMORY": Key(
-            1024, whole(1), "logits of so many crops are remembered, the latest", HEADED
-        ),
+        "HEAD_MEMORY": Key(1024, whole(1), "crops whose logits are remembered, the latest", HEADED),
     }
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.JOLT
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
         space = build_space(node, start, generator)
+        origin, seed = space.origin.to(self.device), child_seed(generator)
         optimizer = SubspaceGaussNewton(
-            space.origin.to(self.device),
-            directions=node.DIRECTIONS,
-            dampings=node.DAMPINGS,
-            damping=node.DAMPING,
-            decay=node.DECAY,
-            seed=child_seed(generator),
+            origin, node.DIRECTIONS, node.DAMPINGS, node.DAMPING, node.DECAY, seed
         )
         if not node.HEAD:
             return Recipe(space, optimizer, features=node.FEATURES)
+        folds = folds_of(self.dm.dataset.train_x, node.HEAD_FOLDS).to(self.device)
         with seeded(generator):
             head = CrossFitted(self.num_classes, node.HEAD_WIDTH, node.HEAD_FOLDS).to(self.device)
-            teacher = HeadLearner(
-                head,
-                folds_of(self.dm.dataset.train_x, node.HEAD_FOLDS).to(self.device),
-                lr=node.HEAD_LR,
-                decay=node.HEAD_DECAY,
-                steps=node.HEAD_STEPS,
-                capacity=node.HEAD_MEMORY,
-                dropout=node.HEAD_DROPOUT,
-            )
+            teacher = HeadLearner(head, folds, node)
         return Recipe(space, optimizer, head, teacher, features=node.FEATURES)

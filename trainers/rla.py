@@ -1,47 +1,23 @@
 """RLA: a linear map of image features held near the identity; ProLIP's black-box form (2024)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from .blackbox.answers import Gathered
-from .blackbox.heads.featured import FeatureMap
+from .blackbox.heads.selection import FeatureHead, mapped
 from .blackbox.keys import Key, number, whole
-from .blackbox.probe import ProbeTrainer, descend, probe_keys
+from .blackbox.probe import Gathered, ProbeTrainer, descend, probe_keys
 from .blackbox.registry import register_trainer
-
-
-def loss_of(
-    matrix: torch.Tensor,
-    rows: torch.Tensor,
-    labels: torch.Tensor,
-    text: torch.Tensor,
-    scale: float,
-    weight: float,
-) -> torch.Tensor:
-    """Cross-entropy of `scale norm(x W) T^T` plus `weight |W - I|^2` (the sum of squares).
-
-    Args:
-        matrix: W `[E, E]`.
-        rows: x `[M, E]`.
-        labels: `[M]`.
-        text: T `[C, E]`.
-    """
-    logits = scale * F.normalize(rows @ matrix, dim=-1) @ text.mT
-    distance = (matrix - torch.eye(len(matrix)).to(matrix)).square().sum()
-    return F.cross_entropy(logits, labels) + weight * distance
 
 
 @register_trainer
 class RLA(ProbeTrainer):
     """https://arxiv.org/abs/2410.05270, "regularised linear adapter": `logits = s norm(x W) T^T`.
 
-    Access: words and pictures in, features out. W starts at the identity; the loss is the
-    cross-entropy plus `PENALTY / shots |W - I|^2`, shots the mean number of training images a
-    class. It costs `ceil(N / 128) (1 + VIEWS) + 1` queries, and one a batch in evaluation. The map
-    is tied to no class. The paper has 300 augmented views, one a step; here VIEWS of them, and the
-    image itself, take turns.
+    W starts at the identity; the loss is the cross-entropy plus `PENALTY / shots |W - I|^2`, shots
+    the mean number of training images a class. VIEWS and the image itself take turns. The map is
+    tied to no class.
+    Access: features. Cost: a query for 128 images of a view, and one for the texts.
     """
 
     keys = {
@@ -50,21 +26,24 @@ class RLA(ProbeTrainer):
         "LR": Key(1e-3, number(above=0), "learning rate (Adam)"),
         "STEPS": Key(300, whole(1, 10_000), "on a view of all images each"),
     }
-    head: FeatureMap
+    head: FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> FeatureMap:
-        return FeatureMap(self.description.embed_dim, self.description.logit_scale)
+    def build_head(self, generator: torch.Generator) -> FeatureHead:
+        model = self.description
+        return FeatureHead(mapped, model.logit_scale, matrix=torch.eye(model.embed_dim))
 
     def fit(self, gathered: Gathered) -> str:
         node, text, views = self.cfg.TRAINER.RLA, gathered.texts, gathered.by_view()
         weight = node.PENALTY * len(text) / len(gathered.index.unique())
-        matrix = torch.eye(text.shape[1]).to(text).requires_grad_()
+        identity = torch.eye(text.shape[1]).to(text)
+        matrix = identity.clone().requires_grad_()
 
-        def loss(step: int) -> torch.Tensor:
+        def loss(step: int) -> Tensor:
             rows = views[step % len(views)]
-            x, labels = gathered.rows[rows], gathered.labels[rows]
-            return loss_of(matrix, x, labels, text, self.head.scale, weight)
+            logits = mapped(self.head.scale, gathered.rows[rows], text, matrix)
+            distance = (matrix - identity).square().sum()
+            return F.cross_entropy(logits, gathered.labels[rows]) + weight * distance
 
         descend(torch.optim.Adam([matrix], lr=node.LR, eps=1e-4), node.STEPS, loss)
-        self.head.matrix.copy_(matrix.detach())
+        self.head.load_state_dict({"matrix": matrix.detach()})
         return f"lambda {weight:.4f}"

@@ -1,12 +1,11 @@
 """Labels for many pictures at once: those that are alike get alike answers (transductive)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .scores import ScoreHead
 
@@ -16,26 +15,20 @@ PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logit
 ROUNDS, CHUNK = 30, 2048
 
 
-def whitened(rows: torch.Tensor) -> torch.Tensor:
-    """Rows `[N, A]` less their mean, in units of their (ridged) covariance, of length 1."""
+def neighbours(rows: Tensor) -> Tensor:
+    """Sparse symmetric weights `[N, N]`: cos^3 of pairs of whitened rows `[N, A]` that are near."""
     centred = rows.double() - rows.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.mT @ centred)
     values = values.clamp_min(0)
     ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
     units = (values + ridge).clamp_min(1e-30).rsqrt()  # rows that are all alike have no spread
-    return F.normalize((centred @ vectors * units).float(), dim=1)
-
-
-def neighbours(z: torch.Tensor) -> torch.Tensor:
-    """Sparse symmetric weights `[N, N]`: cos^3 of pairs, one of which is near to the other."""
-    n = len(z)
-    k = min(NEIGHBOURS, n - 1)
-    pairs, weights = [], []
+    z = F.normalize((centred @ vectors * units).float(), dim=1)
+    n, pairs, weights = len(z), [], []
     for first in range(0, n, CHUNK):
         cosines = z[first : first + CHUNK] @ z.mT
         own = torch.arange(len(cosines), device=z.device)
         cosines[own, first + own] = -2
-        values, others = cosines.topk(k, dim=1)
+        values, others = cosines.topk(min(NEIGHBOURS, n - 1), dim=1)
         mine = (first + own)[:, None].expand_as(others)
         pairs.append((torch.minimum(mine, others) * n + torch.maximum(mine, others)).flatten())
         weights.append(values.clamp_min(0).flatten() ** POWER)
@@ -46,23 +39,16 @@ def neighbours(z: torch.Tensor) -> torch.Tensor:
     return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True).coalesce()
 
 
-def pooled(logits: torch.Tensor, rows: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+def pooled(logits: Tensor, rows: Tensor, prototypes: Tensor) -> Tensor:
     """Probabilities `[N, C]` of pictures that were seen together.
 
-    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers and W the weights of neighbours: a
-    picture without one that is like it keeps its own answer. The classes' mean images are among
-    them.
-
-    Args:
-        logits: of the head `[N, C]`.
-        rows: what it read `[N, A]`.
-        prototypes: means of the classes' training images `[C, A]`; 0 for one that has none.
+    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers from its logits `[N, C]`, and W the
+    weights of neighbours in what it read `[N, A]`: a picture without one that is like it keeps its
+    own answer. Among them are the classes' mean training images `[C, A]`, 0 where there is none.
     """
     there = prototypes.abs().sum(1) > 0
     own = torch.cat([(SHARPER * logits).softmax(1), torch.eye(logits.shape[1]).to(logits)[there]])
-    if len(own) < 2:
-        return own[: len(logits)]
-    weights = neighbours(whitened(torch.cat([rows, prototypes[there]])))
+    weights = neighbours(torch.cat([rows, prototypes[there]]))
     pull = PULL * torch.sparse.sum(weights, 1).to_dense()[:, None]
     answer = own
     for _ in range(ROUNDS):
@@ -71,20 +57,16 @@ def pooled(logits: torch.Tensor, rows: torch.Tensor, prototypes: torch.Tensor) -
 
 
 class Pool:
-    """An evaluator of Dassl's that is told logits and what they were made from, side by side.
-
-    Its inner one is told the pooled answers, when all are there.
-    """
+    """An evaluator around Dassl's: told logits and what they were made from, it pools them all."""
 
     def __init__(self, inner: Any, head: ScoreHead) -> None:
         self.inner, self.head = inner, head
-        self.reset()
 
     def reset(self) -> None:
-        self.told: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.told: list[tuple[Tensor, Tensor]] = []
         self.inner.reset()
 
-    def process(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
+    def process(self, answers: Tensor, labels: Tensor) -> None:
         self.told.append((answers, labels))
 
     def evaluate(self) -> Mapping[str, float]:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..answers import Gathered
-from .featured import discriminant
-from .selection import agreement, away, judged, sharpness, spread, surprise
+from .selection import agreement, away, discriminant, judged, sharpness, spread, surprise
 
 POWER = 0.7  # of the whitening
 CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision

@@ -1,31 +1,78 @@
-"""How far a few images are to be believed: what held-out ones say, beside a prior."""
-
-from __future__ import annotations
+"""Heads on features, and how far few images are believed: by held-out ones, beside a prior."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from itertools import cycle
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..answers import Gathered
+from ..losses import softmax_model
 
-Value = TypeVar("Value")
-Added = TypeVar("Added", bound=Callable[[torch.Tensor], torch.Tensor])
+BATCH = 256  # rows of a step of gradient descent
 RATIOS = tuple(10 ** (quarter / 4) for quarter in range(-8, 9))  # of spreads, to choose from
 SHARPEST = 100.0  # factor of logits that never err: more would be the chance of a few images
+MOST = 2.0  # that a stacking weight can be, likewise
+Numbers = dict[str, Tensor]  # what is fitted, by name
+Fit = Callable[[Gathered], list[Numbers]]  # perhaps several
+LogitsOf = Callable[[Gathered, Gathered], Iterable[Tensor]]
 
 
-def sharpness(logits: torch.Tensor, labels: torch.Tensor, prior: float = 0.0) -> float:
-    """The factor a at which `softmax(a logits)` has the least cross-entropy, at most `SHARPEST`.
+class FeatureHead(nn.Module):
+    """A method's equation, `logits(scale, image [B, E], text [C, E], **numbers)`: `[B, C]`.
 
-    A convex problem in one number, whose slope is halved.
+    At first the numbers, which are fitted, give zero-shot. Their shapes are final: a checkpoint is
+    loaded into a fresh head. `scale` is the temperature of the model's logits.
+    """
 
-    Args:
-        logits: `[N, C]`.
-        labels: `[N]`.
-        prior: weight of `log(a)^2 / 2` beside the sum of cross-entropies.
+    reads = "features"
+
+    def __init__(self, logits: Callable[..., Tensor], scale: float, **numbers: Tensor) -> None:
+        super().__init__()
+        self.logits, self.scale = logits, scale
+        self.class_bound = logits is not mapped  # a map serves other classes too
+        for name, number in numbers.items():
+            self.register_buffer(name, number)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return self.logits(self.scale, image, text, **dict(self.named_buffers()))
+
+
+def mapped(scale: float, image: Tensor, text: Tensor, matrix: Tensor) -> Tensor:
+    """`scale norm(x W) T^T` of a map W `[E, E]` (LFA, RLA)."""
+    return scale * F.normalize(image @ matrix, dim=-1) @ text.mT
+
+
+def discriminant(rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """`W = mu P` `[C, E]` and `b = -mu P mu^T / 2 - log C` `[C]` of rows `[M, E]`, in float64.
+
+    `P = E pinv((M - 1) S + tr(S) I)` is a ridge inverse of the covariance S of the rows about the
+    mean mu of their class. A class without rows has the mean of all.
+    """
+    x, member = rows.double(), F.one_hot(labels, classes).double()
+    count = member.sum(0)[:, None]
+    means = torch.where(count > 0, member.mT @ x / count.clamp_min(1), x.mean(0))
+    residuals = x - means[labels]
+    scatter = residuals.mT @ residuals  # (M - 1) S
+    ridge = scatter.trace() / max(1, len(x) - 1) * torch.eye(x.shape[1]).to(x)
+    weight = means @ (x.shape[1] * torch.linalg.pinv(scatter + ridge, hermitian=True))
+    return weight, -(weight * means).sum(-1) / 2 - math.log(classes)
+
+
+def minibatches(parts: list[Tensor], most: int, seed: int) -> Iterator[Tensor]:
+    """Batches of rows without end: part after part, shuffled, and at most so many of each."""
+    generator = torch.Generator().manual_seed(seed)
+    for rows in cycle(parts):
+        yield from rows[torch.randperm(len(rows), generator=generator)].split(BATCH)[:most]
+
+
+def sharpness(logits: Tensor, labels: Tensor, prior: float = 0.0) -> float:
+    """The factor a, at most `SHARPEST`, at which `softmax(a logits)` has the least cross-entropy.
+
+    That of logits `[N, C]` summed, plus `prior log(a)^2 / 2`, is convex: its slope is bisected.
     """
     logits = logits.double()
     own = logits.gather(1, labels[:, None])[:, 0].sum().item()
@@ -34,35 +81,48 @@ def sharpness(logits: torch.Tensor, labels: torch.Tensor, prior: float = 0.0) ->
         middle = (low + high) / 2
         a = math.exp(middle)
         expected = ((a * logits).softmax(1) * logits).sum().item()
-        if a * (expected - own) + prior * middle > 0:
-            high = middle
-        else:
-            low = middle
+        rises = a * (expected - own) + prior * middle > 0
+        low, high = (low, middle) if rises else (middle, high)
     return math.exp((low + high) / 2)
 
 
-def surprise(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The sum of cross-entropies at the best scale: 0 where all are right and far from wrong.
+def stacking_weight(logits: Tensor, residuals: Tensor, labels: Tensor) -> float:
+    """The weight w, from 0 to `MOST`, that residuals earn whose makers did not know the labels.
 
-    Logits `[N, C]` of different scales, and of heads that are too sure of themselves or not sure
-    enough, are so compared by the answers that they lead to.
+    With it `softmax(a (logits + w residuals))` `[N, C]` has the least cross-entropy, at the best a:
+    Newton steps on a and a w from 0, halved until they help. Where no image is on the wrong side
+    there is no least one, and what they found serves.
     """
+    parts = torch.stack([logits, residuals]).double()
+    weights, mixed = parts.new_zeros(2), torch.zeros_like(parts[0])
+    for _ in range(20):
+        g, H = softmax_model(mixed, parts, labels)
+        step = torch.linalg.solve(H + 1e-9 * (1 + H.trace()) * torch.eye(2).to(H), g)
+        here = F.cross_entropy(mixed, labels)
+        for k in range(10):
+            trial = weights - 2.0**-k * step
+            mixed = torch.einsum("i,inc->nc", trial, parts)
+            if F.cross_entropy(mixed, labels) < here:
+                break
+        else:
+            break  # no part of the step helps
+        weights = trial
+    a, w = weights.tolist()
+    return min(max(w, 0.0) / max(a, 1e-6), MOST)
+
+
+def surprise(logits: Tensor, labels: Tensor) -> float:
+    """The sum of cross-entropies of logits `[N, C]` at their best scale."""
     a = sharpness(logits, labels)
     return F.cross_entropy(a * logits.double(), labels, reduction="sum").item()
 
 
-def agreement(logits: torch.Tensor, rows: torch.Tensor) -> float:
+def agreement(logits: Tensor, rows: Tensor) -> float:
     """From 0 to 1: whether images that are alike are alike to the class texts too.
 
-    The correlation, over pairs of training images, of the cosines of their zero-shot logits and of
-    what else is known of them (each less its mean over the images), 0 below 0.6 and 1 above 0.9. It
-    reads no labels, and so tells something where each image is the only one of its class: a low one
-    says that the classes differ in little of what the model sees most of, and that an image's
+    The correlation, over pairs of images, of the cosines of their zero-shot logits `[N, C]` and of
+    what else is known of them `[N, A]`: 0 below 0.6, 1 above 0.9. Where it is low, an image's
     likeness to others is no reason to doubt its class text.
-
-    Args:
-        logits: `[N, C]`, centred.
-        rows: `[N, A]`.
     """
     n = len(logits)
     if n < 3:
@@ -70,15 +130,15 @@ def agreement(logits: torch.Tensor, rows: torch.Tensor) -> float:
     # of very many images, a part that is spread over all
     some = torch.arange(0, n, -(-n // 2000), device=logits.device)
     pairs = torch.triu_indices(len(some), len(some), 1, device=logits.device)
-    first, second = (
-        (unit @ unit.mT)[pairs[0], pairs[1]]
-        for unit in (F.normalize(part - part.mean(0), dim=1) for part in (logits[some], rows[some]))
-    )
-    rho = torch.corrcoef(torch.stack([first.double(), second.double()]))[0, 1].item()
+    cosines = []
+    for part in (logits[some], rows[some]):
+        unit = F.normalize(part - part.mean(0), dim=1)
+        cosines.append((unit @ unit.mT)[pairs[0], pairs[1]].double())
+    rho = torch.corrcoef(torch.stack(cosines))[0, 1].item()
     return min(1.0, max(0.0, (rho - 0.6) / 0.3)) if math.isfinite(rho) else 0.0
 
 
-def spread(logits: torch.Tensor) -> float:
+def spread(logits: Tensor) -> float:
     """Standard deviation of logits `[N, C]` about the mean of their row."""
     return (logits - logits.mean(1, keepdim=True)).square().mean().sqrt().item()
 
@@ -88,14 +148,10 @@ def away(value: float, centre: float, width: float) -> float:
     return (math.log10(value / centre) / width) ** 2 / 2
 
 
-def folds_of(items: Sequence[Any], folds: int) -> torch.Tensor:
-    """A fold for every training image `[N]`, spread evenly over those of a class.
+def folds_of(items: Sequence[Any], folds: int) -> Tensor:
+    """A fold for each of Dassl's training items `[N]`, spread evenly over those of a class.
 
     A picture that is listed twice has one fold.
-
-    Args:
-        items: Dassl's, with `label` and `impath`.
-        folds: their number.
     """
     latest: dict[int, int] = {}
     numbers: dict[str, int] = {}
@@ -108,110 +164,71 @@ def folds_of(items: Sequence[Any], folds: int) -> torch.Tensor:
     return torch.tensor([numbers[item.impath] for item in items])
 
 
-def judged(labels: torch.Tensor) -> torch.Tensor:
+def judged(labels: Tensor) -> Tensor:
     """Whether an image of these labels `[N]` can be held out: its class has another one."""
     return labels.bincount()[labels] > 1
 
 
-def held_out(
-    gathered: Gathered, folds: torch.Tensor, class_bound: bool = True
-) -> Iterator[tuple[Gathered, Gathered]]:
-    """What is fitted to and what is judged, fold by fold.
+def choose(
+    gathered: Gathered, folds: Tensor, priors: list[float], logits_of: LogitsOf, class_bound: bool
+) -> int:
+    """The number of the value at which held-out images surprise least; of equal ones the first.
 
-    All views of an image are held out together, and it is judged un-augmented.
-
-    Args:
-        folds: of the training images.
-        class_bound: whether what is fitted has numbers of every class; an image that is the only
-            one of its class says nothing then, and stays.
+    `logits_of` fits to its first argument and gives the logits `[M, C]` of its second, for every
+    value in turn; priors are minus the logarithm of each value's. All views of an image are held
+    out together, and it is judged un-augmented. Where what is fitted is bound to classes, an image
+    that is the only one of its class stays.
     """
     fold, first = folds.to(gathered.index.device)[gathered.index], gathered.views == 0
-    out = torch.ones_like(first)
-    if class_bound:
-        single = gathered.index[first][~judged(gathered.labels[first])]
-        out = ~torch.isin(gathered.index, single)
-    for number in fold.unique():
-        rows = out & (fold == number)
+    needed = 2 if class_bound else 1  # images of a class
+    out = gathered.labels[first].bincount()[gathered.labels] >= needed
+    labels, answers = [], []
+    for part in fold.unique():
+        rows = out & (fold == part)
         if rows.any() and not rows.all():
-            yield gathered.part(~rows), gathered.part(rows & first)
-
-
-def choose(
-    gathered: Gathered,
-    folds: torch.Tensor,
-    values: Sequence[Value],
-    logits_of: Callable[[Gathered, Gathered], Iterable[torch.Tensor]],
-    prior: Callable[[Value], float] = lambda value: 0.0,
-    class_bound: bool = True,
-) -> Value:
-    """The value at which held-out images surprise least; of equal ones the first.
-
-    Where no image can be held out the prior alone decides.
-
-    Args:
-        folds, class_bound: of `held_out`.
-        logits_of: fits to its first argument and gives the logits `[M, C]` of the rows of its
-            second, for every value in turn.
-        prior: minus the logarithm of a value's.
-    """
-    answers: list[list[torch.Tensor]] = [[] for _ in values]
-    labels = []
-    for fitted, others in held_out(gathered, folds, class_bound):
-        labels.append(others.labels)
-        for kept, logits in zip(answers, logits_of(fitted, others), strict=True):
-            kept.append(logits)
-    costs = [prior(value) for value in values]
-    if labels:
-        told = torch.cat(labels)
-        costs = [
-            cost + surprise(torch.cat(kept), told)
-            for cost, kept in zip(costs, answers, strict=True)
-        ]
-    return values[costs.index(min(costs))]
+            others = gathered.part(rows & first)
+            labels.append(others.labels)
+            answers.append(logits_of(gathered.part(~rows), others))
+    costs = priors.copy()
+    for number, logits in enumerate(zip(*answers, strict=True)):
+        costs[number] += surprise(torch.cat(logits), torch.cat(labels))
+    return costs.index(min(costs))
 
 
 def blended(
-    gathered: Gathered,
-    folds: torch.Tensor,
-    zero_shot: Callable[[Gathered], torch.Tensor],
-    fit: Callable[[Gathered], Sequence[Added]],
-    priors: Sequence[float] = (0.0,),
-) -> tuple[int, float, Added]:
-    """Which of several fits is added to zero-shot, its weight alpha, and it, fitted to all.
+    gathered: Gathered, folds: Tensor, head: FeatureHead, fit: Fit, priors: list[float]
+) -> tuple[float, Numbers]:
+    """alpha and the numbers with which the head is zero-shot plus alpha times what they add.
 
-    What is chosen is how far the added logits spread, in units of zero-shot's own spread: any fit,
-    to few or to many images, is so measured alike. The prior of that ratio is normal in its
-    logarithm (half a power of ten) about `U^-1.5`, at most 10: U is the spread of zero-shot where
-    it is scaled as its right answers on the training images deserve. So zero-shot is left early
-    where it knows little, and late where it knows much.
-
-    Args:
-        zero_shot: logits `[N, C]` of rows.
-        fit: to what is given; functions of rows `[N, E]` to logits `[N, C]`.
-        priors: minus the logarithm of one for each of the fits.
+    They are of one of the fits that `fit` makes, whose priors (minus their logarithms) are given.
+    alpha is chosen as a ratio of spreads, so that fits to few and to many images are measured
+    alike. Its prior is normal in the logarithm (half a power of ten) about `U^-1.5`, at most 10: U
+    is the spread of zero-shot, scaled as its right answers on the training images deserve.
     """
+
+    def zero_shot(part: Gathered) -> Tensor:
+        return head.scale * part.rows @ part.texts.mT
+
+    def added(part: Gathered, numbers: Numbers) -> Tensor:
+        return head.logits(0.0, part.rows, part.texts, **numbers)
+
+    def unit(part: Gathered, numbers: Numbers) -> float:
+        first = part.part(part.views == 0)
+        return spread(zero_shot(first)) / max(spread(added(first, numbers)), 1e-12)
+
+    def logits_of(fitted: Gathered, others: Gathered) -> Iterator[Tensor]:
+        prior = zero_shot(others)
+        for numbers in fit(fitted):
+            logits = unit(fitted, numbers) * added(others, numbers)
+            for ratio in RATIOS:
+                yield prior + ratio * logits
+
     first = gathered.part(gathered.views == 0)
-    prior = zero_shot(first).float()
-    prior = prior - prior.mean(1, keepdim=True)
-    known = max(sharpness(prior, first.labels) * spread(prior), 1e-3)
+    logits = zero_shot(first).float()
+    logits = logits - logits.mean(1, keepdim=True)
+    known = max(sharpness(logits, first.labels) * spread(logits), 1e-3)
     centre = min(10.0, known**-1.5)
-
-    def factor(first: Gathered, added: Added) -> float:
-        return spread(zero_shot(first)) / max(spread(added(first.rows)), 1e-12)
-
-    def logits_of(fitted: Gathered, others: Gathered) -> Iterator[torch.Tensor]:
-        seen, prior = fitted.part(fitted.views == 0), zero_shot(others)
-        for added in fit(fitted):
-            logits = factor(seen, added) * added(others.rows)
-            yield from (prior + ratio * logits for ratio in RATIOS)
-
-    values = [(number, ratio) for number in range(len(priors)) for ratio in RATIOS]
-    number, ratio = choose(
-        gathered,
-        folds,
-        values,
-        logits_of,
-        lambda value: priors[value[0]] + away(value[1], centre, 0.5),
-    )
-    added = fit(gathered)[number]
-    return number, ratio * factor(first, added), added
+    costs = [prior + away(ratio, centre, 0.5) for prior in priors for ratio in RATIOS]
+    number, place = divmod(choose(gathered, folds, costs, logits_of, True), len(RATIOS))
+    numbers = fit(gathered)[number]
+    return RATIOS[place] * unit(gathered, numbers), numbers
