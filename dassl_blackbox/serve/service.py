@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,12 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 
 from ..trainers.blackbox.data.decoding import to_rgb
 from ..trainers.blackbox.errors import first_line
+from ..trainers.blackbox.files import digest
 from ..trainers.blackbox.oracle.bill import price
 from ..trainers.blackbox.oracle.prompt import Prompt
 from ..trainers.blackbox.oracle.texts import Texts
 from ..trainers.blackbox.oracle.topk import let_out
-from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
+from ..trainers.blackbox.oracle.wire import pack
 from .access import Account, Accounts
 from .contents import Contents, missing
 from .counters import Counters
@@ -74,7 +75,7 @@ class Service:
 
     def describe(self, account: Account) -> dict[str, Any]:
         return {
-            "model": as_json(self.description),
+            "model": asdict(self.description),
             "grants": sorted(account.grants),
             "top_k": account.top_k,
             "max_bytes": self.limits.body,
@@ -158,7 +159,7 @@ class Service:
         return self.keep(pixels[None])
 
     def keep(self, images: torch.Tensor) -> dict[str, Any]:
-        names = content_ids(images)
+        names = [digest(image) for image in images]
         self.contents.put_images(names, images)
         return {"ids": names}
 

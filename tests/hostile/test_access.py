@@ -11,7 +11,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, normalised, pack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, Contents, normalised, pack
 from support import seeded
 
 from hostile.client import JSON, KEY, KEYS, QUESTIONS, WIDTH
@@ -84,7 +84,7 @@ def test_what_another_key_sent_gives_no_more_than_the_own_grants(served):
     assert line.ask("POST", "/v1/images", sent, MEDIA, "another").status == 200
     body = json.dumps({"names": ["of another", "and one more"]}).encode()
     texts = json.loads(line.ask("POST", "/v1/texts", body, JSON, "another").body)["id"]
-    about = {"images": content_ids(images), "classes": texts}
+    about = {"images": Contents(images).ids, "classes": texts}
     query, features = pack({}, about), pack({}, {"images": about["images"]})
     words = pack({}, {"classes": texts})
     contexts = pack({"contexts": torch.zeros(1, 1, 128)}, about)

@@ -9,7 +9,7 @@ import random
 from urllib.parse import quote
 
 import torch
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, pack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, Contents, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -203,9 +203,9 @@ def test_numbers_that_are_none_or_at_the_edge(served):
         images = torch.full((1, 3, 32, 32), value)
         body = pack({"images": images})
         assert served.line.ask("POST", "/v1/images", body, MEDIA).status == 200
-        about = {**served.about, "images": content_ids(images)}
+        about = {**served.about, "images": Contents(images).ids}
         assert served.line.ask("POST", "/v1/query", pack({}, about), MEDIA).status == 200
-        about = {"images": content_ids(images)}
+        about = {"images": Contents(images).ids}
         body = pack({}, about)
         assert served.line.ask("POST", "/v1/features/images", body, MEDIA).status == 200
 
