@@ -137,7 +137,8 @@ class Http:
             words = f"it points to {self.quoted(headers['Location'])}, where no key is carried"
         check = f"Check ORACLE.URL, ORACLE.API and {KEY}{'' if self.key else ', which is not set'}."
         more = self.advice.get(status, check if status in (401, 403, 404) or status < 400 else "")
-        raise Refused(f"{answer.url} answers {status}: {words.rstrip('.')}. {more}", status, body)
+        told = f"{answer.url} answers {status}: {words.rstrip('.')}. {more}".rstrip()
+        raise Refused(told, status, body)
 
     def quoted(self, text: str) -> str:
         """What a service says, for an error: in one printable line, cut short, without the key."""
@@ -180,8 +181,7 @@ class RemoteOracle(Oracle):
             self.grants, self.most = frozenset(about["grants"]), int(about["max_bytes"])
             held = self.description.name, about["top_k"]
         except (ValueError, LookupError, TypeError) as e:
-            told = f"{line.url} is no server of dassl_blackbox.serve"
-            raise BlackBoxError(f"{told}: check ORACLE.URL and ORACLE.API.") from e
+            raise BlackBoxError(f"{line.url} is no dassl_blackbox.serve: check ORACLE.API.") from e
         if held != (name, top_k):
             told = f"{line.url} holds {held[0]!r} with ORACLE.TOP_K {held[1]}, not {name!r} with"
             raise BlackBoxError(f"{told} {top_k}: set MODEL.BACKBONE.NAME and ORACLE.TOP_K.")
