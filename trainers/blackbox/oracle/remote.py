@@ -84,11 +84,12 @@ class Http:
         """
 
         def note(state: tenacity.RetryCallState) -> None:
-            if state.outcome and (state.attempt_number == 5 or state.upcoming_sleep > LONGEST):
-                print(f"Waiting for {self.url} ({state.outcome.exception()})", file=sys.stderr)
+            if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
+                why = self.quoted(str(state.outcome.exception()))
+                print(f"Waiting for {self.url} ({why})", file=sys.stderr)
 
         again = tenacity.Retrying(
-            retry=tenacity.retry_never,  # but by TryAgain
+            retry=tenacity.retry_if_exception_type(httpx.TransportError),
             stop=tenacity.stop_after_delay(self.patience),
             wait=lambda state: max(BACKOFF(state), self.quiet - time.monotonic()),
             before_sleep=note,
@@ -96,29 +97,27 @@ class Http:
         )
         try:
             return again(self.once, method, path, **request)
-        except tenacity.TryAgain as e:
-            told = f"{self.url} gave no answer within {self.patience:g} seconds ({e}): check"
+        except httpx.TransportError as e:
+            why = self.quoted(first_line(e))
+            told = f"{self.url} gave no answer within {self.patience:g} seconds ({why}): check"
             raise BlackBoxError(f"{told} ORACLE.URL, or raise ORACLE.PATIENCE and go on.") from e
 
     def once(self, method: str, path: str, **request: Any) -> bytes:
-        """One try; TryAgain where another may be answered otherwise."""
+        """One try; httpx.TransportError where another may be answered otherwise."""
         url, content = urlsplit(self.url), bytearray()
         url = url._replace(path=url.path.rstrip("/") + path if path else url.path)
-        try:
-            with self.client.stream(method, url.geturl(), **request) as answer:
-                status, headers = answer.status_code, answer.headers
-                plain = (coding := headers.get("Content-Encoding", "identity")) == "identity"
-                for part in answer.iter_raw() if plain else ():
-                    content += part
-                    if len(content) > LARGEST:
-                        raise BlackBoxError(f"{self.url} sends more than {LARGEST:,} bytes.")
-        except httpx.TransportError as e:
-            raise tenacity.TryAgain(self.quoted(f"{type(e).__name__}: {first_line(e)}")) from e
+        with self.client.stream(method, url.geturl(), **request) as answer:
+            status, headers = answer.status_code, answer.headers
+            plain = (coding := headers.get("Content-Encoding", "identity")) == "identity"
+            for part in answer.iter_raw() if plain else ():
+                content += part
+                if len(content) > LARGEST:
+                    raise BlackBoxError(f"{self.url} sends more than {LARGEST:,} bytes.")
         if status == 200 and not plain:  # an error's words are only left out
             told = f"{self.url} compresses its answer ({self.quoted(coding)}), which is not read"
             raise BlackBoxError(f"{told}: turn that off, there or in the proxy before it.")
         if plain and headers.get(wire.DIGEST, "") not in ("", wire.digest_of(content)):
-            raise tenacity.TryAgain("the answer is damaged")
+            raise httpx.TransportError("the answer is damaged")
         if status == 200:
             return bytes(content)
         text, later, body = content.decode(errors="replace"), headers.get("Retry-After", ""), None
@@ -132,7 +131,7 @@ class Http:
         if status in BUSY or (status == 400 and f'"code": "{wire.DAMAGED}"' in text):
             with suppress(ValueError):
                 self.quiet = time.monotonic() + min(float(later), self.patience)
-            raise tenacity.TryAgain(f"{status}: {words}")
+            raise httpx.TransportError(f"{status}: {words}")
         if answer.has_redirect_location:
             words = f"it points to {self.quoted(headers['Location'])}, where no key is carried"
         check = f"Check ORACLE.URL, ORACLE.API and {KEY}{'' if self.key else ', which is not set'}."
