@@ -18,8 +18,9 @@ from dassl_blackbox.serve.replica import Turns
 from dassl_blackbox.serve.requests import Refusal
 from dassl_blackbox.serve.service import Options, build_service
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.files import digest
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, pack, unpack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, pack, unpack
 from hostile.client import KEY, WIDTH, Line
 from hostile.server import Served, write_keys
 from PIL import Image
@@ -161,7 +162,7 @@ def test_further_texts_are_scored_once_and_never_stand_beside_each_candidate(ser
     classes = names_of(service, 0, ["a", "b", "c"])
     account, image = service.accounts.accounts[0], torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     asyncio.run(service.take_images(account, pack({"images": image}), picture=False))
-    about = {"images": content_ids(image), "classes": classes, "texts": further}
+    about = {"images": [digest(image[0])], "classes": classes, "texts": further}
     contexts = torch.randn(200, 1, 128, generator=seeded()) * 0.04
     sizes, score = [], service.replica.oracle.score
 
@@ -188,7 +189,7 @@ def test_what_nobody_waits_for_ends(service, monkeypatch):
     account, replica = service.accounts.accounts[1], service.replica
     image = torch.ones(1, 3, 32, 32, dtype=torch.uint8)
     asyncio.run(service.take_images(account, pack({"images": image}), picture=False))
-    about = {"images": content_ids(image), "classes": names_of(service, 1, ["x", "y", "z"])}
+    about = {"images": [digest(image[0])], "classes": names_of(service, 1, ["x", "y", "z"])}
     body = pack({"contexts": torch.randn(300, 1, 128, generator=seeded(1))}, about)
     begun, asked, features = threading.Event(), [], replica.features
 

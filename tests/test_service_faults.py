@@ -8,7 +8,7 @@ import zlib
 import pytest
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
-from dassl_blackbox.trainers.blackbox.oracle.http import Refused
+from dassl_blackbox.trainers.blackbox.oracle.remote import Refused
 from dassl_blackbox.trainers.blackbox.oracle.services import png
 from services import KEY, TEXTS, Served, at, local_logits, oracle_at
 from support import difference, run
@@ -67,9 +67,9 @@ def test_calls_about_a_picture_are_made_several_at_a_time(digits, tmp_path):
 @pytest.mark.parametrize(
     "status, content, words",
     [
-        (401, {"detail": "Unauthorized"}, "401: Unauthorized.*BLACKBOX_KEY"),
+        (401, {"detail": "Unauthorized"}, "401: Unauthorized.*BLACKBOX_KEY."),
         (402, {"detail": "Insufficient balance"}, "a budget is spent: Insufficient balance"),
-        (404, {"detail": "Not Found"}, "embeddings is not there.*ORACLE.URL"),
+        (404, {"detail": "Not Found"}, "embeddings answers 404: .*ORACLE.URL"),
         (413, b"<html>too large</html>", "413: .*ORACLE.BATCH"),
         (400, {"error": {"message": "bad", "type": "t", "param": None, "code": 400}}, "400: bad"),
     ],
@@ -147,7 +147,7 @@ def test_a_space_of_pictures_alone_is_a_sentence(service, digits):
     oracle = oracle_at(server)
     rows = [{"index": i, "embedding": [1.0] * 64} for i in range(3)]
     server.faults = [(200, {}, {"data": rows})]
-    with pytest.raises(BlackBoxError, match=r"\[3, 64\] of 3 texts, where \[3, 128\] is expected"):
+    with pytest.raises(BlackBoxError, match=r"\[3, 64\] numbers, not \[3, 128\] finite ones"):
         oracle.query(oracle.upload(digits), Prompt())
 
 
@@ -173,11 +173,11 @@ def test_no_key_is_written_anywhere(service, data_root, tmp_path, capsys):
 @pytest.mark.parametrize(
     "names, template, words",
     [
-        ([], "{}", "There are no classes"),
-        (["a", 3], "{}", "3 is not a text"),
-        (["a", "\ud800"], "{}", "is not a text"),
-        (["a", " _"], "{}", "has no words"),
-        (["a"], "a photo", "has no slot"),
+        ([], "{}", r"Class names are words in UTF-8.*are \[\]"),
+        (["a", 3], "{}", r"are \[3\]"),
+        (["a", "\ud800"], "{}", r"are \['.ud800'\]"),
+        (["a", " _"], "{}", r"are \[' _'\]"),
+        (["a"], "a photo", "has a slot {}: .* and 'a photo'"),
     ],
 )
 def test_names_that_cannot_be_sent_are_sentences(service, names, template, words):

@@ -177,8 +177,8 @@ def test_features_are_no_score_services_to_give(service, data_root, tmp_path):
 
 def test_what_a_run_comes_to_is_told_before_it(service):
     oracle = oracle_at(service(), PRICE=0.0001)
-    assert oracle.quote(800, 40) == "about 27 calls, 800 pictures, 0.08 by ORACLE.PRICE"
-    assert oracle_at(service("hf"), api="hf").quote(1, 9) == "about 1 call, 1 picture"
+    assert oracle.quote(800, 40) == "about 27 call(s), 800 picture(s), 0.08 by ORACLE.PRICE"
+    assert oracle_at(service("hf"), api="hf").quote(1, 9) == "about 1 call(s), 1 picture(s)"
 
 
 def test_the_bill_has_the_money(service, digits):

@@ -12,8 +12,7 @@ import torch
 
 from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.oracle import Description, Texts
-from ..trainers.blackbox.oracle.cache import open_cache
-from ..trainers.blackbox.oracle.wire import normalised
+from ..trainers.blackbox.oracle.wire import normalised, open_cache
 
 PICTURE, PIXELS = b"u", b"f"  # first byte of a value: 8-bit, or normalised numbers
 

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 
 from ..trainers.blackbox.data.decoding import to_rgb
 from ..trainers.blackbox.errors import BlackBoxError, first_line
+from ..trainers.blackbox.files import digest
 from ..trainers.blackbox.openclip.models import load_model
 from ..trainers.blackbox.oracle import Prompt, Texts
 from ..trainers.blackbox.oracle.bill import UNITS, price
 from ..trainers.blackbox.oracle.topk import let_out
-from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
+from ..trainers.blackbox.oracle.wire import pack
 from .access import Account, Accounts
 from .contents import Contents
 from .ledger import Ledger
@@ -78,7 +79,7 @@ class Service:
 
     def describe(self, account: Account) -> dict[str, Any]:
         return {
-            "model": as_json(self.description),
+            "model": asdict(self.description),
             "grants": sorted(account.grants),
             "top_k": account.top_k,
             "max_bytes": self.limits.body,
@@ -119,7 +120,7 @@ class Service:
         self, account: Account, read: Callable[[bytes], torch.Tensor], body: bytes
     ) -> dict[str, Any]:
         images = read(body)
-        names = content_ids(images)
+        names = [digest(image) for image in images]
         self.contents.put_images(account.name, names, images)
         return {"ids": names}
 
@@ -163,10 +164,10 @@ class Service:
             body: of the request.
         """
         job, cost, room = await self.on(self.disk, account, self.look_at, what, account, body)
-        digest = hashlib.sha256(body).hexdigest()
+        name_of = hashlib.sha256(body).hexdigest()
         self.bodies.hold(account.name, room)  # before it is charged
         try:
-            request = account, name, f"{what} {digest}", cost
+            request = account, name, f"{what} {name_of}", cost
             charged = await self.on(self.disk, account, self.ledger.charge, *request)
             try:
                 found = await asyncio.wrap_future(self.replica.submit(job))

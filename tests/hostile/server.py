@@ -6,7 +6,7 @@ import re
 import torch
 import yaml
 from dassl_blackbox.trainers.blackbox.oracle.texts import Texts
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, pack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, Contents, pack
 from support import seeded
 
 from hostile.client import JSON, KEY, KEYS, Line
@@ -22,7 +22,7 @@ class Served:
     def __init__(self, server):
         self.server, self.line = server, Line(server)
         self.images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=seeded())
-        self.ids, self.texts = content_ids(self.images), Texts.of(NAMES)
+        self.ids, self.texts = Contents(self.images).ids, Texts.of(NAMES)
         self.contexts = torch.randn(2, 2, 128, generator=seeded()) * 0.05
         self.about = {"images": self.ids, "classes": self.texts.id, "texts": None}
         self.question = pack({"contexts": self.contexts}, self.about)

@@ -13,7 +13,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, normalised, pack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, Contents, normalised, pack
 from support import seeded
 
 from hostile.client import JSON, KEY, KEYS, QUESTIONS, WIDTH
@@ -92,7 +92,7 @@ def test_what_another_key_sent_is_unknown_and_what_was_sent_gives_the_own_grants
         return answers[1].status == 200 and json.loads(answers[1].body)["id"]
 
     texts = send("another")
-    about = {"images": content_ids(images), "classes": texts}
+    about = {"images": Contents(images).ids, "classes": texts}
     query, features = pack({}, about), pack({}, {"images": about["images"]})
     words = pack({}, {"classes": texts})
     contexts = pack({"contexts": torch.zeros(1, 1, 128)}, about)

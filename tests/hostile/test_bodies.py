@@ -9,7 +9,7 @@ import random
 from urllib.parse import quote
 
 import torch
-from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, content_ids, pack
+from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, Contents, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -201,7 +201,7 @@ def test_numbers_that_are_none_or_at_the_edge(served):
         part, images = torch.full((1, 1, 128), value), torch.full((1, 3, 32, 32), value)
         body = pack({"images": images})
         assert served.line.ask("POST", "/v1/images", body, MEDIA).status == 200
-        names = content_ids(images)
+        names = Contents(images).ids
         for path, body in (
             ("/v1/query", pack({"contexts": part}, served.about)),
             ("/v1/query", pack({}, {**served.about, "images": names})),

@@ -18,8 +18,7 @@ from dassl_blackbox.serve.service import Options, build_service
 from dassl_blackbox.trainers.blackbox.answers import Answers
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Meter, Prompt
-from dassl_blackbox.trainers.blackbox.oracle.http import Http, Refused
-from dassl_blackbox.trainers.blackbox.oracle.remote import RemoteOracle
+from dassl_blackbox.trainers.blackbox.oracle.remote import Http, Refused, RemoteOracle
 from services import TEXTS, at, embed_texts, local_logits, oracle_at
 from support import assert_same, bill, build, difference, last_checkpoint, run, sentence
 
@@ -126,7 +125,7 @@ def test_no_train_tells_evaluation_and_what_is_left(
     options = at(server)
     said = told("GDA", *options, "TRAINER.GDA.VIEWS", 1)
     assert "3 training queries, 60 image queries; 3 evaluation queries, 61 image queries" in said
-    assert re.search(r"about 3 calls, 60 pictures; evaluation about 2 calls, 61 pictures$", said)
+    assert re.search(r"about 3 call.*, 60 picture.*; evaluation about 2 call.*, 61 picture", said)
     said = told("ZeroshotOracle", *options)
     assert "no training queries; 2 evaluation queries, 61 image queries" in said
     used = key("five")
@@ -245,7 +244,7 @@ def test_indices_that_are_none_are_named(indices, service, digits):
     server = service()
     oracle = oracle_at(server, PATIENCE=30.0)
     server.always = 200, {}, rows_of(*({"index": i} for i in indices))
-    words = re.escape(f"an index of {list(indices)}, where 0 to 2 are expected")
+    words = re.escape(f"an index of {list(indices)}, not of 0 to 2")
     with pytest.raises(BlackBoxError, match=words):
         oracle.query(oracle.upload(digits[:3]), Prompt())
     assert len(server.requests) == 3  # the sample, and two tries

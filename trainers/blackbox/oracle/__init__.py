@@ -34,8 +34,8 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
         oracle = LocalOracle(model, grants=node.GRANTS, client=client)
         return TopK(oracle, node.TOP_K) if node.TOP_K else oracle
     try:
-        from .formats import HuggingFaceService, OpenAIService
         from .remote import Http, RemoteOracle
+        from .services import HuggingFaceService, OpenAIService
     except ImportError as e:
         raise BlackBoxError(
             f"A model behind HTTP needs the package {e.name}. In a clone of dassl-blackbox: "

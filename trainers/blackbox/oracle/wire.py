@@ -1,4 +1,4 @@
-"""The wire format of our server and client: tensors, what is said beside them, and content names.
+"""What both sides of HTTP share: bodies of tensors, names of contents, 8-bit pictures, a disk.
 
 A body is a safetensors file, of which one entry of the metadata is JSON: no pickle is read on
 either side. Its digest goes with it (RFC 9530), so that a damaged body is known as such.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import diskcache
 import safetensors.torch
 import torch
 
@@ -23,54 +25,38 @@ from ..parts import few_at_a_time
 from .interface import Description, Images
 
 MEDIA = "application/vnd.safetensors"
-DIGEST = "Content-Digest"
-REQUEST = "Idempotency-Key"
+DIGEST, REQUEST = "Content-Digest", "Idempotency-Key"
 DAMAGED = "damaged"  # code of our server's error where a body's digest is not the body's
-ABOUT = "about"
 HEADER_BYTES = 8  # a safetensors file begins with the length of its header
+MARK = 16  # bytes of the digest ahead of a value on disk
+WORDS = re.compile(r"(?s)(?=.*[^\s_])[^\ud800-\udfff]*")
 
 
 def pack(tensors: Mapping[str, torch.Tensor], about: Any = None) -> bytes:
     """A body of named tensors, and of what can be said in JSON about them."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(held, {ABOUT: json.dumps(about)})
+    return safetensors.torch.save(held, {"about": json.dumps(about)})
 
 
 def unpack(body: bytes) -> tuple[dict[str, torch.Tensor], Any]:
-    """The tensors of a body, and what is said about them.
-
-    Raises:
-        BlackBoxError: it is not one of `pack`.
-    """
+    """The tensors of a body, and what is said about them; BlackBoxError where it is none."""
     try:
         tensors = safetensors.torch.load(body)
         length = int.from_bytes(body[:HEADER_BYTES], "little")
         header = json.loads(body[HEADER_BYTES : HEADER_BYTES + length])
-        about = json.loads(header.get("__metadata__", {}).get(ABOUT, "null"))
-    # safetensors raises an exception of its own, and KeyError for a type that torch has not
-    except Exception as e:
-        raise BlackBoxError(
-            f"The body is no safetensors file with JSON beside it ({type(e).__name__})."
-        ) from e
-    return tensors, about
+        return tensors, json.loads(header.get("__metadata__", {}).get("about", "null"))
+    except Exception as e:  # safetensors' own, or KeyError for a type that torch has not
+        what = type(e).__name__
+        raise BlackBoxError(f"The body is no safetensors file with JSON beside it ({what}).") from e
 
 
-def digest_of(body: bytes) -> str:
+def digest_of(body: bytes | bytearray) -> str:
     """The value of the header `Content-Digest`."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
-def content_ids(images: torch.Tensor) -> list[str]:
-    """SHA-256 of every image `[B, 3, H, W]`, its type and its size, in hexadecimal digits."""
-    return [digest(image) for image in images]
-
-
 class Contents(Images):
-    """A batch with the names of its contents.
-
-    Attributes:
-        pixels: 8-bit pictures, or normalised pixels that are not made of such, `[B, 3, H, W]`.
-    """
+    """A batch `[B, 3, H, W]` of 8-bit pictures or normalised pixels, named by content."""
 
     def __init__(self, pixels: torch.Tensor) -> None:
         super().__init__(len(pixels))
@@ -78,60 +64,61 @@ class Contents(Images):
 
     @cached_property
     def ids(self) -> list[str]:
-        return content_ids(self.pixels)
-
-
-def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor | None:
-    """The pictures `[B, 3, H, W]` of 8 bits that these normalised pixels were made of.
-
-    None where there are none from which `normalised` makes the same pixels, bit for bit.
-    """
-    pictures = []
-    for part in few_at_a_time(pixels.cpu()):
-        pictures.append(to_8bit(part, description))
-        if not torch.equal(normalised(pictures[-1], description), part):
-            return None
-    return torch.cat(pictures)
-
-
-def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
-    """Normalised pixels `[..., 3, H, W]` as 8-bit values, on the CPU.
-
-    Pictures that came out of files are so again, without a loss. What a method changed is rounded
-    to the nearest of 256 levels, and clamped: no file that a service takes holds more. BlackVIP's
-    changes of c = 0.01 in a decoder's weight survive that. BAR's shift, of length 0.01 along a unit
-    vector of all the numbers of its frame, does not: of 37,620 border values of a picture of
-    224 x 224, 37 jump by a level and the others stay, so that its estimate becomes one of rounding.
-    A larger `TRAINER.BAR.EPS` reaches further.
-
-    Raises:
-        BlackBoxError: a pixel is not finite.
-    """
-    mean, std = moments(description)
-    values = (pixels.detach().cpu() * std + mean) * 255
-    if not values.isfinite().all():
-        raise BlackBoxError(
-            "A changed picture has pixels that are not finite. Lower the step size of the method."
-        )
-    return values.round().clamp(0, 255).to(torch.uint8).contiguous()
+        return [digest(image) for image in self.pixels]
 
 
 def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor:
     """Pixels as torchvision's `ToTensor` and `Normalize` make them of 8-bit pictures."""
-    mean, std = moments(description)
+    mean, std = torch.tensor([description.mean, description.std]).view(2, 3, 1, 1)
     return pictures.float().div(255).sub(mean).div(std)
 
 
-def moments(description: Description) -> tuple[torch.Tensor, torch.Tensor]:
+def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
+    """Normalised pixels `[B, 3, H, W]` as 8-bit values, on the CPU: those of files without a loss,
+    while changes of less than half a level vanish (BAR's, of length 0.01 over a frame).
+    """
     mean, std = torch.tensor([description.mean, description.std]).view(2, 3, 1, 1)
-    return mean, std
+    pictures = []
+    for part in few_at_a_time(pixels.detach().cpu()):
+        values = (part * std + mean) * 255
+        if not values.isfinite().all():
+            raise BlackBoxError("A changed picture has pixels that are not finite: lower OPTIM.LR.")
+        pictures.append(values.round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(pictures)
 
 
-def as_json(description: Description) -> dict[str, Any]:
-    return asdict(description)
+def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
+    """The 8-bit pictures `[B, 3, H, W]` that `normalised` makes these pixels of, or the pixels."""
+    pictures, pixels = to_8bit(pixels, description), pixels.cpu()
+    parts = zip(few_at_a_time(pictures), few_at_a_time(pixels), strict=True)
+    same = all(torch.equal(normalised(part, description), given) for part, given in parts)
+    return pictures if same else pixels
 
 
-def described(about: Mapping[str, Any]) -> Description:
-    """The description that `as_json` wrote; TypeError and others where it is none."""
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
-    return Description(**given)
+def whole_texts(names: Sequence[str], template: str) -> list[str]:
+    """The text of every name: the template with the name in the slot, `_` read as a space."""
+    odd = [name for name in names if not (isinstance(name, str) and WORDS.fullmatch(name))]
+    if odd or not len(names) or "{}" not in template:
+        told = f"there are {odd[:1] or list(names)[:1]!a} and {template!a}"
+        raise BlackBoxError(f"Class names are words in UTF-8, a template has a slot {{}}: {told}.")
+    return [template.replace("{}", name.replace("_", " ")) for name in names]
+
+
+class Plain(diskcache.Disk):
+    """Gives bytes alone, as they were put in: a pickle is never loaded, what is damaged is b""."""
+
+    def store(self, value: bytes, read: bool, key: Any = None) -> tuple[Any, ...]:
+        return super().store(hashlib.sha256(value).digest()[:MARK] + value, read, key)
+
+    def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> bytes:
+        raw = mode in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY)
+        found = super().fetch(mode, filename, value, read) if raw else b""
+        held = found[MARK:] if isinstance(found, bytes) else b""
+        return held if hashlib.sha256(held).digest()[:MARK] + held == found else b""
+
+
+def open_cache(folder: Path, limit: int = 2**32) -> Any:
+    """A `diskcache.Cache` for its owner alone; beyond the limit (bytes), the oldest goes first."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    policy = {"size_limit": limit, "eviction_policy": "least-recently-stored"}
+    return diskcache.Cache(str(folder), disk=Plain, **policy)
