@@ -53,6 +53,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], Any
 def read_text(path: str | Path, cure: str) -> str:
     """The text of a file without a byte order mark; an error ends with `cure`, what to do."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError("not a regular file")  # a pipe would be waited for
         return Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise BlackBoxError(f"{path} cannot be read ({first_line(e)}). {cure}") from e
