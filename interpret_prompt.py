@@ -19,8 +19,8 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl_blackbox.trainers.blackbox.config import check_cfg, defaults, merge_files
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
+from dassl_blackbox.trainers.blackbox.files import missing
 from dassl_blackbox.trainers.blackbox.run import metrics
-from dassl_blackbox.trainers.blackbox.run.checkpoints import meant
 from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 
 
@@ -33,11 +33,7 @@ def load_run(folder: str, root: str) -> TrainerBase:
     """
     config = Path(folder) / "config.yaml"
     if not config.is_file():
-        why = "it has no config.yaml" if Path(folder).is_dir() else "no such folder"
-        raise BlackBoxError(
-            f"There is no run in {folder}: {why}. Give a run's output folder, the "
-            f"one that holds log.txt.{meant(folder)}"
-        )
+        raise missing(config, Path(folder))
     cfg = defaults()
     merge_files(cfg, [str(config)])
     if root:

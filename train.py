@@ -37,18 +37,21 @@ from dassl_blackbox.trainers.blackbox.config import (
 from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.errors import (
     BlackBoxError,
-    Interrupted,
     first_line,
     nearest,
     one_of,
     printable,
 )
-from dassl_blackbox.trainers.blackbox.files import write_atomically
+from dassl_blackbox.trainers.blackbox.files import (
+    MODEL,
+    FolderLock,
+    load_state,
+    newest,
+    write_atomically,
+)
 from dassl_blackbox.trainers.blackbox.keys import masked
 from dassl_blackbox.trainers.blackbox.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.registry import ours
-from dassl_blackbox.trainers.blackbox.run.checkpoints import MODEL, settings_of
-from dassl_blackbox.trainers.blackbox.run.lock import FolderLock
 from dassl_blackbox.trainers.blackbox.run.matching import (
     IMAGES,
     as_text,
@@ -59,8 +62,8 @@ from dassl_blackbox.trainers.blackbox.run.matching import (
     settings,
     with_contents,
 )
-from dassl_blackbox.trainers.blackbox.run.metrics import forget
-from dassl_blackbox.trainers.blackbox.run.signals import handled
+from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from yacs.config import CfgNode
 
 NO_QUERIES = "No queries are counted here"
@@ -229,8 +232,9 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     made, here = read_settings(config), settings(cfg)
     if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
         return made, here
-    known = settings_of(Path(cfg.OUTPUT_DIR) / MODEL)
-    if known is None:
+    path = newest(Path(cfg.OUTPUT_DIR) / MODEL)
+    extra = load_state(path)["blackbox"] if path else {}
+    if "format" not in extra:  # nor does one of version 0.1.0
         folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT
         then, now = (os.path.realpath(os.path.expanduser(root)) for root in folders)
         return {**made, "DATASET.ROOT": then}, {**here, "DATASET.ROOT": now}
@@ -238,6 +242,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
         set_random_seed(cfg.SEED)  # as before the draw of a run's shots
     with redirect_stdout(io.StringIO()):
         images = training_images(build_dataset(cfg).train_x)
+    known = extra["settings"]
     told = {name: known[name] for name in {IMAGES, *names_of_files()} & known.keys()}
     return {**made, **told}, with_contents(here, images)
 
@@ -277,7 +282,8 @@ def train(trainer: TrainerBase, log: RunLog) -> None:
     if hasattr(trainer, "check_training"):
         trainer.check_training()
     log.open(cfg.OUTPUT_DIR)
-    forget(cfg.OUTPUT_DIR)  # before the configuration that the former result is not of
+    # before the configuration that the former result is not of
+    Path(cfg.OUTPUT_DIR, METRICS).unlink(missing_ok=True)
     write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
     trainer.train()
 
@@ -299,7 +305,11 @@ def main(args: argparse.Namespace) -> int:
             run(args, log, held)
         except (BlackBoxError, DatasetError) as e:
             return report(log, sentence_of(e), 1)
-        except Interrupted as e:
+        except OSError as e:
+            log.note(traceback.format_exc())
+            what = f"{e.filename or 'A file'} cannot be written or read ({e.strerror or e})"
+            return report(log, f"{what}. Make room, or choose another --output-dir.", 1)
+        except SystemExit as e:
             return int(e.code)
         except Exception as e:
             if os.environ.get("DASSL_BLACKBOX_TRACEBACK"):
@@ -310,7 +320,7 @@ def main(args: argparse.Namespace) -> int:
 
 def end(signum: int, frame: FrameType | None) -> None:
     """Handle a signal: the folder's lock is released on the way out."""
-    raise Interrupted(signum)
+    raise SystemExit(128 + signum)
 
 
 def report(log: RunLog, sentence: str, status: int) -> int:
@@ -335,7 +345,7 @@ def sentence_of(error: Exception) -> str:
 def fault(error: Exception, log: RunLog) -> str:
     """What is said of an error that nobody foresaw; the traceback goes into the log alone."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    with suppress(BlackBoxError):
+    with suppress(OSError):
         log.open(log.folder)
     log.note(traceback.format_exc())
     where = (

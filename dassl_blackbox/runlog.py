@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 from .runs import is_finished, read_result
 from .textlog import LIFE, is_evaluated
-from .trainers.blackbox.errors import BlackBoxError
 
 __all__ = ["LIFE", "RunLog", "is_evaluated", "is_finished", "read_result"]
 
@@ -70,25 +69,18 @@ class RunLog:
         """Begin to write; what was printed before comes first.
 
         Raises:
-            BlackBoxError: the file cannot be written.
+            OSError: the file cannot be written.
         """
         if self.path is not None or output is None:
             return
         path = Path(output) / "log.txt"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(  # noqa: SIM115  closed when the run ends
-                path, "a", encoding="utf-8", errors="backslashreplace"
-            )
-            self.file.write("".join(self.held))
-            self.file.flush()
-        except OSError as e:
-            self.file = None
-            raise BlackBoxError(
-                f"The log {path} cannot be written ({e.strerror or e}). Make room, or choose "
-                "another --output-dir."
-            ) from e
-        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(  # noqa: SIM115  closed when the run ends
+            path, "a", encoding="utf-8", errors="backslashreplace"
+        )
+        file.write("".join(self.held))
+        file.flush()
+        self.file, self.path = file, path
         self.held.clear()
 
     def write(self, text: str) -> None:

@@ -25,11 +25,10 @@ from .textlog import (
     trainer_in,
 )
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
-from .trainers.blackbox.files import read_text
+from .trainers.blackbox.files import MODEL, read_text
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
 from .trainers.blackbox.reading import read_yaml
 from .trainers.blackbox.run import metrics as stored
-from .trainers.blackbox.run.checkpoints import MODEL
 
 OWN_PICTURES = "ImageFolder"  # the data set whose name does not tell what it is
 LEFT_OUT, UNCOUNTED = "The run is left out.", "Its queries are shown as '?'."

@@ -24,7 +24,7 @@ from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, nearest
 from dassl_blackbox.trainers.blackbox.reading import read_yaml
 from dassl_blackbox.trainers.blackbox.registry import ours
-from dassl_blackbox.trainers.blackbox.run.signals import handled
+from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from dassl_blackbox.trainers.blackbox.templates import template_of
 from sweep import as_they_end, attempt, end_if
 from tabulate import tabulate

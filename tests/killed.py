@@ -11,7 +11,6 @@ import sys
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 import train
-from dassl_blackbox.trainers.blackbox import files
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.run import trainer as loop
 from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
@@ -79,11 +78,11 @@ def live(until, count_file, output_file, arguments):
         original_report(self, summary)
         reach("step")
 
-    original_save, original_dump = loop.save, files.dump
+    original_save, original_dump = loop.save, torch.save
     original_report = ResumableTrainer.report
     counted("query", lambda oracle, images, prompt: requests(oracle, prompt))
     counted("image_features", lambda oracle, images: 1)
     counted("text_features", requests)
-    loop.save, files.dump = save, dump
+    loop.save, torch.save = save, dump
     ResumableTrainer.report = report
     sys.exit(train.main(train.parse_args(arguments)))

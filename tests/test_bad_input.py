@@ -62,9 +62,9 @@ BAD = {
     "missing model": (
         ["--eval-only", "--model-dir", "no/such/run"],
         [],
-        "no/such/run: no such folder. --model-dir takes",
+        "no/such/run: no such folder. Give the output folder",
     ),
-    "no model": (["--eval-only"], [], "no model of ZIP to evaluate.*--model-dir"),
+    "no model": (["--eval-only"], [], "There is no .*--model-dir"),
     "a tag of an embedded model": (
         [],
         ["MODEL.BACKBONE.NAME", "photo:x"],

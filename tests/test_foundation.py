@@ -13,7 +13,6 @@ from dassl_blackbox.trainers.blackbox import files
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.registry import register_trainer
-from dassl_blackbox.trainers.blackbox.run import checkpoints
 from dassl_blackbox.trainers.blackbox.schedules import build_schedule
 from support import OURS, REPO, arguments, defaults
 
@@ -130,7 +129,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, content, error):
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk(tmp_path):
-    checkpoints.save({"x": torch.zeros(3)}, tmp_path, "model.pth.tar-1")
+    files.save({"x": torch.zeros(3)}, tmp_path, "model.pth.tar-1")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -140,20 +139,17 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(tmp_path):
                 BlackBoxError,
                 match=f"Could not write {tmp_path}/{name}.*What was there before is whole",
             ):
-                checkpoints.save({"x": torch.zeros(100_000)}, tmp_path, name)
+                files.save({"x": torch.zeros(100_000)}, tmp_path, name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_pointer_file_names_the_newest_and_not_the_best(tmp_path):
-    assert checkpoints.newest(tmp_path) is None
-    checkpoints.save({}, tmp_path, "model.pth.tar-1")
-    checkpoints.save({}, tmp_path, checkpoints.BEST, newest=False)
-    assert (
-        checkpoints.newest(tmp_path) == checkpoints.choose(tmp_path) == tmp_path / "model.pth.tar-1"
-    )
-    assert checkpoints.choose(tmp_path, best=True) == tmp_path / "model-best.pth.tar"
+    assert files.newest(tmp_path) is None
+    path = files.save({}, tmp_path, "model.pth.tar-1")
+    files.save({}, tmp_path, files.BEST)
+    assert files.newest(tmp_path) == path == tmp_path / "model.pth.tar-1"
 
 
 def test_the_package_is_imported_without_open_clip_and_pycma():

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.files import save_state
-from dassl_blackbox.trainers.blackbox.run.checkpoints import newest
+from dassl_blackbox.trainers.blackbox.files import newest, save_state
 from lives import Lives, processes  # noqa: F401  a fixture
 from support import (
     TRAINED,

@@ -11,10 +11,10 @@ from dassl.config import get_cfg_default
 from dassl_blackbox.trainers.blackbox import engine
 from dassl_blackbox.trainers.blackbox.config import extend_cfg
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.files import newest
 from dassl_blackbox.trainers.blackbox.losses import mean_cross_entropies
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.probe import ProbeTrainer
-from dassl_blackbox.trainers.blackbox.run import checkpoints
 from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
 from support import (
@@ -138,7 +138,7 @@ def test_the_checkpoint_holds_everything(run):
     path = (
         out / trainer.model_name / f"model.pth.tar-{trainer.max_epoch}"
     )  # so that --load-epoch finds it
-    assert checkpoints.newest(path.parent) == path
+    assert newest(path.parent) == path
     state = torch.load(path, weights_only=True)
     assert {
         "state_dict",
@@ -315,9 +315,8 @@ def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_p
     state = torch.load(tmp_path / trainer.model_name / "model-best.pth.tar", weights_only=True)
     assert state["val_result"] == best
     assert_same(dict(state["state_dict"]), dict(found))
-    assert (
-        checkpoints.newest(tmp_path / trainer.model_name).name != "model-best.pth.tar"
-    )  # the pointer is not redirected
+    # the pointer is not redirected
+    assert newest(tmp_path / trainer.model_name).name != "model-best.pth.tar"
     passes = [*["val"] * len(on_val), "test"]
     assert bill(tmp_path)["evaluation"]["queries"] == trainer.evaluation(passes)[0]
 

@@ -96,7 +96,7 @@ def test_an_epoch_that_was_not_saved(runs, data_root, tmp_path, capsys):
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1", "--load-epoch", 77
     text = sentence(capsys, "ZIP", data_root, tmp_path / "out", flags=flags)
     assert (
-        f"No checkpoint at {runs}/ZIP/seed1/prompt_learner/model.pth.tar-77. In that folder: "
+        f"There is no {runs}/ZIP/seed1/prompt_learner/model.pth.tar-77. In that folder: "
         "model.pth.tar-500." in text
     )
     assert not (tmp_path / "out").exists()

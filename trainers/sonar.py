@@ -74,7 +74,7 @@ class SONAR(ProbeTrainer):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         if cfg.TRAINER.SONAR.POOL:
-            self.evaluator.inner = Pool(self.evaluator.inner, self.head)
+            self.evaluator = Pool(self.evaluator, self.head)
 
     def build_head(self, generator: torch.Generator) -> ScoreHead:
         node, dataset, texts = self.cfg.TRAINER.SONAR, self.dm.dataset, None

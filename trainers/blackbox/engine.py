@@ -11,7 +11,6 @@ from functools import cached_property
 from threadpoolctl import ThreadpoolController
 
 from .errors import BlackBoxError, BudgetSpent
-from .files import append
 from .oracle import Description, Meter, build_oracle
 from .oracle.bill import UNITS
 from .plan import NONE, Plan, Price, batches_of, total
@@ -37,7 +36,7 @@ class BlackBoxTrainer(ResumableTrainer):
         step_images: images of each step of an epoch.
     """
 
-    unit = "query"
+    unit = "queries"
     trains = True
     looks_between_steps = True  # at val, with ORACLE.VAL_EVERY
     changes_pictures = False  # for every candidate, so that all of them are sent
@@ -272,7 +271,8 @@ class BlackBoxTrainer(ResumableTrainer):
         counts, accuracy = self.oracle.counts["training"], self.test(split="val")
         self.set_model_mode("train")
         line = f"{counts['queries']},{counts['image_queries']},{accuracy}\n"
-        append(f"{self.output_dir}/val_curve.csv", line)
+        with open(f"{self.output_dir}/val_curve.csv", "a") as f:
+            f.write(line)
 
     def after_epoch(self) -> None:
         if self.epoch + 1 == self.max_epoch:
@@ -312,12 +312,6 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def clock(self) -> int:
         return self.spent()
-
-    def position(self) -> str:
-        return f"{self.spent():,} queries"
-
-    def progress_note(self) -> str:
-        return f"queries {self.spent():,} "
 
     def counts(self) -> dict:
         return self.oracle.counts

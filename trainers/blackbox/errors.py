@@ -1,14 +1,10 @@
-"""Errors that a user can mend.
-
-Their text is one sentence or a few: what was wrong, what was expected, what to do.
-"""
+"""Errors that a user can mend: a sentence or a few of what was wrong, and what to do."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Collection
 from difflib import get_close_matches
-from signal import Signals
+from unicodedata import category
 
 
 class BlackBoxError(Exception):
@@ -16,30 +12,13 @@ class BlackBoxError(Exception):
 
 
 class BudgetSpent(BlackBoxError):
-    """The next request does not fit into the query budget.
-
-    Raised before the call is made; it ends training, it is not a failure.
-    """
-
-
-class Interrupted(SystemExit):
-    """A signal ended the run after what it had done was saved.
-
-    Exits with 128 + signal, as shells do.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
-        self.name = Signals(signum).name
+    """The next request does not fit into the query budget, and was not made; training ends."""
 
 
 def printable(text: str) -> str:
-    r"""The text with escapes such as `\x1b` for characters that a terminal would obey or not show:
-    control characters, line ends, marks that turn the direction of writing.
-    """
-    return "".join(
-        c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text
-    )
+    r"""The text with escapes such as `\x1b` for what a terminal would obey or not show."""
+    kept = (c if c.isprintable() or category(c) == "Zs" else ascii(c)[1:-1] for c in text)
+    return "".join(kept)
 
 
 def first_line(error: BaseException) -> str:
@@ -51,9 +30,7 @@ def first_line(error: BaseException) -> str:
 def nearest(name: object, valid: Collection[str]) -> str:
     """The valid names, the nearest ones first, as a phrase for an error."""
     lowered = {v.lower(): v for v in valid}
-    alike = {str(name).lower()} & lowered.keys()
-    close = [lowered[c] for c in get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.4)]
-    close = [lowered[c] for c in alike] or close
+    close = [lowered[c] for c in get_close_matches(str(name).lower(), lowered, cutoff=0.4)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}Valid names: {', '.join(sorted(valid))}."
 
