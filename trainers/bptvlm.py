@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.keys import SIZE, Key, one, text, where, whole
+from .blackbox.config import SIZE, Key, cma_keys, one, register_trainer, text, where, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
-from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import TwoProjections, initial_context
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

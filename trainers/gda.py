@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from .blackbox.answers import Gathered
+from .blackbox.config import register_trainer
 from .blackbox.heads.featured import FeatureHead, discriminant
 from .blackbox.heads.selection import blended
 from .blackbox.probe import ProbeTrainer, probe_keys
-from .blackbox.registry import register_trainer
 
 
 class AddedLinear(FeatureHead):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from .blackbox.config import SIZE, Key, Validator, flag, number, register_trainer, where, whole
 from .blackbox.heads.crossfit import CrossFitted, HeadLearner
 from .blackbox.heads.selection import folds_of
-from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Recipe, SearchTrainer
 
 HEADED = where("HEAD", True)
-DAMPINGS = several(
-    number(above=0),
+DAMPINGS = Validator(
     "a tuple of one or more numbers above 0",
-    lambda items: len(items) > 0,
+    lambda items: items and all(type(item) in (int, float) and 0 < item < 1e9 for item in items),
 )
 
 

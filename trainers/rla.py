@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from .blackbox.answers import Gathered
+from .blackbox.config import Key, number, register_trainer, whole
 from .blackbox.heads.featured import FeatureMap
-from .blackbox.keys import Key, number, whole
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.registry import register_trainer
 
 
 def loss_of(

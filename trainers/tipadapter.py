@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from .blackbox.answers import Gathered
+from .blackbox.config import Key, flag, number, register_trainer, where, whole
 from .blackbox.heads.featured import FeatureHead
 from .blackbox.heads.selection import away, blended
-from .blackbox.keys import Key, flag, number, where, whole
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 
 BATCH = 256

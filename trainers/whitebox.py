@@ -10,12 +10,11 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
 from torch import nn
 
+from .blackbox.config import build_schedule, register_trainer
 from .blackbox.oracle import Description, Prompt
 from .blackbox.prompts import context_keys, initial_context
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import seeded_generator
 from .blackbox.run.trainer import ResumableTrainer
-from .blackbox.schedules import build_schedule
 
 if TYPE_CHECKING:
     from .blackbox.openclip.local import LocalOracle

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .blackbox.keys import Key, number, one, where
+from .blackbox.config import Key, number, one, register_trainer, spsa_keys, spsa_settings, where
 from .blackbox.optimizers import SPSA
 from .blackbox.optimizers.spsa import RULES
-from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

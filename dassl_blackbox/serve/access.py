@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from ..trainers.blackbox.config import StrictLoader
 from ..trainers.blackbox.errors import BlackBoxError
 from ..trainers.blackbox.files import read_text
 from ..trainers.blackbox.oracle.interface import GRANTS
-from ..trainers.blackbox.reading import StrictLoader
 from .errors import Refusal
 
 KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key

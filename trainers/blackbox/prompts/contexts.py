@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from ..config import SIZE, Key, number, one, text, where, whole
 from ..errors import BlackBoxError
-from ..keys import SIZE, Key, number, one, text, where, whole
 from ..oracle.interface import AccessDenied
 from ..oracle.prompt import Prompt
 from .base import Space

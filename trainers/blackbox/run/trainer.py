@@ -17,7 +17,7 @@ from dassl.utils import AverageMeter, MetricMeter, set_random_seed
 from torch import nn
 from tqdm import tqdm
 
-from ..config import check_cfg
+from ..config import Key, check_cfg
 from ..data.loaders import (
     OF_THE_MODEL,
     build_data,
@@ -29,11 +29,10 @@ from ..data.pictures import Pictures, need_apart, need_val
 from ..data.reader import Augmentation
 from ..errors import BlackBoxError
 from ..files import sweep
-from ..keys import Key
 from . import metrics
 from .checkpoints import BEST, FORMAT, MODEL, RESUME, choose, meant, newest, save
 from .lock import FolderLock
-from .matching import check_inference, check_settings, identity, load, settings, with_contents
+from .matching import identity, load, settings, with_contents
 from .rng import rng_state, set_rng_state
 from .signals import StopRequest
 
@@ -48,7 +47,7 @@ class ResumableTrainer(TrainerX):
     `head`, `optim` and `sched`.
 
     Attributes:
-        keys: of the method, with defaults, under `TRAINER.<node>` (`registry.node_of`).
+        keys: of the method, with defaults, under `TRAINER.<node>` (`config.node_of`).
         node: where that is not the class's name in capitals.
         reads: nodes, and keys, of OPTIM and ORACLE that have an effect.
         scheduled: whether a learning rate follows OPTIM's schedule; all of OPTIM is read then.
@@ -349,9 +348,8 @@ class ResumableTrainer(TrainerX):
                     f"its own output folder.{meant(directory)}"
                 )
             return 0
-        state = load(path, self)
+        state = load(path, self, self.run_settings())
         extra = state["blackbox"]
-        check_settings(path, extra, self.run_settings(), scheduled=self.sched is not None)
         for name, part in self.parts().items():
             if part is not None:
                 part.load_state_dict(state[name])
@@ -385,7 +383,6 @@ class ResumableTrainer(TrainerX):
                 )
         path = choose(folder, epoch, best)
         state = load(path, self)
-        check_inference(path, state, self)
         self.loaded_counts = counts = state["blackbox"]["counts"]
         # version 0.1.0 told no settings
         self.loaded_seed = int(state["blackbox"].get("settings", {}).get("SEED", -1))
