@@ -178,7 +178,7 @@ HOST = {
     "DATALOADER.K_TRANSFORMS": one(1),
     "DATALOADER.RETURN_IMG0": one(False),
     "INPUT.NO_TRANSFORM": one(False),
-    "MODEL.INIT_WEIGHTS": one(""),  # MODEL.BACKBONE.NAME takes the path of a checkpoint
+    "MODEL.INIT_WEIGHTS": Validator("nothing (MODEL.BACKBONE.NAME may be a path)", lambda p: not p),
     "MODEL.BACKBONE.PRETRAINED": one(True),
     "MODEL.HEAD.NAME": one(""),
     "OPTIM.LR": number(above=0),
@@ -211,8 +211,7 @@ def template_keys() -> dict[str, Key]:
     """The key of a method that reads class texts without a context."""
     slot = re.compile(r"([^{}\0\ud800-\udfff]*\{\}[^{}\0\ud800-\udfff]*)?")
     valid = Validator("text with exactly one slot {}, or nothing,", slot.fullmatch)
-    about = "text with a slot {} for the class name; empty: the set's"
-    return {"TEMPLATE": Key("", valid, about, inferred_with=True)}
+    return {"TEMPLATE": Key("", valid, "of class texts; empty: the set's", inferred_with=True)}
 
 
 def template_for(cfg: CfgNode) -> str:
@@ -356,7 +355,8 @@ def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
         cure = "A configuration is a YAML file such as those in configs/."
         if not Path(path).is_file():
             folder = next(place for place in (Path(path), *Path(path).parents) if place.is_dir())
-            cure += f" {folder} has {', '.join(sorted(f.name for f in folder.glob('*.yaml')))}."
+            names = sorted(file.name for file in folder.glob("*.yaml"))
+            cure += f" {folder} has {', '.join(names) or 'none'}."
         put(cfg, leaves(read_yaml(path, cure)), path)
 
 
@@ -367,9 +367,9 @@ def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:
         if name not in known:
             close = get_close_matches(name.upper()[:100], known, n=1)
             hint = "".join(f" Did you mean {near}?" for near in close)
-            raise BlackBoxError(f"There is no key {masked(repr(name))} (in {source}).{hint}")
+            raise BlackBoxError(f"There is no key '{masked(name)}' (in {source}).{hint}")
         kind = type(known[name])
-        with suppress(ValueError, SyntaxError, OverflowError):
+        with suppress(Exception):  # it is no literal, or too large for a float
             literal = literal_eval(value) if isinstance(value, str) else value
             # braces are the slot of a template, or no value of any key
             value = value if isinstance(literal, (dict, set)) else literal
@@ -384,8 +384,7 @@ def table(cfg: CfgNode) -> dict[str, Key]:
     valid, running = dict(HOST), ours().get(cfg.TRAINER.NAME)
     file = f"--config-file configs/trainers/{cfg.TRAINER.NAME}/tiny.yaml"
     valid["MODEL.BACKBONE.NAME"] = Validator(f"a name (pass {file})", bool)
-    if running and running.scheduled:
-        # the cosine begins after the warm-up
+    if running and running.scheduled:  # by a cosine that begins after the warm-up
         valid |= {"OPTIM.LR_SCHEDULER": one("cosine"), "OPTIM.WARMUP_RECOUNT": one(True)}
         if cfg.OPTIM.WARMUP_EPOCH not in (-1, 0):
             valid["OPTIM.WARMUP_TYPE"] = one("constant")
@@ -403,7 +402,8 @@ def check_cfg(cfg: CfgNode) -> None:
     for name, key in table(cfg).items():
         value = given.get(name, key.default)
         if not key.fits(value):
-            told = masked(repr(value)) if name != "ORACLE.URL" else "not shown here (a secret?)"
+            plain = masked(value) if isinstance(value, str) else value  # quotes would hide an end
+            told = masked(repr(plain)) if name != "ORACLE.URL" else "not shown here (a secret?)"
             raise BlackBoxError(f"{name} is {told}; {key.valid.expects} is expected.")
 
 
