@@ -89,6 +89,11 @@ def header(args, cfg):
     )
 
 
+def unread(cfg: CfgNode) -> set[str]:
+    """Names of keys that were set and have no effect on the run."""
+    return without_effect(cfg) & changed(cfg)
+
+
 def changed(cfg: CfgNode) -> set[str]:
     """Names of keys that are not at their default."""
     before = leaves(defaults())
@@ -181,7 +186,7 @@ def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
     if args.skip_done and is_done(args, cfg):
         return
     print(header(args, cfg))
-    ignored = sorted(without_effect(cfg) & changed(cfg))
+    ignored = sorted(unread(cfg))
     if ignored:
         print(f"Note: {cfg.TRAINER.NAME} does not read {', '.join(ignored)}")
     other = Path(args.config_file).parent.name

@@ -19,14 +19,13 @@ from dassl_blackbox.trainers.blackbox.config import (
     register_trainer,
     table,
     whole,
-    without_effect,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
 from dassl_blackbox.trainers.blackbox.run.matching import settings
 from support import OURS, REPO, defaults, examples, run
-from train import before_and_now, changed, grew
+from train import before_and_now, grew, unread
 
 CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
 NAMES = sorted(leaves(defaults()))
@@ -41,10 +40,6 @@ def config(trainer="ZIP", *options, path=None):
     cfg.TRAINER.NAME = trainer
     put(cfg, dict(zip(options[::2], options[1::2])), "the options")
     return cfg
-
-
-def unread(cfg):
-    return sorted(without_effect(cfg) & changed(cfg))
 
 
 def assign(cfg, name, value):
@@ -71,7 +66,7 @@ def test_every_key_is_in_the_configuration_and_its_default_is_valid():
 def test_the_configurations_of_the_project_are_sound_and_read(path):
     cfg = config(path.parent.name, path=path)
     check_cfg(cfg)
-    assert unread(cfg) == []
+    assert not unread(cfg)
 
 
 @pytest.mark.parametrize("name", sorted({*HOST, *all_keys(), "USE_CUDA", "INPUT.SIZE"}))
@@ -127,8 +122,9 @@ def test_keys_without_an_effect_are_told():
         ("WhiteBox", ["ORACLE.PREC", "fp16"]),
         ("ZeroshotOracle", ["ORACLE.MAX_QUERIES", "7"]),
     ):
-        told, switches = unread(config(trainer, *options)), (".SPACE", ".HEAD", ".N_IMAGE")
-        assert told == sorted(key for key in options[::2] if not key.endswith(switches)), trainer
+        cfg, switches = config(trainer, *options), (".SPACE", ".HEAD", ".N_IMAGE")
+        told = {key for key in options[::2] if not key.endswith(switches)}
+        assert unread(cfg) == told, trainer
 
 
 def test_keys_with_an_effect_are_not_told():
@@ -143,13 +139,13 @@ def test_keys_with_an_effect_are_not_told():
         ("WhiteBox", ["OPTIM.LR", "0.5"]),
         ("ZeroshotOracle", ["ORACLE.PREC", "fp16", "TRAINER.ZEROSHOT.TEMPLATE", "{}"]),
     ):
-        assert unread(config(trainer, *options)) == [], trainer
+        assert not unread(config(trainer, *options)), trainer
 
 
 def test_nothing_is_told_of_a_trainer_that_is_not_ours():
     cfg = config("ZIP", "OPTIM.LR", "0.5", "TRAINER.CRAFT.DIM", "9")
     cfg.TRAINER.NAME = "CoOp"
-    assert unread(cfg) == []
+    assert not unread(cfg)
 
 
 @pytest.fixture
@@ -162,7 +158,7 @@ def variant(monkeypatch):
 def test_a_subclass_has_its_parents_node_or_one_of_its_own(variant):
     cfg = config("ZIP", "TRAINER.ZIP.RANK", "3")
     cfg.TRAINER.NAME = "Variant"
-    assert node_of(variant("ZIP")) == "ZIP" and unread(cfg) == []
+    assert node_of(variant("ZIP")) == "ZIP" and not unread(cfg)
 
 
 def test_a_subclass_with_keys_of_its_own_has_its_own_node(variant):

@@ -59,28 +59,12 @@ def test_a_checkpoint_that_does_not_fit(
 
 @pytest.mark.parametrize("trained_with", [True, False])
 def test_a_checkpoint_with_or_without_a_head(data_root, tmp_path, capsys, budget, trained_with):
-    assert (
-        run(
-            "CraFT",
-            data_root,
-            tmp_path / "run",
-            *budget("CraFT", 1),
-            "TRAINER.CRAFT.HEAD",
-            trained_with,
-        )
-        == 0
-    )
-    flags = "--eval-only", "--model-dir", tmp_path / "run"
-    words = f"TRAINER.CRAFT.HEAD: {trained_with} there, {not trained_with} here"
-    assert words in sentence(
-        capsys,
-        "CraFT",
-        data_root,
-        tmp_path / "out",
-        "TRAINER.CRAFT.HEAD",
-        not trained_with,
-        flags=flags,
-    )
+    key = "TRAINER.CRAFT.HEAD"
+    made = *budget("CraFT", 1), key, trained_with
+    assert run("CraFT", data_root, tmp_path / "run", *made) == 0
+    flags, here = ("--eval-only", "--model-dir", tmp_path / "run"), (key, not trained_with)
+    words = f"{key}: {trained_with} there, {not trained_with} here"
+    assert words in sentence(capsys, "CraFT", data_root, tmp_path / "out", *here, flags=flags)
     assert not (tmp_path / "out").exists()
 
 
@@ -99,15 +83,8 @@ def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
     state["positional_embedding"] *= 1.01
     torch.save(state, tmp_path / "other.pt")
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
-    text = sentence(
-        capsys,
-        "ZIP",
-        data_root,
-        tmp_path / "out",
-        "MODEL.BACKBONE.NAME",
-        tmp_path / "other.pt",
-        flags=flags,
-    )
+    other = "MODEL.BACKBONE.NAME", tmp_path / "other.pt"
+    text = sentence(capsys, "ZIP", data_root, tmp_path / "out", *other, flags=flags)
     assert "tiny" in text and str(tmp_path / "other.pt") in text
     assert not (tmp_path / "out").exists()
 
@@ -115,29 +92,15 @@ def test_a_checkpoint_of_another_backbone(runs, data_root, tmp_path, capsys):
 def test_a_checkpoint_does_not_depend_on_where_its_backbone_lies(runs, data_root, tmp_path):
     torch.save(embedded_state_dict("tiny"), tmp_path / "same.pt")
     flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
-    assert (
-        run(
-            "ZIP",
-            data_root,
-            tmp_path / "out",
-            "MODEL.BACKBONE.NAME",
-            tmp_path / "same.pt",
-            flags=flags,
-        )
-        == 0
-    )
+    same = "MODEL.BACKBONE.NAME", tmp_path / "same.pt"
+    assert run("ZIP", data_root, tmp_path / "out", *same, flags=flags) == 0
     assert printed(tmp_path / "out") == printed(runs / "ZIP" / "seed1")
 
 
 @pytest.mark.parametrize("folder", ["ZIP/seed1", "nothing"])
 def test_the_white_box_refuses_what_is_not_its_own(runs, data_root, tmp_path, capsys, folder):
-    text = sentence(
-        capsys,
-        "WhiteBox",
-        data_root,
-        tmp_path / "out",
-        flags=("--eval-only", "--model-dir", runs / folder),
-    )
+    flags = "--eval-only", "--model-dir", runs / folder
+    text = sentence(capsys, "WhiteBox", data_root, tmp_path / "out", flags=flags)
     assert str(runs / folder) in text
     assert not (tmp_path / "out").exists()
 
