@@ -254,10 +254,8 @@ def cma_keys(population: int) -> dict[str, Key]:
 
 
 def build_schedule(optimizer: Optimizer, optim: CfgNode) -> LRScheduler:
-    """OPTIM's cosine over `MAX_EPOCH` epochs, the first `WARMUP_EPOCH` at `WARMUP_CONS_LR`.
-
-    As in Dassl, whose own warm-up does not run with torch >= 2.7, that does not shorten the cosine.
-    """
+    """A cosine over `MAX_EPOCH`; `WARMUP_EPOCH` at `WARMUP_CONS_LR` first do not shorten it."""
+    # as Dassl's own, whose warm-up does not run with torch >= 2.7
     if optim.WARMUP_EPOCH <= 0:
         return CosineAnnealingLR(optimizer, optim.MAX_EPOCH)
     warm_up = ConstantLR(optimizer, optim.WARMUP_CONS_LR / optim.LR, total_iters=optim.WARMUP_EPOCH)

@@ -102,6 +102,8 @@ def load(path: Path, trainer: Any, run: dict[str, str] | None = None) -> dict[st
         if run is not None:
             raise BlackBoxError(f"{old} and can only be evaluated. Choose another --output-dir.")
         print(f"Note: {old}: neither damage nor other weights would show")
+    elif "digest" not in state:
+        raise BlackBoxError(f"{path} is damaged: it has no digest. Put a sound copy in its place.")
     if made["method"] != here["method"] or made[model] != here[model]:
         raise BlackBoxError(
             f"{path} is of {made['method']} on {made['backbone']}, this run of {here['method']} on "
