@@ -14,12 +14,14 @@ import sys
 import traceback
 from contextlib import ExitStack, redirect_stdout, suppress
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from types import FrameType
 
 import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a Dassl
 import dassl
 import torch
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
@@ -27,12 +29,16 @@ from dassl_blackbox.console import parser_of
 from dassl_blackbox.datasets.base import DatasetError
 from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
 from dassl_blackbox.trainers.blackbox.config import (
+    all_keys,
     check_cfg,
     defaults,
-    in_use,
+    leaves,
+    masked,
     merge_files,
-    merge_options,
-    unread,
+    ours,
+    put,
+    read_yaml,
+    without_effect,
 )
 from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.errors import (
@@ -49,16 +55,12 @@ from dassl_blackbox.trainers.blackbox.files import (
     newest,
     write_atomically,
 )
-from dassl_blackbox.trainers.blackbox.keys import masked
-from dassl_blackbox.trainers.blackbox.reading import read_yaml
-from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.matching import (
+    BUDGETS,
     IMAGES,
     as_text,
+    counted,
     differences,
-    grew,
-    names_of_files,
-    read_settings,
     settings,
     with_contents,
 )
@@ -67,6 +69,8 @@ from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from yacs.config import CfgNode
 
 NO_QUERIES = "No queries are counted here"
+QUIET = "INPUT.", "DATALOADER.TRAIN_U.", "MODEL.HEAD."  # told where it is not at its default
+CURE = "Choose another --output-dir, or move that run away."
 
 
 def header(args, cfg):
@@ -77,10 +81,26 @@ def header(args, cfg):
     arguments = "\n".join(f"{key}: {value}" for key, value in sorted(vars(args).items()))
     config, stars = cfg, "*" * 15
     if cfg.TRAINER.NAME in ours():
-        config = "\n".join(f"{name}: {value}" for name, value in in_use(cfg).items())
+        hidden, told = without_effect(cfg), changed(cfg)
+        config = "\n".join(
+            f"{name}: {value}"
+            for name, value in leaves(cfg).items()
+            if name not in hidden and (name in told or not name.startswith(QUIET))
+        )
     return masked(
         f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{config}"
     )
+
+
+def unread(cfg: CfgNode) -> set[str]:
+    """Names of keys that were set and have no effect on the run."""
+    return without_effect(cfg) & changed(cfg)
+
+
+def changed(cfg: CfgNode) -> set[str]:
+    """Names of keys that are not at their default."""
+    before = leaves(defaults())
+    return {name for name, value in leaves(cfg).items() if before.get(name, value) != value}
 
 
 def print_environment():
@@ -141,7 +161,9 @@ def setup_cfg(args):
         one_of("trainer (--trainer)", args.trainer, trainers)
     merge_files(cfg, (args.dataset_config_file, args.config_file))
     reset_cfg(cfg, args)
-    merge_options(cfg, args.opts)
+    if len(args.opts) % 2:
+        raise BlackBoxError(f"{len(args.opts)} words at the end are no KEY VALUE pairs.")
+    put(cfg, dict(zip(args.opts[::2], args.opts[1::2], strict=True)), "the options")
     if not cfg.TRAINER.NAME:
         raise BlackBoxError(f"No trainer is named: pass --trainer. {nearest('', trainers)}")
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, trainers)
@@ -167,7 +189,7 @@ def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
     if args.skip_done and is_done(args, cfg):
         return
     print(header(args, cfg))
-    ignored = unread(cfg)
+    ignored = sorted(unread(cfg))
     if ignored:
         print(f"Note: {cfg.TRAINER.NAME} does not read {', '.join(ignored)}")
     other = Path(args.config_file).parent.name
@@ -205,7 +227,7 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     if not config.is_file():
         raise BlackBoxError(
             f"{folder} holds a finished run without its config.yaml, which would tell its "
-            "settings. Choose another --output-dir, or move it away."
+            f"settings. {CURE}"
         )
     differ = differences(*before_and_now(cfg, config))
     if cfg.TRAINER.NAME in ours():
@@ -216,8 +238,7 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
         return True
     if not all(grew(name, *values) for name, values in differ.items()):
         raise BlackBoxError(
-            f"{folder} holds a finished run of another configuration ({as_text(differ)}). Choose "
-            f"another --output-dir, or move that run away."
+            f"{folder} holds a finished run of another configuration ({as_text(differ)}). {CURE}"
         )
     print(f"{folder} holds a finished run of a smaller budget ({as_text(differ)}): it goes on")
     return False
@@ -229,13 +250,16 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     A checkpoint tells of training images and a bank's content too. A run without one (zero-shot)
     knows its data by their folder. Where they are gone, there is nothing to compare.
     """
-    made, here = read_settings(config), settings(cfg)
+    content, here = read_yaml(config, CURE), settings(cfg)
+    if not leaves(get_cfg_default()).keys() <= leaves(content).keys():
+        raise BlackBoxError(f"{config} is damaged: keys of Dassl are missing. {CURE}")
+    made = counted(content)
     if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
         return made, here
     path = newest(Path(cfg.OUTPUT_DIR) / MODEL)
     extra = load_state(path)["blackbox"] if path else {}
     if "format" not in extra:  # nor does one of version 0.1.0
-        folders = read_yaml(config, "")["DATASET"]["ROOT"], cfg.DATASET.ROOT
+        folders = content["DATASET"]["ROOT"], cfg.DATASET.ROOT
         then, now = (os.path.realpath(os.path.expanduser(root)) for root in folders)
         return {**made, "DATASET.ROOT": then}, {**here, "DATASET.ROOT": now}
     if cfg.SEED >= 0:
@@ -243,8 +267,14 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     with redirect_stdout(io.StringIO()):
         images = training_images(build_dataset(cfg).train_x)
     known = extra["settings"]
-    told = {name: known[name] for name in {IMAGES, *names_of_files()} & known.keys()}
+    files = {name for name, key in all_keys().items() if key.names_file}
+    told = {name: known[name] for name in {IMAGES, *files} & known.keys()}
     return {**made, **told}, with_contents(here, images)
+
+
+def grew(name: str, there: str, here: str) -> bool:
+    """Whether a difference is a budget that has grown; 0 is no limit."""
+    return name in BUDGETS and there.isdigit() and (int(here) or inf) > (int(there) or inf)
 
 
 def marks(folder: str) -> str:

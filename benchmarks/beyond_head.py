@@ -17,11 +17,11 @@ from jolt_run import jolt_trainer  # isort: skip  finds this project
 import torch
 from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.bank import further_texts
+from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES
 from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
 from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
-from dassl_blackbox.trainers.blackbox.templates import template_of
 from tabulate import tabulate
 
 VIEWS, FOLDS = 4, 5
@@ -49,7 +49,8 @@ def scores(trainer, prompts, items, augmented):
 
 
 def ask(trainer, images, prompt):
-    template = template_of(trainer.cfg.DATASET.NAME) if prompt.contexts is None else "{}."
+    known = TEMPLATES.get(trainer.cfg.DATASET.NAME, PLAIN)
+    template = known if prompt.contexts is None else "{}."
     trainer.oracle.set_classes(trainer.dm.dataset.classnames, template)
     return trainer.oracle.query(images, prompt)[0]
 

@@ -24,8 +24,8 @@ from .console import note, parser_of, tool
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
 from .runs import ACCESS, Run, once, read_result
+from .trainers.blackbox.config import ours
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
-from .trainers.blackbox.registry import ours
 from .trainers.blackbox.run import metrics
 
 Cell = TypeVar("Cell", bound=Hashable)

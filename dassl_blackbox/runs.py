@@ -24,10 +24,10 @@ from .textlog import (
     seed_in,
     trainer_in,
 )
+from .trainers.blackbox.config import read_yaml
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
 from .trainers.blackbox.files import MODEL, read_text
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
-from .trainers.blackbox.reading import read_yaml
 from .trainers.blackbox.run import metrics as stored
 
 OWN_PICTURES = "ImageFolder"  # the data set whose name does not tell what it is

@@ -21,11 +21,9 @@ from dassl_blackbox import plots
 from dassl_blackbox.console import note, parser_of, tool
 from dassl_blackbox.results import HEADERS, LOST, SHOWN, Group, narrow, row, show
 from dassl_blackbox.runs import read_result
+from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES, ours, read_yaml
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, nearest
-from dassl_blackbox.trainers.blackbox.reading import read_yaml
-from dassl_blackbox.trainers.blackbox.registry import ours
 from dassl_blackbox.trainers.blackbox.run.trainer import handled
-from dassl_blackbox.trainers.blackbox.templates import template_of
 from sweep import as_they_end, attempt, end_if
 from tabulate import tabulate
 from tqdm import tqdm
@@ -109,7 +107,7 @@ def registered_name(dataset: str) -> str:
 
 def words_of(dataset: str) -> str:
     """The words before the slot of the data set's template; there may be none."""
-    return template_of(registered_name(dataset)).split("{}")[0].strip()
+    return TEMPLATES.get(registered_name(dataset), PLAIN).split("{}")[0].strip()
 
 
 def folder_of(args: argparse.Namespace, label: str) -> Path:

@@ -16,12 +16,11 @@ import train
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import optimizers
-from dassl_blackbox.trainers.blackbox.config import defaults  # noqa: F401  for the tests
+from dassl_blackbox.trainers.blackbox.config import defaults, ours  # noqa: F401  for the tests
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
 from dassl_blackbox.trainers.blackbox.optimizers import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
 from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
-from dassl_blackbox.trainers.blackbox.registry import ours
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -60,10 +59,9 @@ VALUES = (
 )
 
 
-def examples(valid, fit):
+def examples(key, fit):
     """Values that are valid for a key, or that are not."""
-    given = *VALUES, *valid.names, *[(name,) for name in valid.names]
-    return [value for value in given if valid.fits(value) == fit]
+    return [value for value in (*VALUES, *key.valid.names) if key.fits(value) == fit]
 
 
 # 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one

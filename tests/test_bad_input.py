@@ -15,9 +15,9 @@ BAD = {
         ["MODEL.BACKBONE.NAME", "ViT-B/61"],
         "Unknown backbone 'ViT-B/61'.*did you mean ViT-B/16",
     ),
-    "precision": ([], ["ORACLE.PREC", "fp61"], "ORACLE.PREC is 'fp61'.*Did you mean fp16"),
-    "rule": ([], ["TRAINER.ZIP.RULE", "spsaclip"], "RULE is 'spsaclip'.*Did you mean spsa-clip"),
-    "grant": ([], ["ORACLE.GRANTS", "['logit']"], "GRANTS is .*'logit'.*Did you mean logits"),
+    "precision": ([], ["ORACLE.PREC", "fp61"], "ORACLE.PREC is 'fp61'.*'fp32' or 'fp16'"),
+    "rule": ([], ["TRAINER.ZIP.RULE", "spsaclip"], "RULE is 'spsaclip'.*'spsa-clip'"),
+    "grant": ([], ["ORACLE.GRANTS", "['logit']"], "GRANTS.*'logit': did you mean logits"),
     "denied": (
         [],
         ["ORACLE.GRANTS", "['features']"],

@@ -33,40 +33,26 @@ def test_a_run_leaves_what_dassls_users_expect(runs):
         "* training queries: 40 (image queries: 320)",
     ):
         assert line in lines
-    assert re.search(r"^\* accuracy: \d+\.\d%$", log, re.M) and re.search(
-        r"^Elapsed: 0:00:\d\d$", log, re.M
-    )
-    assert {path.name for path in folder.iterdir()} == {
-        "log.txt",
-        "config.yaml",
-        "queries.json",
-        "metrics.json",
-        "prompt_learner",
-        "tensorboard",
-    }
-    assert {path.name for path in (folder / "prompt_learner").iterdir()} == {
-        "checkpoint",
-        "model.pth.tar-500",
-    }
+    assert re.search(r"^\* accuracy: \d+\.\d%$", log, re.M)
+    assert re.search(r"^Elapsed: 0:00:\d\d$", log, re.M)
+    files = {"log.txt", "config.yaml", "queries.json", "metrics.json"}
+    assert {path.name for path in folder.iterdir()} == files | {"prompt_learner", "tensorboard"}
+    models = {path.name for path in (folder / "prompt_learner").iterdir()}
+    assert models == {"checkpoint", "model.pth.tar-500"}
     assert (folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-500\n"
 
 
 def test_eval_only_in_a_fresh_process_with_another_seed(runs, data_root, tmp_path):
     trained = runs / "ZIP" / "seed1"
-    fresh = process(
-        "train.py",
-        *arguments(
-            "ZIP", data_root, tmp_path, seed=7, flags=("--eval-only", "--model-dir", trained)
-        ),
-    )
+    flags = "--eval-only", "--model-dir", trained
+    fresh = process("train.py", *arguments("ZIP", data_root, tmp_path, seed=7, flags=flags))
     assert fresh.returncode == 0, fresh.stderr
     assert accuracy(fresh.stdout) == printed(trained) == printed(tmp_path)
     assert re.findall(r"^\* macro_f1: .*", fresh.stdout, re.M) == re.findall(
         r"^\* macro_f1: .*", (trained / "log.txt").read_text(), re.M
     )
-    assert (
-        bill(tmp_path)["training"]["queries"] == 0 and bill(tmp_path)["evaluation"]["queries"] == 2
-    )
+    assert bill(tmp_path)["training"]["queries"] == 0
+    assert bill(tmp_path)["evaluation"]["queries"] == 2
 
 
 @pytest.mark.parametrize(
@@ -80,36 +66,22 @@ def test_eval_only_in_a_fresh_process_with_another_seed(runs, data_root, tmp_pat
 )
 def test_eval_only(runs, data_root, tmp_path, name, epoch):
     trained = runs / name / "seed1"
-    assert (
-        run(
-            name, data_root, tmp_path, seed=7, flags=("--eval-only", "--model-dir", trained, *epoch)
-        )
-        == 0
-    )
+    flags = "--eval-only", "--model-dir", trained, *epoch
+    assert run(name, data_root, tmp_path, seed=7, flags=flags) == 0
     assert printed(tmp_path) == printed(trained)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_trainer_runs_and_is_evaluated(data_root, budget, tmp_path, name):
     assert run(name, data_root, tmp_path / "run", *budget(name, 2)) == 0
-    assert (
-        run(
-            name,
-            data_root,
-            tmp_path / "again",
-            seed=7,
-            flags=("--eval-only", "--model-dir", tmp_path / "run"),
-        )
-        == 0
-    )
+    flags = "--eval-only", "--model-dir", tmp_path / "run"
+    assert run(name, data_root, tmp_path / "again", seed=7, flags=flags) == 0
     assert printed(tmp_path / "run") == printed(tmp_path / "again")
 
 
 def test_no_train_announces_the_cost_and_leaves_nothing(data_root, tmp_path, capsys):
-    assert (
-        run("ZIP", data_root, tmp_path / "out", "ORACLE.MAX_QUERIES", 47, flags=("--no-train",))
-        == 0
-    )
+    options = "ORACLE.MAX_QUERIES", 47
+    assert run("ZIP", data_root, tmp_path / "out", *options, flags=("--no-train",)) == 0
     assert (
         "This run would cost 4 steps of 10 queries: 40 training queries, 320 image queries; "
         "2 evaluation queries, 61 image queries\n" in capsys.readouterr().out
@@ -119,15 +91,12 @@ def test_no_train_announces_the_cost_and_leaves_nothing(data_root, tmp_path, cap
 
 def test_resume_from_another_folder(runs, data_root, tmp_path):
     source = runs / "ZIP" / "seed1"
-    assert (
-        run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 60, flags=("--resume", source)) == 0
-    )
+    options = "ORACLE.MAX_QUERIES", 60
+    assert run("ZIP", data_root, tmp_path, *options, flags=("--resume", source)) == 0
     assert bill(tmp_path)["training"]["queries"] == 60
     assert bill(source)["training"]["queries"] == 40
-    assert (
-        last_checkpoint(source)["optimizer"]["k"],
-        last_checkpoint(tmp_path)["optimizer"]["k"],
-    ) == (5, 7)  # four steps, two more
+    steps = [last_checkpoint(folder)["optimizer"]["k"] for folder in (source, tmp_path)]
+    assert steps == [5, 7]  # four steps, two more
 
 
 def snapshot(folder):
@@ -137,9 +106,8 @@ def snapshot(folder):
 def test_skip_done_skips_a_finished_run_of_the_same_configuration(data_root, tmp_path, capsys):
     folder = tmp_path / "seed1"
     options = "ORACLE.MAX_QUERIES", 20
-    assert (
-        run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
-    )  # there is nothing to skip yet
+    # there is nothing to skip yet
+    assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
     before = snapshot(folder)
     assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
     assert "holds a finished run of this configuration: skipped" in capsys.readouterr().out
@@ -159,20 +127,14 @@ def test_skip_done_skips_a_finished_run_of_the_same_configuration(data_root, tmp
     assert len(config.read_bytes()) < len(before[config])
     assert run("ZIP", data_root, folder, *options, "INPUT.CACHE_MB", 1, flags=("--skip-done",)) == 0
     assert "skipped" in capsys.readouterr().out
-    (folder / "log.txt").write_text(
-        (folder / "log.txt").read_text().split("Finish training")[0]
-    )  # a crashed run is none
+    log = folder / "log.txt"
+    log.write_text(log.read_text().split("Finish training")[0])  # a crashed run is none
     (folder / "metrics.json").unlink()
     assert run("ZIP", data_root, folder, *options, flags=("--skip-done",)) == 0
-    assert (
-        "skipped" not in capsys.readouterr().out
-        and "Finish training" in (folder / "log.txt").read_text()
-    )
+    assert "skipped" not in capsys.readouterr().out and "Finish training" in log.read_text()
     assert run("ZIP", data_root, folder, "ORACLE.MAX_QUERIES", 30, flags=("--skip-done",)) == 0
-    assert (
-        "a smaller budget (ORACLE.MAX_QUERIES: 20 there, 30 here): it goes on"
-        in capsys.readouterr().out
-    )
+    said = "a smaller budget (ORACLE.MAX_QUERIES: 20 there, 30 here): it goes on"
+    assert said in capsys.readouterr().out
     assert json.loads((folder / "queries.json").read_text())["training"]["queries"] == 30
 
 

@@ -65,7 +65,7 @@ def test_a_comparison_that_cannot_be(tmp_path, call, arguments, words):
 def test_a_comparison_reports_what_its_runs_said(tmp_path, data_root, call):
     options = "--methods", "zero-shot", "--seeds", "1", "--opts", "TEST.SPLIT", "foo"
     status, _, err = call(compare.main, "--root", data_root, "--output", tmp_path, *options)
-    assert status == 1 and "zero-shot, seed 1: error: TEST.SPLIT is 'foo'; one of test, val" in err
+    assert status == 1 and "zero-shot, seed 1: error: TEST.SPLIT is 'foo'; 'test' or 'val'" in err
 
 
 def test_a_method_that_fails_leaves_the_table_to_the_others(tmp_path, data_root, call):

@@ -8,20 +8,24 @@ import yaml
 from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox.config import (
     HOST,
+    Key,
     all_keys,
     check_cfg,
     leaves,
     merge_files,
-    merge_options,
-    unread,
-    validators,
+    node_of,
+    ours,
+    put,
+    register_trainer,
+    table,
+    whole,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.keys import Key, whole
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
-from dassl_blackbox.trainers.blackbox.registry import node_of, ours, register_trainer
-from dassl_blackbox.trainers.blackbox.run.matching import grew, read_settings, settings
+from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
+from dassl_blackbox.trainers.blackbox.run.matching import settings
 from support import OURS, REPO, defaults, examples, run
+from train import before_and_now, grew, unread
 
 CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
 NAMES = sorted(leaves(defaults()))
@@ -34,11 +38,11 @@ def config(trainer="ZIP", *options, path=None):
     path = path or REPO / "configs" / "trainers" / trainer / "tiny.yaml"
     merge_files(cfg, [str(REPO / "configs" / "datasets" / "digits.yaml"), str(path)])
     cfg.TRAINER.NAME = trainer
-    merge_options(cfg, options)
+    put(cfg, dict(zip(options[::2], options[1::2])), "the options")
     return cfg
 
 
-def put(cfg, name, value):
+def assign(cfg, name, value):
     """Set a key as code can, past yacs's checks."""
     *sections, key = name.split(".")
     for section in sections:
@@ -50,43 +54,44 @@ def put(cfg, name, value):
 
 
 def test_every_key_is_in_the_configuration_and_its_default_is_valid():
-    given, needed = leaves(defaults()), {"DATASET.NAME", "MODEL.BACKBONE.NAME"}
-    known = validators(config())
-    assert {name for name, valid in known.items() if not valid.fits(given[name])} == needed
-    assert all(entry.about for entry in all_keys().values()) and HOST.keys() <= known.keys()
-    assert set(known["ORACLE.PREC"].names) == set(PRECISIONS)
+    known, needed = table(config()), {"DATASET.NAME", "MODEL.BACKBONE.NAME"}
+    assert {name: key.default for name, key in known.items()} == leaves(defaults())
+    assert {name for name, key in known.items() if not key.fits(key.default)} == needed
+    assert all(key.about for key in all_keys().values()) and HOST.keys() <= known.keys()
+    assert set(known["ORACLE.PREC"].valid.names) == set(PRECISIONS)
+    assert set(known["TRAINER.CRAFT.COVARIANCE"].valid.names) == set(COVARIANCES)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_configurations_of_the_project_are_sound_and_read(path):
     cfg = config(path.parent.name, path=path)
     check_cfg(cfg)
-    assert unread(cfg) == []
+    assert not unread(cfg)
 
 
 @pytest.mark.parametrize("name", sorted({*HOST, *all_keys(), "USE_CUDA", "INPUT.SIZE"}))
 def test_a_bad_value_is_a_sentence_with_the_keys_name(name):
-    cfg, valid = config(), validators(config())[name]
-    for value in examples(valid, True)[:5]:
-        put(cfg, name, value)
+    cfg, key = config(), table(config())[name]
+    for value in examples(key, True)[:5]:
+        assign(cfg, name, value)
         check_cfg(cfg)
-    for value in examples(valid, False):
-        put(cfg, name, value)
+    for value in examples(key, False):
+        assign(cfg, name, value)
         with ERROR() as error:
             check_cfg(cfg)
         text = str(error.value)
         assert text.startswith(f"{name} is ") and " expected." in text, (value, text)
-        assert "\n" not in text and len(text) < 600
+        assert "\n" not in text
 
 
 @pytest.mark.parametrize(
     "trainer, options, words",
     [
-        ("CBBT", ["OPTIM.NAME", "sgd"], "OPTIM.NAME is 'sgd'; adam, and nothing else, is expected"),
-        ("CBBT", ["OPTIM.LR_SCHEDULER", "single_step"], "OPTIM.LR_SCHEDULER is .* cosine"),
-        ("WhiteBox", ["OPTIM.LR_SCHEDULER", "multi_step"], "OPTIM.LR_SCHEDULER is .* cosine"),
+        ("CBBT", ["OPTIM.NAME", "sgd"], "OPTIM.NAME is 'sgd'; 'adam' is expected"),
+        ("CBBT", ["OPTIM.LR_SCHEDULER", "single_step"], "OPTIM.LR_SCHEDULER is .* 'cosine'"),
+        ("WhiteBox", ["OPTIM.LR_SCHEDULER", "multi_step"], "OPTIM.LR_SCHEDULER is .* 'cosine'"),
         ("CBBT", ["OPTIM.WARMUP_RECOUNT", "False"], "OPTIM.WARMUP_RECOUNT is False; True"),
-        ("CBBT", ["OPTIM.WARMUP_TYPE", "linear"], "OPTIM.WARMUP_TYPE is 'linear'; constant"),
+        ("CBBT", ["OPTIM.WARMUP_TYPE", "linear"], "OPTIM.WARMUP_TYPE is 'linear'; 'constant'"),
     ],
 )
 def test_values_that_one_trainer_excludes(trainer, options, words):
@@ -117,8 +122,9 @@ def test_keys_without_an_effect_are_told():
         ("WhiteBox", ["ORACLE.PREC", "fp16"]),
         ("ZeroshotOracle", ["ORACLE.MAX_QUERIES", "7"]),
     ):
-        told, switches = unread(config(trainer, *options)), (".SPACE", ".HEAD", ".N_IMAGE")
-        assert told == sorted(key for key in options[::2] if not key.endswith(switches)), trainer
+        cfg, switches = config(trainer, *options), (".SPACE", ".HEAD", ".N_IMAGE")
+        told = {key for key in options[::2] if not key.endswith(switches)}
+        assert unread(cfg) == told, trainer
 
 
 def test_keys_with_an_effect_are_not_told():
@@ -133,13 +139,13 @@ def test_keys_with_an_effect_are_not_told():
         ("WhiteBox", ["OPTIM.LR", "0.5"]),
         ("ZeroshotOracle", ["ORACLE.PREC", "fp16", "TRAINER.ZEROSHOT.TEMPLATE", "{}"]),
     ):
-        assert unread(config(trainer, *options)) == [], trainer
+        assert not unread(config(trainer, *options)), trainer
 
 
 def test_nothing_is_told_of_a_trainer_that_is_not_ours():
     cfg = config("ZIP", "OPTIM.LR", "0.5", "TRAINER.CRAFT.DIM", "9")
     cfg.TRAINER.NAME = "CoOp"
-    assert unread(cfg) == []
+    assert not unread(cfg)
 
 
 @pytest.fixture
@@ -152,7 +158,7 @@ def variant(monkeypatch):
 def test_a_subclass_has_its_parents_node_or_one_of_its_own(variant):
     cfg = config("ZIP", "TRAINER.ZIP.RANK", "3")
     cfg.TRAINER.NAME = "Variant"
-    assert node_of(variant("ZIP")) == "ZIP" and unread(cfg) == []
+    assert node_of(variant("ZIP")) == "ZIP" and not unread(cfg)
 
 
 def test_a_subclass_with_keys_of_its_own_has_its_own_node(variant):
@@ -185,13 +191,10 @@ def test_a_blank_value_is_refused(file, name):
         content += f"{'  ' * depth}{part}:\n"
     cfg = config()
     merge_files(cfg, [file(content)])
-    with ERROR(match=f"^{name} is blank; .* expected"):
+    with ERROR(match=f"^{name} is (None|not shown.*); .* expected"):
         check_cfg(cfg)
 
 
-LAUGHS = "".join(
-    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12)
-)
 DAMAGED = {
     "empty": "",
     "comments alone": "# ORACLE:\n",
@@ -202,9 +205,6 @@ DAMAGED = {
     "not UTF-8": b"ORACLE:\n  PREC: \xff\n",
     "binary": bytes(range(256)) * 20,
     "a key twice": "ORACLE:\n  TOP_K: 1\nSEED: 1\nORACLE:\n  PREC: fp16\n",
-    "an alias of itself": "TRAINER: &t\n  ZIP: *t\n",
-    "a list in itself": "INPUT:\n  TRANSFORMS: &t [*t]\n",
-    "billion laughs": LAUGHS + "INPUT:\n  TRANSFORMS: *a11\n",
     "deep": "[" * 5000,
     "a Python object": "SEED: !!python/object/apply:os.getpid []\n",
     "a date that is none": "SEED: 2020-13-41\n",
@@ -234,52 +234,46 @@ def test_what_is_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", tmp_path / "self", "/dev/zero"):
         with ERROR(match=f"^{path} cannot be read"):
             merge_files(defaults(), [str(path)])
-    with ERROR(match="Did you mean .*/digits.yaml"):
+    with ERROR(match="configs/datasets has .* digits.yaml, "):
         merge_files(defaults(), [str(REPO / "configs" / "datasets" / "digit.yaml")])
-    with ERROR(match="Name a file of that folder: .*tiny.yaml"):
+    with ERROR(match="configs/trainers/ZIP has .*tiny.yaml"):
         merge_files(defaults(), [str(REPO / "configs" / "trainers" / "ZIP")])
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["TRAINER.ZIP.RANK"], "a key without a value"),
         (["TRAINER.ZIP.RANKS", "3"], "no key 'TRAINER.ZIP.RANKS'.*Did you mean TRAINER.ZIP.RANK"),
         (["TRAINER.ZIP", "3"], "no key 'TRAINER.ZIP'.*Did you mean TRAINER.ZIP."),
         (["SEED.X", "3"], "no key 'SEED.X'"),
         (["", "3"], "no key ''"),
-        (["SEED", "3", "--eval-only"], "'--eval-only' is a key without a value, or a flag"),
-        (["SEED", "None"], "SEED is blank"),
+        (["SEED", "None"], "SEED is None"),
         (["TRAINER.ZIP.RANK", "many"], "RANK is 'many'; a whole number"),
         (["TRAINER.ZIP.RANK", "3.0"], "RANK is 3.0; a whole number"),
         (["TRAINER.ZIP.RANK", "True"], "RANK is True; a whole number"),
         (["TRAINER.ZIP.RANK", "1" * 5000], "RANK is '111"),
         (["TRAINER.ZIP.RANK", "[" * 5000], "RANK is '.*; a whole number"),
-        (["TRAINER.ZIP.RANK", "-" * 100_000 + "1"], "RANK is '---"),
         (["TRAINER.ZIP.CTX_INIT", "7"], "CTX_INIT is 7; text"),
         (["USE_CUDA", "1"], "USE_CUDA is 1; a value such as True is expected"),
         (["OPTIM.LR", "nan"], "LR is 'nan'; a number above 0"),
         (["INPUT.SIZE", "32"], r"SIZE is 32; a value such as \(224, 224\) is expected"),
         (["OUTPUT_DIR", "7"], "OUTPUT_DIR is 7; text"),
-        (
-            ["TRAINER.ZIP.RANK", "0x" + "f" * 5000],
-            "RANK is a number of thousands of digits; a whole number",
-        ),
         (["ORACLE.GRANTS", "('logits')"], "GRANTS is 'logits'; a tuple"),
     ],
 )
 def test_options_that_do_not_fit(options, words):
     with ERROR(match=words) as error:
         check_cfg(config("ZIP", *options))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
 
 
 def test_values_become_the_types_of_their_defaults(file):
     cfg = defaults()
     content = "OPTIM:\n  LR: 1\nINPUT:\n  RRCROP_SCALE: (0.5, 1)\n  SIZE: [9, 9]\n"
     merge_files(cfg, ["", file(content)])
-    merge_options(cfg, ["TRAINER.CRAFT.BOUND", "0", "TRAINER.ZIP.A", "1e-3", "TEST.SPLIT", "val"])
-    merge_options(cfg, ["TRAINER.ZEROSHOT.TEMPLATE", "{}", "TRAINER.ZIP.CTX_INIT", "'a photo'"])
+    given = {"TRAINER.CRAFT.BOUND": "0", "TRAINER.ZIP.A": "1e-3", "TEST.SPLIT": "val"}
+    given |= {"TRAINER.ZEROSHOT.TEMPLATE": "{}", "TRAINER.ZIP.CTX_INIT": "'a photo'"}
+    put(cfg, given, "the options")
     assert (cfg.TRAINER.ZEROSHOT.TEMPLATE, cfg.TRAINER.ZIP.CTX_INIT) == ("{}", "a photo")
     assert (cfg.OPTIM.LR, cfg.INPUT.SIZE, cfg.INPUT.RRCROP_SCALE) == (1.0, (9, 9), (0.5, 1))
     assert type(cfg.OPTIM.LR) is type(cfg.TRAINER.CRAFT.BOUND) is float
@@ -308,8 +302,8 @@ REFUSED = {
         ("ORACLE.TOP_K", -1),
     ],
     "CraFT": [("TRAINER.CRAFT.CMA_OPTIONS", "['popsize', 3]")],
-    "JOLT": [("TRAINER.JOLT.DAMPINGS", "()"), ("ORACLE.GRANTS", "('logits', 'all')")],
-    "WhiteBox": [("OPTIM.LR", 0), ("OPTIM.STAGED_LR", True), ("OPTIM.SGD_DAMPNING", 2)],
+    "JOLT": [("TRAINER.JOLT.DAMPINGS", "()"), ("ORACLE.GRANTS", "('logits')")],
+    "WhiteBox": [("OPTIM.LR", 0), ("OPTIM.STAGED_LR", True)],
     "ZeroshotOracle": [("TRAINER.ZEROSHOT.TEMPLATE", "{} {"), ("MODEL.HEAD.NAME", "mlp")],
 }
 
@@ -323,7 +317,7 @@ def test_the_command_line_refuses_before_anything_is_loaded(
 
     monkeypatch.setattr("open_clip.model.CLIP.__init__", load)
     node, keys = f"TRAINER.{node_of(OURS[trainer])}", OURS[trainer].keys
-    own = [(f"{node}.{key}", examples(entry.valid, False)[0]) for key, entry in keys.items()]
+    own = [(f"{node}.{key}", examples(entry, False)[0]) for key, entry in keys.items()]
     for name, value in [*REFUSED.get(trainer, []), *own]:
         assert run(trainer, data_root, tmp_path / "out", name, value) == 1
         err = capsys.readouterr().err
@@ -334,19 +328,21 @@ def test_the_command_line_refuses_before_anything_is_loaded(
 def test_the_command_line_refuses_files(data_root, tmp_path, capsys, file):
     flags = "--config-file", file("- ORACLE\n")
     assert run("ZIP", data_root, tmp_path / "out", flags=flags) == 1
-    assert capsys.readouterr().err.startswith(f"error: {flags[1]} is a list")
+    assert capsys.readouterr().err.startswith(f"error: {flags[1]} has no sections of keys")
 
 
 # The configuration beside a run
 
 
 def test_the_settings_of_a_run_are_read_back_or_refused(file):
-    text, here = config().dump(), settings(config())
-    assert {name: read_settings(file(text))[name] for name in here} == here
+    cfg = config("ZIP", "DATASET.ROOT", "/nowhere")
+    made, here = before_and_now(cfg, file(cfg.dump()))
+    assert {name: made[name] for name in here} == here == settings(cfg)
+    text = cfg.dump()
     cut = [text[: len(text) * part // 8] for part in range(8)]
     lacking = {**yaml.safe_load(text), "OPTIM": "adam"}
     for damaged in (*cut, text.encode().replace(b"ZIP", b"\xff"), "- a\n", yaml.dump(lacking)):
         path = file(damaged)
         with ERROR(match=f"^{path} "):
-            read_settings(path)
+            before_and_now(cfg, path)
     assert not grew("ORACLE.MAX_QUERIES", "many", "3") and grew("ORACLE.MAX_QUERIES", "3", "0")

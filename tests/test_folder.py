@@ -235,12 +235,12 @@ def test_a_white_box_run_is_known_by_its_settings_and_its_model(data_root, tmp_p
     assert run("WhiteBox", data_root, tmp_path / "run", *short, "OPTIM.LR", 0.01) == 1
     assert "was made with other settings (OPTIM.LR: 0.0005 there" in capsys.readouterr().err
     assert run("WhiteBox", data_root, tmp_path / "run", "OPTIM.MAX_EPOCH", 3) == 1
-    assert "the epochs are its schedule's" in capsys.readouterr().err
+    assert "not the epochs of a schedule" in capsys.readouterr().err
     assert run("WhiteBox", data_root, tmp_path / "x", *short, flags=("--resume", "/nowhere")) == 1
     assert "/nowhere: no such folder. Give the output folder" in capsys.readouterr().err
     flags = "--eval-only", "--model-dir", tmp_path / "run"
     assert run("ZIP", data_root, tmp_path / "y", flags=flags) == 1
-    assert "is a checkpoint of WhiteBox, this run is ZIP" in capsys.readouterr().err
+    assert "is of WhiteBox on tiny, this run of ZIP" in capsys.readouterr().err
 
 
 # A full or unwritable disk

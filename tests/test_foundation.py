@@ -10,10 +10,8 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox import files
-from dassl_blackbox.trainers.blackbox.config import extend_cfg
+from dassl_blackbox.trainers.blackbox.config import build_schedule, extend_cfg, register_trainer
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.registry import register_trainer
-from dassl_blackbox.trainers.blackbox.schedules import build_schedule
 from support import OURS, REPO, arguments, defaults
 
 # Registration and defaults

@@ -12,7 +12,7 @@ import signal
 from contextlib import contextmanager
 
 import train
-from dassl_blackbox.trainers.blackbox.config import HOST, all_keys
+from dassl_blackbox.trainers.blackbox.config import HOST, all_keys, defaults, table
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -89,12 +89,12 @@ def words(value):
 def options(draw):
     """A trainer and some KEY VALUE pairs: boundary values of the table of keys, and odd ones."""
     name = draw(st.sampled_from(TRAINERS))
-    table = HOST | {name: entry.valid for name, entry in all_keys().items()}
+    known = table(defaults())
     pairs = []
     for _ in range(draw(st.integers(1, 3))):
-        key = draw(st.sampled_from(sorted(table)))
-        values = examples(table[key], True) if SLOW.search(key) is None else []
-        value = draw(st.sampled_from([*values, *examples(table[key], False), *ODD_TEXT]))
+        key = draw(st.sampled_from(sorted({*HOST, *all_keys()})))
+        values = examples(known[key], True) if SLOW.search(key) is None else []
+        value = draw(st.sampled_from([*values, *examples(known[key], False), *ODD_TEXT]))
         pairs += [key, words(value)]
     if draw(st.booleans()):
         pairs = pairs[: draw(st.integers(0, len(pairs)))]

@@ -393,7 +393,7 @@ def test_every_space_with_every_method(name, space, kind, data_root, tmp_path):
             "CMA_actve is not a valid option",
         ),
         ("CraFT", ("TRAINER.CRAFT.CMA_OPTIONS", "['CMA_active']"), "a list of pairs"),
-        ("CraFT", ("TRAINER.CRAFT.COVARIANCE", "fulll"), "Did you mean full"),
+        ("CraFT", ("TRAINER.CRAFT.COVARIANCE", "fulll"), "'full' or"),
         ("BPTVLM", ("TRAINER.BPTVLM.POPULATION", "1"), "POPULATION is 1; a whole number from 2"),
         ("BPTVLM", ("TRAINER.BPTVLM.LOSS", "mse"), "TRAINER.BPTVLM.LOSS"),
     ],

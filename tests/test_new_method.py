@@ -18,9 +18,8 @@ HEAD_ALONE = '''
 import torch
 import torch.nn.functional as F
 
-from .blackbox.keys import Key, number, whole
+from .blackbox.config import Key, number, register_trainer, whole
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.registry import register_trainer
 
 
 @register_trainer
@@ -49,10 +48,10 @@ FRAME = '''
 
 import torch
 
+from .blackbox.config import register_trainer
 from .blackbox.optimizers import SPSA
 from .blackbox.oracle import Prompt
 from .blackbox.prompts import Space
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

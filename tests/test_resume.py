@@ -173,4 +173,4 @@ def test_only_what_the_method_reads_is_compared(data_root, budget, tmp_path, cap
     assert "finished run of this configuration: skipped" in capsys.readouterr().out
     assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4), *others) == 0
     assert bill(tmp_path)["training"]["queries"] == 40
-    assert run("ZIP", data_root, tmp_path, "TRAINER.ZIP.BETA", 0.5, flags=("--skip-done",)) == 1
+    assert run("ZIP", data_root, tmp_path, "TRAINER.ZIP.RANK", 3, flags=("--skip-done",)) == 1

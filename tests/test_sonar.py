@@ -644,8 +644,3 @@ def test_top_k_answers_serve(data_root, tmp_path, capsys):
     for k in (10, 3):
         run("SONAR", data_root, tmp_path / str(k), *ONE_VIEW, "ORACLE.TOP_K", str(k))
         assert float(accuracy(capsys.readouterr().out)[:-1]) > zero + 10
-
-
-def test_who_still_gives_probes_is_told_of_texts(data_root, tmp_path, capsys):
-    said = sentence(capsys, "SONAR", data_root, tmp_path, "TRAINER.SONAR.PROBES", 4)
-    assert "no key TRAINER.SONAR.PROBES any more" in said and "TRAINER.SONAR.TEXTS is" in said

@@ -68,9 +68,9 @@ def template_accuracy(digits: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Zero-shot accuracy in per cent of the frozen model on images `[N, 3, 32, 32]` and labels,
     with Digits' own template.
     """
+    from dassl_blackbox.trainers.blackbox.config import TEMPLATES
     from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
     from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-    from dassl_blackbox.trainers.blackbox.templates import TEMPLATES
     from tiny.captions import DIGITS
 
     images, labels = digits

@@ -2,14 +2,13 @@
 
 import torch
 
-from .blackbox.keys import SIZE, Key, number, whole
+from .blackbox.config import SIZE, Key, number, register_trainer, template_for, template_keys, whole
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers import DecayingDirections
 from .blackbox.prompts.pictures import FrameSpace
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
-from .blackbox.templates import template_for, template_keys
 
 
 @register_trainer

@@ -4,14 +4,23 @@ from typing import Any
 
 import torch
 
-from .blackbox.keys import Key, flag, number, one
+from .blackbox.config import (
+    Key,
+    flag,
+    number,
+    one,
+    register_trainer,
+    spsa_keys,
+    spsa_settings,
+    template_for,
+    template_keys,
+)
 from .blackbox.optimizers import SPSA
 from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts.pictures import CoordinatorSpace, PaddingSpace, PictureSpace
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
-from .blackbox.templates import template_for, template_keys
 
 
 def coordinated(node: Any) -> bool:

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .blackbox.config import SIZE, Key, cma_keys, flag, number, one, register_trainer, where, whole
 from .blackbox.data.loaders import augmented_loader
 from .blackbox.keys import SIZE, Key, flag, number, one, where, whole
 from .blackbox.losses import mean_cross_entropies
 from .blackbox.optimizers import CMAES
 from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Recipe, SearchTrainer, Teacher
 

@@ -10,7 +10,6 @@ from .blackbox.heads.selection import folds_of, stacking_weight
 from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Answer, Batch, Recipe, SearchTrainer, Teacher
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .blackbox.answers import Gathered
 from .blackbox.bank import NAMES, PHRASES, further_texts
+from .blackbox.config import Key, flag, register_trainer, text, whole
 from .blackbox.data.loaders import of_all_classes, ordered_loader
 from .blackbox.errors import BlackBoxError
 from .blackbox.heads.pool import Pool
 from .blackbox.heads.scores import ScoreHead
-from .blackbox.keys import Key, flag, text, whole
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.plan import batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
-from .blackbox.registry import register_trainer
 from .blackbox.run.matching import few
 
 
@@ -61,7 +59,7 @@ class SONAR(ProbeTrainer):
         "TEXTS": Key(500, whole(0, 100_000), "further texts, whatever the number of classes"),
         "BANK": Key(
             NAMES,
-            replace(text(), names=(NAMES, PHRASES)),
+            text(NAMES, PHRASES),
             "further texts: names, phrases, or a file with a name a line",
             names_file=True,
         ),

@@ -5,10 +5,8 @@ from dassl.optim import build_optimizer
 
 from .blackbox.oracle import Prompt
 from .blackbox.prompts import context_keys, initial_context
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import seeded_generator
 from .blackbox.run.trainer import ResumableTrainer
-from .blackbox.schedules import build_schedule
 
 
 @register_trainer

@@ -2,10 +2,8 @@
 
 import torch
 
-from .blackbox.config import WHERE
+from .blackbox.config import ACCESS, register_trainer, template_keys
 from .blackbox.probe import ProbeTrainer
-from .blackbox.registry import register_trainer
-from .blackbox.templates import template_keys
 
 
 @register_trainer
@@ -14,7 +12,7 @@ class ZeroshotOracle(ProbeTrainer):
 
     node = "ZEROSHOT"
     keys = template_keys()
-    reads = WHERE  # what evaluation reads
+    reads = tuple(f"ORACLE.{key}" for key in ACCESS)  # what evaluation reads
     trains = reads_features = False
 
     def build_head(self, generator: torch.Generator) -> None:

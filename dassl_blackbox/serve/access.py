@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ..trainers.blackbox.config import StrictLoader
 from ..trainers.blackbox.errors import BlackBoxError
 from ..trainers.blackbox.files import read_text
 from ..trainers.blackbox.oracle.interface import GRANTS
-from ..trainers.blackbox.reading import StrictLoader
 from .requests import Refusal
 
 KEYS = "BLACKBOX_KEYS"  # environment variable: name=key,name=key

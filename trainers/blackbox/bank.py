@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from .config import PLAIN
 from .errors import BlackBoxError
 from .files import read_text
 from .oracle.texts import Texts
-from .templates import PLAIN
 
 NAMES, PHRASES = "names", "phrases"
 WORDS_BEFORE = 4  # of a phrase, before the class name

@@ -1,108 +1,148 @@
-"""The configuration: keys that all methods share, what they may hold, and what a run reads of them.
+"""The configuration: keys and what they may hold, files and options, and what a run reads of them.
 
-A method's own keys stand in its file, as `keys` of the trainer. A data-set YAML, a trainer YAML and
-options of the command line are put over the defaults in turn, and every value is checked before
-anything is loaded.
+A method's own keys stand in its file, as `keys` of the trainer.
 """
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 from ast import literal_eval
-from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import reduce
-from operator import attrgetter
+from io import StringIO
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote
 
+import yaml
 from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, SequentialLR
 from yacs.config import CfgNode
 
 from .errors import BlackBoxError
-from .keys import (
-    Key,
-    Validator,
-    did_you_mean,
-    is_text,
-    number,
-    one,
-    only,
-    several,
-    shown,
-    text,
-    url,
-    where,
-    whole,
+from .files import read_text
+
+SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
+Trainer = TypeVar("Trainer", bound=type)
+
+# names in a URL that stand before a secret, and how keys of services begin, wherever they stand
+SECRET = re.compile(
+    r"(?i)key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$"
 )
-from .oracle.interface import GRANTS
-from .reading import read_yaml
-from .registry import node_of, ours
-
-APIS = ("blackbox", "openai", "hf")
-# keys that there were, and what to give in their place
-GONE = {
-    "TRAINER.SONAR.PROBES": "TRAINER.SONAR.TEXTS is the number of further texts, whatever that of "
-    "the classes; 0 is the head alone."
-}
-CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")
+# in a URL, or what a path makes of it: user and password, which may have a slash; name and value
+USER = re.compile(r"(?<=[:/])/([^/\s]*|[^/\s:]+:(?!\d+/)[^\s@]*)(@|%40)")
+ASKED = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=['\"]?[^&#;\s'\"]+")
 
 
-def is_service(node: Any) -> bool:
-    """Whether it is another service than our own server."""
-    return bool(node.URL) and node.API != "blackbox"
+def masked(text: str) -> str:
+    """A text without the passwords and keys of the URLs in it."""
+    return ASKED.sub(
+        lambda found: f"{found[1]}=…" if SECRET.search(unquote(found[1])) else found[0],
+        USER.sub("/…@", text),
+    )
 
 
-def is_spoken_to(node: Any) -> bool:
-    """Whether `API` says what is asked; a class of one's own may do without a URL."""
-    return bool(node.URL) or ":" in node.API
+class Validator(NamedTuple):
+    """What a key may hold beside the type of its default: `expects` completes "… is expected"."""
+
+    expects: str
+    fits: Callable[[Any], Any] = lambda value: True
+    names: tuple[Any, ...] = ()
 
 
-def lets_out(node: Any) -> bool:
-    """Whether what is let out is as `TOP_K` says: services give all that they are asked about."""
-    return not is_service(node)
+class Key(NamedTuple):
+    """An entry of a table; `about` says what it is."""
+
+    default: Any
+    valid: Validator
+    about: str
+    when: Callable[[Any], Any] = lambda node: True  # whether it is read, by what its node holds
+    inferred_with: bool = False  # whether evaluation reads it too, and no checkpoint carries it
+    names_file: bool = False  # whether it may be a path, but for `valid.names`; the content counts
+
+    def fits(self, value: Any) -> bool:
+        """Whether it can hold the value, which is of the default's type then."""
+        kind, kinds = type(self.default), {float: (float, int), tuple: (tuple, list)}
+        return type(value) in kinds.get(kind, (kind,)) and bool(self.valid.fits(value))
 
 
-LOCAL, REMOTE = where("URL", ""), attrgetter("URL")
+def where(name: str, value: Any, has: bool = True) -> Callable[[Any], bool]:
+    """The condition that another key of the same node has this value, or has not."""
+    return lambda node: (node[name] == value) is has
+
+
+def whole(low: int, high: int = 10**12) -> Validator:
+    """Whole numbers from `low` to `high`."""
+    expects = f"a whole number from {low:,} to {high:,}"
+    return Validator(expects, lambda value: low <= value <= high)
+
+
+def number(
+    low: float = -inf, high: float = 1e9, *, above: float = -inf, below: float = inf
+) -> Validator:
+    """Numbers from `low` to `high`, or strictly `above` and `below`; none is infinite."""
+    least = f"above {above:g}" if above > -inf else f"of {low:g} or more"
+    most = f"below {below:g}" if below < inf else f"at most {high:g}"
+    expects = f"a number {least} and {most}"
+    return Validator(expects, lambda value: low <= value <= high and above < value < below)
+
+
+def one(*names: Any) -> Validator:
+    """One of some values."""
+    return Validator(" or ".join(map(repr, names)), lambda value: value in names, names)
+
+
+def flag() -> Validator:
+    return Validator("True or False")
+
+
+def text(*names: str) -> Validator:
+    """Text that a log and a file's name can hold; some of it has a meaning of its own."""
+    return Validator("text in UTF-8", re.compile("[^\0\ud800-\udfff]*").fullmatch, names)
+
+
+def is_url(value: str) -> bool:
+    """Whether it is nothing, or a service's URL without a secret, which logs would show."""
+    address = r"(https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?([/?#]\S*)?)?"
+    plain, sound = unquote(value), re.fullmatch(address, value) and text().fits(value)
+    return bool(sound) and masked(plain) == plain and not TOKEN.search(value)
+
+
+LOCAL, REMOTE, SERVICE = where("URL", ""), where("URL", "", False), where("API", "blackbox", False)
+URL = Validator("a URL without user, password or key (see BLACKBOX_KEY), http(s)://…,", is_url)
 API = Validator(
-    f"one of {', '.join(APIS)}, or module:Class",
-    lambda value: is_text(value) and (value in APIS or bool(CLASS.fullmatch(value))),
-    APIS,
+    "blackbox, openai, hf or module:Class",
+    re.compile(r"blackbox|openai|hf|[^\W\d][\w.]*:\w+").fullmatch,
 )
 # Where the model is, and what its owner lets in and out; the key of a service is in the environment
 # variable BLACKBOX_KEY
 ACCESS = {
     "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", LOCAL),
-    "GRANTS": Key(
-        ("contexts", "logits"),
-        several(one(*GRANTS), f"a tuple of names out of {', '.join(GRANTS)}"),
-        "what the model's owner lets out or in",
-        LOCAL,
-    ),
-    "TOP_K": Key(
-        0, whole(0), "0: logits; k: an image's k largest log-probabilities", lets_out, True
-    ),
-    "URL": Key("", url(), "of a service that holds the model; empty: it is in this process"),
-    "API": Key("blackbox", API, "what it speaks: blackbox is our own server", is_spoken_to),
+    "GRANTS": Key(("contexts", "logits"), Validator("a tuple of names"), "let in or out", LOCAL),
+    # log-probabilities of an image; other services give all that they are asked about
+    "TOP_K": Key(0, whole(0), "k largest; 0: logits", where("API", "blackbox"), True),
+    "URL": Key("", URL, "of a service that holds the model; empty: it is in this process"),
+    # blackbox is our own server, and a class of one's own may do without a URL
+    "API": Key("blackbox", API, "what it speaks", lambda node: node.URL or ":" in node.API),
     "TIMEOUT": Key(60.0, number(above=0), "seconds without a byte before a new try", REMOTE),
     "PATIENCE": Key(300.0, number(0), "seconds before a request is given up", REMOTE),
     # for OpenAI's and OpenCLIP's CLIP models; no service tells it
-    "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", is_service, True),
-    "IMAGES": Key(
-        "modality", one("modality", "items", "data_uri"), "an image in openai's JSON", is_service
-    ),
-    "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", is_service),
-    "THREADS": Key(8, whole(1, 100), "calls at a time, if each is about a picture", is_service),
-    "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", is_service),
-    "CACHE": Key("~/.cache/dassl-blackbox", text(), "folder of answers; empty: none", is_service),
+    "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", SERVICE, True),
+    "IMAGES": Key("modality", one("modality", "items", "data_uri"), "in openai's JSON", SERVICE),
+    "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", SERVICE),
+    "THREADS": Key(8, whole(1, 100), "calls at a time, if each is about a picture", SERVICE),
+    "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", SERVICE),
+    "CACHE": Key("~/.cache/dassl-blackbox", text(), "folder of answers; empty: none", SERVICE),
 }
-WHERE = tuple(f"ORACLE.{key}" for key in ACCESS)
 KEYS: dict[str, Mapping[str, Key]] = {
-    "DATASET": {
-        "SUBSAMPLE_CLASSES": Key("all", one("all", "base", "new"), "CoOp's: classes in use"),
-    },
+    "DATASET": {"SUBSAMPLE_CLASSES": Key("all", one("all", "base", "new"), "CoOp's: those in use")},
     "INPUT": {
         "CACHE_MB": Key(2048, whole(0), "memory for decoded training pictures; 0: none is kept"),
         # they take turns by epoch: once all were met, nothing is encoded again
@@ -118,68 +158,147 @@ KEYS: dict[str, Mapping[str, Key]] = {
         "VAL_EVERY": Key(0, whole(0), "queries between looks at val (val_curve.csv); 0: never"),
     },
 }
-
-
-def named_in_file(flag: str) -> Validator:
-    """A name that a configuration file gives; mostly the file was forgotten."""
-    expects = f"a name (pass {flag}, or another file of that folder)"
-    return Validator(expects, lambda value: is_text(value) and bool(value.strip()))
-
-
-DOMAINS = several(
-    text(),
+DOMAINS = Validator(
     "a tuple of domains' names (options KEY VALUE that follow such a flag become its own)",
-    lambda names: not any(re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", name) for name in names),
+    lambda names: not any(re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", str(name)) for name in names),
 )
-# Dassl's own keys whose wrong value it would take in silence, or name by its line of code alone;
-# what its loaders refuse is said there
+# Dassl's own keys whose wrong value it would take in silence, or name by its line of code alone
 HOST = {
     "OUTPUT_DIR": text(),
     "SEED": whole(-(2**31), 2**32 - 1),  # negative: every run another, as in Dassl
-    "DATASET.NAME": named_in_file("--dataset-config-file configs/datasets/digits.yaml"),
+    "DATASET.NAME": Validator(
+        "a name (pass --dataset-config-file configs/datasets/digits.yaml)", bool
+    ),
     "DATASET.SOURCE_DOMAINS": DOMAINS,
     "DATASET.TARGET_DOMAINS": DOMAINS,
-    "DATASET.NUM_SHOTS": Validator(
-        "-1 (all images) or a whole number of 1 or more",
-        lambda value: type(value) is int and (value == -1 or value > 0),
-    ),
-    "DATALOADER.K_TRANSFORMS": only(1, "these trainers take one view of a picture"),
-    "DATALOADER.RETURN_IMG0": only(False, "these trainers take one view of a picture"),
+    "DATASET.NUM_SHOTS": Validator("-1 (all images), or 1 or more", lambda n: n == -1 or n > 0),
     # others leave images out, or take them twice
     "DATALOADER.TEST.SAMPLER": one("RandomSampler", "SequentialSampler"),
-    "INPUT.NO_TRANSFORM": only(False, "a model takes pixels, not pictures"),
-    "MODEL.INIT_WEIGHTS": only("", "MODEL.BACKBONE.NAME takes the path of a checkpoint"),
-    "MODEL.BACKBONE.PRETRAINED": only(True, "what is adapted is a trained model"),
-    "MODEL.HEAD.NAME": only("", "heads have keys of their own here"),
+    # these trainers take one view of a picture as pixels, and a trained model, and have own heads
+    "DATALOADER.K_TRANSFORMS": one(1),
+    "DATALOADER.RETURN_IMG0": one(False),
+    "INPUT.NO_TRANSFORM": one(False),
+    "MODEL.INIT_WEIGHTS": Validator("nothing (MODEL.BACKBONE.NAME may be a path)", lambda p: not p),
+    "MODEL.BACKBONE.PRETRAINED": one(True),
+    "MODEL.HEAD.NAME": one(""),
     "OPTIM.LR": number(above=0),
-    "OPTIM.SGD_DAMPNING": number(0, 1),  # whose default is a whole number
-    "OPTIM.STAGED_LR": only(False, "a prompt has no layers"),
+    "OPTIM.STAGED_LR": one(False),
     "OPTIM.MAX_EPOCH": whole(1),
     "TRAIN.PRINT_FREQ": whole(1),
     "TEST.SPLIT": one("test", "val"),
     "TEST.FINAL_MODEL": one("last_step", "best_val"),
 }
 
+PLAIN = "a photo of a {}."
+# the hand-written templates: CoOp's, then those of the later papers, then our own sets'
+TEMPLATES = {
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "Food101": "a photo of {}, a type of food.",
+    "UCF101": "a photo of a person doing {}.",
+    "Svhn": "This is a photo of a {}.",
+    "Resisc45": "This is a photo of a {}.",
+    "CLEVR": "This is a photo of {} objects.",
+    "Digits": "a scan of a handwritten {}.",
+    "Letters": "a photo of the letter {}.",
+}
 
-def all_keys() -> dict[str, Key]:
-    """Our keys by full name: `KEYS`, and what each trainer brings in its own file as `keys`."""
-    own = {f"TRAINER.{node_of(cls)}": cls.keys for cls in ours().values()}
+
+def template_keys() -> dict[str, Key]:
+    """The key of a method that reads class texts without a context."""
+    slot = re.compile(r"([^{}\0\ud800-\udfff]*\{\}[^{}\0\ud800-\udfff]*)?")
+    valid = Validator("text with exactly one slot {}, or nothing,", slot.fullmatch)
+    return {"TEMPLATE": Key("", valid, "of class texts; empty: the set's", inferred_with=True)}
+
+
+def template_for(cfg: CfgNode) -> str:
+    """The template of the class texts: the trainer's key, if any, else the data set's."""
+    own = cfg.TRAINER.get(node_of(ours()[cfg.TRAINER.NAME]), {})
+    return own.get("TEMPLATE") or TEMPLATES.get(cfg.DATASET.NAME, PLAIN)
+
+
+def spsa_keys() -> dict[str, Key]:
+    """Those of SPSA and its gains; the momentum, `BETA`, stands with the method."""
     return {
-        f"{node}.{key}": entry
-        for node, keys in {**KEYS, **own}.items()
-        for key, entry in keys.items()
+        "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
+        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
+        "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
+        "A": Key(0.01, number(above=0), "numerator of the step size"),
+        "ALPHA": Key(0.4, number(0, 10), "its exponent"),
+        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
     }
 
 
+def spsa_settings(node: CfgNode) -> dict[str, Any]:
+    """Arguments of `SPSA`, from the method's node of the configuration."""
+    settings = {name: node[name.upper()] for name in ("o", "c", "a", "alpha", "gamma", "beta")}
+    return {"average": node.SP_AVG, **settings}
+
+
+def cma_keys(population: int) -> dict[str, Key]:
+    """Those of CMA-ES, with this default of `POPULATION`."""
+    set_here = {"popsize", "seed", "randn"}
+    options = Validator(
+        "a list of pairs [key, value, ...] of pycma's options, but popsize, seed and randn",
+        lambda items: len(items) % 2 == 0 and set_here.isdisjoint(map(str, items[::2])),
+    )
+    return {
+        "SIGMA": Key(1.0, number(above=0), "step size that CMA-ES starts with"),
+        "POPULATION": Key(population, whole(2, SIZE), "candidates of a generation"),
+        "COVARIANCE": Key("full", one("full", "diagonal", "vd", "vkd"), "model of the covariance"),
+        "CMA_OPTIONS": Key((), options, "further options of pycma, [key, value, ...]"),
+    }
+
+
+def build_schedule(optimizer: Optimizer, optim: CfgNode) -> LRScheduler:
+    """A cosine over `MAX_EPOCH`; `WARMUP_EPOCH` at `WARMUP_CONS_LR` first do not shorten it."""
+    # as Dassl's own, whose warm-up does not run with torch >= 2.7
+    if optim.WARMUP_EPOCH <= 0:
+        return CosineAnnealingLR(optimizer, optim.MAX_EPOCH)
+    warm_up = ConstantLR(optimizer, optim.WARMUP_CONS_LR / optim.LR, total_iters=optim.WARMUP_EPOCH)
+    cosine = CosineAnnealingLR(optimizer, optim.MAX_EPOCH)
+    return SequentialLR(optimizer, [warm_up, cosine], milestones=[optim.WARMUP_EPOCH])
+
+
+def register_trainer(cls: Trainer) -> Trainer:
+    """Class decorator: register with Dassl, unless a trainer of that name is registered already."""
+    cls.dassl_blackbox_trainer = True  # type: ignore[attr-defined]
+    name = cls.__name__
+    if name not in TRAINER_REGISTRY.registered_names():
+        TRAINER_REGISTRY.register(cls)
+    elif name not in ours():  # which is installed *and* copied into a fork
+        owner = TRAINER_REGISTRY.get(name).__module__
+        note = f"Note: a trainer named {name} is registered already, by {owner}; ours is left out"
+        print(note, file=sys.stderr)
+    return cls
+
+
+def ours() -> dict[str, Any]:
+    """The trainers of this project that are registered, by name."""
+    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    return {name: cls for name, cls in found.items() if hasattr(cls, "dassl_blackbox_trainer")}
+
+
+def node_of(trainer: type) -> str:
+    """The node under TRAINER that holds a trainer's keys; without keys of its own, its parent's."""
+    owner = next((cls for cls in trainer.__mro__ if vars(cls).get("keys")), trainer)
+    return vars(owner).get("node", owner.__name__.upper())
+
+
+def all_keys() -> dict[str, Key]:
+    """Our keys by full name: `KEYS`, and what each trainer brings in its own file as `keys`."""
+    tables = KEYS | {f"TRAINER.{node_of(cls)}": cls.keys for cls in ours().values()}
+    return {f"{node}.{key}": entry for node, keys in tables.items() for key, entry in keys.items()}
+
+
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add our nodes to a Dassl configuration, in place. Calling it twice changes nothing."""
-    if "ORACLE" in cfg:
-        return
+    """Add our nodes to a Dassl configuration, in place; what it has of them already stays."""
     for name, entry in all_keys().items():
-        *sections, key = name.split(".")
-        node = node_at(cfg, sections)
-        if key != "SUBSAMPLE_CLASSES" or key not in node:  # a fork has it, as CoOp does
-            node[key] = deepcopy(entry.default)
+        node, key = place_of(cfg, name)
+        node.setdefault(key, entry.default)
 
 
 def defaults() -> CfgNode:
@@ -189,9 +308,10 @@ def defaults() -> CfgNode:
     return cfg
 
 
-def node_at(cfg: CfgNode, sections: Iterable[str]) -> CfgNode:
-    """The node below a configuration that the sections lead to; it is made where there is none."""
-    return reduce(lambda node, part: node.setdefault(part, CfgNode()), sections, cfg)
+def place_of(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
+    """The node that holds a key, made where there is none, and the key's name in it."""
+    *sections, key = name.split(".")
+    return reduce(lambda node, part: node.setdefault(part, CfgNode()), sections, cfg), key
 
 
 def leaves(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -203,180 +323,100 @@ def leaves(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-# ---------------------------------------------------------------------- files and options
+class StrictLoader(yaml.SafeLoader):
+    """YAML's plain values; a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            problem = f"{twice[0]} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
+    """The mapping in a YAML file; the error of one that is none, or no YAML, ends with `cure`."""
+    stream = StringIO(read_text(path, cure))  # of which errors quote no line, with a password
+    try:
+        content = yaml.load(stream, StrictLoader)
+    except Exception as e:  # YAML's errors, and what odd numbers, dates and nesting raise
+        raise BlackBoxError(f"{path} is not YAML ({' '.join(str(e).split())}). {cure}") from e
+    if not isinstance(content, dict) or not content:
+        raise BlackBoxError(f"{path} has no sections of keys. {cure}")
+    return content
 
 
 def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
-    """Put the values of YAML files into a configuration, one after the other; "" is no file.
-
-    Raises:
-        BlackBoxError: a file that cannot be read or is no YAML, or an unknown key.
-    """
+    """Put the values of YAML files into a configuration, one after the other; "" is no file."""
     for path in filter(None, paths):
-        cure = f"A configuration is a YAML file such as those in configs/.{beside(Path(path))}"
-        put(cfg, leaves(read_yaml(path, cure)), f"in {path}")
+        cure = "A configuration is a YAML file such as those in configs/."
+        if not Path(path).is_file():
+            folder = next(place for place in (Path(path), *Path(path).parents) if place.is_dir())
+            names = sorted(file.name for file in folder.glob("*.yaml"))
+            cure += f" {folder} has {', '.join(names) or 'none'}."
+        put(cfg, leaves(read_yaml(path, cure)), path)
 
 
-def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Put `KEY VALUE` pairs of a command line into a configuration.
-
-    Raises:
-        BlackBoxError: a key without a value, or an unknown one.
-    """
-    names, values = options[::2], options[1::2]
-    odd = [name for name in names if name.startswith("--")] or names[len(values) :]
-    if odd:
-        raise BlackBoxError(
-            f"{shown(odd[0])} is a key without a value, or a flag, among the {len(options)} words "
-            f"at the end; KEY VALUE pairs are expected there, and flags before them."
-        )
-    put(cfg, dict(zip(names, values, strict=True)), "in the options")
-
-
-def put(cfg: CfgNode, given: Mapping[str, Any], place: str) -> None:
-    """Set keys by full name, as yacs does: text that is a Python literal is read as one.
-
-    A whole number becomes a float, a list a tuple where the default is one; `check_cfg` refuses
-    other types.
-    """
+def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:
+    """Set keys by full name. Text that is a literal is read as one; a float's 1 becomes 1.0."""
     known = leaves(cfg)
     for name, value in given.items():
         if name not in known:
-            if name in GONE:
-                raise BlackBoxError(f"There is no key {name} any more ({place}). {GONE[name]}")
-            raise BlackBoxError(
-                f"There is no key {shown(name)} ({place})."
-                f"{did_you_mean(name.upper()[:100], known, most=2)} Keys are those of Dassl, of "
-                f"trainers/blackbox/config.py, and `keys` of the methods in trainers/."
-            )
-        default = known[name]
-        if isinstance(value, str):
-            value = decoded(value)
-        if type(default) is float and type(value) is int and abs(value) < 2**53:
-            value = float(value)
-        elif isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-            value = type(default)(value)
-        *sections, key = name.split(".")
-        node_at(cfg, sections)[key] = value
+            close = get_close_matches(name.upper()[:100], known, n=1)
+            hint = "".join(f" Did you mean {near}?" for near in close)
+            raise BlackBoxError(f"There is no key '{masked(name)}' (in {source}).{hint}")
+        kind = type(known[name])
+        with suppress(Exception):  # it is no literal, or too large for a float
+            literal = literal_eval(value) if isinstance(value, str) else value
+            # braces are the slot of a template, or no value of any key
+            value = value if isinstance(literal, (dict, set)) else literal
+            if (type(value), kind) in ((int, float), (list, tuple), (tuple, list)):
+                value = kind(value)
+        node, key = place_of(cfg, name)
+        node[key] = value
 
 
-def decoded(text: str) -> Any:
-    try:
-        value = literal_eval(text)
-    except Exception:  # ValueError or SyntaxError; and others where text is deep or long
-        return text
-    # braces are the slot of a template, or no value of any key
-    return text if isinstance(value, (dict, set)) else value
-
-
-def beside(path: Path) -> str:
-    """What was meant, perhaps, where this is no file: the same words, case and signs aside."""
-    if path.is_dir():
-        inside = ", ".join(sorted(near.name for near in path.glob("*.yaml")))
-        return f" Name a file of that folder: {inside}." if inside else ""
-    if os.path.lexists(path):
-        return ""
-
-    def plain(path: Path) -> str:
-        return re.sub(r"\.yaml|[\W_]", "", str(path).lower())
-
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    files = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
-    there = {plain(file.relative_to(folder)): file for file in files}
-    for wanted in (path.relative_to(folder), Path(path.name)):
-        if close := get_close_matches(plain(wanted), there, n=1, cutoff=0.85):
-            return f" Did you mean {there[close[0]]}?"
-    return ""
-
-
-# ---------------------------------------------------------------------- checks
-
-
-def like(default: Any) -> Validator:
-    """Values of the type of a default; any where there is none."""
-    kinds = {float: (float, int), tuple: (list, tuple), list: (list, tuple)}
-    kind = kinds.get(type(default), type(default))
-    return Validator(
-        f"a value such as {default!r}", lambda value: default is None or isinstance(value, kind)
-    )
-
-
-def validators(cfg: CfgNode) -> dict[str, Validator]:
-    """What our keys and Dassl's may hold where the trainer that is named runs, by full name."""
-    trainer = cfg.TRAINER.NAME
-    known = {name: like(default) for name, default in leaves(get_cfg_default()).items()} | HOST
-    known |= {name: entry.valid for name, entry in all_keys().items()}
-    file = f"--config-file configs/trainers/{trainer}/tiny.yaml"
-    known["MODEL.BACKBONE.NAME"] = named_in_file(file)
-    running = ours().get(trainer)
-    if running and running.scheduled:
-        known["OPTIM.LR_SCHEDULER"] = one("cosine")
-        known["OPTIM.WARMUP_RECOUNT"] = only(True, "the cosine begins after the warm-up")
+def table(cfg: CfgNode) -> dict[str, Key]:
+    """Dassl's keys and ours, as the trainer that is named takes them, by full name."""
+    valid, running = dict(HOST), ours().get(cfg.TRAINER.NAME)
+    file = f"--config-file configs/trainers/{cfg.TRAINER.NAME}/tiny.yaml"
+    valid["MODEL.BACKBONE.NAME"] = Validator(f"a name (pass {file})", bool)
+    if running and running.scheduled:  # by a cosine that begins after the warm-up
+        valid |= {"OPTIM.LR_SCHEDULER": one("cosine"), "OPTIM.WARMUP_RECOUNT": one(True)}
         if cfg.OPTIM.WARMUP_EPOCH not in (-1, 0):
-            known["OPTIM.WARMUP_TYPE"] = one("constant")
+            valid["OPTIM.WARMUP_TYPE"] = one("constant")
     if running and running.optimizers:
-        known["OPTIM.NAME"] = one(*running.optimizers)
-    return known
+        valid["OPTIM.NAME"] = one(*running.optimizers)
+    return {
+        name: Key(default, valid.get(name, Validator(f"a value such as {default!r}")), "Dassl's")
+        for name, default in leaves(get_cfg_default()).items()
+    } | all_keys()
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Look at every key that our trainers read, before anything is loaded.
-
-    Raises:
-        BlackBoxError: a blank value, a wrong type, a value out of its range. The first one is
-            named, with what is expected.
-    """
-    known = validators(cfg)
-    for name, value in leaves(cfg).items():
-        if name in known and not known[name].fits(value):
-            raise BlackBoxError(known[name].sentence(name, value))
-
-
-# ---------------------------------------------------------------------- what a run reads
-
-
-def reads(trainer: str, name: str) -> bool:
-    """Whether a trainer ever reads a key: of OPTIM, ORACLE and TRAINER its own, and all others.
-
-    A trainer that is not ours reads everything, as far as is known.
-    """
-    running, node = ours().get(trainer), name.rpartition(".")[0]
-    if running is None or not name.startswith(("OPTIM.", "ORACLE.", "TRAINER.")):
-        return True
-    own = ("OPTIM",) if running.scheduled else ()
-    return bool({name, node} & {"TRAINER", f"TRAINER.{node_of(running)}", *running.reads, *own})
+    """Raise at the first key with a blank value, of a wrong type or out of its range."""
+    given = leaves(cfg)
+    for name, key in table(cfg).items():
+        value = given.get(name, key.default)
+        if not key.fits(value):
+            plain = masked(value) if isinstance(value, str) else value  # quotes would hide an end
+            told = masked(repr(plain)) if name != "ORACLE.URL" else "not shown here (a secret?)"
+            raise BlackBoxError(f"{name} is {told}; {key.valid.expects} is expected.")
 
 
 def without_effect(cfg: CfgNode) -> set[str]:
-    """The keys that the run does not read with the other settings as they are."""
-    keys, trainer = all_keys(), cfg.TRAINER.NAME
+    """Names of keys that the run does not read; a trainer that is not ours reads everything."""
+    running, keys = ours().get(cfg.TRAINER.NAME), all_keys()
+    if running is None:
+        return set()
+    read = {"TRAINER", f"TRAINER.{node_of(running)}", *running.reads}
+    if running.scheduled:
+        read.add("OPTIM")
 
-    def is_on(name: str) -> bool:
-        return name not in keys or keys[name].when(node_at(cfg, name.split(".")[:-1]))
+    def is_read(name: str) -> bool:
+        own = not name.startswith(("OPTIM.", "ORACLE.", "TRAINER."))
+        on = name not in keys or keys[name].when(place_of(cfg, name)[0])
+        return bool(on and (own or read & {name, name.rpartition(".")[0]}))
 
-    names = leaves(cfg) if trainer in ours() else ()
-    return {name for name in names if not (reads(trainer, name) and is_on(name))}
-
-
-def changed(cfg: CfgNode) -> set[str]:
-    """Names of keys that are not at their default."""
-    before = leaves(defaults())
-    return {name for name, value in leaves(cfg).items() if before.get(name, value) != value}
-
-
-QUIET = "INPUT.", "DATALOADER.TRAIN_U.", "MODEL.HEAD."  # told where it is not at its default
-
-
-def unread(cfg: CfgNode) -> list[str]:
-    """Names of keys that were set and have no effect on the run."""
-    return sorted(without_effect(cfg) & changed(cfg))
-
-
-def in_use(cfg: CfgNode) -> dict[str, Any]:
-    """What one of our trainers reads; of INPUT, what is not at its default."""
-    hidden, told = without_effect(cfg), changed(cfg)
-    return {
-        name: value
-        for name, value in leaves(cfg).items()
-        if name not in hidden and (name in told or not name.startswith(QUIET))
-    }
+    return {name for name in leaves(cfg) if not is_read(name)}

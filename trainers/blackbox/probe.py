@@ -13,17 +13,15 @@ from torch import nn
 from tqdm import tqdm
 
 from .answers import Answers, Gathered
+from .config import Key, node_of, template_for, template_keys, whole
 from .data.loaders import ordered_loader
 from .engine import BlackBoxTrainer
 from .errors import BlackBoxError
 from .heads.selection import folds_of
-from .keys import Key, whole
 from .oracle import QUERY_IMAGES, Prompt
 from .oracle.bill import price as price_of
 from .plan import Price, batches_of
-from .registry import node_of
 from .run.rng import seeded_generator
-from .templates import template_for, template_keys
 
 SMALL = 2**20  # images x classes below which a fit is small work
 

@@ -20,14 +20,13 @@ from dassl.utils import AverageMeter, MetricMeter, set_random_seed
 from torch import nn
 from tqdm import tqdm
 
-from ..config import check_cfg
+from ..config import Key, check_cfg
 from ..data.loaders import OF_THE_MODEL, build_data, match_input, naming_workers, training_images
 from ..data.pictures import need_apart, need_val
 from ..errors import BlackBoxError
 from ..files import BEST, MODEL, RESUME, FolderLock, missing, newest, save
-from ..keys import Key
 from . import metrics
-from .matching import check_inference, check_settings, identity, load, settings, with_contents
+from .matching import identity, load, settings, with_contents
 from .rng import rng_state, set_rng_state
 
 PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
@@ -64,7 +63,7 @@ class ResumableTrainer(TrainerX):
     `forward_backward` and `model_inference`, and sets `learner`, which evaluation needs.
     """
 
-    keys: Mapping[str, Key] = {}  # of the method, under `TRAINER.<node>` (`registry.node_of`)
+    keys: Mapping[str, Key] = {}  # of the method, under `TRAINER.<node>` (`config.node_of`)
     node: str  # where that is not the class's name in capitals
     reads: tuple[str, ...] = ("OPTIM.MAX_EPOCH", "ORACLE")  # nodes and keys that have an effect
     scheduled = False  # whether a learning rate follows OPTIM's schedule; all of it is read then
@@ -292,9 +291,8 @@ class ResumableTrainer(TrainerX):
             if self.cfg.RESUME:
                 raise missing(folder / "model.pth.tar", Path(directory))
             return 0
-        state = load(path, self)
+        state = load(path, self, self.run_settings)
         extra = state["blackbox"]
-        check_settings(path, extra, self.run_settings, scheduled=self.sched is not None)
         for name, part in self.parts().items():
             if part is not None:
                 part.load_state_dict(state[name])
@@ -318,7 +316,6 @@ class ResumableTrainer(TrainerX):
         if not path.is_file():
             raise missing(path, Path(directory))
         state = load(path, self)
-        check_inference(path, state, self)
         self.loaded_from, counts = state["blackbox"], state["blackbox"]["counts"]
         queries = f", {counts['training']['queries']:,} queries" if counts else ""
         print(f"Load {path} (epoch {state['epoch']}{queries})")
