@@ -27,7 +27,7 @@ from dassl_blackbox.trainers.blackbox.heads.selection import agreement, sharpnes
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Meter, Prompt, Texts, TopK
-from dassl_blackbox.trainers.blackbox.plan import Plan, total
+from dassl_blackbox.trainers.blackbox.oracle.bill import Plan, total
 from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -15,7 +15,7 @@ from .blackbox.prompts import build_space, context_keys, initial_context, space_
 from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.schedules import build_schedule
-from .blackbox.search import Answer, Batch, Recipe, SearchTrainer, Teacher
+from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 ADAPTED = where("ADAPTER", True)
 
@@ -76,14 +76,14 @@ class AdapterTeacher(Teacher):
         assert answer.text is not None  # the recipe reads features
         return self.adapter(answer.image, answer.text[number])
 
-    def through(self, answer: Answer, batch: Batch) -> torch.Tensor:
+    def through(self, answer: Answer) -> torch.Tensor:
         with torch.no_grad():
             return self.adapted(answer)
 
-    def see(self, answer: Answer, number: int, batch: Batch) -> None:
+    def see(self, answer: Answer, number: int) -> None:
         if self.adapter.active:
             self.adam.zero_grad()
-            F.cross_entropy(self.adapted(answer, number), batch.labels).backward()
+            F.cross_entropy(self.adapted(answer, number), answer.labels).backward()
             self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .blackbox.heads.pool import Pool
 from .blackbox.heads.scores import ScoreHead
 from .blackbox.keys import Key, flag, text, whole
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
-from .blackbox.plan import batches_of
+from .blackbox.oracle.bill import batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
 from .blackbox.registry import register_trainer
 from .blackbox.run.matching import few

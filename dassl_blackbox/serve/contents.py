@@ -12,7 +12,7 @@ from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.openclip.store import FeatureStore
 from ..trainers.blackbox.oracle.cache import open_cache
 from ..trainers.blackbox.oracle.interface import Description
-from ..trainers.blackbox.oracle.texts import Texts
+from ..trainers.blackbox.oracle.prompt import Texts
 from ..trainers.blackbox.oracle.wire import normalised
 
 PICTURE, PIXELS = b"u", b"f"  # first byte of a value: 8-bit, or normalised numbers

@@ -17,7 +17,7 @@ from ..trainers.blackbox.openclip.local import LocalOracle
 from ..trainers.blackbox.openclip.models import LoadedModel
 from ..trainers.blackbox.openclip.text import TextPath
 from ..trainers.blackbox.oracle.interface import GRANTS, QUERY_IMAGES
-from ..trainers.blackbox.oracle.texts import Texts
+from ..trainers.blackbox.oracle.prompt import Texts
 from .contents import Contents
 from .errors import Refusal
 

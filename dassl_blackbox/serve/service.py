@@ -18,9 +18,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 from ..trainers.blackbox.data.decoding import to_rgb
 from ..trainers.blackbox.errors import first_line
 from ..trainers.blackbox.oracle.bill import price
-from ..trainers.blackbox.oracle.prompt import Prompt
-from ..trainers.blackbox.oracle.texts import Texts
-from ..trainers.blackbox.oracle.topk import let_out
+from ..trainers.blackbox.oracle.interface import let_out
+from ..trainers.blackbox.oracle.prompt import Prompt, Texts
 from ..trainers.blackbox.oracle.wire import as_json, content_ids, pack
 from .access import Account, Accounts
 from .contents import Contents, missing
@@ -229,7 +228,7 @@ class Service:
             Refusal: 404 where a name is not known, 422 where it cannot be asked.
         """
         if what == IMAGE_FEATURES:
-            if not asked.images or asked.classes or asked.texts or prompt.lengths():
+            if not asked.images or asked.classes or asked.texts or prompt.tensors():
                 raise wrong("'images' are expected, and nothing else.")
         elif asked.classes is None:
             raise wrong("'classes' is expected: the name of a list of texts.")

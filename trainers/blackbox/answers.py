@@ -11,19 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class Gathered:
-    """What came back about all views that the budget paid for, view by view.
+    """What came back about all views that the budget paid for, view by view."""
 
-    Attributes:
-        rows: scores `[N, A]`, or image features `[N, E]`.
-        labels: `[N]`.
-        index: numbers of the training images `[N]`; every view of an image has its number.
-        text: features of the class texts `[C, E]`, where features are read.
-    """
-
-    rows: torch.Tensor
-    labels: torch.Tensor
-    index: torch.Tensor
-    text: torch.Tensor | None = None
+    rows: torch.Tensor  # scores `[N, A]`, or image features `[N, E]`
+    labels: torch.Tensor  # `[N]`
+    index: torch.Tensor  # `[N]`: every view of a training image has its number
+    text: torch.Tensor | None = None  # features of the class texts `[C, E]`, if features are read
 
     @cached_property
     def views(self) -> torch.Tensor:
@@ -31,9 +24,7 @@ class Gathered:
         order = self.index.argsort(stable=True)
         sorted_index = self.index[order]
         first = torch.searchsorted(sorted_index, sorted_index)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device) - first
-        return rank
+        return torch.empty_like(order).scatter(0, order, torch.arange(len(order)).to(first) - first)
 
     def part(self, rows: torch.Tensor) -> Gathered:
         """Some of the rows: numbers, or true and false `[N]`."""
@@ -45,20 +36,13 @@ class Gathered:
         return self.text
 
     def by_view(self) -> list[torch.Tensor]:
-        """Numbers of the rows of each view, the un-augmented one first.
-
-        One that the budget cut short is left out.
-        """
+        """Numbers of the rows of each view; one that the budget cut short is left out."""
         views = [(self.views == number).nonzero()[:, 0] for number in self.views.unique()]
         return [view for view in views if len(view) == len(views[0])]
 
 
 class Answers:
-    """What came back so far, batch by batch: rows, labels, numbers; and the class texts' features.
-
-    Args:
-        device: of what a checkpoint puts back.
-    """
+    """What came back so far: batches of rows, labels and numbers; the class texts' features."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.batches = device, list[tuple[torch.Tensor, ...]]()
@@ -74,5 +58,6 @@ class Answers:
         return {"batches": [list(parts) for parts in self.batches], "text": self.text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put a checkpoint's answers on the device of the run."""
         self.batches = [tuple(p.to(self.device) for p in parts) for parts in state["batches"]]
         self.text = None if state["text"] is None else state["text"].to(self.device)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .errors import BlackBoxError
 from .files import read_text
-from .oracle.texts import Texts
+from .oracle import Texts
 from .templates import PLAIN
 
 NAMES, PHRASES = "names", "phrases"
@@ -20,20 +19,6 @@ def generic_names() -> list[str]:
     from torchvision.models import ResNet18_Weights
 
     return list(ResNet18_Weights.DEFAULT.meta["categories"])
-
-
-def names_in(path: str) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        BlackBoxError: it cannot be read, or has none.
-    """
-    cure = "TRAINER.SONAR.BANK takes 'names', 'phrases' or a text file with a name a line."
-    lines = [line.strip() for line in read_text(path, cure).splitlines()]
-    names = list(dict.fromkeys(line for line in lines if line))
-    if not names:
-        raise BlackBoxError(f"The file {path} has no names. {cure}")
-    return names
 
 
 def further_texts(
@@ -52,13 +37,16 @@ def further_texts(
         return None
     if bank == PHRASES:
         return Texts.of(phrases(count, classes, generator))
+    if bank == NAMES:
+        names, template = generic_names(), PLAIN
+    else:
+        cure = "TRAINER.SONAR.BANK takes 'names', 'phrases' or a text file with a name a line."
+        names = [line.strip() for line in read_text(bank, cure).splitlines()]
+        names = list(dict.fromkeys(filter(None, names)))
     known = {name.replace("_", " ").lower() for name in classes}
-    names = generic_names() if bank == NAMES else names_in(bank)
     others = [name for name in names if name.replace("_", " ").lower() not in known]
     chosen = torch.randperm(len(others), generator=generator)[:count].tolist()
-    if not chosen:
-        return None
-    return Texts.of((others[i] for i in chosen), PLAIN if bank == NAMES else template)
+    return Texts.of((others[i] for i in chosen), template) if chosen else None
 
 
 def phrases(count: int, classes: Sequence[str], generator: torch.Generator) -> list[str]:

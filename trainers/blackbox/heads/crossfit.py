@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import BlackBoxError
 from ..losses import softmax_model
-from ..search import Answer, Batch, Teacher
+from ..search import Answer, Teacher
 from .featured import mlp
 
 MOST = 2.0  # that trust can be: more would be the chance of a few images
@@ -145,12 +145,12 @@ class HeadLearner(Teacher):
         self.memory: Any = None  # logits `[M, C]`, labels `[M]`, folds `[M]`
         self.draw = int(torch.randint(2**31, ()))  # seed of the next dropout
 
-    def through(self, answer: Answer, batch: Batch) -> torch.Tensor:
+    def through(self, answer: Answer) -> torch.Tensor:
         with torch.no_grad():
-            return self.head(answer.logits, self.folds[batch.index])
+            return self.head(answer.logits, self.folds[answer.index])
 
-    def see(self, answer: Answer, number: int, batch: Batch) -> None:
-        self.remember(answer.logits[number], batch.labels, self.folds[batch.index])
+    def see(self, answer: Answer, number: int) -> None:
+        self.remember(answer.logits[number], answer.labels, self.folds[answer.index])
 
     def remember(self, logits: torch.Tensor, labels: torch.Tensor, folds: torch.Tensor) -> None:
         """Logits `[B, C]` as the model gave them, labels and folds `[B]`."""

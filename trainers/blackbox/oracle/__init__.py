@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+from pkgutil import resolve_name
 from typing import Any
 
 from ..errors import BlackBoxError, first_line
-from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
-from .meter import Meter
-from .prompt import Prompt
-from .texts import Texts
-from .topk import TopK
+from .bill import Meter
+from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle, TopK
+from .prompt import Prompt, Texts
 
 
 def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
@@ -25,7 +23,14 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
     """
     node = cfg.ORACLE
     if ":" in node.API:
-        return own_class(node.API)(cfg, device, client)
+        try:
+            own = resolve_name(node.API)
+        except (ImportError, AttributeError) as e:
+            raise BlackBoxError(
+                f"ORACLE.API {node.API} is not found ({first_line(e)}). Put the module's folder "
+                f"into PYTHONPATH."
+            ) from e
+        return own(cfg, device, client)
     if not node.URL:
         from ..openclip.local import LocalOracle
         from ..openclip.models import load_model
@@ -41,24 +46,7 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
             f"A model behind HTTP needs the package {e.name}. In a clone of dassl-blackbox: "
             f"pip install -e '.[remote]'"
         ) from e
-    if node.API == "openai":
-        return OpenAIService(cfg, device, client)
-    if node.API == "hf":
-        return HuggingFaceService(cfg, device, client)
+    if node.API != "blackbox":
+        return {"openai": OpenAIService, "hf": HuggingFaceService}[node.API](cfg, device, client)
     line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
     return RemoteOracle(line, device, cfg.MODEL.BACKBONE.NAME, client, node.TOP_K)
-
-
-def own_class(api: str) -> type[Any]:
-    """The subclass of `Oracle` that `module:Class` names, made of (cfg, device, client)."""
-    module, _, name = api.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise BlackBoxError(
-            f"ORACLE.API is {api!r}, and the class {name} of the module {module} is not found "
-            f"({first_line(e)}). Put the module's folder into PYTHONPATH."
-        ) from e
-    if not (isinstance(found, type) and issubclass(found, Oracle)):
-        raise BlackBoxError(f"ORACLE.API is {api!r}, which is no subclass of Oracle.")
-    return found

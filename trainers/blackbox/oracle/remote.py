@@ -14,8 +14,7 @@ from ..errors import BlackBoxError, BudgetSpent
 from .bill import UNITS
 from .http import Http, Transient
 from .interface import Images, NoClasses, Oracle, Refused
-from .prompt import Prompt
-from .texts import Texts
+from .prompt import Prompt, Texts
 from .wire import DIGEST, MEDIA, REQUEST, Contents, as_8bit, described, digest_of, pack, unpack
 
 UPLOAD_BYTES = 2**24  # of one request with images

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BlackBoxError, first_line
 from ..files import read_text, write_atomically
-from ..oracle.bill import Counts, query_cost
-from ..plan import batches_of
+from ..oracle.bill import Counts, batches_of, query_cost
 
 if TYPE_CHECKING:
     from .trainer import ResumableTrainer
