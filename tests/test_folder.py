@@ -151,7 +151,7 @@ def test_a_run_that_can_afford_no_step_is_an_error(data_root, budget, tmp_path, 
     lives.live("query:1")
     lives.live("query:1")
     assert run("ZIP", data_root, lives.out, *lives.options) == 1
-    assert "no step was saved: there is nothing to evaluate" in capsys.readouterr().err
+    assert "20 of 20 queries are used, the next request costs 10" in capsys.readouterr().err
     assert "Finish training" not in (lives.out / "log.txt").read_text()
 
 

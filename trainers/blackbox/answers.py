@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,24 +16,20 @@ class Gathered:
     rows: torch.Tensor  # scores `[N, A]`, or image features `[N, E]`
     labels: torch.Tensor  # `[N]`
     index: torch.Tensor  # `[N]`: every view of a training image has its number
-    text: torch.Tensor | None = None  # features of the class texts `[C, E]`, if features are read
+    # features of the class texts `[C, E]`, where features are read
+    texts: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @cached_property
     def views(self) -> torch.Tensor:
         """Which view of its image a row is of, from 0, the un-augmented one: `[N]`."""
         order = self.index.argsort(stable=True)
         sorted_index = self.index[order]
-        first = torch.searchsorted(sorted_index, sorted_index)
-        return torch.empty_like(order).scatter(0, order, torch.arange(len(order)).to(first) - first)
+        rank = torch.arange(len(order)).to(order) - torch.searchsorted(sorted_index, sorted_index)
+        return torch.empty_like(order).scatter(0, order, rank)
 
     def part(self, rows: torch.Tensor) -> Gathered:
         """Some of the rows: numbers, or true and false `[N]`."""
         return replace(self, rows=self.rows[rows], labels=self.labels[rows], index=self.index[rows])
-
-    @property
-    def texts(self) -> torch.Tensor:
-        assert self.text is not None  # features are read
-        return self.text
 
     def by_view(self) -> list[torch.Tensor]:
         """Numbers of the rows of each view; one that the budget cut short is left out."""
@@ -49,15 +45,14 @@ class Answers:
         self.text: torch.Tensor | None = None
 
     def gathered(self) -> Gathered:
-        rows, labels, index = (torch.cat(parts) for parts in zip(*self.batches, strict=True))
-        found = Gathered(rows, labels, index, self.text)
+        parts = [torch.cat(parts) for parts in zip(*self.batches, strict=True)]
+        found = Gathered(*parts, *([] if self.text is None else [self.text]))
         # a view's images were asked about in another order than theirs, for the budget's sake
-        return found.part((found.views * (index.max() + 1) + index).argsort())
+        return found.part((found.views * (found.index.max() + 1) + found.index).argsort())
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": [list(parts) for parts in self.batches], "text": self.text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put a checkpoint's answers on the device of the run."""
         self.batches = [tuple(p.to(self.device) for p in parts) for parts in state["batches"]]
         self.text = None if state["text"] is None else state["text"].to(self.device)

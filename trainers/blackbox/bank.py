@@ -1,7 +1,5 @@
 """Further texts to score images on: a bank of generic names, a file of one's own, or phrases."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -24,38 +22,35 @@ def generic_names() -> list[str]:
 def further_texts(
     bank: str, count: int, classes: Sequence[str], template: str, generator: torch.Generator
 ) -> Texts | None:
-    """So many further texts, drawn from `generator`; fewer where the bank has no more.
+    """So many texts beside those of the classes, drawn from `generator`, or all that there are.
 
     Args:
         bank: `names` (generic ones, as "a photo of a …."), `phrases` (the class names behind random
-            words of generic names), or the path of a text file with a name a line (in the
-            template).
-        classes: names of the task's, which are no further texts.
+            words of generic names), or the path of a file with a name a line (in the template).
         template: of the class texts.
     """
     if not count:
         return None
     if bank == PHRASES:
         return Texts.of(phrases(count, classes, generator))
-    if bank == NAMES:
-        names, template = generic_names(), PLAIN
-    else:
+    names = generic_names()
+    if bank != NAMES:
         cure = "TRAINER.SONAR.BANK takes 'names', 'phrases' or a text file with a name a line."
-        names = [line.strip() for line in read_text(bank, cure).splitlines()]
-        names = list(dict.fromkeys(filter(None, names)))
+        lines = map(str.strip, read_text(bank, cure).splitlines())
+        names = list(dict.fromkeys(filter(None, lines)))
     known = {name.replace("_", " ").lower() for name in classes}
     others = [name for name in names if name.replace("_", " ").lower() not in known]
     chosen = torch.randperm(len(others), generator=generator)[:count].tolist()
-    return Texts.of((others[i] for i in chosen), template) if chosen else None
+    in_template = PLAIN if bank == NAMES else template
+    return Texts.of((others[i] for i in chosen), in_template) if chosen else None
 
 
 def phrases(count: int, classes: Sequence[str], generator: torch.Generator) -> list[str]:
     """The class names in turn, each behind random words."""
     words = sorted({word for name in generic_names() for word in name.split()})
-    found = []
-    for i in range(count):
-        if i % len(classes) == 0:
-            drawn = torch.randint(len(words), (WORDS_BEFORE,), generator=generator).tolist()
+    found: list[str] = []
+    while len(found) < count:
+        drawn = torch.randint(len(words), (WORDS_BEFORE,), generator=generator).tolist()
         before = " ".join(words[j] for j in drawn)
-        found.append(f"{before} {classes[i % len(classes)]}.")
-    return found
+        found += [f"{before} {name}." for name in classes]
+    return found[:count]

@@ -1,10 +1,8 @@
 """What every black-box method shares: an oracle, a budget, a bill, the order of a run."""
 
-from __future__ import annotations
-
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -15,6 +13,7 @@ from .errors import BlackBoxError, BudgetSpent
 from .files import append, digest
 from .oracle import Meter, Prompt, build_oracle
 from .oracle.bill import UNITS, Plan, Price, batches_of, query_cost, total
+from .run.checkpoints import newest
 from .run.trainer import ResumableTrainer
 
 
@@ -31,22 +30,15 @@ class BlackBoxTrainer(ResumableTrainer):
     trains = True  # there is something to learn
     learns_by_steps = True  # the model changes before training ends
     reads_features = False  # the head reads features of images and class texts, not logits
-    oracle: Meter
     template: str  # of a class's text
     needs: tuple[str, ...]  # grants that the method cannot do without
+    prices: Callable[[], list[Price]]  # of the steps of an epoch
+    asked: Callable[[torch.Tensor], Prompt]  # in evaluation, about pictures `[B, 3, H, W]`
     text = "", torch.empty(0)  # the last prompt's digest, and its texts' features `[C, E]`
-
-    def prices(self) -> list[Price]:
-        """Of the steps of an epoch."""
-        raise NotImplementedError
 
     def price(self, images: int) -> Price:
         """Of evaluation on a batch."""
         return query_cost(1, images)
-
-    def asked(self, pixels: torch.Tensor) -> Prompt:
-        """What evaluation asks about pictures `[B, 3, H, W]`."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Do what comes before the first step of this process."""
@@ -55,12 +47,12 @@ class BlackBoxTrainer(ResumableTrainer):
         """Training ends, with the epochs or with the budget."""
 
     def open_model(self) -> None:
-        node, lock = self.cfg.ORACLE, self.lock
+        cfg, lock = self.cfg, self.lock
         self.oracle = Meter(
-            build_oracle(self.cfg, self.device, client=self.cfg.TRAINER.NAME),
-            node.MAX_QUERIES,
-            node.MAX_IMAGE_QUERIES,
-            record=f"{self.cfg.OUTPUT_DIR}/queries.json" if lock else None,
+            build_oracle(cfg, self.device, client=cfg.TRAINER.NAME),
+            cfg.ORACLE.MAX_QUERIES,
+            cfg.ORACLE.MAX_IMAGE_QUERIES,
+            record=f"{cfg.OUTPUT_DIR}/queries.json" if lock else None,
             holds=lock.check if lock else None,
         )
         self.description, self.pools = self.oracle.description, ThreadpoolController()
@@ -73,9 +65,7 @@ class BlackBoxTrainer(ResumableTrainer):
         self.oracle.set_classes(self.dm.dataset.classnames, template)
 
     def one_thread(self) -> AbstractContextManager:
-        """For small matrices: threads wait for each other longer than they compute where other
-        processes share the cores. A user's own OMP_NUM_THREADS stays.
-        """
+        """For small matrices, where threads wait for each other; a user's OMP_NUM_THREADS stays."""
         own = "OMP_NUM_THREADS" in os.environ
         return nullcontext() if own else self.pools.limit(limits=1)
 
@@ -92,17 +82,16 @@ class BlackBoxTrainer(ResumableTrainer):
     def passes(self, done: int = 0) -> list[str]:
         """The splits that are still evaluated on after so many steps, each as often as it is."""
         plan, steps, every = self.plan, self.steps_total(), self.cfg.ORACLE.VAL_EVERY
-        tested = not self.cfg.TEST.NO_TEST
+        tested, epoch = not self.cfg.TEST.NO_TEST, len(plan.epoch)
         best = tested and self.cfg.TEST.FINAL_MODEL == "best_val"
 
         def looks(steps: int) -> int:
             """At val within the first so many steps."""
-            asked, _ = plan.until(steps)
-            curve = min(steps, asked // every) if every and self.learns_by_steps else 0
-            return curve + best * (steps // len(plan.epoch))
+            curve = min(steps, plan.until(steps)[0] // every) if every else 0
+            return curve * self.learns_by_steps + best * (steps // epoch)
 
         # one more where the budget ends an epoch, and one where a head was fitted
-        val = looks(steps) - looks(done) + (best and steps < plan.epochs * len(plan.epoch))
+        val = looks(steps) - looks(done) + (best and steps < plan.epochs * epoch)
         val += bool(every and self.trains and not self.learns_by_steps)
         return ["val"] * val + [self.cfg.TEST.SPLIT] * tested
 
@@ -118,14 +107,10 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def describe_cost(self) -> str:
         """What the whole run would ask of the model, as a line; `--no-train` prints it."""
-        steps, line = self.steps_total(), "no training queries"
+        steps, most = self.steps_total(), max(self.plan.epoch)[0]
         (queries, images), (tested, shown) = self.plan.until(steps), self.evaluation(self.passes())
-        if self.trains:
-            line = (
-                f"{steps:,} steps of {max(self.plan.epoch)[0]:,} queries: {queries:,} training "
-                f"queries, {images:,} image queries"
-            )
-        line += f"; {tested:,} evaluation queries, {shown:,} image queries"
+        line = f"{steps:,} steps of {most:,} queries: {queries:,} training queries, {images:,} "
+        line += f"image queries; {tested:,} evaluation queries, {shown:,} image queries"
         if quote := self.oracle.quote(images, self.num_classes):
             test = self.oracle.quote(shown, 0)
             line += f". Of the service, where it has no answers yet: {quote}; evaluation {test}"
@@ -141,19 +126,14 @@ class BlackBoxTrainer(ResumableTrainer):
                 raise BlackBoxError(
                     f"{first + then:,} {unit.replace('_', ' ')} are needed ({first:,} for training,"
                     f" {then:,} for evaluation), and the budget of this key has {allowed[unit]:,} "
-                    f"left. Ask the model's owner for more, or lower ORACLE.MAX_{unit.upper()}."
+                    f"left. Ask its owner for more, or lower ORACLE.MAX_{unit.upper()}."
                 )
 
     def check_training(self) -> None:
-        if not self.trains:
-            return
-        super().check_training()
-        for unit, cost in zip(UNITS, self.plan.step(0), strict=True):
-            if 0 < self.oracle.limits[unit] < cost:
-                raise BlackBoxError(
-                    f"One step of {self.cfg.TRAINER.NAME} costs {cost:,} {unit.replace('_', ' ')}, "
-                    f"but the budget (ORACLE.MAX_{unit.upper()}) is {self.oracle.limits[unit]:,}."
-                )
+        if self.trains:
+            super().check_training()
+            if not (self.cfg.RESUME or newest(self.folder(self.output_dir))):
+                self.oracle.afford(*self.plan.step(0))
 
     def train_to_the_end(self) -> None:
         if not self.trains:
@@ -164,6 +144,8 @@ class BlackBoxTrainer(ResumableTrainer):
         try:
             super().train_to_the_end()
         except BudgetSpent as spent:
+            if not self.training:
+                raise
             self.bar.close()
             print(f"{spent}. Training ends in epoch {self.epoch + 1}, batch {self.batches_done}.")
             self.finish()
@@ -179,17 +161,9 @@ class BlackBoxTrainer(ResumableTrainer):
         self.oracle.set_lost(*(spent - cost for spent, cost in zip(paid, done, strict=True)))
         if lost := self.oracle.lost["queries"]:
             print(
-                f"Lost: {lost:,} of {self.clock():,} training queries, which were asked after the "
-                f"last checkpoint of a run that was ended in this folder; they stay on the bill"
+                f"Lost: {lost:,} of {self.clock():,} training queries, asked after the last "
+                f"checkpoint of a run that was ended in this folder; they stay on the bill"
             )
-        try:
-            self.before_step()
-        except BudgetSpent as e:
-            if not self.steps_done:
-                raise BlackBoxError(
-                    f"{e}, and no step was saved: there is nothing to evaluate. Raise the budget, "
-                    f"or choose another --output-dir."
-                ) from e
         still = max(0, run[0] - done[0]), max(0, run[1] - done[1])
         self.check_allowance(still, self.evaluation(self.passes(self.steps_done)))
         print(f"The whole run: {self.describe_cost()}")
@@ -247,8 +221,7 @@ class BlackBoxTrainer(ResumableTrainer):
         return self.oracle.counts
 
     def take_over(self, counts: dict | None, directory: str) -> None:
-        assert counts is not None  # a black-box run has a bill
-        self.oracle.at_least(counts)
+        self.oracle.at_least(counts or {})
         self.oracle.take_over(f"{directory}/queries.json")  # what was spent after it, too
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
@@ -266,14 +239,11 @@ class BlackBoxTrainer(ResumableTrainer):
     def model_inference(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits `[B, C]`."""
         images, prompt = self.oracle.upload(pixels), self.asked(pixels)
-        if self.head is not None and self.reads_features:
-            return self.head(self.oracle.image_features(images), self.text_of(prompt))
-        logits = self.oracle.query(images, prompt)[0]
-        return logits if self.head is None else self.head(logits)
-
-    def text_of(self, prompt: Prompt) -> torch.Tensor:
-        """Features `[C, E]` of a prompt's texts; asked for once while it is in use."""
+        if self.head is None:
+            return self.oracle.query(images, prompt)[0]
+        if not self.reads_features:
+            return self.head(self.oracle.query(images, prompt)[0])
         key = digest(prompt.contexts)
-        if self.text[0] != key:
+        if self.text[0] != key:  # the texts of a prompt are asked for once while it is in use
             self.text = key, self.oracle.text_features(prompt)[0]
-        return self.text[1]
+        return self.head(self.oracle.image_features(images), self.text[1])

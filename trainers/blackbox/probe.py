@@ -1,7 +1,5 @@
 """Methods that read every view of the training images once, and fit a head to the answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -43,17 +41,8 @@ class ProbeTrainer(BlackBoxTrainer):
 
     reads_features = True
     learns_by_steps = False
-
-    def build_head(self, generator: torch.Generator) -> nn.Module | None:
-        """The head, its random numbers drawn from `generator`."""
-        raise NotImplementedError
-
-    def fit(self, gathered: Gathered) -> str:
-        """Fit the head, in place; returns a line for the log.
-
-        It begins anew every time, since a run that goes on with a larger budget fits again.
-        """
-        raise NotImplementedError
+    build_head: Callable[[torch.Generator], nn.Module | None]  # its random numbers from that
+    fit: Callable[[Gathered], str]  # fits the head anew, in place; returns a line for the log
 
     def prompt(self, tested: bool = False) -> Prompt:
         """What is asked in training, or in evaluation."""
@@ -73,8 +62,7 @@ class ProbeTrainer(BlackBoxTrainer):
         return folds_of(self.dm.dataset.train_x, self.settings.FOLDS)
 
     def build_model(self) -> None:
-        needs = "features" if self.reads_features else "logits"
-        self.name_classes(template_for(self.cfg), needs)
+        self.name_classes(template_for(self.cfg), "features" if self.reads_features else "logits")
         self.head = self.build_head(seeded_generator(self.cfg.SEED))
         self.max_epoch = min(self.max_epoch, 1 + self.settings.get("VIEWS", 0))
         if self.augmentation.views and self.trains:  # the same view would be asked about again
@@ -96,12 +84,10 @@ class ProbeTrainer(BlackBoxTrainer):
         return [self.price(size, tested=False) for size in sizes]
 
     def prepare(self) -> None:
-        _, images = self.plan.until(self.steps_total())
+        _, images = self.plan.until(self.steps_total())  # of classes in turn
         if images < self.num_classes:
-            print(
-                f"Note: the budget pays for {images:,} images, one of each of so many classes; of "
-                f"the other {self.num_classes - images:,} nothing is learnt"
-            )
+            others = self.num_classes - images
+            print(f"Note: the budget pays for {images:,} images; {others:,} classes have none")
 
     def before_epoch(self) -> None:
         super().before_epoch()
@@ -158,7 +144,4 @@ def descend(
         after(number)
     fitted = [part for group in optimizer.param_groups for part in group["params"]]
     if not all(part.isfinite().all() for part in fitted):
-        raise BlackBoxError(
-            f"The head's {steps:,} steps end in numbers that are not finite. Lower its learning "
-            f"rate (LR)."
-        )
+        raise BlackBoxError("The fitted head is not finite. Lower its learning rate (LR).")

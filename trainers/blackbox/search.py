@@ -1,9 +1,7 @@
 """Methods that search a prompt: ask an optimiser, query the model, tell the optimiser."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +31,7 @@ class Answer:
 
 
 class Teacher:
-    """Trains a head by ordinary gradients, on what came back from the model."""
+    """Trains a head by ordinary gradients, on what came back; it has a state to save."""
 
     loader: DataLoader | None = None  # read for the head alone after every step, and billed
 
@@ -54,45 +52,35 @@ class Teacher:
         """The step ends; returns what the log says of the head."""
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+class Recipe(nn.Module):
+    """The parts of a method, and all that evaluation needs; `SearchTrainer` does the rest."""
 
+    theta: torch.Tensor  # the vector in use `[d]`
 
-@dataclass
-class Recipe:
-    """The parts of a method; `SearchTrainer` does the rest."""
-
-    space: Space  # vectors `[P, d]` to a `Prompt`; its kind decides what must be let in
-    optimizer: Optimizer  # asks for candidates, is told about them; its `solution` is in use
-    # logits `[B, C]` of those that came back; where its `reads` is "features", of the images'
-    # features `[B, E]` and the texts' `[C, E]`
-    head: nn.Module | None = None
-    teacher: Teacher = field(default_factory=Teacher)  # trains the head
-    schedule: Any = None  # of the optimiser's learning rate, one step an epoch
-    # what candidates are worth: logits `[P, B, C]` and labels `[B]` -> `[P]`
-    fitness: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = mean_cross_entropies
-    whole_set: bool = False  # a step is about the whole un-augmented training set
-    features: bool = False  # steps read features, from which logits are made here
-    template: str = "{}."  # of a class's text, behind the context where there is one
-
-
-class PromptLearner(nn.Module):
-    """A prompt space, the vector in use and perhaps a head: all that evaluation needs.
-
-    `forward(pixels)` gives the prompt, P = 1.
-    """
-
-    theta: torch.Tensor
-
-    def __init__(self, space: Space, theta: torch.Tensor, head: nn.Module | None = None):
+    def __init__(
+        self,
+        space: Space,  # vectors `[P, d]` to a `Prompt`; its kind decides what must be let in
+        optimizer: Optimizer,  # asks for candidates, is told about them; its `solution` is in use
+        # logits `[B, C]` of those that came back; where its `reads` is "features", of the images'
+        # features `[B, E]` and the texts' `[C, E]`
+        head: nn.Module | None = None,
+        teacher: Teacher | None = None,  # of the head
+        schedule: Any = None,  # of the optimiser's learning rate, one step an epoch
+        # what candidates are worth: logits `[P, B, C]` and labels `[B]` -> `[P]`
+        fitness: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = mean_cross_entropies,
+        whole_set: bool = False,  # a step is about the whole un-augmented training set
+        features: bool = False,  # steps read features, from which logits are made here
+        template: str = "{}.",  # of a class's text, behind the context where there is one
+    ) -> None:
         super().__init__()
-        self.space, self.head = space, head
-        self.register_buffer("theta", theta.clone())
+        self.space, self.optimizer, self.head, self.teacher = space, optimizer, head, teacher
+        self.schedule, self.fitness, self.whole_set = schedule, fitness, whole_set
+        self.features, self.template = features, template
+        self.register_buffer("theta", optimizer.solution.clone())
 
     def forward(self, pixels: torch.Tensor | None = None) -> Prompt:
+        """The prompt in use, P = 1."""
         return self.space(self.theta[None], pixels)
 
 
@@ -103,16 +91,14 @@ class SearchTrainer(BlackBoxTrainer):
     whole un-augmented training set.
     """
 
-    learner: PromptLearner
-
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
-        """The parts of the method, their random numbers drawn from `generator`."""
-        raise NotImplementedError
+    learner: Recipe
+    build_recipe: Callable[[torch.Generator], Recipe]  # its random numbers from the generator
 
     def build_model(self) -> None:
-        self.recipe = recipe = self.build_recipe(seeded_generator(self.cfg.SEED))
-        self.head, self.optim, self.sched = recipe.head, recipe.optimizer, recipe.schedule
-        self.space, self.teacher = recipe.space.to(self.device), recipe.teacher
+        recipe = self.build_recipe(seeded_generator(self.cfg.SEED)).to(self.device)
+        self.recipe = self.learner = recipe
+        self.space, self.head, self.teacher = recipe.space, recipe.head, recipe.teacher
+        self.optim, self.sched = recipe.optimizer, recipe.schedule
         self.reads_features = getattr(self.head, "reads", "logits") == "features"
         needs = [*self.space.grants]
         if not (recipe.features and self.reads_features):
@@ -120,13 +106,11 @@ class SearchTrainer(BlackBoxTrainer):
         if recipe.features or self.reads_features:
             needs.append("features")
         self.name_classes(recipe.template, *needs)
-        theta = self.optim.solution.to(self.device)
-        self.learner = PromptLearner(self.space, theta, self.head).to(self.device)
-        self.register_model(self.model_name, self.learner, self.optim, self.sched)
+        self.register_model(self.model_name, recipe, self.optim, self.sched)
         if "contexts" in needs:
             # one that does not fit is an error now, not in evaluation
-            self.oracle.check(self.learner().tokens)
-        print(f"{self.cfg.TRAINER.NAME}: {len(theta):,} tuned numbers")
+            self.oracle.check(recipe().tokens)
+        print(f"{self.cfg.TRAINER.NAME}: {len(recipe.theta):,} tuned numbers")
 
     def parts(self) -> dict[str, Any]:
         return {**super().parts(), "teacher": self.teacher}
@@ -149,7 +133,7 @@ class SearchTrainer(BlackBoxTrainer):
         asked = [query_cost(candidates, images)]
         if self.recipe.features:
             asked = [query_cost(1, images), (candidates, 0)]
-        if loader := self.teacher.loader:
+        if loader := self.teacher and self.teacher.loader:
             asked += [query_cost(1, size) for size in batches_of(items, loader.batch_size or items)]
         return [total(asked)] * (1 if whole else len(self.train_loader_x))
 
@@ -162,12 +146,9 @@ class SearchTrainer(BlackBoxTrainer):
             pixels = torch.empty(len(items), 3, *self.description.image_size)
             for batch in ordered_loader(self.cfg, items, self.pictures):
                 pixels[batch["index"]] = batch["img"]
-            whole = {
-                "img": pixels if self.space.changes_pictures else torch.empty(0),
-                "images": self.oracle.upload(pixels),
-                "label": torch.tensor([item.label for item in items]),
-                "index": torch.arange(len(items)),
-            }
+            labels, index = torch.tensor([item.label for item in items]), torch.arange(len(items))
+            whole = {"images": self.oracle.upload(pixels), "label": labels, "index": index}
+            whole["img"] = pixels if self.space.changes_pictures else torch.empty(0)
             self.batches = [whole]
 
     def shown(self) -> Iterator[torch.Tensor]:
@@ -181,7 +162,7 @@ class SearchTrainer(BlackBoxTrainer):
         (A resumed epoch replays its loader alone.) Returns the means over the last round's
         candidates of loss and accuracy, and what the head's teacher tells.
         """
-        optim, teacher = self.optim, self.teacher
+        optim, teacher = self.optim, self.teacher or Teacher()
         pixels, labels = self.parse_batch_train(batch)
         index = batch["index"].to(self.device)
         images = batch.get("images") or self.oracle.upload(pixels)

@@ -1,7 +1,5 @@
 """What crosses the wall between a method and a model, and the bill of it. No model is in here."""
 
-from __future__ import annotations
-
 from pkgutil import resolve_name
 from typing import Any
 
@@ -12,31 +10,26 @@ from .prompt import Prompt, Texts
 
 
 def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
-    """The oracle that a configuration names, unmetered.
+    """The oracle that a configuration names, unmetered, for the method `client`.
 
-    Only here does open_clip come into the process, and with `ORACLE.URL` it does not.
-
-    Args:
-        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE`).
-        device: where the model runs, or where its answers are put.
-        client: name of the method that asks, for error messages.
+    Only here does open_clip come into the process, and with `ORACLE.URL` it does not. `device` is
+    where the model runs, or where its answers are put.
     """
-    node = cfg.ORACLE
+    node, name = cfg.ORACLE, cfg.MODEL.BACKBONE.NAME
     if ":" in node.API:
         try:
-            own = resolve_name(node.API)
+            own: Any = resolve_name(node.API)
         except (ImportError, AttributeError) as e:
             raise BlackBoxError(
-                f"ORACLE.API {node.API} is not found ({first_line(e)}). Put the module's folder "
-                f"into PYTHONPATH."
+                f"ORACLE.API {node.API} is not found ({first_line(e)}). Put its folder into "
+                f"PYTHONPATH."
             ) from e
         return own(cfg, device, client)
     if not node.URL:
         from ..openclip.local import LocalOracle
         from ..openclip.models import load_model
 
-        model = load_model(cfg.MODEL.BACKBONE.NAME, node.PREC, device)
-        oracle = LocalOracle(model, grants=node.GRANTS, client=client)
+        oracle = LocalOracle(load_model(name, node.PREC, device), node.GRANTS, client)
         return TopK(oracle, node.TOP_K) if node.TOP_K else oracle
     try:
         from .formats import HuggingFaceService, OpenAIService
@@ -49,4 +42,4 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
     if node.API != "blackbox":
         return {"openai": OpenAIService, "hf": HuggingFaceService}[node.API](cfg, device, client)
     line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
-    return RemoteOracle(line, device, cfg.MODEL.BACKBONE.NAME, client, node.TOP_K)
+    return RemoteOracle(line, device, name, client, node.TOP_K)

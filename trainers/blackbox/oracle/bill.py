@@ -1,7 +1,5 @@
 """What is paid: prices of questions and of a run's steps, and the meter, which keeps the bill."""
 
-from __future__ import annotations
-
 import json
 import os
 from bisect import bisect_left
@@ -9,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import BlackBoxError, BudgetSpent, first_line
@@ -33,13 +31,10 @@ def query_cost(candidates: int, images: int) -> Price:
 
 
 def price(prompt: Prompt | None, classes: int, images: int | None) -> Price:
-    """The price of a question, for a task of so many classes.
+    """The price of scoring a prompt's candidates on images; further texts see no image again.
 
-    Args:
-        prompt: whose candidates are scored; further texts see no image again. None: the features
-            of the images are asked for, which cost what one candidate does.
-        images: that they are scored on. None: the features of the prompt's texts are asked for, a
-            query a candidate.
+    Without a prompt it is that of the images' features, which cost what one candidate does; without
+    images, that of the texts' features, a query a candidate.
     """
     if prompt is None:
         return query_cost(1, images or 0)
@@ -67,16 +62,16 @@ class Plan:
     first: Price = (0, 0)  # what the first step of all costs beyond that
 
     @cached_property
-    def sums(self) -> list[Price]:
+    def sums(self) -> np.ndarray:
         """Of the first 0, 1, … steps of an epoch: a run asks again at every step."""
-        return list(accumulate(self.epoch, lambda *two: total(two), initial=(0, 0)))
+        return np.cumsum([(0, 0), *self.epoch], axis=0)
 
     def until(self, steps: int) -> Price:
         """Of the first so many steps."""
         whole, rest = divmod(steps, len(self.epoch))
-        queries, images = self.sums[-1]
-        first = self.first if steps else (0, 0)
-        return total([first, (whole * queries, whole * images), self.sums[rest]])
+        first = np.array(self.first if steps else (0, 0))
+        queries, images = (first + whole * self.sums[-1] + self.sums[rest]).tolist()
+        return queries, images
 
     def step(self, number: int) -> Price:
         """Of step `number`, from 0."""
@@ -101,9 +96,8 @@ def counts_in(bill: Any, name: str) -> Counts:
     for unit in UNITS:
         count = section.get(unit)
         if type(count) is not int or not 0 <= count < 2**63:
-            raise BlackBoxError(
-                f"'{unit}' of '{name}' is {repr(count)[:40]}, not a whole number from 0 to 2^63 - 1"
-            )
+            words = f"'{unit}' of '{name}' is {repr(count)[:40]}"
+            raise BlackBoxError(f"{words}, not a whole number from 0 to 2^63 - 1")
     return {unit: section[unit] for unit in UNITS}
 
 
@@ -116,11 +110,9 @@ class Meter(Wrapper):
     """Wraps any oracle. A request is atomic: charged whole before the call, or refused whole.
 
     Args:
-        inner: the oracle.
-        max_queries, max_image_queries: training budgets; 0 means no limit. Evaluation is counted,
-            never limited.
-        record: path of the bill (JSON), written ahead of every call. A bill that is there already
-            is continued, and what in it has another name is kept. None keeps no bill.
+        max_queries, max_image_queries: training budgets, 0 for none. Evaluation is only counted.
+        record: path of the bill (JSON), written ahead of every call; None keeps none. One that is
+            there already is continued, and what in it has another name is kept.
         holds: called before the bill is written; raises where it is no longer this run's to write.
     """
 
@@ -143,11 +135,7 @@ class Meter(Wrapper):
             self.take_over(record)
 
     def take_over(self, record: str | Path) -> None:
-        """Raise the counts to those of a bill on disk, if there is one.
-
-        Raises:
-            BlackBoxError: it is damaged.
-        """
+        """Raise the counts to those of a bill on disk, if there is one that is sound."""
         if not os.path.lexists(record):
             return
         cure = "Mend it, or move it away to start counting from 0."
@@ -155,13 +143,11 @@ class Meter(Wrapper):
         try:
             bill = json.loads(text)
             self.at_least(bill)
-            lost = counts_in(bill, LOST) if LOST in bill else self.lost
-            self.lost = larger(self.lost, lost)
+            self.lost = larger(self.lost, counts_in(bill, LOST) if LOST in bill else {})
             self.earlier = larger(self.earlier, bill.get(SERVICE, {}))
         except (BlackBoxError, ValueError, TypeError, RecursionError) as e:
-            raise BlackBoxError(
-                f"The bill {record} cannot be read ({first_line(e)}). {cure}"
-            ) from e
+            words = f"The bill {record} cannot be read ({first_line(e)}). {cure}"
+            raise BlackBoxError(words) from e
         self.others = {**bill, **self.others}
 
     def at_least(self, counts: Mapping[str, Any]) -> None:
@@ -210,12 +196,11 @@ class Meter(Wrapper):
     def afford(self, *cost: int) -> None:
         """Raise BudgetSpent unless the training budget allows (queries, image queries)."""
         for unit, amount in zip(UNITS, cost, strict=True):
-            left = self.left(unit)
-            if left is not None and amount > left:
+            used, limit = self.counts["training"][unit], self.limits[unit]
+            if limit and used + amount > limit:
                 raise BudgetSpent(
-                    f"The budget is spent: {self.counts['training'][unit]:,} of "
-                    f"{self.limits[unit]:,} {unit.replace('_', ' ')} are used, the next request "
-                    f"costs {amount:,}"
+                    f"The budget ORACLE.MAX_{unit.upper()} is spent: {used:,} of {limit:,} "
+                    f"{unit.replace('_', ' ')} are used, the next request costs {amount:,}"
                 )
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
@@ -237,7 +222,7 @@ class Meter(Wrapper):
     def ask(
         self, what: str, call: Callable[..., Any], images: Images | None, prompt: Prompt | None
     ) -> torch.Tensor:
-        """Charge for a question (`price`), or raise BudgetSpent and charge nothing; then ask it.
+        """Charge for a question, or raise BudgetSpent and charge nothing; then ask it.
 
         The charge is taken back where the model's owner refuses all of the question.
         """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+
+from ..files import digest
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Texts:
     @cached_property
     def id(self) -> str:
         """SHA-256 of the content, in hexadecimal digits: the same on either side of the wall."""
-        content = json.dumps([self.template, self.names], ensure_ascii=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest([self.template, self.names])
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Prompt:
     image_tokens: torch.Tensor | None = None
     # normalised pixels in place of the images' own [P, B, 3, H, W]
     pictures: torch.Tensor | None = None
-    # M further texts beside the classes', the same for all candidates
-    texts: Texts | None = None
+    texts: Texts | None = None  # M further ones beside the classes', the same for all candidates
 
     def __post_init__(self) -> None:
         sizes = set(map(len, self.tensors().values()))
