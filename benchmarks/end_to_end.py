@@ -182,7 +182,7 @@ def run(cfg, steps, method, published):
     start = time.perf_counter()
     trainer.train()
     taken = time.perf_counter() - start
-    return taken, watch.seconds, trainer.spent() // trainer.plan.step(0)[0]
+    return taken, watch.seconds, trainer.clock() // trainer.plan.step(0)[0]
 
 
 def warm_up(args, root, weights):

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
-from dassl_blackbox.trainers.blackbox import parts
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
+from dassl_blackbox.trainers.blackbox.oracle import interface
 from dassl_blackbox.trainers.blackbox.oracle.wire import as_8bit, normalised
 from oracle import machine, timed
 from tabulate import tabulate
@@ -42,7 +42,7 @@ def main():
         }
         for name, way in ways.items():
             few = timed(way, device)
-            with patch.object(parts, "IN_CACHE", pixels.numel()):
+            with patch.object(interface, "IN_CACHE", pixels.numel()):
                 whole = timed(way, device)
             rows.append(
                 [name, side, args.batch, f"{whole:.4f}", f"{few:.4f}", f"{whole / few:.1f}"]

@@ -158,14 +158,14 @@ def test_the_head_costs_no_query_and_learns_the_raw_answers_about_the_winner(dat
         for head in ("True", "False")
     )
     assert both.plan == alone.plan and tuple(both.plan.step(0)) == (12, 96)
-    ask, raw = both.ask, []
-    both.ask = lambda *args: raw.append(ask(*args)) or raw[-1]
+    query, raw = both.oracle.query, []
+    both.oracle.query = lambda *args: raw.append(query(*args)) or raw[-1]
     batch, winners = next(iter(both.train_loader_x)), []
     for _ in range(6):
         both.forward_backward(batch)
         winners.append(both.optim.best)
         logits, labels, folds = both.teacher.state["memory"]
-        assert torch.equal(logits[-8:], raw[-2].logits[both.optim.best]) and torch.equal(
+        assert torch.equal(logits[-8:], raw[-2][both.optim.best]) and torch.equal(
             folds[-8:], both.teacher.folds[batch["index"]]
         )
     assert any(winners) and len(labels) == 20
@@ -182,8 +182,8 @@ def test_the_optimiser_is_told_logits_refined_by_what_did_not_see_the_image(data
     for part in trainer.head.mlps:
         torch.nn.init.normal_(part[-1].weight)
     batch = next(iter(trainer.train_loader_x))
-    ask, tell, raw = trainer.ask, trainer.optim.tell, []
-    trainer.ask = lambda *args: raw.append(ask(*args)) or raw[-1]
+    query, tell, raw = trainer.oracle.query, trainer.optim.tell, []
+    trainer.oracle.query = lambda *args: raw.append(query(*args)) or raw[-1]
     trainer.optim.tell = lambda logits, labels: told.append(logits) or tell(logits, labels)
     trainer.head.trust.fill_(0.5)
     parts, folds = deepcopy(trainer.head.mlps), trainer.teacher.folds[batch["index"]]
@@ -191,7 +191,7 @@ def test_the_optimiser_is_told_logits_refined_by_what_did_not_see_the_image(data
     assert len(raw) == 2 and len(folds.unique()) > 1
     for answer, refined in zip(raw, told):
         for image, fold in enumerate(folds):
-            one = answer.logits[:, image]
+            one = answer[:, image]
             torch.testing.assert_close(
                 refined[:, image], one + 0.5 * parts[fold](one - one.mean(-1, keepdim=True))
             )

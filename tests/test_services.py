@@ -7,7 +7,7 @@ import torch
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
 from dassl_blackbox.trainers.blackbox.oracle.interface import AccessDenied
-from dassl_blackbox.trainers.blackbox.oracle.texts import Texts
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Texts
 from dassl_blackbox.trainers.blackbox.oracle.wire import to_8bit
 from services import KEY, SCALE, TEXTS, at, local_logits, oracle_at, tiny
 from support import accuracy, bill, build, difference, run, test_logits, trained

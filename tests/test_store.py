@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox import parts
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.openclip.store import ROW_BYTES, FeatureStore
+from dassl_blackbox.trainers.blackbox.oracle import interface
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from oracles import contexts_of, counter, oracle_over, pixels
 
@@ -90,7 +90,7 @@ def test_fingerprints_tell_images_apart():
 
 @pytest.mark.parametrize("together", [1, 700, 10**6])
 def test_a_fingerprint_does_not_depend_on_the_company(together, monkeypatch):
-    monkeypatch.setattr(parts, "IN_CACHE", together)
+    monkeypatch.setattr(interface, "IN_CACHE", together)
     images, known = torch.randn(11, 3, 8, 8), FeatureStore()
     keys = [key for image in images for key in known.fingerprints(image[None])]
     assert known.fingerprints(images) == keys and known.fingerprints(images[:0]) == []

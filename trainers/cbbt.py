@@ -55,16 +55,16 @@ class AdapterTeacher(torch.optim.Adam, Teacher):
         if epoch >= self.first:
             self.adapter.active.fill_(True)
 
-    def through(self, answer: Answer, batch: Batch) -> Tensor:
+    def through(self, answer: Answer) -> Tensor:
         with torch.no_grad():
             return self.adapter(answer.image, answer.text)
 
-    def see(self, answer: Answer, number: int, batch: Batch) -> None:
+    def see(self, answer: Answer, number: int) -> None:
         assert answer.text is not None  # the recipe reads features
         if self.adapter.active:
             self.zero_grad()
             logits = self.adapter(answer.image, answer.text[number])
-            F.cross_entropy(logits, batch.labels).backward()
+            F.cross_entropy(logits, answer.labels).backward()
             self.step()
 
 

@@ -14,7 +14,7 @@ from .blackbox.errors import BlackBoxError
 from .blackbox.heads.pool import Pool
 from .blackbox.heads.scores import ScoreHead
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
-from .blackbox.plan import batches_of
+from .blackbox.oracle.bill import batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
 from .blackbox.run.matching import few
 

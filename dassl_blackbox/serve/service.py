@@ -23,7 +23,7 @@ from ..trainers.blackbox.files import digest
 from ..trainers.blackbox.openclip.models import load_model
 from ..trainers.blackbox.oracle import Prompt, Texts
 from ..trainers.blackbox.oracle.bill import UNITS, price
-from ..trainers.blackbox.oracle.topk import let_out
+from ..trainers.blackbox.oracle.interface import let_out
 from ..trainers.blackbox.oracle.wire import pack
 from .access import Account, Accounts
 from .contents import Contents
@@ -239,7 +239,7 @@ class Service:
             Refusal: 404 where a name is not known, 422 where it cannot be asked.
         """
         if what == IMAGE_FEATURES:
-            if not asked.images or asked.classes or asked.texts or prompt.lengths():
+            if not asked.images or asked.classes or asked.texts or prompt.tensors():
                 raise wrong("'images' are expected, and nothing else.")
         elif asked.classes is None:
             raise wrong("'classes' is expected: the name of a list of texts.")

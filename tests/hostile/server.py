@@ -5,7 +5,7 @@ import re
 
 import torch
 import yaml
-from dassl_blackbox.trainers.blackbox.oracle.texts import Texts
+from dassl_blackbox.trainers.blackbox.oracle.prompt import Texts
 from dassl_blackbox.trainers.blackbox.oracle.wire import MEDIA, Contents, pack
 from support import seeded
 

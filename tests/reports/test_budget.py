@@ -127,7 +127,7 @@ def test_no_train_tells_evaluation_and_what_is_left(
     assert "3 training queries, 60 image queries; 3 evaluation queries, 61 image queries" in said
     assert re.search(r"about 3 call.*, 60 picture.*; evaluation about 2 call.*, 61 picture", said)
     said = told("ZeroshotOracle", *options)
-    assert "no training queries; 2 evaluation queries, 61 image queries" in said
+    assert " 0 training queries, 0 image queries; 2 evaluation queries, 61 image queries" in said
     used = key("five")
     said = told("ZIP", *far(ours, "ORACLE.MAX_QUERIES", 20))
     assert "2 evaluation queries" in said and said.endswith("this key has 5 queries left")

@@ -1,15 +1,12 @@
 """Further texts to score images on: a bank of generic names, a file of one's own, or phrases."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 
 from .config import PLAIN
-from .errors import BlackBoxError
 from .files import read_text
-from .oracle.texts import Texts
+from .oracle import Texts
 
 NAMES, PHRASES = "names", "phrases"
 WORDS_BEFORE = 4  # of a phrase, before the class name
@@ -22,52 +19,38 @@ def generic_names() -> list[str]:
     return list(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def names_in(path: str) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        BlackBoxError: it cannot be read, or has none.
-    """
-    cure = "TRAINER.SONAR.BANK takes 'names', 'phrases' or a text file with a name a line."
-    lines = [line.strip() for line in read_text(path, cure).splitlines()]
-    names = list(dict.fromkeys(line for line in lines if line))
-    if not names:
-        raise BlackBoxError(f"The file {path} has no names. {cure}")
-    return names
-
-
 def further_texts(
     bank: str, count: int, classes: Sequence[str], template: str, generator: torch.Generator
 ) -> Texts | None:
-    """So many further texts, drawn from `generator`; fewer where the bank has no more.
+    """So many texts beside those of the classes, drawn from `generator`, or all that there are.
 
     Args:
         bank: `names` (generic ones, as "a photo of a …."), `phrases` (the class names behind random
-            words of generic names), or the path of a text file with a name a line (in the
-            template).
-        classes: names of the task's, which are no further texts.
+            words of generic names), or the path of a file with a name a line (in the template).
         template: of the class texts.
     """
     if not count:
         return None
     if bank == PHRASES:
         return Texts.of(phrases(count, classes, generator))
+    names = generic_names()
+    if bank != NAMES:
+        cure = "TRAINER.SONAR.BANK takes 'names', 'phrases' or a text file with a name a line."
+        lines = map(str.strip, read_text(bank, cure).splitlines())
+        names = list(dict.fromkeys(filter(None, lines)))
     known = {name.replace("_", " ").lower() for name in classes}
-    names = generic_names() if bank == NAMES else names_in(bank)
     others = [name for name in names if name.replace("_", " ").lower() not in known]
     chosen = torch.randperm(len(others), generator=generator)[:count].tolist()
-    if not chosen:
-        return None
-    return Texts.of((others[i] for i in chosen), PLAIN if bank == NAMES else template)
+    in_template = PLAIN if bank == NAMES else template
+    return Texts.of((others[i] for i in chosen), in_template) if chosen else None
 
 
 def phrases(count: int, classes: Sequence[str], generator: torch.Generator) -> list[str]:
     """The class names in turn, each behind random words."""
     words = sorted({word for name in generic_names() for word in name.split()})
-    found = []
-    for i in range(count):
-        if i % len(classes) == 0:
-            drawn = torch.randint(len(words), (WORDS_BEFORE,), generator=generator).tolist()
+    found: list[str] = []
+    while len(found) < count:
+        drawn = torch.randint(len(words), (WORDS_BEFORE,), generator=generator).tolist()
         before = " ".join(words[j] for j in drawn)
-        found.append(f"{before} {classes[i % len(classes)]}.")
-    return found
+        found += [f"{before} {name}." for name in classes]
+    return found[:count]

@@ -13,8 +13,7 @@ from torch import nn
 
 from ..errors import BlackBoxError, one_of
 from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
-from ..oracle.prompt import Prompt
-from ..oracle.texts import Texts
+from ..oracle.prompt import Prompt, Texts
 from . import patches
 from .convolutions import tower_batch
 from .models import LoadedModel

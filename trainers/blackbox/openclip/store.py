@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..parts import few_at_a_time
+from ..oracle.interface import few_at_a_time
 
 LIMIT = 2**29  # bytes that are kept
 ROW_BYTES = 768  # of a key, its place in an OrderedDict and a tensor, beside the tensor's numbers

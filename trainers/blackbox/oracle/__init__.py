@@ -1,37 +1,35 @@
 """What crosses the wall between a method and a model, and the bill of it. No model is in here."""
 
-from __future__ import annotations
-
-import importlib
+from pkgutil import resolve_name
 from typing import Any
 
 from ..errors import BlackBoxError, first_line
-from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle
-from .meter import Meter
-from .prompt import Prompt
-from .texts import Texts
-from .topk import TopK
+from .bill import Meter
+from .interface import GRANTS, QUERY_IMAGES, AccessDenied, Description, Images, Oracle, TopK
+from .prompt import Prompt, Texts
 
 
 def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
-    """The oracle that a configuration names, unmetered.
+    """The oracle that a configuration names, unmetered, for the method `client`.
 
-    Only here does open_clip come into the process, and with `ORACLE.URL` it does not.
-
-    Args:
-        cfg: Dassl configuration with our nodes (`MODEL.BACKBONE.NAME`, `ORACLE`).
-        device: where the model runs, or where its answers are put.
-        client: name of the method that asks, for error messages.
+    Only here does open_clip come into the process, and with `ORACLE.URL` it does not. `device` is
+    where the model runs, or where its answers are put.
     """
-    node = cfg.ORACLE
+    node, name = cfg.ORACLE, cfg.MODEL.BACKBONE.NAME
     if ":" in node.API:
-        return own_class(node.API)(cfg, device, client)
+        try:
+            own: Any = resolve_name(node.API)
+        except (ImportError, AttributeError) as e:
+            raise BlackBoxError(
+                f"ORACLE.API {node.API} is not found ({first_line(e)}). Put its folder into "
+                f"PYTHONPATH."
+            ) from e
+        return own(cfg, device, client)
     if not node.URL:
         from ..openclip.local import LocalOracle
         from ..openclip.models import load_model
 
-        model = load_model(cfg.MODEL.BACKBONE.NAME, node.PREC, device)
-        oracle = LocalOracle(model, grants=node.GRANTS, client=client)
+        oracle = LocalOracle(load_model(name, node.PREC, device), node.GRANTS, client)
         return TopK(oracle, node.TOP_K) if node.TOP_K else oracle
     try:
         from .remote import Http, RemoteOracle
@@ -41,24 +39,7 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
             f"A model behind HTTP needs the package {e.name}. In a clone of dassl-blackbox: "
             f"pip install -e '.[remote]'"
         ) from e
-    if node.API == "openai":
-        return OpenAIService(cfg, device, client)
-    if node.API == "hf":
-        return HuggingFaceService(cfg, device, client)
+    if node.API != "blackbox":
+        return {"openai": OpenAIService, "hf": HuggingFaceService}[node.API](cfg, device, client)
     line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
-    return RemoteOracle(line, device, cfg.MODEL.BACKBONE.NAME, client, node.TOP_K)
-
-
-def own_class(api: str) -> type[Any]:
-    """The subclass of `Oracle` that `module:Class` names, made of (cfg, device, client)."""
-    module, _, name = api.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise BlackBoxError(
-            f"ORACLE.API is {api!r}, and the class {name} of the module {module} is not found "
-            f"({first_line(e)}). Put the module's folder into PYTHONPATH."
-        ) from e
-    if not (isinstance(found, type) and issubclass(found, Oracle)):
-        raise BlackBoxError(f"ORACLE.API is {api!r}, which is no subclass of Oracle.")
-    return found
+    return RemoteOracle(line, device, name, client, node.TOP_K)

@@ -1,7 +1,6 @@
 """What may cross the wall, and in which shape."""
 
-from __future__ import annotations
-
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from .prompt import Prompt
 GRANTS = ("contexts", "image_tokens", "logits", "features")
 # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
 QUERY_IMAGES = 128
+IN_CACHE = 2**17  # numbers; an image of 224 x 224 pixels has 150,528
+NOTHING = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
 class AccessDenied(BlackBoxError):
@@ -26,17 +27,13 @@ class NoClasses(BlackBoxError):
     """An oracle was asked about class texts that it was never given."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "The oracle was asked before it was told any class names: call set_classes first."
-        )
+        super().__init__("The oracle has no class names yet: call set_classes first.")
 
 
 class Refused(BlackBoxError):
     """A service did not do what it was asked for, and did not bill it.
 
-    Attributes:
-        status: of its answer; None where it gave none.
-        body: of its answer, decoded, where that is JSON.
+    `status` and `body` are those of its answer, if it gave one, and if that is JSON.
     """
 
     def __init__(self, words: str, status: int | None = None, body: Any = None) -> None:
@@ -46,11 +43,10 @@ class Refused(BlackBoxError):
 
 @dataclass(frozen=True)
 class Description:
-    """What an oracle tells of its model: sizes, the input's normalisation, three moments.
+    """What an oracle tells of its model, never weights; defaults are for what is not granted.
 
-    Never weights. `patch_mean`, `patch_std` (moments of the patch embedding's weights) and
-    `token_std` (of all token embeddings) scale BPT-VLM's projections. Defaults are for what cannot
-    be asked about without the grant.
+    Moments of the patch embedding's weights, and of all token embeddings, scale BPT-VLM's
+    projections.
     """
 
     name: str  # as the user named it
@@ -73,10 +69,8 @@ class Description:
         """Raise BlackBoxError unless pixels are `[B, 3, H, W]`, of the model's size."""
         height, width = self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
-            raise BlackBoxError(
-                f"Images of shape {tuple(images.shape)} were uploaded; {self.name} takes "
-                f"[B, 3, {height}, {width}]."
-            )
+            given, wanted = tuple(images.shape), f"[B, 3, {height}, {width}]"
+            raise BlackBoxError(f"{self.name} takes {wanted}; images of {given} were uploaded.")
 
 
 class Images:
@@ -107,29 +101,23 @@ class Oracle(ABC):
         for grant in grants:
             one_of("grant", grant, GRANTS)
             if grant not in self.grants:
-                raise AccessDenied(
-                    f"{self.client} asked for '{grant}', which this oracle does not grant (it "
-                    f"grants: {', '.join(sorted(self.grants)) or 'nothing'}). {self.remedy}"
-                )
+                granted = ", ".join(sorted(self.grants)) or "nothing"
+                words = f"{self.client} asked for '{grant}', which this oracle does not grant"
+                raise AccessDenied(f"{words} (it grants: {granted}). {self.remedy}")
 
     @abstractmethod
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        """Name the C classes.
-
-        The text of a class is the template with its name in the slot; contexts go in front of it.
-        """
+        """Name the C classes: the text of one is the template with its name in the slot."""
 
     @abstractmethod
     def upload(self, images: torch.Tensor) -> Images:
-        """Hand over normalised pixels `[B, 3, H, W]`; returns their name, an `Images`."""
+        """Hand over normalised pixels `[B, 3, H, W]`; returns their name."""
 
     @abstractmethod
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        """Score P candidates on B images (grant `logits`, and those of the prompt).
+        """Logits `[P, B, C + M]` of P candidates on B images, for C classes and M further texts.
 
-        Returns:
-            Logits `[P, B, C]`, float32, scaled by the model's own temperature; `[P, B, C + M]`
-            for a prompt with M further texts.
+        float32, scaled by the model's own temperature (grant `logits`, and those of the prompt).
         """
 
     def check(self, n: int) -> None:
@@ -144,15 +132,10 @@ class Oracle(ABC):
 
     def image_features(self, images: Images) -> torch.Tensor:
         """Normalised image features `[B, E]` (grant `features`)."""
-        self.require("features")
         raise NotImplementedError
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
-        """Normalised text features `[P, C, E]` of every candidate and class (grant `features`).
-
-        Those of M further texts follow: `[P, C + M, E]`.
-        """
-        self.require("features")
+        """Normalised features of every candidate's texts `[P, C + M, E]` (grant `features`)."""
         raise NotImplementedError
 
     def usage(self) -> dict[str, int | float]:
@@ -168,40 +151,63 @@ class Oracle(ABC):
         return ""
 
 
+def passed_on(name: str) -> Any:
+    """A method that is the inner oracle's."""
+    return lambda self, *given: getattr(self.inner, name)(*given)
+
+
 class Wrapper(Oracle):
     """Passes everything on to another oracle, `inner`; what differs is overridden."""
 
+    set_classes, upload, query = map(passed_on, ("set_classes", "upload", "query"))
+    check, embed, usage = map(passed_on, ("check", "embed", "usage"))
+    image_features, text_features = map(passed_on, ("image_features", "text_features"))
+    allowance, quote = map(passed_on, ("allowance", "quote"))
+
     def __init__(self, inner: Oracle) -> None:
-        self.inner = inner
-        self.description, self.grants = inner.description, inner.grants
+        self.inner, self.description, self.grants = inner, inner.description, inner.grants
         self.client, self.remedy = inner.client, inner.remedy
 
-    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        self.inner.set_classes(names, template)
 
-    def upload(self, images: torch.Tensor) -> Images:
-        return self.inner.upload(images)
+class TopK(Wrapper):
+    """Lets out only the k >= 1 largest log-probabilities of an image, and no features.
+
+    The probability that they leave is spread evenly over the classes that are not seen; with k >= C
+    they are logits less a number an image. Further texts are answered by themselves.
+    """
+
+    def __init__(self, inner: Oracle, k: int) -> None:
+        super().__init__(inner)
+        self.k, self.grants = k, frozenset(inner.grants) - {"features"}
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        return self.inner.query(images, prompt)
+        answer = self.inner.query(images, prompt)
+        further = 0 if prompt.texts is None else len(prompt.texts)
+        return let_out(answer, answer.shape[-1] - further, self.k)
 
-    def check(self, n: int) -> None:
-        self.inner.check(n)
 
-    def embed(self, words: str) -> torch.Tensor:
-        return self.inner.embed(words)
+def let_out(logits: torch.Tensor, classes: int, k: int) -> torch.Tensor:
+    """Log-probabilities of logits `[P, B, C + M]`, of which k an image are the model's.
 
-    def image_features(self, images: Images) -> torch.Tensor:
-        return self.inner.image_features(images)
+    Those about C classes and those about M further texts are each let out by themselves.
+    """
+    parts = []
+    for part in logits.split([classes, logits.shape[-1] - classes], dim=-1):
+        # in double precision, since what the k leave may be a millionth
+        answer, unseen = part.double().log_softmax(-1), part.shape[-1] - k
+        if unseen > 0:
+            seen, which = answer.topk(k)
+            rest = (-seen.exp().sum(-1, keepdim=True).clamp(max=1)).log1p().clamp_min(NOTHING)
+            answer = (rest - math.log(unseen)).expand_as(answer).scatter(-1, which, seen)
+        parts.append(answer.float())
+    return torch.cat(parts, dim=-1)
 
-    def text_features(self, prompt: Prompt) -> torch.Tensor:
-        return self.inner.text_features(prompt)
 
-    def usage(self) -> dict[str, int | float]:
-        return self.inner.usage()
+def few_at_a_time(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A batch `[B, ...]` in parts that stay in a processor's cache: a tenth of the time.
 
-    def allowance(self) -> dict[str, int]:
-        return self.inner.allowance()
-
-    def quote(self, pictures: int, texts: int) -> str:
-        return self.inner.quote(pictures, texts)
+    Whole on another device, which is slower with many small calls.
+    """
+    if images.device.type != "cpu":
+        return (images,)
+    return images.split(max(1, IN_CACHE // max(1, images[:1].numel())))

@@ -1,54 +1,64 @@
-"""What is asked of a model for P candidates."""
+"""What is asked of a model: P candidates, and the texts that they are about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from .texts import Texts
+from ..files import digest
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A list of texts: classes, or further texts beside them."""
+
+    names: tuple[str, ...]  # one a text; `_` stands for a space
+    template: str = "{}."  # a text is the template with a name in the slot
+
+    @classmethod
+    def of(cls, names: Iterable[str], template: str = "{}.") -> Texts:
+        return cls(tuple(names), template)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of the content, in hexadecimal digits: the same on either side of the wall."""
+        return digest([self.template, self.names])
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What P candidates change about the question; a part that is None changes nothing.
 
-    Without any part it is the class texts alone, and P is 1. Further texts are read as they are,
-    without a context; their scores follow those of the C classes, so that logits have C + M
-    columns.
-
-    Attributes:
-        contexts: token embeddings in front of every class's text `[P, n, D]`, n may be 0
-            (grant `contexts` unless it is).
-        image_tokens: appended to the image tower's tokens `[P, n_V, W]` (grant `image_tokens`).
-        pictures: normalised pixels in place of the images' own `[P, B, 3, H, W]`.
-        texts: M further texts beside the classes', the same for all candidates.
-
-    Raises:
-        ValueError: parts of different P.
+    Without any part it is the class texts alone, and P is 1. Further texts are read without a
+    context; their scores follow those of the C classes, so that logits have C + M columns.
     """
 
+    # token embeddings in front of every class's text [P, n, D] (grant contexts unless n is 0)
     contexts: torch.Tensor | None = None
+    # behind the image tower's own tokens [P, n_V, W] (grant image_tokens)
     image_tokens: torch.Tensor | None = None
+    # normalised pixels in place of the images' own [P, B, 3, H, W]
     pictures: torch.Tensor | None = None
-    texts: Texts | None = None
+    texts: Texts | None = None  # M further ones beside the classes', the same for all candidates
 
     def __post_init__(self) -> None:
-        if len(self.lengths()) > 1:
-            raise ValueError(f"The parts of a prompt are of {sorted(self.lengths())} candidates.")
+        sizes = set(map(len, self.tensors().values()))
+        if len(sizes) > 1:
+            raise ValueError(f"The parts of a prompt are of {sorted(sizes)} candidates.")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The parts that are there and are each candidate's own, by name."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
-
-    def lengths(self) -> set[int]:
-        return set(map(len, self.tensors().values()))
+        return {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
 
     def __len__(self) -> int:
-        return next(iter(self.lengths()), 1)
+        return next(map(len, self.tensors().values()), 1)
 
     def split(self, size: int) -> Iterator[Prompt]:
         """Prompts of so many candidates each; the last may have fewer."""
@@ -67,7 +77,7 @@ class Prompt:
         return len(self) + -(-further // classes)
 
     @property
-    def grants(self) -> tuple[str, ...]:
+    def grants(self) -> list[str]:
         """What must be let in for it."""
-        needed = {"contexts": self.tokens > 0, "image_tokens": self.image_tokens is not None}
-        return tuple(name for name, is_needed in needed.items() if is_needed)
+        let_in = {"contexts": self.tokens > 0, "image_tokens": self.image_tokens is not None}
+        return [name for name, needed in let_in.items() if needed]

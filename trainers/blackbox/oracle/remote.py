@@ -23,8 +23,7 @@ from ..errors import BlackBoxError, BudgetSpent, first_line, printable
 from . import wire
 from .bill import UNITS
 from .interface import Description, Images, Oracle, Refused
-from .prompt import Prompt
-from .texts import Texts
+from .prompt import Prompt, Texts
 
 KEY = "BLACKBOX_KEY"  # the environment variable that holds the key
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses of what can be tried again

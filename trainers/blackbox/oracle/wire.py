@@ -21,8 +21,7 @@ import torch
 
 from ..errors import BlackBoxError
 from ..files import digest
-from ..parts import few_at_a_time
-from .interface import Description, Images
+from .interface import Description, Images, few_at_a_time
 
 MEDIA = "application/vnd.safetensors"
 DIGEST, REQUEST = "Content-Digest", "Idempotency-Key"

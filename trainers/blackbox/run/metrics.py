@@ -15,8 +15,7 @@ from typing import Any
 
 from ..errors import BlackBoxError, first_line
 from ..files import read_text, write_atomically
-from ..oracle.bill import Counts, larger, query_cost
-from ..plan import batches_of
+from ..oracle.bill import Counts, batches_of, larger, query_cost
 
 NAME = "metrics.json"
 END_OF_TRAINING, EVALUATION = "end_of_training", "evaluation"
