@@ -11,7 +11,7 @@ from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.run.rng import child_seed, seeded
-from .blackbox.search import Answer, Batch, Recipe, SearchTrainer, Teacher
+from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)
 DAMPINGS = several(number(above=0), "a tuple of one or more numbers above 0", bool)
@@ -65,12 +65,12 @@ class HeadLearner(torch.optim.AdamW, Teacher):
         self.head, self.folds, self.node = head, folds, node
         self.state["draw"] = int(torch.randint(2**31, ()))  # seed of the next dropout
 
-    def through(self, answer: Answer, batch: Batch) -> Tensor:
+    def through(self, answer: Answer) -> Tensor:
         with torch.no_grad():
-            return self.head(answer.logits, self.folds[batch.index])
+            return self.head(answer.logits, self.folds[answer.index])
 
-    def see(self, answer: Answer, number: int, batch: Batch) -> None:
-        shown = [answer.logits[number], batch.labels, self.folds[batch.index]]
+    def see(self, answer: Answer, number: int) -> None:
+        shown = [answer.logits[number], answer.labels, self.folds[answer.index]]
         if memory := self.state["memory"]:
             pairs = zip(memory, shown, strict=True)
             shown = [torch.cat([old.to(self.folds.device), new]) for old, new in pairs]
