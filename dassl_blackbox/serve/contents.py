@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..trainers.blackbox.errors import BlackBoxError, first_line
-from ..trainers.blackbox.openclip.store import FeatureStore
+from ..trainers.blackbox.openclip.local import FeatureStore
 from ..trainers.blackbox.oracle.cache import open_cache
 from ..trainers.blackbox.oracle.interface import Description
 from ..trainers.blackbox.oracle.texts import Texts
