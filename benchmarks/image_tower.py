@@ -16,11 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.openclip.convolutions import fold_batch_norms
-from dassl_blackbox.trainers.blackbox.openclip.describe import image_size
-from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED, build_embedded
+from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip.models import build, find, load_model
+from dassl_blackbox.trainers.blackbox.openclip.patches import fold_batch_norms, image_size
 from oracle import machine, random_model, timed
 from tabulate import tabulate
 
@@ -30,7 +29,7 @@ def model_and_tower(name, device):
     if name not in EMBEDDED:
         loaded = random_model(name, "fp32", device)
         return loaded, loaded.model.visual
-    built = build_embedded(name, "fp32").visual.to(device).eval().requires_grad_(False)
+    built = build(find(name), None).visual.to(device).eval().requires_grad_(False)
     return load_model(name, device=device), built
 
 
@@ -48,7 +47,7 @@ def main():
     device, rows = torch.device(args.device), []
     for name in args.models:
         loaded, plain = model_and_tower(name, device)
-        folded = fold_batch_norms(plain, *image_size(plain))
+        folded = fold_batch_norms(plain)
         pixels = torch.rand(args.batch, 3, *image_size(plain), device=device)
         if hasattr(plain, "trunk"):  # as `load_model` has it
             plain, folded = (t.to(memory_format=torch.channels_last) for t in (plain, folded))

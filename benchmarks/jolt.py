@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 from dassl_blackbox.trainers.blackbox.config import defaults
-from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.local import FeatureStore, LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
-from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from dassl_blackbox.trainers.blackbox.search import Answer, Batch

@@ -28,10 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import open_clip
 import torch
-from dassl_blackbox.trainers.blackbox.openclip.describe import describe
-from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI, LoadedModel
-from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
+from dassl_blackbox.trainers.blackbox.openclip.local import FeatureStore, LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI, LoadedModel, describe
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from names import class_names
 from open_clip.model import get_cast_dtype
@@ -182,8 +180,8 @@ def cell(oracle, way, P, n, B, seconds, peak):
     p = max(min(P, 2), min(P, int(seconds / ((3 if first < LONG else 1) * first))))
     theirs = from_first(P, first, p, timed(lambda: published(p), device))
     mine = timed(ours, device)
-    ids, end = oracle.text.tokens(n)
-    positions = P * (n + 1 + int((end - n).sum()))
+    texts = oracle.text.texts
+    positions = P * (n + 1 + sum(len(text) + 1 for text in texts))
     asked = (
         multiply_adds(lambda: published(1)),
         min(P, 2),
@@ -196,7 +194,7 @@ def cell(oracle, way, P, n, B, seconds, peak):
     sums = counter.get_total_flops() / 2
     return [
         description.name,
-        len(ids),
+        len(texts),
         n,
         P,
         B,
@@ -204,7 +202,7 @@ def cell(oracle, way, P, n, B, seconds, peak):
         f"{'≈ ' if p < P else ''}{theirs:.3g}",
         f"{mine:.3g}",
         f"{theirs / mine:.1f}",
-        f"{P * len(ids) * description.context_length:,} → {positions:,}",
+        f"{P * len(texts) * description.context_length:,} → {positions:,}",
         f"{from_first(P, *asked) / sums:.1f} times",
         f"{100 * sums / mine / peak:.0f} %",
         f"{'≥ ' if P > 1 else ''}{memory / 2**20:,.0f} → {our_memory / 2**20:,.0f}",

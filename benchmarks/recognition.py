@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
+from dassl_blackbox.trainers.blackbox.openclip.local import FeatureStore
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-from dassl_blackbox.trainers.blackbox.openclip.store import FeatureStore
 from dassl_blackbox.trainers.blackbox.oracle import interface
 from dassl_blackbox.trainers.blackbox.oracle.wire import as_8bit, normalised
 from oracle import machine, timed

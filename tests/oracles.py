@@ -3,10 +3,9 @@
 import open_clip
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.openclip.describe import describe
 from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel, load_model
+from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel, describe, load_model
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 
 NAMES = ["zero", "a rather long_name", "two", "Three", "four"]

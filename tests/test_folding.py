@@ -4,9 +4,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.openclip.convolutions import fold_batch_norms
-from dassl_blackbox.trainers.blackbox.openclip.embedded import build_embedded
-from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip.models import build, find, load_model
+from dassl_blackbox.trainers.blackbox.openclip.patches import fold_batch_norms
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,8 +37,9 @@ class Tower(nn.Module):
 
     def __init__(self, forward, affine=True):
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, bias=False)
-        self.norm, self.other = nn.BatchNorm2d(8, affine=affine), nn.BatchNorm2d(8)
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=affine)
+        self.second, self.other = nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.image_size = 16
         self.way = forward
 
     def forward(self, pixels):
@@ -76,7 +76,7 @@ def norm_first(t, x):
 def test_features_stay_whatever_the_order(way, left, affine):
     tower = with_moments(Tower(way, affine))
     before = {k: v.clone() for k, v in tower.state_dict().items()}
-    folded = fold_batch_norms(tower, 16, 16)
+    folded = fold_batch_norms(tower)
     torch.testing.assert_close(features(folded, 16), features(tower, 16), atol=1e-5, rtol=0)
     assert norms(folded) == left and norms(tower) == 2
     assert all(torch.equal(v, before[k]) for k, v in tower.state_dict().items())
@@ -85,17 +85,17 @@ def test_features_stay_whatever_the_order(way, left, affine):
 def test_a_convolution_that_changes_its_weights_keeps_its_norm():
     tower = Tower(in_a_row)
     tower.first = Standardised(3, 8, 3)
-    assert norms(fold_batch_norms(with_moments(tower), 16, 16)) == 2
+    assert norms(fold_batch_norms(with_moments(tower))) == 2
 
 
 def test_the_embedded_model_and_a_resnet_lose_all_their_norms():
-    plain = build_embedded("photo", "fp32").eval().visual
+    plain = build(find("photo"), None).eval().visual
     folded = load_model("photo").model.visual
     assert norms(plain) > 60 and norms(folded) == 0
     with torch.no_grad():
         assert (features(plain, 192) - features(folded, 192)).abs().max() < 1e-5
     resnet = with_moments(open_clip.create_model("RN50-quickgelu").visual)
-    assert norms(resnet) > 50 and norms(fold_batch_norms(resnet, 224, 224)) == 0
+    assert norms(resnet) > 50 and norms(fold_batch_norms(resnet)) == 0
 
 
 def test_half_precision_keeps_its_norms():

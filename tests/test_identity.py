@@ -5,9 +5,8 @@ import json
 import open_clip
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.openclip import weights
-from dassl_blackbox.trainers.blackbox.openclip.describe import fingerprint
-from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.openclip import models
+from dassl_blackbox.trainers.blackbox.openclip.models import fingerprint, load_model
 from open_clip.model import CLIP, CustomTextCLIP
 from test_weights import archive, openai_state
 from torch import nn
@@ -142,7 +141,7 @@ def test_the_way_to_the_same_weights_does_not_count(configs, tmp_path, monkeypat
     torch.save(state, tmp_path / "single.pt")
     torch.save(openai_state(state), tmp_path / "half.pt")
     archive(openai_state(state), tmp_path / "archive.pt")
-    monkeypatch.setattr(weights, "is_openais", lambda path: True)
+    monkeypatch.setattr(models, "is_openais", lambda path: True)
     names = [
         *(str(tmp_path / f"{file}.pt") for file in ("single", "half", "archive")),
         *(f"of-id-quickgelu:{tmp_path / file}.pt" for file in ("single", "archive")),

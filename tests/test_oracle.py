@@ -176,7 +176,7 @@ def test_no_image_tokens_are_the_same_as_none(loaded):
 
 def test_a_resnet_admits_no_image_tokens(loaded):
     oracle = oracle_over(loaded("resnet"))
-    with pytest.raises(BlackBoxError, match="resnet has an image tower that is convolutional"):
+    with pytest.raises(BlackBoxError, match="resnet admits no image tokens"):
         oracle.query(
             oracle.upload(pixels(oracle)), Prompt(contexts_of(oracle), torch.zeros(2, 1, 64))
         )

@@ -5,7 +5,6 @@ import weakref
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
@@ -106,8 +105,6 @@ def test_what_is_not_granted_is_denied(loaded, grant, metered):
         assert oracle.counts["training"]["queries"] == 0
 
 
-def test_a_grant_that_does_not_exist(loaded):
-    with pytest.raises(BlackBoxError, match="did you mean logits"):
-        LocalOracle(loaded("tiny"), ("logit",))
+def test_a_grant_that_does_not_exist():
     with pytest.raises(BlackBoxError, match="did you mean features"):
         Random().require("feature")

@@ -43,8 +43,6 @@ def test_braces_in_templates_and_names_are_text(loaded, kind, template):
 @pytest.mark.parametrize(
     "names, template, words",
     [
-        ([], "{}.", "There are no classes"),
-        ((), "{}.", "There are no classes"),
         (["one", ""], "{}.", "The class name '' has no words"),
         (["one", " \t\n"], "{}.", r"The class name ' .t.n' has no words"),
         (["one", "___"], "a {}.", "The class name '___' has no words"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.openclip.local import ROW_BYTES, FeatureStore
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-from dassl_blackbox.trainers.blackbox.openclip.store import ROW_BYTES, FeatureStore
 from dassl_blackbox.trainers.blackbox.oracle import interface
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from oracles import contexts_of, counter, oracle_over, pixels
@@ -98,7 +98,7 @@ def test_a_fingerprint_does_not_depend_on_the_company(together, monkeypatch):
 
 def held(store):
     """Bytes of the storages behind the store's rows."""
-    return sum(row.untyped_storage().nbytes() for row in store.rows.values())
+    return sum(row.untyped_storage().nbytes() for row in store.values())
 
 
 @pytest.mark.parametrize("E", [16, 128, 512])

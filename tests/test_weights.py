@@ -12,9 +12,8 @@ import open_clip
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.openclip import embedded, weights
+from dassl_blackbox.trainers.blackbox.openclip import embedded, models
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-from dassl_blackbox.trainers.blackbox.openclip.weights import read_weights, reason
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
@@ -28,7 +27,7 @@ MARKS = {"input_resolution": 32, "context_length": 20, "vocab_size": 49408}
 @pytest.fixture
 def openais(monkeypatch):
     """Whatever is TorchScript here counts as OpenAI's, whose files are too large for a test."""
-    monkeypatch.setattr(weights, "is_openais", lambda path: True)
+    monkeypatch.setattr(models, "is_openais", lambda path: True)
 
 
 @pytest.fixture(scope="module")
@@ -194,13 +193,11 @@ def test_weights_that_were_not_copied_to_their_end_are_noted(state, tmp_path, ca
     """A file whose space was taken beforehand has zeros where the copy did not come."""
     torch.save(state, tmp_path / "model.pt")
     load_model(f"of-file:{tmp_path / 'model.pt'}")
-    assert "is 0" not in capsys.readouterr().out
+    assert "are 0" not in capsys.readouterr().out
     lost = {k: torch.zeros_like(v) for k, v in state.items() if k.startswith("transformer.")}
     torch.save({**state, **lost}, tmp_path / "model.pt")
     load_model(f"of-file:{tmp_path / 'model.pt'}", "fp16")
-    said = capsys.readouterr().out
-    assert "number of 'transformer.resblocks.0" in said and "more matrices" in said
-    assert "fp16 takes a CPU longer" in said
+    assert "are 0 in transformer.resblocks.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["", "of-file-quickgelu:"])
@@ -243,7 +240,7 @@ def test_safetensors_and_checkpoints_of_a_training_run_load(holder, rename, stat
 
 
 @pytest.mark.parametrize("write", ["zip", "legacy", "safetensors", "archive"])
-def test_flipped_and_lost_bytes_are_a_sentence_or_other_weights(write, tmp_path, openais):
+def test_flipped_and_lost_bytes_are_a_sentence(write, tmp_path, openais):
     """Never another exception, and never a hang."""
     rng, small = random.Random(write), {"a.weight": torch.randn(4, 4), "b": torch.ones(3)}
     path = tmp_path / ("model.safetensors" if write == "safetensors" else "model.pt")
@@ -260,10 +257,8 @@ def test_flipped_and_lost_bytes_are_a_sentence_or_other_weights(write, tmp_path,
             content[rng.randrange(len(content))] = rng.randrange(256)
         del content[rng.choice([len(content), rng.randrange(len(content))]) :]
         path.write_bytes(content)
-        try:
-            assert read_weights(path).state
-        except BlackBoxError as e:
-            assert str(path) in str(e)
+        with pytest.raises(BlackBoxError, match="model"):
+            load_model(str(path))
 
 
 @pytest.mark.parametrize(
@@ -280,15 +275,8 @@ def test_a_damaged_embedded_model_is_a_sentence(file, kind, tmp_path, monkeypatc
     elif kind != "absent":
         DAMAGE[kind](tmp_path / file, None)
     monkeypatch.setattr(embedded, "ASSETS", tmp_path)
-    with pytest.raises(
-        BlackBoxError, match="The embedded model tiny is damaged: install the package again"
-    ):
+    with pytest.raises(BlackBoxError, match="tiny cannot be loaded"):
         load_model("tiny")
-
-
-def test_an_exception_without_words_is_named():
-    assert reason(AssertionError()) == "AssertionError"
-    assert reason(KeyError("\n\n")) and reason(ValueError("a\n b")) == "a b"
 
 
 def test_a_home_that_cannot_be_found(monkeypatch, tmp_path):
@@ -298,7 +286,7 @@ def test_a_home_that_cannot_be_found(monkeypatch, tmp_path):
     monkeypatch.setattr("pathlib.Path.home", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BlackBoxError, match="could not be loaded"):
+    with pytest.raises(BlackBoxError, match="cannot be loaded"):
         load_model("ViT-B/32")
 
 
@@ -316,22 +304,12 @@ def test_odd_names(name):
 @pytest.mark.parametrize(
     "name, words",
     [
-        (
-            "ViT-B-32:openai",
-            "'openai' were trained with QuickGELU.* Name ViT-B-32-quickgelu:openai",
-        ),
-        ("ViT-B-32:OPENAI", "Name ViT-B-32-quickgelu:OPENAI"),
-        ("RN50:cc12m", "Name RN50-quickgelu:cc12m"),
-        ("ViT-H-14:dfn5b", "Name ViT-H-14-quickgelu:dfn5b"),
-        (
-            "ViT-B-32-quickgelu:laion2b_s34b_b79k",
-            "were trained with GELU.* Name ViT-B-32:laion2b_s34b_b79k",
-        ),
+        ("ViT-B-32:openai", "name ViT-B-32-quickgelu:openai. They were"),
+        ("ViT-B-32:OPENAI", "name ViT-B-32-quickgelu:OPENAI"),
+        ("RN50:cc12m", "name RN50-quickgelu:cc12m"),
+        ("ViT-H-14:dfn5b", "name ViT-H-14-quickgelu:dfn5b"),
+        ("ViT-B-32-quickgelu:laion2b_s34b_b79k", "Unknown pretrained tag"),
         ("ViT-B-32-quickgelu:nothing", "Unknown pretrained tag"),
-        (
-            "ViT-B-16-plus:openai",
-            "Unknown pretrained tag of ViT-B-16-plus .and no such file. 'openai'",
-        ),
     ],
 )
 def test_a_tag_of_the_other_activation_is_refused(name, words):
@@ -343,7 +321,7 @@ def test_a_tag_of_the_other_activation_is_refused(name, words):
 def test_openais_format_in_a_gelu_architecture_is_refused(write, state, tmp_path, openais):
     path = tmp_path / "model.pt"
     write(path, state)
-    with pytest.raises(BlackBoxError, match=f"QuickGELU.* Name of-file-quickgelu:{path}"):
+    with pytest.raises(BlackBoxError, match=f"name of-file-quickgelu:{path}. They were"):
         load_model(f"of-file:{path}")
 
 
@@ -362,10 +340,10 @@ LAION_FOLDER = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K/snapshots/0/model
 @pytest.mark.parametrize(
     "prefix, place, words",
     [
-        ("of-file:", HASHED, "Name of-file-quickgelu:"),
-        ("of-file:", OPENAI_FOLDER, "Name of-file-quickgelu:"),
-        ("of-file-quickgelu:", LAION_FOLDER, "Name of-file:"),
-        ("", LAION_FOLDER, "Name its architecture, arch:"),
+        ("of-file:", HASHED, "name of-file-quickgelu:"),
+        ("of-file:", OPENAI_FOLDER, "name of-file-quickgelu:"),
+        ("of-file-quickgelu:", LAION_FOLDER, "name of-file:"),
+        ("", LAION_FOLDER, "name an architecture that has GELU:"),
         ("of-file-quickgelu:", HASHED, None),
         ("of-file-quickgelu:", OPENAI_FOLDER, None),
         ("of-file:", LAION_FOLDER, None),
@@ -391,15 +369,9 @@ def test_a_file_that_open_clip_lists_is_known_by_its_name(
 @pytest.mark.parametrize(
     "prefix, words",
     [
-        (
-            "of-file:",
-            "of-file has GELU, .* If it was QuickGELU, .*name of-file-quickgelu:",
-        ),
-        (
-            "of-file-quickgelu:",
-            "of-file-quickgelu has QuickGELU, .* If it was GELU, .*name of-file:",
-        ),
-        ("", "is taken for OpenAI's.* has QuickGELU, .*name its architecture, arch:"),
+        ("of-file:", "of-file has GELU.* QuickGELU, .*name of-file-quickgelu:"),
+        ("of-file-quickgelu:", "of-file-quickgelu has QuickGELU.* GELU, .*name of-file:"),
+        ("", "format of OpenAI has QuickGELU.*name an architecture that has GELU:"),
     ],
 )
 def test_a_file_of_unknown_activation_is_said(prefix, words, state, tmp_path, capsys):
@@ -413,12 +385,3 @@ def test_openais_own_format_is_taken_without_a_word(state, tmp_path, capsys, ope
     for prefix in ("", "of-file-quickgelu:"):
         load_model(f"{prefix}{tmp_path / 'model.pt'}")
     assert capsys.readouterr().out == ""
-
-
-def test_positions_that_open_clip_would_interpolate_are_said(state, tmp_path, capsys):
-    wider = {**state, "visual.positional_embedding": torch.zeros(26, 64)}
-    torch.save(wider, tmp_path / "model.pt")
-    load_model(f"of-file:{tmp_path / 'model.pt'}")
-    assert "has 26 position embeddings ('visual.positional_embedding') and its architecture 17" in (
-        capsys.readouterr().out
-    )

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 
 from ..trainers.blackbox.files import digest
+from ..trainers.blackbox.openclip.blocks import TextPath
 from ..trainers.blackbox.openclip.local import LocalOracle
 from ..trainers.blackbox.openclip.models import LoadedModel
-from ..trainers.blackbox.openclip.text import TextPath
 from ..trainers.blackbox.oracle import GRANTS, QUERY_IMAGES, Texts
 from .contents import Contents
 from .requests import Refusal, refused, unknown, wrong
 
 TEXTS = 2**16  # whose tokens are kept
-LENGTHS = 4  # numbers of context tokens for which they are kept as tensors, too
 WORDS = 2**17  # that the tokeniser remembers; open_clip's own has no bound
 PATIENCE = 30.0  # seconds in which the model ends what it does when the server stops
 TEXT_BYTES = 2**26  # of text features that are kept, and that a request holds at a time
@@ -321,10 +320,7 @@ class Replica:
             self.lists.popitem(last=False)
         path = self.lists[texts.id]
         with self.oracle.autocast():
-            encoded = path(contexts.to(self.loaded.device))
-        if len(path.ids) > LENGTHS:
-            path.ids.clear()
-        return encoded
+            return path(contexts.to(self.loaded.device))
 
     def remember(self, name: tuple[str, str], features: torch.Tensor) -> None:
         self.known[name] = features

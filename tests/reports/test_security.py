@@ -12,7 +12,7 @@ from dassl_blackbox.serve import __main__ as serve
 from dassl_blackbox.serve.contents import Contents
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state, write_atomically
-from dassl_blackbox.trainers.blackbox.openclip import weights
+from dassl_blackbox.trainers.blackbox.openclip import models
 from support import run, sentence
 from torch import nn
 
@@ -70,9 +70,9 @@ def test_torchscript_is_not_run(arch, script, tmp_path, capsys):
 def test_openais_torchscript_is_known_by_its_sha_256(script, monkeypatch):
     path, _ = script
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert not weights.is_openais(path)
-    monkeypatch.setattr(weights, "get_pretrained_url", lambda *_: f"https://x/{sha}/ViT-B-32.pt")
-    assert weights.is_openais(path)
+    assert not models.is_openais(path)
+    monkeypatch.setattr(models, "get_pretrained_url", lambda *_: f"https://x/{sha}/ViT-B-32.pt")
+    assert models.is_openais(path)
 
 
 def test_a_checkpoint_of_cma_es_holds_no_pickle(data_root, tmp_path, capsys):

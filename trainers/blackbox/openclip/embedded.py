@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP, convert_weights_to_lp, get_cast_dtype, set_model_preprocess_cfg
-from open_clip.transformer import LayerNormFp32
 from safetensors.torch import load_file
-from torch import nn
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EMBEDDED = ("tiny", "photo")
@@ -22,15 +19,11 @@ SCALE = ".scale"  # ends the name of the factors of a tensor that is stored in 8
 
 
 def embedded_state_dict(name: str, folder: Path | None = None) -> dict[str, torch.Tensor]:
-    """A model's full state dict, float32.
+    """A model's full state dict, float32, of the package's or another folder.
 
     A tensor is stored in half precision or in 8 bits, with a factor for each of its first
-    dimension. Only the token embeddings that training touched are stored. The others are a seeded
-    normal with the touched rows' deviation, so that a word that the model never read is as long as
-    one that it knows.
-
-    Args:
-        folder: where the two files lie, if not in the package.
+    dimension. Token embeddings that training did not touch are a seeded normal with the others'
+    deviation, so that a word that the model never read is as long as one that it knows.
     """
     stored = load_file((folder or ASSETS) / f"{name}.safetensors")
     state = {}
@@ -50,18 +43,3 @@ def embedded_state_dict(name: str, folder: Path | None = None) -> dict[str, torc
 
 def embedded_config(name: str, folder: Path | None = None) -> dict[str, Any]:
     return json.loads(((folder or ASSETS) / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def build_embedded(name: str, precision: str) -> nn.Module:
-    kind, config = get_cast_dtype(precision), embedded_config(name)
-    model = CLIP(**config["model_cfg"], cast_dtype=kind)
-    model.load_state_dict(embedded_state_dict(name))
-    if kind is not None and "timm_model_name" in config["model_cfg"]["vision_cfg"]:
-        model.to(kind)
-        for module in model.modules():  # layer norms that compute in float32 keep their weights so
-            if isinstance(module, LayerNormFp32):
-                module.float()
-    elif kind is not None:
-        convert_weights_to_lp(model, kind)
-    set_model_preprocess_cfg(model, config["preprocess_cfg"])
-    return model

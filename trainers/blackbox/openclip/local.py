@@ -1,38 +1,90 @@
-"""The oracle over a model on this machine."""
+"""The oracle over a model on this machine, and its features of images by what they show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import get_cast_dtype
 from torch import nn
 
-from ..errors import BlackBoxError, one_of
-from ..oracle.interface import GRANTS, QUERY_IMAGES, Images, Oracle
+from ..errors import BlackBoxError
+from ..oracle.interface import QUERY_IMAGES, Images, Oracle, few_at_a_time
 from ..oracle.prompt import Prompt, Texts
 from . import patches
-from .convolutions import tower_batch
-from .models import LoadedModel
-from .store import FeatureStore
-from .text import TextPath
+from .blocks import TextPath
+from .models import HALF, LoadedModel
+
+LIMIT = 2**29  # bytes that are kept
+ROW_BYTES = 768  # of a key, its place in an OrderedDict and a tensor, beside the tensor's numbers
+FEW = 8
+Pixels = Callable[[list[int] | slice], torch.Tensor]  # of some images of a batch
+Encode = Callable[[torch.Tensor], torch.Tensor]  # [B, 3, H, W] -> [B, E]
+
+
+class FeatureStore(OrderedDict[bytes, torch.Tensor]):
+    """Rows `[E]` by content, within `limit` bytes, the least recently used out first."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        super().__init__()
+        self.limit, self.weights = limit, torch.zeros(2, 0)
+
+    def fingerprints(self, pixels: torch.Tensor) -> list[bytes]:
+        """128 bits of every image's content, `[B, 3, H, W]`, computed where the pixels are.
+
+        Two sums, modulo 2^64, of the bits of the pixels times random odd numbers: the chance that
+        two different images share both is below 2^-60.
+        """
+        bits = pixels.float().flatten(1).contiguous().view(torch.int32)
+        if self.weights.shape[1] != bits.shape[1]:
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randint(-(2**62), 2**62, (2, bits.shape[1]), generator=generator)
+            self.weights = (drawn * 2 + 1).to(bits.device)
+        sums = [
+            torch.stack([(part * weights).sum(1) for weights in self.weights], dim=1)
+            for part in few_at_a_time(bits)
+        ]
+        return [row.tobytes() for row in torch.cat(sums).cpu().numpy()]
+
+    def fill(self, pixels: torch.Tensor, encode: Encode) -> torch.Tensor:
+        """Features `[B, E]` of images `[B, 3, H, W]`; `encode` gets those that are not known."""
+        return self.named(self.fingerprints(pixels), pixels.__getitem__, encode)
+
+    def named(self, keys: list[bytes], pixels: Pixels, encode: Encode) -> torch.Tensor:
+        """The same of images whose contents are named.
+
+        Each content is encoded once, and a few unknown ones together with others of their batch:
+        matrix products of very few rows take other kernels, whose last bits differ, and a feature
+        should not depend on what happened to be known.
+        """
+        first = {key: i for i, key in reversed([*enumerate(keys)])}
+        found = {key: self[key] for key in first if key in self}
+        unknown = sorted(i for key, i in first.items() if key not in found)
+        if unknown:
+            others = sorted({*range(len(keys))}.difference(unknown))[: max(0, FEW - len(unknown))]
+            whole = len(unknown) + len(others) == len(keys)
+            encoded = encode(pixels(slice(None) if whole else unknown + others))
+            rows = encoded[unknown] if whole else encoded[: len(unknown)]
+            # copied: a view would keep the whole batch alive
+            found.update((keys[i], row.clone()) for i, row in zip(unknown, rows, strict=True))
+        for key in keys:
+            self[key] = found[key]
+            self.move_to_end(key)
+        features = torch.stack([found[key] for key in keys])
+        while len(self) > self.limit // (features[0].nbytes + ROW_BYTES):
+            self.popitem(last=False)
+        return features
 
 
 class LocalOracle(Oracle):
     """A frozen open_clip model that answers queries: CLIP, CustomTextCLIP or CoCa, any image tower.
 
-    Images are encoded once, when they are first asked about: their features are kept while their
-    name lives, and within a bound beyond that, for the next upload of the same content. The text
-    features of the last contexts, and of the last further texts, are kept too, so that a test pass
-    encodes its prompt once.
-
-    Args:
-        loaded: a `LoadedModel`.
-        grants: what is let in (contexts, image_tokens) and out (logits, features).
-        client: name of the method that asks, for error messages.
+    Features of images are kept while their name lives, and within a bound beyond that, for the next
+    upload of the same content; those of the last contexts and further texts, so that a test pass
+    encodes its prompt once. `client` is the method that asks, for error messages.
 
     Example:
         oracle = LocalOracle(load_model("tiny"))
@@ -46,20 +98,19 @@ class LocalOracle(Oracle):
         grants: Sequence[str] = ("contexts", "logits"),
         client: str = "a method",
     ) -> None:
-        for grant in grants:
-            one_of("grant (ORACLE.GRANTS)", grant, GRANTS)
         self.model, self.device, self.precision = loaded.model, loaded.device, loaded.precision
         self.description, self.grants, self.client = loaded.description, frozenset(grants), client
         self.text, self.further_text = TextPath(loaded), TextPath(loaded)
         self.short = patches.fits(self.model.visual)
-        self.tower_batch = tower_batch(self.model.visual, self.device)
+        convolutions = sum(isinstance(part, nn.Conv2d) for part in self.model.visual.modules())
+        few = convolutions > 1 and self.device.type == "cpu"  # a transformer's cuts the patches
+        self.tower_batch = patches.CONVOLVED if few else QUERY_IMAGES
         self.store = FeatureStore()
-        self.dtype = get_cast_dtype(loaded.precision) or torch.float32
-        self.scale = self.model.logit_scale.detach().float().exp()
-        bias = self.model.logit_bias
+        self.dtype = HALF.get(loaded.precision, torch.float32)
+        self.scale, bias = self.model.logit_scale.detach().float().exp(), self.model.logit_bias
         self.bias = None if bias is None else bias.detach().float()
-        self.pixels: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
-        self.encoded: WeakKeyDictionary[Images, torch.Tensor] = WeakKeyDictionary()
+        self.pixels = WeakKeyDictionary[Images, torch.Tensor]()
+        self.encoded = WeakKeyDictionary[Images, torch.Tensor]()
         # the last contexts, and their text features; the last further texts, and theirs
         self.last: tuple[torch.Tensor, torch.Tensor] | None = None
         self.further: tuple[Texts, torch.Tensor] | None = None
@@ -77,27 +128,20 @@ class LocalOracle(Oracle):
 
     @torch.no_grad()
     def embed(self, words: str) -> torch.Tensor:
-        return self.text.embed(words)
+        return self.text.look_up([self.text.encode(words)])[0].float()
 
     def upload(self, images: torch.Tensor) -> Images:
         self.description.check_images(images)
         name = Images(len(images))
-        # they go to the device in parts, when they are first asked about
         self.pixels[name] = images
         return name
 
-    def pixel_parts(self, images: Images) -> Iterator[torch.Tensor]:
-        return (part.to(self.device) for part in self.pixels[images].split(QUERY_IMAGES))
-
     def features_of(self, images: Images) -> torch.Tensor:
-        """Normalised features `[B, E]`, float32, in the tower's own precision.
-
-        What one content gave is not computed again while it is remembered.
-        """
+        """Normalised features `[B, E]`, float32, in the tower's own precision."""
         if images not in self.encoded:
-            self.encoded[images] = torch.cat(
-                [self.store.fill(part, self.encode_pixels) for part in self.pixel_parts(images)]
-            )
+            parts = self.pixels[images].split(QUERY_IMAGES)
+            found = [self.store.fill(part.to(self.device), self.encode_pixels) for part in parts]
+            self.encoded[images] = torch.cat(found)
             if "image_tokens" not in self.grants:
                 del self.pixels[images]  # nothing can ask for the pixels again
         return self.encoded[images]
@@ -105,13 +149,10 @@ class LocalOracle(Oracle):
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised features `[B, E]` of `[B, 3, H, W]` on the device."""
         if self.short:
-            none = torch.zeros(1, 0, self.description.image_width or 0, device=self.device)
+            none = pixels.new_zeros(1, 0, self.description.image_width or 0)
             return self.encode_with_tokens(pixels, none)[0]
-        return self.encode_few(pixels, self.tower_batch)
-
-    def encode_few(self, pixels: torch.Tensor, at_once: int) -> torch.Tensor:
         with self.autocast():
-            parts = pixels.to(self.dtype).split(at_once)
+            parts = pixels.to(self.dtype).split(self.tower_batch)
             found = torch.cat([self.model.encode_image(part) for part in parts])
             return F.normalize(found.float(), dim=-1)
 
@@ -119,50 +160,44 @@ class LocalOracle(Oracle):
         """`[P, B, E]` of image tokens `[P, n_V, W]`, before `ln_pre` behind all patches."""
         if self.short:
             with self.autocast():
-                found = patches.encode(self.model.visual, pixels.to(self.dtype), tokens)
-                return F.normalize(found.float(), dim=-1)
-        return torch.stack([self.hooked(pixels, candidate) for candidate in tokens])
+                features = patches.encode(self.model.visual, pixels.to(self.dtype), tokens)
+                return F.normalize(features.float(), dim=-1)
 
-    def hooked(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """`[B, E]` by the model's own `encode_image`; a hook before `ln_pre` appends `[n_V, W]`."""
+        def append(module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+            (x,) = inputs
+            return torch.cat([x, tokens[len(found)].to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
-        def append(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            x = inputs[0]
-            return (torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1),)
-
-        handle = self.model.visual.ln_pre.register_forward_pre_hook(append)
-        try:
-            return self.encode_few(pixels, QUERY_IMAGES)
-        finally:
-            handle.remove()
+        found: list[torch.Tensor] = []
+        with self.model.visual.ln_pre.register_forward_pre_hook(append):
+            while len(found) < len(tokens):
+                found.append(self.encode_pixels(pixels))
+        return torch.stack(found)
 
     def features_with_tokens(self, images: Images, tokens: torch.Tensor) -> torch.Tensor:
         if self.description.image_width is None:
-            raise BlackBoxError(
-                f"{self.description.name} has an image tower that is convolutional or timm's, "
-                f"which admits no image tokens. Choose a ViT of open_clip's own."
-            )
-        parts, tokens = self.pixel_parts(images), tokens.to(self.device)
-        return torch.cat([self.encode_with_tokens(part, tokens) for part in parts], dim=1)
+            name = self.description.name
+            raise BlackBoxError(f"{name} admits no image tokens. Choose a ViT of open_clip's own.")
+        parts, tokens = self.pixels[images].split(QUERY_IMAGES), tokens.to(self.device)
+        found = [self.encode_with_tokens(part.to(self.device), tokens) for part in parts]
+        return torch.cat(found, dim=1)
 
     def features_of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """`[P, B, E]` of pixels `[P, B, 3, H, W]`, which are new each time: nothing is kept."""
         parts = pictures.flatten(0, 1).split(QUERY_IMAGES)
-        encoded = [self.encode_pixels(part.to(self.device)) for part in parts]
-        return torch.cat(encoded).unflatten(0, pictures.shape[:2])
+        found = [self.encode_pixels(part.to(self.device)) for part in parts]
+        return torch.cat(found).unflatten(0, pictures.shape[:2])
 
     def text_of(self, prompt: Prompt) -> torch.Tensor:
         """Normalised features `[P, C + M, E]` of the class texts and the M further ones."""
-        none, texts = torch.zeros(1, 0, self.description.width), prompt.texts
-        contexts = (none if prompt.contexts is None else prompt.contexts).to(self.device)
-        if self.last is None or not torch.equal(self.last[0], contexts):
-            with self.autocast():
+        none, texts = torch.zeros(1, 0, self.description.width, device=self.device), prompt.texts
+        contexts = none if prompt.contexts is None else prompt.contexts.to(self.device)
+        with self.autocast():
+            if self.last is None or not torch.equal(self.last[0], contexts):
                 self.last = contexts.clone(), self.text(contexts)
-        if texts is None:
-            return self.last[1]
-        if self.further is None or self.further[0] != texts:
-            self.further_text.set_classes(texts.names, texts.template)
-            with self.autocast():
+            if texts is None:
+                return self.last[1]
+            if self.further is None or self.further[0] != texts:
+                self.further_text.set_classes(texts.names, texts.template)
                 self.further = texts, self.further_text(none)
         return torch.cat([self.last[1], self.further[1].expand(len(contexts), -1, -1)], dim=1)
 

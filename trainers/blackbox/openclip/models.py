@@ -1,61 +1,70 @@
 """From `MODEL.BACKBONE.NAME` to a frozen model that has been checked and described.
 
 GELU or QuickGELU: no tensor tells them apart, and with the wrong one all logits are off. What is
-known: the activation of open_clip's architectures, and that of the weights that it lists
-(`arch:tag`), which a file is when its name, or its folder in the Hugging Face cache, says so. Files
-in OpenAI's format have QuickGELU. A contradiction is an error; where nothing is known, a line says
-what was assumed.
+known: the activation of open_clip's architectures, that of the weights that it lists (`arch:tag`),
+which a file is when its name, or its folder in the Hugging Face cache, says so, and that files in
+OpenAI's format have QuickGELU. A contradiction is an error; else a line says what was assumed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
 import re
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+import zipfile
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import open_clip
 import torch
-from open_clip.model import (
-    build_model_from_openai_state_dict,
-    convert_weights_to_lp,
-    get_cast_dtype,
-    set_model_preprocess_cfg,
-)
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
-from open_clip.transform import PreprocessCfg
+from open_clip import model as architectures
+from open_clip.convert import convert_state_dict
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, get_pretrained_url
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import LayerNormFp32, VisionTransformer
+from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import BlackBoxError, nearest, one_of
 from ..oracle.interface import Description
-from .convolutions import fold_batch_norms
-from .describe import describe, doubts, fingerprint, image_size
-from .embedded import EMBEDDED, build_embedded
-from .weights import Weights, check_read, is_script, numpy_values, read_weights, reason
+from .blocks import told
+from .embedded import EMBEDDED, embedded_config, embedded_state_dict
+from .patches import fold_batch_norms, image_size
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # CoOp's names mean OpenAI's weights, trained with QuickGELU; open_clip's plain names have GELU.
-OPENAI = {
-    "RN50": "RN50-quickgelu",
-    "RN101": "RN101-quickgelu",
-    "RN50x4": "RN50x4-quickgelu",
-    "RN50x16": "RN50x16-quickgelu",
-    "ViT-B/32": "ViT-B-32-quickgelu",
-    "ViT-B/16": "ViT-B-16-quickgelu",
-    "ViT-L/14": "ViT-L-14-quickgelu",
-    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
-}
-OPEN_CLIPS = frozenset(open_clip.list_models())
 QUICK = "-quickgelu"
-NAMES = {False: "GELU", True: "QuickGELU"}
-FORMAT = "a file without an architecture is taken for OpenAI's, which"
+NAMES = ["RN50", "RN101", "RN50x4", "RN50x16", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"]
+OPENAI = {name: re.sub("[/@]", "-", name).removesuffix("px") + QUICK for name in NAMES}
+EOT = 49407  # of CLIP's tokenizer
+# numbers that OpenAI's files hold beside the weights
+OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
 HASHED = re.compile(r".*-[0-9a-f]{8}\.pth?")  # the end of a name that open_clip gave a release
+HOLDERS = ("model", "state_dict", "model_state_dict")  # under which training code saves the weights
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# of the fingerprint: what computes nothing, and numbers of modules that are in no tensor
+IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+IDLE_NAMES = ("DropPath", "PatchDropout", "PatchDropoutWithIndices")
+CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.LayerNorm: ("eps",),
+    nn.GroupNorm: ("num_groups", "eps"),
+    nn.modules.batchnorm._BatchNorm: ("eps",),
+    nn.modules.conv._ConvNd: CONVOLUTION,
+    nn.GELU: ("approximate",),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
+    nn.MultiheadAttention: ("num_heads",),
+    nn.Linear: (),
+    nn.Embedding: (),
+}
 
 
 @dataclass
@@ -69,6 +78,14 @@ class LoadedModel:
     device: torch.device
 
 
+class Source(NamedTuple):
+    """What a model is made of."""
+
+    config: Any  # open_clip's dictionary; None: OpenAI's format, whose weights tell it
+    state: dict[str, torch.Tensor]
+    preprocess: dict[str, Any]  # how images are prepared
+
+
 def load_model(
     name: str, precision: str = "fp32", device: str | torch.device = "cpu"
 ) -> LoadedModel:
@@ -78,68 +95,60 @@ def load_model(
         name: `tiny` or `photo` (embedded); one of CoOp's names (OpenAI's weights: CLIP's own cache,
             then open_clip's download); `arch:tag` or `arch:path` of open_clip, `config.json:path`
             of an architecture of one's own; or the path of a checkpoint in OpenAI's format.
-        precision: fp32, fp16, bf16 (weights of the towers in that type) or amp (fp32 weights under
-            autocast).
+        precision: fp32, fp16, bf16 (of the towers' weights) or amp (fp32 weights under autocast).
 
     Raises:
-        BlackBoxError: unknown name or precision, weights that cannot be had, are damaged or do not
-            fit, or a model that contexts cannot be put into.
+        BlackBoxError: there is no such model, it is damaged, or contexts cannot be put into it.
     """
     one_of("precision (ORACLE.PREC)", precision, PRECISIONS)
-    source, weights = find(name), "fp32" if precision == "amp" else precision
-    model = source.made(weights)
-    check_read(name, model, source.state)
-    identity = fingerprint(model if weights == "fp32" else source.made("fp32"))
-    device = torch.device(device)
-    model = model.to(device).eval().requires_grad_(False)
-    if hasattr(model.visual, "trunk"):  # timm's: its convolutions are faster so
-        model.visual.to(memory_format=torch.channels_last)
-    description = describe(name, model, identity, get_cast_dtype(weights) or torch.float32)
-    for note in filter(None, [source.note, *doubts(name, model, source.state)]):
-        print(f"Note: {note}")
-    if precision == "fp16" and device.type == "cpu":
-        print("Note: fp16 takes a CPU longer than fp32, up to ten times as long")
-    if precision == "fp32":
-        model.visual = fold_batch_norms(model.visual, *image_size(model.visual))
-    if source.arch is None:
-        tokenizer = open_clip.SimpleTokenizer(context_length=description.context_length)
-    else:
-        tokenizer = open_clip.get_tokenizer(source.arch)
+    kind, device = HALF.get(precision), torch.device(device)
+    try:
+        source = find(name)
+        model = build(source, None)
+        identity = fingerprint(model)
+        if kind is not None:
+            model = build(source, kind)
+        model = model.to(device).eval().requires_grad_(False)
+        if hasattr(model.visual, "trunk"):  # timm's: its convolutions are faster so
+            model.visual.to(memory_format=torch.channels_last)
+        description = describe(name, model, identity, kind or torch.float32)
+        if precision == "fp32":
+            model.visual = fold_batch_norms(model.visual)
+    except BlackBoxError:
+        raise
+    except Exception as e:
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:240]}"
+        if isinstance(e, pickle.UnpicklingError):  # whose text advises to run what is in the file
+            why = "more than tensors and numbers are in it"
+        raise BlackBoxError(
+            f"{name} cannot be loaded and asked ({why}). Offline, or if it is damaged, copy its "
+            f"file and name it, arch:/path/to/file, or put OpenAI's into ~/.cache/clip; or choose "
+            f"another architecture, ORACLE.PREC or model."
+        ) from e
+    zeros = [key for key, value in model.named_parameters() if value.ndim > 1 and not value.any()]
+    if zeros:
+        print(f"Note: all numbers of {name} are 0 in {', '.join(zeros)}; is its file a whole copy?")
+    if source.preprocess.get("resize_mode") in ("squash", "longest"):
+        print(f"Note: of {name} open_clip resizes whole images; here, they are cropped to a square")
+    options = ((source.config or {}).get("text_cfg") or {}).get("tokenizer_kwargs", {})
+    tokenizer = open_clip.SimpleTokenizer(context_length=description.context_length, **options)
     return LoadedModel(model, tokenizer, description, precision, device)
-
-
-@dataclass(frozen=True)
-class Source:
-    """How a model is made: `build(precision)` gives it, on the CPU, in fp32, fp16 or bf16."""
-
-    build: Callable[[str], nn.Module]
-    unfit: str  # said where that fails
-    arch: str | None = None  # of open_clip
-    state: dict[str, torch.Tensor] = field(default_factory=dict)  # that was read, if it was
-    note: str = ""  # on what was assumed
-
-    def made(self, precision: str) -> Any:
-        """Raises BlackBoxError: there is no such model in the file."""
-        try:
-            return self.build(precision)
-        except Exception as e:  # whatever open_clip raised
-            raise BlackBoxError(f"{self.unfit} ({type(e).__name__}: {reason(e)}).") from e
 
 
 def find(name: str) -> Source:
     """What `MODEL.BACKBONE.NAME` means."""
     if name in EMBEDDED:
-        unfit = f"The embedded model {name} is damaged: install the package again"
-        return Source(partial(build_embedded, name), unfit)
-    if name in OPENAI:  # OpenAI's `clip` may have left the file
-        file = name.replace("/", "-").replace("@", "-") + ".pt"
-        cached = Path(os.path.expanduser("~/.cache/clip"), file)
-        return openai_source(cached) if cached.exists() else tagged_source(OPENAI[name], "openai")
-    own = re.fullmatch(r"(.+?\.json)(?::(.+))?", name, re.DOTALL)
-    if own:
-        return own_source(Path(own[1]), own[2])
-    if os.path.lexists(name):
-        return openai_source(Path(name))
+        own = embedded_config(name)
+        return Source(own["model_cfg"], embedded_state_dict(name), own["preprocess_cfg"])
+    file = re.fullmatch(r"(.+?\.json):?(.*)", name, re.DOTALL)
+    if file:
+        config = json.loads(Path(file[1]).read_text(encoding="utf-8"))
+        return of_file(file[1], config, Path(file[2]), {})
+    if name in OPENAI:
+        left = Path(os.path.expanduser("~/.cache/clip"), re.sub("[/@]", "-", name) + ".pt")
+        name = f"{OPENAI[name]}:{left if left.exists() else 'openai'}"  # OpenAI's `clip` left it
+    elif os.path.lexists(name):
+        return of_file("", None, Path(name), {})
     arch, _, tag = name.partition(":")
     if not tag:
         raise BlackBoxError(
@@ -149,60 +158,56 @@ def find(name: str) -> Source:
         )
     arch = arch.replace("/", "-")
     one_of("architecture of open_clip", arch, open_clip.list_models())
-    if os.path.lexists(tag) and not get_pretrained_cfg(arch, tag):
-        return file_source(arch, Path(tag))
-    return tagged_source(arch, tag)
-
-
-def own_source(path: Path, weights: str | None) -> Source:
-    """An architecture of the user's, which open_clip is told of, and a file of its weights."""
-    if not weights:
-        raise BlackBoxError(f"{path} is an architecture. Name its weights: {path}:path/to/file.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        towers = [config.get(k) for k in ("vision_cfg", "text_cfg")] if type(config) is dict else []
-        if not towers or "embed_dim" not in config or not all(type(t) is dict for t in towers):
-            raise ValueError(
-                "embed_dim and objects vision_cfg and text_cfg are expected in it; of an "
-                "open_clip_config.json save the part 'model_cfg'"
-            )
-        if path.stem in OPEN_CLIPS and open_clip.get_model_config(path.stem) != config:
-            raise ValueError("it has the name of another architecture of open_clip's: rename it")
-        open_clip.add_model_config(path)
-    except (OSError, ValueError, RecursionError) as e:
-        raise BlackBoxError(
-            f"The architecture {path} cannot be read ({reason(e)}). MODEL.BACKBONE.NAME takes "
-            f"path/to/config.json:path/to/weights with a model configuration of open_clip's."
-        ) from e
-    return file_source(path.stem, Path(weights), path)
-
-
-def tagged_source(arch: str, tag: str) -> Source:
-    """The weights that open_clip lists under a tag, downloaded if need be."""
-    other = twin(arch)
-    listed = get_pretrained_cfg(arch, tag) or (get_pretrained_cfg(other, tag) if other else {})
-    if not listed:
+    config, listed = open_clip.get_model_config(arch), get_pretrained_cfg(arch, tag)
+    if listed:
+        check_architecture(arch, config, tag, bool(listed.get("quick_gelu")))
+        tag = download_pretrained(listed)
+    elif not os.path.lexists(tag):
         tags = [*open_clip.list_pretrained_tags_by_model(arch), "path/to/file"]
         one_of(f"pretrained tag of {arch} (and no such file)", tag, tags)
-    check_activation(arch, f"The weights '{tag}'", bool(listed.get("quick_gelu")), tag)
-    check_tokenizer(arch)
-    try:
-        path = Path(download_pretrained(listed))
-    except Exception as e:  # whatever the download raised
-        raise BlackBoxError(
-            f"The weights '{tag}' of {arch} could not be loaded ({reason(e)}). Offline, copy the "
-            f"file to this machine and give its path: MODEL.BACKBONE.NAME {arch}:/path/to/file, or "
-            f"a file of OpenAI's, such as ViT-B-16.pt, into ~/.cache/clip."
-        ) from e
-    return arch_source(arch, path, listed, read_weights(path) if is_script(path) else Weights({}))
+    return of_file(arch, config, Path(tag), listed)
 
 
-def file_source(arch: str, path: Path, own: Path | None = None) -> Source:
-    """A checkpoint of an architecture of open_clip's, or of the user's, in the file `own`."""
-    check_tokenizer(arch)
-    weights = read_weights(path)
-    note = check_file(arch, path, weights, own)
-    return arch_source(arch, path, released(path) or common_preprocessing(arch), weights, note)
+def of_file(arch: str, config: Any, path: Path, listed: dict[str, Any]) -> Source:
+    """Weights in a file, of which open_clip may list something."""
+    state, listed = read_weights(path), listed or released(path)
+    trained = bool(listed.get("quick_gelu")) if listed else None
+    check_architecture(arch, config, str(path), OPENAI_MARKS <= state.keys() or trained)
+    return Source(config, state, listed or common_preprocessing(arch))
+
+
+def check_architecture(arch: str, config: Any, weights: str, trained: bool | None) -> None:
+    """Raise where it has another tokenizer than CLIP's, or another activation than its weights.
+
+    Where nothing tells theirs (None), a line says what is assumed.
+    """
+    if config and {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys():
+        raise ValueError(f"{arch} has a tokenizer of Hugging Face's, and contexts need CLIP's")
+    quick = config is None or bool(config.get("quick_gelu"))
+    names = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
+    other = arch.removesuffix(QUICK) if quick else arch + QUICK
+    if not arch or other not in open_clip.list_models():
+        other = f"an architecture that has {names[1]}"
+    words = (
+        f"{arch or 'The format of OpenAI'} has {names[0]}. If the weights {weights} were trained "
+        f"with {names[1]}, all logits are off: name {other}:{weights}"
+    )
+    if trained is None:
+        print(f"Note: {words}")
+    elif trained != quick:
+        raise BlackBoxError(f"{words}. They were.")
+
+
+def released(path: Path) -> dict[str, Any]:
+    """What open_clip lists of the weights that a file is, by its name or its folder; or nothing."""
+    parts = {*path.absolute().parts, *path.resolve().parts}
+    for model, tag in open_clip.list_pretrained():
+        listed = get_pretrained_cfg(model, tag)
+        file, hub = Path(listed.get("url", "")).name, listed.get("hf_hub", "").rpartition("/")[0]
+        folder = f"models--{hub.replace('/', '--')}"
+        if folder in parts or (file in parts and HASHED.fullmatch(file)):
+            return listed
+    return {}
 
 
 def common_preprocessing(arch: str) -> dict[str, Any]:
@@ -213,117 +218,185 @@ def common_preprocessing(arch: str) -> dict[str, Any]:
     return found[0] if found and all(one == found[0] for one in found) else {}
 
 
-def arch_source(
-    arch: str, path: Path, listed: dict[str, Any], weights: Weights, note: str = ""
-) -> Source:
-    """Weights that open_clip reads into one of its architectures.
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, on the CPU, as they are stored; nothing that is in it is run.
 
-    Args:
-        listed: how images are prepared, among what open_clip lists of the weights.
+    Reads safetensors, what `torch.save` wrote, bare or within a checkpoint, and the TorchScript
+    archives that OpenAI released. What wraps a model in training leaves names as they were before.
     """
-    preprocess = {key: value for key, value in listed.items() if key in vars(PreprocessCfg())}
+    if not path.is_file():  # a pipe would be read for ever
+        raise BlackBoxError(f"There is no file of weights '{path}' that can be read.")
+    content = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
+    for key in 2 * HOLDERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    plain = [".".join(part for part in key.split(".") if part not in WRAPPERS) for key in content]
+    scale = next((name for name in plain if name.endswith("logit_scale")), "")
+    ahead = scale.removesuffix("logit_scale")  # of the model, in the module that trained it
+    return dict(zip([name.removeprefix(ahead) for name in plain], content.values(), strict=True))
 
-    def build(precision: str) -> nn.Module:
-        with (
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals(numpy_values()),
-            TemporaryDirectory() as folder,
-        ):
-            warnings.simplefilter("ignore")
-            file = path.absolute()
-            if not weights.direct:
-                file = Path(folder) / "weights.pt"
-                torch.save(weights.state, file)
-            return open_clip.create_model(
-                arch,
-                pretrained=str(file),
-                precision=precision,
-                force_preprocess_cfg=preprocess,
-                require_pretrained=True,
-                weights_only=True,
+
+def read_pickled(path: Path) -> Any:
+    archived = zipfile.is_zipfile(path)
+    if archived:
+        with zipfile.ZipFile(path) as archive:
+            script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if script and is_openais(path):
+            return torch.jit.load(str(path), map_location="cpu").state_dict()
+        if script:
+            raise BlackBoxError(
+                f"{path} is a TorchScript archive, which runs code when it is read, and none that "
+                f"OpenAI released. If you trust whoever made it, torch.save its "
+                f'torch.jit.load("{path}", "cpu").state_dict(), and name the new file.'
             )
+    # what a pickle needs for numbers and arrays of NumPy: none of it runs anything
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    makers: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
+    cores = "numpy.core.multiarray", "numpy._core.multiarray"  # before NumPy 2, and since
+    named = [(maker, f"{core}.{maker.__name__}") for core in cores for maker in makers]
+    with torch.serialization.safe_globals([*named, *kinds, np.dtype, np.ndarray]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archived)
 
-    unfit = f"{path} does not fit {arch}: name what it was trained with, or copy the file again"
-    return Source(build, unfit, arch, weights.state, note)
+
+def is_openais(path: Path) -> bool:
+    """Whether a file is one that OpenAI released, whose addresses have its SHA-256."""
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    models = open_clip.list_pretrained_models_by_tag("openai")
+    return any(f"/{sha}/" in get_pretrained_url(name, "openai") for name in models)
 
 
-def openai_source(path: Path) -> Source:
-    """A state dict or archive in OpenAI's layout (QuickGELU, head width 64)."""
-    weights = read_weights(path)
-    note = check_file(None, path, weights)
+def build(source: Source, kind: torch.dtype | None) -> Any:
+    """The model with its weights, on the CPU, as open_clip makes it for float32 (None) or half."""
+    config, state = deepcopy(source.config), source.state
+    if config is None:
+        model = architectures.build_model_from_openai_state_dict(dict(state), cast_dtype=kind)
+        model.float()
+    else:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+        whole = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
+        made = getattr(open_clip, whole if config.pop("custom_text", False) else "CLIP")
+        model = made(**config, cast_dtype=kind)
+    preprocess = merge_preprocess_dict(PreprocessCfg(), source.preprocess)
+    architectures.set_model_preprocess_cfg(model, preprocess)
+    if kind is not None and hasattr(model.visual, "trunk"):
+        model.to(kind)
+        for module in model.modules():  # layer norms that compute in float32 keep their weights so
+            if isinstance(module, LayerNormFp32):
+                module.float()
+    elif kind is not None:
+        architectures.convert_weights_to_lp(model, kind)
+    state = {key: value for key, value in state.items() if key not in OPENAI_MARKS}
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = architectures.convert_to_custom_text_state_dict(state)
+    model.load_state_dict(state)
+    for key, value in model.state_dict().items():
+        finite = state[key].is_floating_point() and value.sum(dtype=torch.float64).isfinite()
+        if value.is_floating_point() and not finite:
+            raise ValueError(f"weights are infinite or no numbers in '{key}', or are no floats")
+    return model
 
-    def build(precision: str) -> nn.Module:
-        kind = get_cast_dtype(precision)
-        model = build_model_from_openai_state_dict(dict(weights.state), cast_dtype=kind)
-        if precision != "fp16":  # open_clip builds it in half precision
-            model.float().load_state_dict(weights.state)
-        if precision == "bf16":
-            convert_weights_to_lp(model, dtype=torch.bfloat16)
-        set_model_preprocess_cfg(model, vars(PreprocessCfg(size=model.visual.image_size)))
-        return model
 
-    unfit = (
-        f"{path} is no CLIP in OpenAI's format: of open_clip's, name the architecture, arch:path"
+@torch.no_grad()
+def describe(
+    name: str, model: Any, fingerprint: str = "", dtype: torch.dtype = torch.float32
+) -> Description:
+    """Sizes, normalisation and the three moments (BPT-VLM's projections are scaled by them).
+
+    A black image, in pixels of `dtype`, and an empty text are encoded: whatever a model that cannot
+    do it raises is raised here.
+    """
+    visual, text = model.visual, getattr(model, "text", model)
+    words, scale = text.token_embedding.weight, model.logit_scale.float().exp().item()
+    if told(text, "pool_type") == "eos" and told(text, "eos_id") != EOT:
+        raise ValueError(f"it ends texts with {told(text, 'eos_id')}, CLIP's tokenizer with {EOT}")
+    size, resizing = image_size(visual), visual.preprocess_cfg.get("interpolation")
+    image = model.encode_image(torch.zeros(1, 3, *size, device=words.device, dtype=dtype))
+    empty = model.encode_text(open_clip.tokenize("", text.context_length).to(words.device))
+    logit = scale * image.float() @ empty.float().T
+    if logit.shape != (1, 1) or not logit.isfinite() or scale == 0:
+        raise ValueError(f"an image and a text have the logit {logit.tolist()}, scaled by {scale}")
+    patches = visual.conv1.weight.float() if isinstance(visual, VisionTransformer) else None
+    return Description(
+        name=name,
+        width=words.shape[1],
+        image_width=None if patches is None else len(patches),
+        embed_dim=image.shape[1],
+        context_length=text.context_length,
+        image_size=size,
+        mean=tuple(visual.image_mean),
+        std=tuple(visual.image_std),
+        interpolation=resizing if resizing == "bilinear" else "bicubic",
+        logit_scale=scale,
+        token_std=words.float().std().item(),
+        patch_mean=None if patches is None else patches.mean().item(),
+        patch_std=None if patches is None else patches.std().item(),
+        fingerprint=fingerprint,
     )
-    return Source(build, unfit, None, weights.state, note)
 
 
-def check_tokenizer(arch: str) -> None:
-    """Raise a BlackBoxError unless CLIP's tokens go into a text tower of open_clip's own."""
-    text = open_clip.get_model_config(arch)["text_cfg"]
-    foreign = {"hf_model_name", "hf_tokenizer_name"} & text.keys()
-    if foreign or "siglip" in arch.lower():  # which open_clip goes by
-        raise BlackBoxError(
-            f"{arch} has a tokenizer of Hugging Face's, by its configuration or by 'siglip' in its "
-            f"name, and contexts need CLIP's own. Choose a CLIP model without one."
-        )
+def fingerprint(model: nn.Module) -> str:
+    """What a model is: SHA-256 of its weights and of what its architecture makes of them.
+
+    Of a model in float32, so that it is the same at every ORACLE.PREC. Of the architecture a fixed
+    list of facts counts: a new release of torch, timm or open_clip that adds an attribute, an
+    Identity or a Dropout leaves it as it was. Checkpoints hold it, so its arithmetic stays.
+    """
+    sha = hashlib.sha256(json.dumps([modules(model), settings(model)], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue  # counts training steps
+        kind = torch.float32 if tensor.is_floating_point() else torch.int64
+        values = tensor.detach().to("cpu", kind).contiguous()
+        sha.update(f"{name} {list(values.shape)} ".encode())
+        sha.update(values.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
-def quick(arch: str | None) -> bool:
-    """Whether an architecture has QuickGELU; None is that of OpenAI's format."""
-    return arch is None or bool(open_clip.get_model_config(arch).get("quick_gelu", False))
+def modules(model: nn.Module) -> list[list[Any]]:
+    """[name, kind, numbers that are in no tensor] of all modules that compute something."""
+    found: list[list[Any]] = []
+    for name, module in model.named_modules():
+        own = type(module).__name__
+        kind = next((base for base in NUMBERS if isinstance(module, base)), None)
+        if kind is not None:
+            found.append([name, kind.__name__, [getattr(module, n) for n in NUMBERS[kind]]])
+        elif "Attention" in own and "Block" not in own and hasattr(module, "num_heads"):
+            found.append([name, "Attention", [module.num_heads]])
+        elif not is_idle(module) and all(map(is_idle, module.children())):
+            found.append([name, own, []])
+    return found
 
 
-def twin(arch: str | None) -> str | None:
-    """The same architecture with the other activation, where open_clip has one."""
-    if arch is None:
-        return "its architecture, arch"
-    other = arch.removesuffix(QUICK) if arch.endswith(QUICK) else arch + QUICK
-    return other if other in open_clip.list_models() and quick(other) != quick(arch) else None
+def is_idle(module: nn.Module) -> bool:
+    """Whether a module changes nothing in evaluation."""
+    idle = isinstance(module, IDLE) or type(module).__name__ in IDLE_NAMES
+    return idle and all(map(is_idle, module.children()))
 
 
-def check_activation(arch: str | None, what: str, trained: bool, weights: str | Path) -> None:
-    """Raise a BlackBoxError unless the architecture has what the weights were trained with."""
-    if trained != quick(arch):
-        raise BlackBoxError(
-            f"{what} were trained with {NAMES[trained]}, and {arch or FORMAT} has "
-            f"{NAMES[quick(arch)]}: all logits would be off. Name "
-            f"{twin(arch) or 'an architecture that has it'}:{weights}."
-        )
-
-
-def check_file(arch: str | None, path: Path, weights: Weights, own: Path | None = None) -> str:
-    """The same for a file; returns a note where nothing tells what it was trained with."""
-    release, other = released(path), twin(arch)
-    if weights.openai or release:
-        trained = weights.openai or bool(release.get("quick_gelu"))
-        check_activation(arch, f"The weights in {path}", trained, path)
-    elif other or (own and "quick_gelu" not in open_clip.get_model_config(arch)):
-        return (
-            f"{arch or FORMAT} has {NAMES[quick(arch)]}, and {path} does not tell what its weights "
-            f"were trained with. If it was {NAMES[not quick(arch)]}, the logits are off: "
-            + (f"name {other}:{path}" if other else f'put "quick_gelu": true into {own}')
-        )
-    return ""
-
-
-def released(path: Path) -> dict[str, Any]:
-    """What open_clip lists of the weights that a file is, by its name or its folder; or nothing."""
-    parts = {*path.absolute().parts, *Path(os.path.realpath(path)).parts}
-    for model, tag in open_clip.list_pretrained():
-        listed = get_pretrained_cfg(model, tag)
-        file, hub = Path(listed.get("url", "")).name, listed.get("hf_hub", "").rpartition("/")[0]
-        folder = f"models--{hub.replace('/', '--')}"
-        if folder in parts or (file in parts and HASHED.fullmatch(file)):
-            return listed
-    return {}
+def settings(model: Any) -> dict[str, Any]:
+    """What the towers are told beside their modules."""
+    visual, text = model.visual, getattr(model, "text", model)
+    mask, pool = getattr(text, "attn_mask", None), told(text, "pool_type")
+    padded = getattr(text, "use_pad_mask", False) or getattr(text, "cls_emb", None) is not None
+    moments = visual.image_mean, visual.image_std
+    pools = getattr(visual, "pool_type", None), getattr(visual, "attn_pool_type", None) or None
+    trunk, timm, seen = getattr(visual, "trunk", None), [], None
+    if trunk is not None:
+        timm_pool = getattr(trunk, "global_pool", None)
+        timm_name = (getattr(trunk, "pretrained_cfg", None) or {}).get("architecture")
+        timm = [timm_name, timm_pool if isinstance(timm_pool, str) else None]
+    if mask is not None:
+        seen = hashlib.sha256(mask.detach().cpu().float().numpy().tobytes()).hexdigest()
+    return {
+        "image size": list(image_size(visual)),
+        "normalisation": [[round(float(x), 4) for x in part] for part in moments],
+        "image pool": [*pools, bool(getattr(visual, "final_ln_after_pool", False))],
+        "timm": timm,
+        "context length": text.context_length,
+        "text pool": pool,
+        "end of text": told(text, "eos_id") if pool == "eos" else None,
+        "padding": text.pad_id if padded else None,
+        "class token sees padding": bool(getattr(text, "correct_cls_mask", False)),
+        "text mask": seen,
+    }

@@ -1,22 +1,30 @@
-"""The exact short way through a vision transformer whose class token is read.
+"""Exact short ways through an image tower.
 
-It serves many candidates' image tokens, or none. Image tokens `[P, n_V, W]` follow class token and
-patches, after the position embedding and before `ln_pre`. Until the first attention the two do not
-meet: patches are embedded, normalised and projected once an image, tokens once a candidate. In the
-last layer only the class token asks.
+A plain ViT takes many candidates' image tokens, or none, and in its last layer only the class
+token asks. Of a convolutional tower on a CPU the batch norms are folded, and it encodes eight
+images at a time: 128 by `photo` with one thread take 2.6 s in place of 6.0, 32 by RN50 4.5 in place
+of 7.1 (benchmarks/image_tower.py).
 """
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
+from open_clip.utils import to_2tuple
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .blocks import ALL, finish, pieces, plain, project
+from .blocks import finish, pieces, plain, project
 
-CLASS_TOKEN, NONE = slice(0, 1), slice(0, 0)
+CLASS_TOKEN = slice(0, 1)
+CONVOLVED = 8  # images that fit a processor's cache; of 4 to 128, the fastest for `photo` and RN50
+TOLERANCE = 1e-4  # of a normalised feature's entries; rounding alone is below 1e-6
 
 
 def fits(visual: Any) -> bool:
@@ -35,28 +43,53 @@ def fits(visual: Any) -> bool:
 def encode(visual: Any, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Image features `[P, B, E]`, not normalised, of `[B, 3, H, W]` and tokens `[P, n_V, W]`.
 
-    `fits` holds for the tower; n_V may be 0.
+    The tokens, of which there may be none, follow class token and patches, after the position
+    embedding and before `ln_pre`. `fits` holds for the tower.
     """
     patches = visual._embeds(pixels)  # and the class token in front: [B, 1 + G, W]
     tokens = visual.ln_pre(tokens.to(patches.dtype))
-    B, blocks = len(patches), list(visual.transformer.resblocks)
-    one_layer = len(blocks) == 1
-    own = project(blocks[0], patches, CLASS_TOKEN if one_layer else ALL)
-    added = project(blocks[0], tokens, NONE if one_layer else ALL)
-    found = []
+    B, found = len(patches), []
+    *blocks, last = visual.transformer.resblocks
     for rows in pieces(visual.transformer, len(tokens) * B, patches.shape[1] + tokens.shape[1]):
-        candidate, image = rows // B, rows % B
-        x = torch.cat([patches[image], tokens[candidate]], dim=1)
-        parts = [
-            torch.cat([a[image], b[candidate]], dim=2) for a, b in zip(own, added, strict=True)
-        ]
+        x = torch.cat([patches[rows % B], tokens[rows // B]], dim=1)
         for block in blocks:
-            if block is not blocks[0]:
-                parts = project(block, x, CLASS_TOKEN if block is blocks[-1] else ALL)
-            if block is blocks[-1]:
-                x = x[:, CLASS_TOKEN]
-            q, k, v = parts
+            q, k, v = project(block, x)
             x = finish(block, x, F.scaled_dot_product_attention(q, k, v))
+        q, k, v = project(last, x, CLASS_TOKEN)
+        x = finish(last, x[:, CLASS_TOKEN], F.scaled_dot_product_attention(q, k, v))
         found.append(visual.ln_post(x[:, 0]))
     features = torch.cat(found).unflatten(0, (-1, B))
     return features if visual.proj is None else features @ visual.proj
+
+
+def image_size(visual: Any) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    return tuple(to_2tuple(visual.image_size))
+
+
+@torch.no_grad()
+def fold_batch_norms(visual: Any) -> Any:
+    """A tower that gives the same features, or, where it would not, the tower itself.
+
+    In evaluation a batch norm is an affine map of each channel, which the weights of the
+    convolution before it can hold. Whether that feeds it, and nothing else, shows a random image.
+    """
+    if not any(isinstance(part, _BatchNorm) for part in visual.modules()):
+        return visual
+    folded = copy.deepcopy(visual).cpu()  # a GPU may round convolutions to fewer bits
+    noise = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 3, *image_size(visual), generator=noise)
+    before = F.normalize(folded(pixels), dim=-1)
+    modules: Any = folded.named_modules()
+    parts = [item for item in modules if isinstance(item[1], (nn.Conv2d, _BatchNorm))]
+    for (_, conv), (name, norm) in pairwise(parts):
+        channels = getattr(conv, "out_channels", None)
+        if channels == getattr(norm, "num_features", 0) and norm.running_mean is not None:
+            moments = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *moments)
+            # timm's norms have their activation inside
+            folded.set_submodule(name, getattr(norm, "act", nn.Identity()))
+    apart = (F.normalize(folded(pixels), dim=-1) - before).abs().max()
+    if not apart < TOLERANCE:
+        return visual
+    return folded.requires_grad_(False).to(next(visual.parameters()).device)
