@@ -34,7 +34,7 @@ from dassl_blackbox.trainers.blackbox.config import (
     merge_options,
     unread,
 )
-from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
+from dassl_blackbox.trainers.blackbox.data import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.errors import (
     BlackBoxError,
     Interrupted,

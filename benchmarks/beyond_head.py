@@ -17,7 +17,7 @@ from jolt_run import jolt_trainer  # isort: skip  finds this project
 import torch
 from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.bank import further_texts
-from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
+from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
 from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
 from dassl_blackbox.trainers.blackbox.oracle import Prompt

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from dassl_blackbox.trainers.blackbox.data.cutout import Cutout
+from dassl_blackbox.trainers.blackbox.data import Cutout
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.optimizers import CMAES, RandomDirections
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .blackbox.data.cutout import crop_or_cutout
+from .blackbox.data import crop_or_cutout
 from .blackbox.heads.featured import FeatureHead, mlp
 from .blackbox.keys import SIZE, Key, flag, number, where, whole
 from .blackbox.optimizers import RandomDirections

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .blackbox.data.loaders import augmented_loader
+from .blackbox.data import ordered_loader
 from .blackbox.heads.featured import mlp
 from .blackbox.keys import SIZE, Key, flag, number, one, where, whole
 from .blackbox.losses import divergence, mean_cross_entropies
@@ -143,8 +143,8 @@ class CraFT(SearchTrainer):
         with seeded(generator):
             head = PredictionRefinement(self.num_classes, node.HEAD_WIDTH).to(self.device)
         items = self.dm.dataset.train_x
-        loader = augmented_loader(
-            self.cfg, items, self.pictures, self.augmentation, node.HEAD_BATCH
+        loader = ordered_loader(
+            self.cfg, items, self.pictures, self.augmentation, node.HEAD_BATCH, shuffled=True
         )
         teacher = RefinementTeacher(head, loader, node.HEAD_LR, node.LAMBDA, node.KL_PART)
         worth = partial(fitness, head=head, weight=node.LAMBDA)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from ..trainers.blackbox.data.decoding import to_rgb
+from ..trainers.blackbox.data import to_rgb
 from ..trainers.blackbox.errors import first_line
 from ..trainers.blackbox.oracle.bill import price
 from ..trainers.blackbox.oracle.prompt import Prompt

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .answers import Answers, Gathered
-from .data.loaders import ordered_loader
+from .data import ordered_loader
 from .engine import BlackBoxTrainer
 from .errors import BlackBoxError
 from .heads.selection import folds_of

@@ -18,15 +18,17 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import check_cfg
-from ..data.loaders import (
+from ..data import (
     OF_THE_MODEL,
+    Augmentation,
+    Pictures,
     build_data,
     match_input,
     naming_workers,
+    need_apart,
+    need_val,
     training_images,
 )
-from ..data.pictures import Pictures, need_apart, need_val
-from ..data.reader import Augmentation
 from ..errors import BlackBoxError
 from ..files import sweep
 from ..keys import Key
@@ -296,7 +298,7 @@ class ResumableTrainer(TrainerX):
     def run_settings(self) -> dict[str, str]:
         """What must agree for a run to go on: its resolved settings, and its training images."""
         if self.images_digest is None:
-            self.images_digest = training_images(self.dm.dataset.train_x, self.pictures.digests)
+            self.images_digest = training_images(self.dm.dataset.train_x)
         return with_contents(settings(self.cfg), self.images_digest)
 
     def write_checkpoint(self, name: str, is_newest: bool = True, val_result: Any = None) -> Path:
