@@ -26,18 +26,16 @@ import numpy as np
 import torch
 import torchvision.transforms as T
 from dassl.config import get_cfg_default
-from dassl.data import DataManager
+from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import build_dataset
 from dassl.data.transforms import build_transform
 from PIL import Image, ImageDraw, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .errors import BlackBoxError, first_line, printable
 
 OF_THE_MODEL = "SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD"  # keys of INPUT
-# bytes of files that are decoded to be checked, of evaluation and of training: seconds; training
-# images that take no more together are known by their contents
-FEW, WHOLE = 2**27, 2**30
+FEW, WHOLE = 2**27, 2**30  # bytes of files that are decoded to be checked, of test and of training
 LONGEST = 1000  # times the shorter side: resized to a shorter side of 224, 50 million pixels
 ORIENTATION = 0x0112  # EXIF's tag
 # TIFF's tags about levels, which Pillow does not apply to grey of more than 8 bits. MaxSampleValue
@@ -170,13 +168,8 @@ class Pictures:
 
 def shared(items: Sequence[Any], others: Sequence[Any]) -> str:
     """An image of the first list that is in the second, by whatever name or link; or nothing."""
-
-    def file_of(item: Any) -> tuple[int, int | str]:
-        found = os.stat(item.impath)
-        return found.st_dev, found.st_ino or os.path.realpath(item.impath)
-
-    files = {file_of(item) for item in others}
-    return next((item.impath for item in items if file_of(item) in files), "")
+    files = {os.stat(item.impath)[1:3] for item in others}  # inode and device
+    return next((item.impath for item in items if os.stat(item.impath)[1:3] in files), "")
 
 
 def need_val(dataset: Any, name: str) -> None:
@@ -247,19 +240,12 @@ class Augmentation:
             torch.set_rng_state(states[2])
 
 
-@dataclass
-class ImageReader(Dataset):
+class ImageReader(DatasetWrapper):
     """Items as Dassl's dataset wrapper makes them, over `pictures`, drawn by `augmentation`."""
 
-    pictures: Pictures
-    augmentation: Augmentation
-    cfg: Any
-    data_source: Sequence[Any]
-    transform: Any
-    is_train: bool = False
-
-    def __len__(self) -> int:
-        return len(self.data_source)
+    def __init__(self, pictures: Pictures, augmentation: Augmentation, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.pictures, self.augmentation = pictures, augmentation
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
@@ -326,9 +312,8 @@ def build_data(cfg: Any, transform: Any = None) -> tuple[DataManager, Pictures, 
     """
     augmentation, name = Augmentation(cfg.SEED, cfg.INPUT.VIEWS), cfg.DATASET.NAME
     pictures = Pictures(2**20 * cfg.INPUT.CACHE_MB)
-    wrapper = partial(ImageReader, pictures, augmentation)
     try:
-        manager = DataManager(cfg, custom_tfm_train=transform, dataset_wrapper=wrapper)
+        manager = DataManager(cfg, transform, None, partial(ImageReader, pictures, augmentation))
     except (AssertionError, NotImplementedError, ValueError, ZeroDivisionError) as e:
         raise BlackBoxError(
             f"The loaders cannot be built ({first_line(e)}). Check DATALOADER and INPUT.TRANSFORMS."
