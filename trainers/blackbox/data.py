@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -255,22 +254,17 @@ class ImageReader(DatasetWrapper):
             return {**made, "img": self.transform(picture)}
 
 
-@dataclass
-class Cutout:
+def cutout(picture: Image.Image, share: float) -> Image.Image:
     """A rectangle of a random colour and of `share` of a picture's sides, around a random point.
 
     https://arxiv.org/abs/1708.04552, with a colour in place of black; a border may cut it.
     """
-
-    share: float
-
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        picture = picture.copy()
-        centre = np.array([random.randrange(side) for side in picture.size])
-        half = np.rint(self.share * np.array(picture.size)).astype(int) // 2
-        colour = tuple(random.randrange(256) for _ in range(3))
-        ImageDraw.Draw(picture).rectangle([*(centre - half), *(centre + half)], fill=colour)
-        return picture
+    picture = picture.copy()
+    centre = np.array([random.randrange(side) for side in picture.size])
+    half = np.rint(share * np.array(picture.size)).astype(int) // 2
+    colour = tuple(random.randrange(256) for _ in range(3))
+    ImageDraw.Draw(picture).rectangle([*(centre - half), *(centre + half)], fill=colour)
+    return picture
 
 
 def crop_or_cutout(cfg: Any, share: float) -> T.Compose:
@@ -278,7 +272,7 @@ def crop_or_cutout(cfg: Any, share: float) -> T.Compose:
     built = build_transform(cfg, is_train=True)
     for n, step in enumerate(built.transforms):
         if isinstance(step, T.RandomResizedCrop):
-            whole = T.Compose([T.Resize(step.size), Cutout(share)])
+            whole = T.Compose([T.Resize(step.size), partial(cutout, share=share)])
             built.transforms[n] = T.RandomChoice([step, whole])
             print(f"+ in half of the images resize and cutout ({share}) for random resized crop")
     return built
