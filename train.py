@@ -40,7 +40,7 @@ from dassl_blackbox.trainers.blackbox.config import (
     read_yaml,
     without_effect,
 )
-from dassl_blackbox.trainers.blackbox.data.loaders import OF_THE_MODEL, training_images
+from dassl_blackbox.trainers.blackbox.data import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.errors import (
     BlackBoxError,
     first_line,

@@ -28,7 +28,7 @@ BARE, NESTED, BESIDE = (
 )
 
 
-class DatasetError(ValueError):
+class DatasetError(Exception):
     """The data set cannot be read as the config asks; the message says what to do.
 
     Names of files may hold any bytes: what cannot be printed on one line is escaped.

@@ -116,7 +116,7 @@ def test_training_on_a_test_set_is_refused(forest, tmp_path, capsys):
     flags = "--dataset-config-file", REPO / "configs" / "datasets" / "imagenet_a.yaml"
     for trainer in ("ZIP", "WhiteBox"):
         assert run(trainer, forest[0], tmp_path / "run", flags=flags) == 1
-        assert "error: ImageNetA is for testing only" in capsys.readouterr().err
+        assert "error: ImageNetA: the training image " in capsys.readouterr().err
 
 
 # Quirks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from dassl_blackbox.trainers.blackbox.data.cutout import Cutout
+from dassl_blackbox.trainers.blackbox.data import cutout
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.prompts import (
@@ -123,7 +123,7 @@ def test_half_of_the_images_are_cut_out_instead_of_cropped(data_root, tmp_path):
     picture = Image.new("RGB", (50, 30), (1, 2, 3))
     random.seed(0)
     for _ in range(50):
-        changed = np.asarray(Cutout(0.4)(picture)) != (1, 2, 3)
+        changed = np.asarray(cutout(picture, 0.4)) != (1, 2, 3)
         rows, columns = (np.flatnonzero(changed.any(2).any(axis)) for axis in (1, 0))
         assert 1 <= len(rows) <= 13 and 1 <= len(columns) <= 21
         assert changed.any(2)[np.ix_(rows, columns)].all()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox import probe
 from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
-from dassl_blackbox.trainers.blackbox.data.loaders import ordered_loader
+from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import scores as scores_of
 from dassl_blackbox.trainers.blackbox.heads.pool import pooled

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blackbox.config import SIZE, Key, build_schedule, flag, number, register_trainer, where, whole
-from .blackbox.data.cutout import crop_or_cutout
+from .blackbox.data import crop_or_cutout
 from .blackbox.keys import SIZE, Key, flag, number, where, whole
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys

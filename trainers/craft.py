@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .blackbox.config import SIZE, Key, cma_keys, flag, number, one, register_trainer, where, whole
-from .blackbox.data.loaders import augmented_loader
+from .blackbox.data import augmented_loader
 from .blackbox.keys import SIZE, Key, flag, number, one, where, whole
 from .blackbox.losses import mean_cross_entropies
 from .blackbox.optimizers import CMAES

@@ -9,7 +9,7 @@ import torch
 from .blackbox.answers import Gathered
 from .blackbox.bank import NAMES, PHRASES, further_texts
 from .blackbox.config import Key, flag, register_trainer, text, whole
-from .blackbox.data.loaders import of_all_classes, ordered_loader
+from .blackbox.data import of_all_classes, ordered_loader
 from .blackbox.errors import BlackBoxError
 from .blackbox.heads.pool import Pool
 from .blackbox.heads.scores import ScoreHead

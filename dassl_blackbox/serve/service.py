@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from ..trainers.blackbox.data.decoding import to_rgb
+from ..trainers.blackbox.data import to_rgb
 from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.files import digest
 from ..trainers.blackbox.openclip.models import load_model

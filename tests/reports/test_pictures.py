@@ -13,7 +13,7 @@ import pytest
 import torch
 import trees
 from dassl_blackbox.datasets import __main__ as check_command
-from dassl_blackbox.trainers.blackbox.data.decoding import decode
+from dassl_blackbox.trainers.blackbox.data import look
 from PIL import Image
 from support import accuracy, run, sentence
 from torch.utils.data import DataLoader
@@ -58,7 +58,7 @@ def test_the_top_of_a_tiffs_levels_is_that_of_its_bits(bits, form, top, tmp_path
     ifd = b"".join(struct.pack("<HHII", tag, 3, 1, n) for tag, n in {**tags, 339: form}.items())
     head = b"II*\0" + struct.pack("<I", 12) + data.ljust(4, b"\0") + struct.pack("<H", 10)
     (tmp_path / "deep.tif").write_bytes(head + ifd + bytes(4))
-    assert np.asarray(decode(str(tmp_path / "deep.tif")))[0].tolist() == [[255] * 3, [0] * 3]
+    assert np.asarray(look(str(tmp_path / "deep.tif"))[0])[0].tolist() == [[255] * 3, [0] * 3]
 
 
 def test_deep_levels_of_a_format_with_rules_of_its_own_are_refused(folder, tmp_path, capsys):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .answers import Answers, Gathered
 from .config import Key, node_of, template_for, template_keys, whole
-from .data.loaders import ordered_loader
+from .data import ordered_loader
 from .engine import BlackBoxTrainer
 from .errors import BlackBoxError
 from .heads.selection import folds_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .data.loaders import ordered_loader
+from .data import ordered_loader
 from .engine import BlackBoxTrainer
 from .losses import mean_cross_entropies
 from .optimizers.contract import Optimizer

@@ -21,8 +21,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import Key, check_cfg
-from ..data.loaders import OF_THE_MODEL, build_data, match_input, naming_workers, training_images
-from ..data.pictures import need_apart, need_val
+from ..data import OF_THE_MODEL, build_data, match_input, naming_workers, training_images
+from ..data import need_apart, need_val
 from ..errors import BlackBoxError
 from ..files import BEST, MODEL, RESUME, FolderLock, missing, newest, save
 from . import metrics
