@@ -6,7 +6,6 @@ from .blackbox.config import SIZE, Key, number, register_trainer, template_for, 
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers import DecayingDirections
 from .blackbox.prompts.pictures import FrameSpace
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

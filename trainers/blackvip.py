@@ -16,9 +16,7 @@ from .blackbox.config import (
     template_keys,
 )
 from .blackbox.optimizers import SPSA
-from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts.pictures import CoordinatorSpace, PaddingSpace, PictureSpace
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

@@ -2,12 +2,10 @@
 
 import torch
 
-from .blackbox.keys import SIZE, Key, one, whole
+from .blackbox.config import SIZE, Key, cma_keys, one, register_trainer, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
-from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import TwoProjections, context_keys, initial_context
-from .blackbox.registry import register_trainer
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

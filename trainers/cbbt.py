@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from .blackbox.config import SIZE, Key, build_schedule, flag, number, register_trainer, where, whole
 from .blackbox.data import crop_or_cutout
-from .blackbox.keys import SIZE, Key, flag, number, where, whole
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.run.rng import child_seed, seeded
-from .blackbox.search import Answer, Batch, Recipe, SearchTrainer, Teacher
+from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 ADAPTED = where("ADAPTER", True)
 

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .blackbox.config import SIZE, Key, cma_keys, flag, number, one, register_trainer, where, whole
-from .blackbox.data import augmented_loader
-from .blackbox.keys import SIZE, Key, flag, number, one, where, whole
+from .blackbox.data import ordered_loader
 from .blackbox.losses import mean_cross_entropies
 from .blackbox.optimizers import CMAES
-from .blackbox.optimizers.cmakeys import cma_keys
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Recipe, SearchTrainer, Teacher
@@ -111,8 +109,9 @@ class CraFT(SearchTrainer):
             return Recipe(space, optimizer, whole_set=True)
         with seeded(generator):
             head = PredictionRefinement(self.num_classes, node.HEAD_WIDTH).to(self.device)
-        loader = augmented_loader(
-            self.cfg, self.dm.dataset.train_x, self.pictures, self.augmentation, node.HEAD_BATCH
+        items, size = self.dm.dataset.train_x, node.HEAD_BATCH
+        loader = ordered_loader(
+            self.cfg, items, self.pictures, self.augmentation, size, shuffled=True
         )
         teacher = RefinementTeacher(head, loader, node)
         return Recipe(space, optimizer, head, teacher, fitness=teacher.fitness, whole_set=True)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .blackbox.answers import Gathered
+from .blackbox.config import register_trainer
 from .blackbox.heads.selection import FeatureHead, blended, discriminant
-from .blackbox.probe import Gathered, ProbeTrainer, probe_keys
-from .blackbox.registry import register_trainer
+from .blackbox.probe import ProbeTrainer, probe_keys
 
 
 def logits(scale: float, image: Tensor, text: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class GDA(ProbeTrainer):
             weight, bias = discriminant(part.rows, part.labels, self.num_classes)
             return [{"weight": weight, "bias": bias}]
 
-        gathered = replace(gathered, rows=gathered.rows.double(), text=gathered.texts.double())
+        gathered = replace(gathered, rows=gathered.rows.double(), texts=gathered.texts.double())
         alpha, found = blended(gathered, self.folds, self.head, fits, [0.0])
         self.head.load_state_dict({name: alpha * number for name, number in found.items()})
         return f"alpha {alpha:.2g}, chosen on held-out images"

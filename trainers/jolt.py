@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blackbox.config import SIZE, Key, Validator, flag, number, register_trainer, where, whole
 from .blackbox.heads.selection import folds_of, stacking_weight
-from .blackbox.keys import SIZE, Key, flag, number, several, where, whole
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)
-DAMPINGS = several(number(above=0), "a tuple of one or more numbers above 0", bool)
+DAMPINGS = Validator(
+    "a tuple of one or more numbers above 0",
+    lambda items: items and all(type(item) in (int, float) and 0 < item < 1e9 for item in items),
+)
 
 
 class CrossFitted(nn.Module):

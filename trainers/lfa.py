@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blackbox.answers import Gathered
+from .blackbox.config import Key, flag, number, register_trainer, whole
 from .blackbox.heads.selection import FeatureHead, choose, mapped
-from .blackbox.keys import Key, flag, number, whole
-from .blackbox.probe import Gathered, ProbeTrainer, descend, probe_keys
-from .blackbox.registry import register_trainer
+from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.run.rng import child_seed
 
 BETAS = tuple(1 - step / 24 for step in range(25))  # from the identity on

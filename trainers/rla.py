@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blackbox.answers import Gathered
+from .blackbox.config import Key, number, register_trainer, whole
 from .blackbox.heads.selection import FeatureHead, mapped
-from .blackbox.keys import Key, number, whole
-from .blackbox.probe import Gathered, ProbeTrainer, descend, probe_keys
-from .blackbox.registry import register_trainer
+from .blackbox.probe import ProbeTrainer, descend, probe_keys
 
 
 @register_trainer

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blackbox.answers import Gathered
+from .blackbox.config import Key, flag, number, register_trainer, where, whole
 from .blackbox.heads.selection import BATCH, FeatureHead, away, blended, minibatches
-from .blackbox.keys import Key, flag, number, where, whole
-from .blackbox.probe import Gathered, ProbeTrainer, descend, probe_keys
-from .blackbox.registry import register_trainer
+from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.run.rng import child_seed
 
 BETAS = tuple(2.0**exponent for exponent in range(-1, 7))

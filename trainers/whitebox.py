@@ -3,6 +3,7 @@
 import torch
 from dassl.optim import build_optimizer
 
+from .blackbox.config import build_schedule, register_trainer
 from .blackbox.oracle import Prompt
 from .blackbox.prompts import context_keys, initial_context
 from .blackbox.run.rng import seeded_generator

@@ -2,9 +2,8 @@
 
 import torch
 
-from .blackbox.keys import Key, number, one, where
+from .blackbox.config import Key, number, one, register_trainer, spsa_keys, spsa_settings, where
 from .blackbox.optimizers import RULES, SPSA
-from .blackbox.optimizers.spsakeys import spsa_keys, spsa_settings
 from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer

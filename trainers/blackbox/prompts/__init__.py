@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from ..config import SIZE, Key, number, one, text, where, whole
 from ..errors import BlackBoxError
-from ..keys import SIZE, Key, number, one, text, where, whole
 from ..oracle import Description, Prompt
 
 

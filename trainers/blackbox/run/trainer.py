@@ -21,8 +21,15 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import Key, check_cfg
-from ..data import OF_THE_MODEL, build_data, match_input, naming_workers, training_images
-from ..data import need_apart, need_val
+from ..data import (
+    OF_THE_MODEL,
+    build_data,
+    match_input,
+    naming_workers,
+    need_apart,
+    need_val,
+    training_images,
+)
 from ..errors import BlackBoxError
 from ..files import BEST, MODEL, RESUME, FolderLock, missing, newest, save
 from . import metrics
@@ -168,7 +175,7 @@ class ResumableTrainer(TrainerX):
             raise BlackBoxError("OUTPUT_DIR is empty: name the run's folder with --output-dir.")
         self.check_training()
         # what must agree for a run to go on, with the pictures as they are now
-        images = training_images(self.dm.dataset.train_x, self.pictures.digests)
+        images = training_images(self.dm.dataset.train_x)
         self.run_settings = with_contents(settings(self.cfg), images)
         threading.excepthook = quiet_on_a_full_disk
         super().before_train()
