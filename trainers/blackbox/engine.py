@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-from .errors import BlackBoxError, BudgetSpent
+from .errors import BlackBoxError, BudgetSpent, first_line
 from .files import digest, newest
 from .oracle import Meter, Prompt, build_oracle
 from .oracle.bill import UNITS, Plan, Price, batches_of, query_cost, total
@@ -131,7 +132,7 @@ class BlackBoxTrainer(ResumableTrainer):
     def check_training(self) -> None:
         if self.trains:
             super().check_training()
-            if not (self.cfg.RESUME or newest(self.folder(self.output_dir))):
+            if not (self.cfg.RESUME or newest(Path(self.output_dir, self.model_name))):
                 self.oracle.afford(*self.plan.step(0))
 
     def train_to_the_end(self) -> None:
@@ -143,7 +144,7 @@ class BlackBoxTrainer(ResumableTrainer):
         try:
             super().train_to_the_end()
         except BudgetSpent as spent:
-            if not self.training:
+            if self.stage != "training":
                 raise
             self.bar.close()
             print(f"{spent}. Training ends in epoch {self.epoch + 1}, batch {self.batches_done}.")
@@ -184,9 +185,12 @@ class BlackBoxTrainer(ResumableTrainer):
         """Write a line of `val_curve.csv`; it decides nothing."""
         counts, accuracy = self.oracle.counts["training"], self.test(split="val")
         self.set_model_mode("train")
-        line = f"{counts['queries']},{counts['image_queries']},{accuracy}\n"
-        with open(f"{self.output_dir}/val_curve.csv", "a") as f:
-            f.write(line)
+        path = Path(self.output_dir, "val_curve.csv")
+        try:
+            with open(path, "a") as f:
+                f.write(f"{counts['queries']},{counts['image_queries']},{accuracy}\n")
+        except OSError as e:
+            raise BlackBoxError(f"{path} cannot be written ({first_line(e)}). Make room.") from e
 
     def after_epoch(self) -> None:
         if self.epoch + 1 == self.max_epoch:
