@@ -15,11 +15,10 @@ from glob import escape, iglob
 from dassl_blackbox.console import parser_of
 from tabulate import tabulate
 
-from .base import Row, differences, sizes_of
-from .folders import read_pictures
-from .labels import check_labels, need_items, note_names
-from .listing import UNREADABLE, DatasetError, ending, picture_endings, shown
-from .readers import PARTS, Split
+from .base import differences, read, sizes_of
+from .labels import note_names
+from .listing import UNREADABLE, DatasetError, Row, Split, ending, picture_endings, shown
+from .readers import PARTS
 from .table import ROWS
 
 HEADERS = ("data set", "configuration", "folder", "classes", "train", "val", "test", "state")
@@ -31,26 +30,23 @@ def check(row: Row, root: str) -> tuple[list[str], bool, str]:
     No image is opened, and nothing is written.
     """
     folder, told = os.path.abspath(os.path.join(root, row.folder)), io.StringIO()
-    line = [row.name, f"{row.config}.yaml", f"{row.folder or '.'}/"]
-    written = not row.default_root or os.path.isfile(os.path.join(folder, row.split))
+    line, counts = [row.name, f"{row.config}.yaml", f"{row.folder or '.'}/"], [""] * 4
+    written = not row.default_root or os.path.isfile(os.path.join(folder, str(row.split)))
     if not os.path.isdir(folder) or not written:
         later = ": written when it is first used" if row.default_root else ""
-        return [*line, *[""] * 4, f"not here{later}"], False, ""
+        return [*line, *counts, f"not here{later}"], False, ""
     try:
         with contextlib.redirect_stdout(told):
-            split = row.read(row, folder) if row.folder else read_pictures(row, folder, keep=False)
+            split = read(row, folder, **({} if row.folder else {"keep": False}))
             if not row.folder:
                 print_classes(row, split)
-        need_items(row, "all", split[0], split[2])
-        check_labels(row, folder, *split)
-        other = "; ".join(filter(None, (differences(row, split), overlap(split))))
+        counts = ["–" if size is None else f"{size:,}" for size in sizes_of(split)]
+        problem = "; ".join(filter(None, (differences(row, split), overlap(split))))
     except DatasetError as error:
-        return [*line, *[""] * 4, str(error)], True, told.getvalue()
+        problem = str(error)
     except (*UNREADABLE, ArithmeticError, AttributeError) as error:
-        state = shown(f"it cannot be read: {type(error).__name__}: {error}")
-        return [*line, *[""] * 4, state], True, told.getvalue()
-    sizes = ("–" if size is None else f"{size:,}" for size in sizes_of(split))
-    return [*line, *sizes, other or "complete"], bool(other), told.getvalue()
+        problem = shown(f"it cannot be read: {type(error).__name__}: {error}")
+    return [*line, *counts, problem or "complete"], bool(problem), told.getvalue()
 
 
 def print_classes(row: Row, split: Split) -> None:
@@ -62,10 +58,7 @@ def print_classes(row: Row, split: Split) -> None:
 
 
 def overlap(split: Split) -> str:
-    """How many files train shares with test, as words.
-
-    A set for testing only has one list for both.
-    """
+    """How many files train shares with test, as words; sets for testing only have one list."""
     train, _, test = split
     if train is test:
         return ""

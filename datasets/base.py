@@ -11,37 +11,27 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
 from .labels import by_label, check_labels, need_items, note_names
-from .listing import DatasetError, Item, shown
-from .readers import Split, read_json_split
+from .listing import DatasetError, Item, Row, Split, note
+from .readers import read_json_split
 
 
-@dataclass(frozen=True)
-class Row:
-    """Where a data set lies under DATASET.ROOT; `read(row, folder)` returns its split."""
-
-    name: str  # in Dassl's registry
-    config: str  # its YAML in configs/datasets, and its folder's name in output/
-    folder: str
-    images: str = ""
-    split: str | tuple = ""  # name of the split file, or names that it goes by
-    read: Callable = read_json_split
-    sizes: tuple = ()  # (classes, train, val, test) as published; None where nobody tells
-    default_root: str = ""  # where DATASET.ROOT is empty; itself empty: the user must name one
+def read(row: Row, folder: str, **options: Any) -> Split:
+    """The split of a row, whose labels and names mean one thing."""
+    split = (row.read or read_json_split)(row, folder, **options)
+    need_items(row, "all", split[0], split[2])
+    check_labels(row, folder, split[0], *split[1:])
+    return split
 
 
 def sizes_of(split: Split) -> tuple[int | None, ...]:
     """(classes, train, val, test) of a split; val is None where there is none."""
-    return (
-        len({label for _, label, _ in split[0]}),
-        *(None if items is None else len(items) for items in split),
-    )
+    classes = len({label for _, label, _ in split[0]})
+    return classes, *(None if items is None else len(items) for items in split)
 
 
 def differences(row: Row, split: Split) -> str:
@@ -87,32 +77,6 @@ def choose_classes(which: str, *split: list[Item] | None) -> Split:
     ]
 
 
-def note_shots(row: Row, train: Sequence[Item], shots: int) -> None:
-    """Print how many classes have fewer images than were to be drawn."""
-    counts = Counter(label for _, label, _ in train).values()
-    fewer = sum(count < shots for count in counts)
-    if fewer:
-        print(
-            f"Note: {row.name}: {fewer:,} of {len(counts):,} classes have fewer than the "
-            f"{shots:,} training images of DATASET.NUM_SHOTS, and all of theirs are taken: "
-            f"{len(train):,} images in all"
-        )
-
-
-def datums(row: Row, items: Sequence[Item]) -> list[Datum]:
-    """Dassl's items, which assert that their files are there."""
-    made = []
-    for image, label, name in items:
-        try:
-            made.append(Datum(impath=image, label=label, classname=name))
-        except AssertionError as error:
-            raise DatasetError(
-                f"{row.name}: the image {image} is missing, or its folder is not readable. Put the "
-                f"data set there anew."
-            ) from error
-    return made
-
-
 class FewShotDataset(DatasetBase):
     """A row's data set, with CoOp's shots for DATASET.NUM_SHOTS and SEED, image for image."""
 
@@ -120,9 +84,9 @@ class FewShotDataset(DatasetBase):
     origin = "dassl_blackbox"  # by which a second registration knows the first
 
     def __init__(self, cfg: Any):
-        row, root = self.row, cfg.DATASET.ROOT or self.row.default_root
+        row, root = self.row, os.path.expanduser(cfg.DATASET.ROOT or self.row.default_root)
         # a key of CoOp's, which Dassl's defaults lack
-        which = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        which, shots = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), cfg.DATASET.NUM_SHOTS
         if which not in ("all", "base", "new"):
             raise DatasetError(
                 f'DATASET.SUBSAMPLE_CLASSES is "{which}", but must be "all", "base" or "new".'
@@ -132,25 +96,31 @@ class FewShotDataset(DatasetBase):
                 f"DATASET.ROOT is empty: pass --root with the folder that holds "
                 f"{row.folder or 'train'} ({row.name}; see DATASETS.md)."
             )
-        root = os.path.expanduser(root)
         if root.startswith("~"):  # else a folder of that name would be made here
-            raise DatasetError(
-                f"There is no home folder for {shown(root)}. Give --root another path."
-            )
+            raise DatasetError(f"There is no home folder for {root}. Give --root another path.")
         self.dataset_dir = os.path.normpath(os.path.join(os.path.abspath(root), row.folder))
-        train, val, test = row.read(row, self.dataset_dir)
-        need_items(row, "all", train, test)
-        check_labels(row, self.dataset_dir, train, val, test)
-        other = differences(row, (train, val, test))
+        train, val, test = split = read(row, self.dataset_dir)
+        other = differences(row, split)
         if other:
-            where = shown(self.dataset_dir)
-            print(f"Note: {row.name} in {where} is not the published one: {other}")
-        rng, shots = random.Random(cfg.SEED if cfg.SEED >= 0 else None), cfg.DATASET.NUM_SHOTS
+            note(row, f" in {self.dataset_dir} is not the published one: {other}")
+        rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
         train, val = draw_shots(train, shots, rng), draw_shots(val, min(shots, 4), rng)
         split = choose_classes(which, train, val, test)
         need_items(row, which, split[0], split[2])
-        note_shots(row, split[0], shots)
-        train_x, val, test = (items and datums(row, items) for items in split)
+        counts = Counter(label for _, label, _ in split[0]).values()
+        fewer = sum(count < shots for count in counts)
+        if fewer:
+            note(
+                row,
+                f": {fewer:,} of {len(counts):,} classes have fewer than the {shots:,} training "
+                f"images of DATASET.NUM_SHOTS, and all of theirs are taken: {sum(counts):,} images "
+                f"in all",
+            )
+        train_x, val, test = (
+            items
+            and [Datum(impath=path, label=label, classname=name) for path, label, name in items]
+            for items in split
+        )
         super().__init__(train_x=train_x, val=val, test=test)
         note_names(row, self.classnames)
 

@@ -1,57 +1,148 @@
-"""Data sets that are written on first use: PNGs, and a split file like any other's beside them."""
+"""Data sets that are written on first use: PNGs, and a split file like any other's beside them.
+
+Digits: the 1,797 handwritten digits of the UCI repository that scikit-learn carries, of 8 x 8
+pixels. Letters: a to z in both cases, slanted, turned, coloured and noisy, in faces that the
+embedded model was not trained on. Shapes: two dozen phrases such as "red circle", smaller, more
+turned and on busier grounds than what that model was trained on.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import shutil
+import string
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from .base import Row
-from .listing import DatasetError, Item, read_json, reason, shown
+from . import render
+from .listing import DatasetError, Row, Split, read_json, reason, shown
 from .readers import read_json_split
 
 Picture = tuple[str, int, str, Image.Image]  # part (train, val, test), label, class name, image
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+KINDS = {
+    "red": "circle star stripes",
+    "green": "triangle square dots",
+    "blue": "circle heart checkerboard",
+    "yellow": "star diamond ring",
+    "orange": "pentagon cross",
+    "purple": "heart triangle grid",
+    "pink": "crescent ring",
+    "brown": "square arrow",
+    "white": "cross crescent",
+    "black": "arrow",
+}
+SHAPES = [f"{colour} {kind}" for colour, kinds in KINDS.items() for kind in kinds.split()]
+COUNTS = {"train": 40, "val": 8, "test": 40}  # images of a class of Letters and Shapes
+
+
+def split_indices(labels: np.ndarray) -> dict[str, list[int]]:
+    """Digits' rows of the train (half of each class), val (a tenth) and test split."""
+    rng = np.random.RandomState(0)
+    out: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for label in range(10):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        n = len(rows)
+        out["train"] += rows[: n // 2].tolist()
+        out["val"] += rows[n // 2 : n // 2 + n // 10].tolist()
+        out["test"] += rows[n // 2 + n // 10 :].tolist()
+    return {k: sorted(v) for k, v in out.items()}
+
+
+def digits() -> Iterator[Picture]:
+    """The scans as greyscale images of 32 x 32, ink white on black."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    for part, rows in split_indices(source.target).items():
+        for row in rows:
+            scan = (source.images[row] * 255 / 16).round().astype(np.uint8)
+            label = int(source.target[row])
+            yield part, label, DIGITS[label], Image.fromarray(scan).resize((32, 32), Image.BICUBIC)
+
+
+def any_colour(rng: random.Random) -> tuple[float, ...]:
+    grey = rng.uniform(0, 255)
+    return (grey,) * 3 if rng.random() < 0.5 else tuple(rng.uniform(0, 255) for _ in range(3))
+
+
+def letter(name: str, i: int, rng: random.Random) -> Image.Image:
+    """A picture of 32 x 32, drawn at twice that size."""
+    char, face = name.upper() if i % 2 else name, rng.choice(render.FONTS)
+    mask = Image.fromarray(render.character(char, face, 64, rng.uniform(30, 52)))
+    slant, turn = rng.uniform(-0.45, 0.45), rng.uniform(-0.4, 0.4)
+    c, s, dx, dy = math.cos(turn), math.sin(turn), rng.uniform(-7, 7), rng.uniform(-7, 7)
+    # output pixel -> input pixel, about the centre
+    a, b, d, e = c, s + slant * c, -s, c - slant * s
+    affine = (a, b, 32 - a * (32 + dx) - b * (32 + dy), d, e, 32 - d * (32 + dx) - e * (32 + dy))
+    mask = mask.transform((64, 64), Image.AFFINE, affine, Image.BICUBIC).resize((32, 32), Image.BOX)
+    ink = any_colour(rng)
+    grounds = render.grounds(ink, 130, lambda: any_colour(rng))
+    return render.scene(np.asarray(mask), ink, grounds, rng.uniform(0, 25), rng.uniform(5, 30), rng)
+
+
+def drawing(name: str, i: int, rng: random.Random) -> Image.Image:
+    """A picture of 32 x 32."""
+    colour, kind = name.split()
+    shade = rng.uniform(0.72, 1.12)
+    ink = [min(255, shade * value + rng.uniform(-14, 14)) for value in render.COLOURS[colour]]
+    if kind in render.PATTERNS:
+        large = Image.fromarray(render.pattern(kind, 64, rng.uniform(5, 11), rng))
+        mask = large.rotate(rng.uniform(0, 180), Image.BICUBIC).crop((16, 16, 48, 48))
+        # which of two colours is the pattern's must be plain: the ground is nearly grey
+        distance, tint = 110, 20
+    else:
+        mask = render.shape(kind, 32, rng.uniform(5, 9), rng, stretch=0.25, tilt=0.8)
+        distance, tint = 120, 90
+
+    def ground() -> list[float]:
+        grey = rng.uniform(0, 255)
+        return [min(255, max(0, grey + rng.uniform(-tint, tint))) for _ in range(3)]
+
+    grounds = render.grounds(ink, distance, ground)
+    return render.scene(np.asarray(mask), ink, grounds, rng.uniform(5, 25), rng.uniform(4, 24), rng)
+
+
+def drawn(names: Iterable[str], draw: Callable[..., Image.Image]) -> Iterator[Picture]:
+    """`draw(class name, number of the picture, rng)` for every picture of a data set."""
+    rng = random.Random(0)
+    for part, count in COUNTS.items():
+        for label, name in enumerate(names):
+            for i in range(count):
+                yield part, label, name, draw(name, i, rng)
 
 
 def generated(
-    name: str,
-    pictures: Callable[[], Iterable[Picture]],
-    sizes: Sequence[int] = (),
-    version: int = 1,
+    name: str, pictures: Callable[[], Iterable[Picture]], sizes: tuple = (), version: int = 1
 ) -> Row:
     """Row of a data set that `pictures()` makes.
 
     A new `version` says that the pictures have changed since those that may lie on a user's disk.
     """
 
-    def read(row: Row, folder: str) -> list[list[Item]]:
-        path = os.path.join(folder, row.split)
+    def read(row: Row, folder: str) -> Split:
+        path = os.path.join(folder, str(row.split))
         if not os.path.isfile(path):
             write(row, folder, pictures(), version)
-        split = read_json_split(row, folder)
-        found = read_json(path).get("version")
+        split, found = read_json_split(row, folder), read_json(path).get("version")
         if found != version:
             holds = "no version" if found is None else f"version {found!r:.50}"
             raise DatasetError(
-                f"{folder} holds {holds} of the generated data set {row.name}, but this is version "
+                f"{folder} holds {holds} of the generated data set {name}, but this is version "
                 f"{version}: move that folder away, and it will be written anew."
             )
         return split
 
-    return Row(
-        name,
-        name.lower(),
-        name.lower(),
-        "images",
-        f"split_{name.lower()}.json",
-        read,
-        sizes,
-        default_root="data",
-    )
+    folder = name.lower()
+    return Row(name, folder, folder, "images", f"split_{folder}.json", sizes, read, "data")
 
 
 def write(row: Row, folder: str, pictures: Iterable[Picture], version: int) -> None:
@@ -61,8 +152,7 @@ def write(row: Row, folder: str, pictures: Iterable[Picture], version: int) -> N
     """
     print(f"Writing {row.name} to {shown(folder)}")
     draft = f"{folder}.{uuid.uuid4().hex[:8]}.tmp"
-    split: dict = {"version": version, "train": [], "val": [], "test": []}
-    saved: set[int] = set()
+    split: dict[str, Any] = {"version": version, "train": [], "val": [], "test": []}
     try:
         os.makedirs(draft)
         if os.path.lexists(folder) and os.listdir(folder):
@@ -70,25 +160,26 @@ def write(row: Row, folder: str, pictures: Iterable[Picture], version: int) -> N
         for part, label, name, picture in pictures:
             image = f"{name.replace(' ', '_')}/{part}_{len(split[part]):04d}.png"
             target = os.path.join(draft, row.images, image)
-            if label not in saved:
-                os.makedirs(os.path.dirname(target))
-                saved.add(label)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             picture.save(target)
             split[part].append([image, label, name])
-        with open(os.path.join(draft, row.split), "w", encoding="utf-8") as file:
+        with open(os.path.join(draft, str(row.split)), "w", encoding="utf-8") as file:
             json.dump(split, file)
         os.rename(draft, folder)
-    except ImportError as error:
-        raise DatasetError(
-            f"{row.name} is drawn with a package that is not installed ({error}). Install it."
-        ) from error
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         # another process may have been faster: its folder, complete, is as good
-        if not os.path.isfile(os.path.join(folder, row.split)):
+        if not os.path.isfile(os.path.join(folder, str(row.split))):
             raise DatasetError(
-                f"{row.name} cannot be written to {folder} ({reason(error)}). Make room, or pass "
-                f"--root with a folder that you may write to; a folder of that name without "
-                f"{row.split} must be moved away first."
+                f"{row.name} cannot be written to {folder} ({reason(error)}). Install what is "
+                f"missing, make room, or pass --root with a folder that you may write to; a folder "
+                f"of that name without {row.split} must be moved away first."
             ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+PICTURES = {
+    "Digits": digits,
+    "Letters": partial(drawn, string.ascii_lowercase, letter),
+    "Shapes": partial(drawn, SHAPES, drawing),
+}

@@ -5,12 +5,8 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from .listing import DatasetError, Item, composed, few, shown
-
-if TYPE_CHECKING:
-    from .base import Row
+from .listing import DatasetError, Item, Row, composed, few, note
 
 WNID = re.compile(r"n\d{8}")  # WordNet's ids, ImageNet's folders
 # no word is in it: "0", "c3", "class_12", "cls-a", "A"
@@ -52,62 +48,48 @@ def need_items(row: Row, which: str, train: Sequence[Item], test: Sequence[Item]
         )
 
 
-def check_labels(
-    row: Row, folder: str, train: Sequence[Item], *others: Sequence[Item] | None
-) -> None:
+def check_labels(row: Row, folder: str, train: list[Item], *others: list[Item] | None) -> None:
     """Raise unless labels and class names mean one thing.
 
     The training images have the labels 0 to C - 1, each with one name that is a text; the other
     parts have no more, and the same names.
     """
-    where = f"{row.name} in {folder}"
+
+    def refuse(problem: str) -> None:
+        raise DatasetError(f"{row.name} in {folder}: {problem}")
+
     names: dict[int, str] = {}
     for image, label, name in train:
         if names.setdefault(label, name) != name:
-            raise DatasetError(
-                f'{where}: class {label} is called "{names[label]}" and, for {image}, "{name}". '
-                f"Give "
-                f"every label one name."
+            refuse(
+                f'class {label} is called "{names[label]}" and, for {image}, "{name}". Give every '
+                f"label one name."
             )
     for label, name in names.items():
-        check_name(where, label, name)
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            refuse(f'the name of class {label}, "{name}", is not UTF-8. Rename it.')
+        if not any(c.isprintable() and not c.isspace() for c in text_of(name)):
+            refuse(
+                f'the name of class {label} is "{name}", which is no text for the model. Give it '
+                f"a name."
+            )
     absent = next((label for label in range(len(names)) if label not in names), None)
     if absent is not None:
-        raise DatasetError(
-            f"{where}: class {absent} of {max(names) + 1} (counted from 0) has no training image, "
-            f"and the classes behind it would be misnumbered. Complete the data set, or take the "
-            f"class away."
+        refuse(
+            f"class {absent} of {max(names) + 1} (counted from 0) has no training image, and those "
+            f"behind it would be misnumbered. Complete the data set, or take the class away."
         )
-    known = set(names.items())
     for image, label, name in (item for items in others for item in items or ()):
-        if (label, name) in known:
-            continue
         if label not in names:
-            raise DatasetError(
-                f'{where}: {image} is of class {label}, "{name}", which has no training image. '
-                f"Complete the data set, or take the class away."
+            refuse(
+                f'{image} is of class {label}, "{name}", which has no training image. Complete the '
+                f"data set, or take the class away."
             )
-        if text_of(name) != text_of(names[label]):
-            raise DatasetError(
-                f'{where}: class {label} is called "{names[label]}" in training and, for {image}, '
-                f'"{name}". Number the classes of all parts alike.'
+        if name != names[label] and text_of(name) != text_of(names[label]):
+            refuse(
+                f'class {label} is called "{names[label]}" in training and, for {image}, "{name}". '
+                f"Number the classes of all parts alike."
             )
-
-
-def check_name(where: str, label: int, name: str) -> None:
-    """Raise unless a class name is a text."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise DatasetError(
-            f'{where}: the name of class {label}, "{name}", is not UTF-8, and the model reads '
-            f"nothing else. Rename it."
-        ) from error
-    if not any(c.isprintable() and not c.isspace() for c in text_of(name)):
-        raise DatasetError(
-            f'{where}: the name of class {label} is "{name}", which is no text for the model. Give '
-            f"it a name."
-        )
 
 
 def note_names(row: Row, names: Sequence[str]) -> None:
@@ -120,12 +102,7 @@ def note_names(row: Row, names: Sequence[str]) -> None:
         labels.setdefault(text_of(name), []).append(label)
     alike = [f'"{text}" ({", ".join(map(str, of))})' for text, of in labels.items() if len(of) > 1]
     if alike:
-        print(
-            shown(
-                f"Note: {row.name} has classes of the same text, which the model cannot tell "
-                f"apart: {few(alike)}"
-            )
-        )
+        note(row, f" has classes of the same text, which the model cannot tell apart: {few(alike)}")
     codes = [
         name
         for name in names
@@ -135,11 +112,9 @@ def note_names(row: Row, names: Sequence[str]) -> None:
     if not row.sizes and all(map(NUMBERED.match, names)):
         codes = list(names)
     if codes:
-        print(
-            shown(
-                f"Note: {row.name} has classes that are called by ids or numbers, which tell a "
-                f"model little: {few(codes)}. Name their folders by words, or write a file "
-                f"classnames.txt into the data set's folder, with lines such as "
-                f'"{codes[0]} red fox"'
-            )
+        note(
+            row,
+            f" has classes that are called by ids or numbers, which tell a model little: "
+            f"{few(codes)}. Name their folders by words, or write a file classnames.txt into the "
+            f'data set\'s folder, with lines such as "{codes[0]} red fox"',
         )

@@ -1,31 +1,39 @@
-"""What lies in the folders of a data set: class folders, pictures, lists of names."""
+"""A row of the table of data sets, and what lies in its folder: class folders, pictures, lists."""
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
-if TYPE_CHECKING:
-    from .base import Row
-
 Item = tuple[str, int, str]  # path of an image, label, class name
+Split = Sequence["list[Item] | None"]  # train, val (None where there is none) and test
 Classes = Mapping[str, tuple[int, str]]  # label and class name by folder, `composed`
-SHOWN = 3  # names in a note
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError)
 # what is passed over, beside the endings of files that are no pictures
-BARE, NESTED, BESIDE = (
-    "without an ending",
-    "in folders inside class folders",
-    "beside class folders",
-)
+BARE, NESTED = "without an ending", "in folders inside class folders"
+BESIDE = "beside class folders"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a data set lies under DATASET.ROOT, and how it is read."""
+
+    name: str  # in Dassl's registry
+    config: str  # its YAML in configs/datasets, and its folder's name in output/
+    folder: str
+    images: str = ""
+    split: str | tuple = ""  # name of the split file, or names that it goes by
+    sizes: tuple = ()  # (classes, train, val, test) as published; None where nobody tells
+    read: Callable[[Row, str], Split] | None = None  # of the folder; None: a split of CoOp's
+    default_root: str = ""  # where DATASET.ROOT is empty; itself empty: the user must name one
 
 
 class DatasetError(Exception):
@@ -53,22 +61,13 @@ def composed(name: str) -> str:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first of several names, and how many there are besides."""
-    more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
+    """The first three of several names, and how many there are besides."""
+    more = f", and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
-def need_folder(row: Row, path: str) -> str:
-    """`path`, which must be a folder."""
-    if not os.path.isdir(path):
-        cure = (
-            "Put it there as DATASETS.md says" if row.folder else "Move the class folders into it"
-        )
-        raise DatasetError(
-            f"{row.name} is not complete: there is no folder {path}. {cure}, or pass --root (DATA "
-            f"for the scripts) with the folder that holds {row.folder or 'train'}."
-        )
-    return path
+def note(row: Row, text: str) -> None:
+    print(shown(f"Note: {row.name}{text}"))
 
 
 def entries(row: Row, path: str) -> tuple[list[str], list[str], list[str]]:
@@ -83,13 +82,22 @@ def entries(row: Row, path: str) -> tuple[list[str], list[str], list[str]]:
                 if not entry.name.startswith("."):
                     found[kind(entry)].append(entry.name)
     except OSError as error:
+        cure = "Put it there as DATASETS.md says" if row.folder else "Put the class folders there"
         raise DatasetError(
-            f"{row.name}: the folder {path} cannot be listed ({reason(error)}). Make it readable, "
-            f"or put the data set there anew."
+            f"{row.name}: the folder {path} cannot be read ({reason(error)}). {cure}, or pass "
+            f"--root (DATA for the scripts) with the folder that holds {row.folder or 'train'}."
         ) from error
     for names in found:
         names.sort(key=composed)
     return found
+
+
+def kind(entry: os.DirEntry) -> int:
+    """0: a folder, 1: a regular file, 2: neither."""
+    try:
+        return 0 if entry.is_dir() else 1 if entry.is_file() else 2
+    except OSError:  # a link that leads to itself
+        return 2
 
 
 def class_folders(row: Row, path: str) -> list[str]:
@@ -114,14 +122,6 @@ def on_disk(path: str, listed: dict[str, dict[str, str]]) -> str:
     return os.path.join(folder, listed[folder].get(composed(name), name))
 
 
-def kind(entry: os.DirEntry) -> int:
-    """0: a folder, 1: a regular file, 2: neither."""
-    try:
-        return 0 if entry.is_dir() else 1 if entry.is_file() else 2
-    except OSError:  # a link that leads to itself
-        return 2
-
-
 def ending(name: str) -> str:
     return os.path.splitext(name)[1].lower() or BARE
 
@@ -131,11 +131,32 @@ def picture_endings() -> set[str]:
     return {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}
 
 
-def in_folders(row: Row, path: str, classes: Classes, passed: Counter[str]) -> list[Item]:
-    """Items of `path/<folder>/*` that are pictures by their ending; the rest counts in `passed`.
+def in_folders(row: Row, classes: Classes, *paths: str) -> list[list[Item]]:
+    """Items of `path/<folder>/*`, for each path, that are pictures by their ending.
 
-    Prints a note on folders without a picture.
+    Prints a note on what is passed over, and on folders without a picture.
     """
+    passed: Counter[str] = Counter()
+    split = [items_in(row, path, classes, passed) for path in paths]
+    if passed.total():
+        count = passed.total()
+        which = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common() if n)
+        note(
+            row,
+            f": {count:,} {'file is' if count == 1 else 'files are'} passed over: {which}. What "
+            f"counts are pictures directly in class folders, known by endings that Pillow opens",
+        )
+    for path, items in zip(paths, split, strict=True):
+        if not items:
+            raise DatasetError(
+                f"{row.name}: there are no images in {path}, which should hold a folder for every "
+                f"class. See DATASETS.md."
+            )
+    return split
+
+
+def items_in(row: Row, path: str, classes: Classes, passed: Counter[str]) -> list[Item]:
+    """The items of one path; what is no picture is counted in `passed`."""
     items, endings, empty = [], picture_endings(), []
     folders, files, _ = entries(row, path)
     passed[BESIDE] += sum(ending(name) in endings for name in files)
@@ -149,79 +170,40 @@ def in_folders(row: Row, path: str, classes: Classes, passed: Counter[str]) -> l
         nested, files, others = entries(row, inside)
         broken = next((name for name in others if ending(name) in endings), None)
         if broken is not None:
-            raise DatasetError(
-                f"{row.name}: {os.path.join(inside, broken)} is no regular file (a link that leads "
-                f"nowhere, perhaps). Put the image there, or take it away."
-            )
+            raise DatasetError(f"{row.name}: {os.path.join(inside, broken)} is no regular file.")
         passed.update(ending(name) for name in files + others if ending(name) not in endings)
-        passed[NESTED] += sum(pictures_below(os.path.join(inside, name)) for name in nested)
+        for name in nested:  # as far as a thousand folders tell; links end it
+            below = os.path.join(inside, name)
+            walk = islice(os.walk(below), 1 if os.path.islink(below) else 1000)
+            passed[NESTED] += sum(ending(n) in endings for _, _, names in walk for n in names)
         images = [os.path.join(inside, name) for name in files if ending(name) in endings]
         items += [(image, *classes[composed(folder)]) for image in images]
         if not images:
             empty.append(folder)
-    if not items:
-        raise DatasetError(
-            f"{row.name}: there are no images in {path}, which should hold a folder for every "
-            f"class{f' ({words(passed)})' if passed.total() else ''}. See DATASETS.md."
-        )
     if empty:
-        print(shown(f"Note: {row.name}: without a picture in {path}: {few(empty)}"))
+        note(row, f": without a picture in {path}: {few(empty)}")
     return items
 
 
-def pictures_below(path: str) -> int:
-    """Pictures in a folder and those inside, as far as a thousand folders tell; links end it."""
-    endings, most = picture_endings(), 1 if os.path.islink(path) else 1000
-    return sum(
-        ending(name) in endings for _, _, names in islice(os.walk(path), most) for name in names
-    )
-
-
-def words(passed: Counter[str]) -> str:
-    """Counts of what is passed over, as words."""
-    count = passed.total()
-    which = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common() if n)
-    return f"{count:,} {'file is' if count == 1 else 'files are'} passed over: {which}"
-
-
-def note_passed(row: Row, folder: str, passed: Counter[str]) -> None:
-    if passed.total():
-        print(
-            shown(
-                f"Note: {row.name} in {folder}: {words(passed)}. What counts are pictures directly "
-                f"in class folders, known by the endings that Pillow opens"
-            )
-        )
-
-
 def read_text(path: str) -> str:
-    """The text of a regular file (a pipe would be waited for).
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is not UTF-8.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    """The text of a regular file (a pipe would be waited for), which is UTF-8."""
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no regular file")
     with open(path, encoding="utf-8-sig") as file:
         return file.read()
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        Exception: one of `UNREADABLE`.
-    """
+    """What a JSON file holds, or one of `UNREADABLE`."""
     return json.loads(read_text(path), object_pairs_hook=once)
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys differ; otherwise the last of them would be taken."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise ValueError(f'"{twice}" is there twice')
-    return found
+    for key, n in Counter(key for key, _ in pairs).items():
+        if n > 1:
+            raise ValueError(f'"{key}" is there twice')
+    return dict(pairs)
 
 
 def read_lines(row: Row, path: str) -> list[str]:

@@ -26,29 +26,15 @@ COLOURS = {
     "black": (15, 15, 15),
 }
 SHAPES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "cross",
-    "ring",
-    "heart",
-    "diamond",
-    "pentagon",
-    "crescent",
-    "arrow",
-    "rectangle",
+    *("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond"),
+    *("pentagon", "crescent", "arrow", "rectangle"),
 )
 PATTERNS = ("stripes", "dots", "checkerboard", "grid")
 
 # Letters alone draws with these; the embedded model was trained on other typefaces.
 FONTS = (
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
-    "cmss10",
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
+    *("STIXGeneralItalic", "STIXGeneralBolIta", "cmss10"),
 )
 SUPERSAMPLE = 4
 
@@ -79,13 +65,11 @@ def character(char, font, size, height):
 
 def polar(n, radii, turn):
     """`n` points around the origin at the radii given in turn, the first pointing up."""
-    return [
-        (
-            radii[i % len(radii)] * math.sin(turn + 2 * math.pi * i / n),
-            -radii[i % len(radii)] * math.cos(turn + 2 * math.pi * i / n),
-        )
-        for i in range(n)
-    ]
+    points = []
+    for i in range(n):
+        radius, angle = radii[i % len(radii)], turn + 2 * math.pi * i / n
+        points.append((radius * math.sin(angle), -radius * math.cos(angle)))
+    return points
 
 
 def outline(kind, turn):
@@ -97,46 +81,25 @@ def outline(kind, turn):
     if kind == "star":
         return polar(10, [1, 0.42], turn)
     if kind == "heart":
-        t = [2 * math.pi * i / 72 for i in range(72)]
-        points = [
-            (
-                math.sin(a) ** 3,
-                -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a))
-                / 16,
-            )
-            for a in t
-        ]
-    else:
-        points = {
-            "square": [(-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)],
-            "rectangle": [(-0.95, -0.45), (0.95, -0.45), (0.95, 0.45), (-0.95, 0.45)],
-            "diamond": [(0, -1), (0.6, 0), (0, 1), (-0.6, 0)],
-            "cross": [
-                (-0.28, -0.9),
-                (0.28, -0.9),
-                (0.28, -0.28),
-                (0.9, -0.28),
-                (0.9, 0.28),
-                (0.28, 0.28),
-                (0.28, 0.9),
-                (-0.28, 0.9),
-                (-0.28, 0.28),
-                (-0.9, 0.28),
-                (-0.9, -0.28),
-                (-0.28, -0.28),
-            ],
-            "arrow": [
-                (-0.95, -0.25),
-                (0.15, -0.25),
-                (0.15, -0.7),
-                (0.95, 0),
-                (0.15, 0.7),
-                (0.15, 0.25),
-                (-0.95, 0.25),
-            ],
+        t, cos = [2 * math.pi * i / 72 for i in range(72)], math.cos
+        x = [math.sin(a) ** 3 for a in t]
+        y = [-(13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a)) / 16 for a in t]
+    else:  # x and y of the corners
+        x, y = {
+            "square": ((-0.75, 0.75, 0.75, -0.75), (-0.75, -0.75, 0.75, 0.75)),
+            "rectangle": ((-0.95, 0.95, 0.95, -0.95), (-0.45, -0.45, 0.45, 0.45)),
+            "diamond": ((0, 0.6, 0, -0.6), (-1, 0, 1, 0)),
+            "cross": (
+                (-0.28, 0.28, 0.28, 0.9, 0.9, 0.28, 0.28, -0.28, -0.28, -0.9, -0.9, -0.28),
+                (-0.9, -0.9, -0.28, -0.28, 0.28, 0.28, 0.9, 0.9, 0.28, 0.28, -0.28, -0.28),
+            ),
+            "arrow": (
+                (-0.95, 0.15, 0.15, 0.95, 0.15, 0.15, -0.95),
+                (-0.25, -0.25, -0.7, 0, 0.7, 0.25, 0.25),
+            ),
         }[kind]
     c, s = math.cos(turn), math.sin(turn)
-    return [(c * x - s * y, s * x + c * y) for x, y in points]
+    return [(c * x - s * y, s * x + c * y) for x, y in zip(x, y, strict=True)]
 
 
 def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
@@ -159,9 +122,8 @@ def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
     if kind == "ring":
         draw.polygon(place(outline("circle", 0), rng.uniform(0.5, 0.7)), fill=0)
     if kind == "crescent":
-        draw.polygon(
-            place(outline("circle", 0), 0.85, rng.choice((-1, 1)) * rng.uniform(0.4, 0.5)), fill=0
-        )
+        aside = rng.choice((-1, 1)) * rng.uniform(0.4, 0.5)
+        draw.polygon(place(outline("circle", 0), 0.85, aside), fill=0)
     return np.asarray(canvas.resize((size, size), Image.BOX))
 
 
@@ -192,14 +154,9 @@ def scene(mask, ink, grounds, texture, noise, rng):
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     fade = np.clip(0.5 + math.cos(angle) * x + math.sin(angle) * y, 0, 1)[..., None]
-    blotches = Image.fromarray(grain.normal(0, texture, (6, 6)).astype(np.float32)).resize(
-        (size, size), Image.BICUBIC
-    )
-    ground = (
-        (1 - fade) * np.array(grounds[0])
-        + fade * np.array(grounds[1])
-        + np.asarray(blotches)[..., None]
-    )
+    blotches = Image.fromarray(grain.normal(0, texture, (6, 6)).astype(np.float32))
+    smooth = np.asarray(blotches.resize((size, size), Image.BICUBIC))[..., None]
+    ground = (1 - fade) * np.array(grounds[0]) + fade * np.array(grounds[1]) + smooth
     cover = mask[..., None] / 255
     pixels = (1 - cover) * ground + cover * np.array(ink) + grain.normal(0, noise, (size, size, 3))
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))

@@ -126,7 +126,7 @@ def test_zero_shot_needs_a_slot(data_root, tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (None, "no such folder"),
+        (None, "has no split file {}/split_zhou_Caltech101.json"),
         ("", "has no split file {}/split_zhou_Caltech101.json"),
         ("{", "{}/split_zhou_Caltech101.json is not a split"),
         (

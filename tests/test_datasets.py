@@ -11,9 +11,9 @@ import pytest
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.utils import set_random_seed
-from dassl_blackbox.datasets import base, digits, generated, letters, shapes
-from dassl_blackbox.datasets.base import FewShotDataset, Row, register
-from dassl_blackbox.datasets.readers import DatasetError
+from dassl_blackbox.datasets import base, generated, render
+from dassl_blackbox.datasets.base import FewShotDataset, register
+from dassl_blackbox.datasets.listing import DatasetError, Row
 from dassl_blackbox.datasets.table import ROWS
 from PIL import Image
 
@@ -24,9 +24,9 @@ CALTECH101_16_SHOTS = {
     3: "43acea3b0c7fb11877c684267bf6d3eb5fd526ce7c4ebb7fa26b1f24d3e4b328",
 }
 GENERATED = {
-    "Digits": ((896, 176, 725), list(digits.NAMES), "L"),
+    "Digits": ((896, 176, 725), generated.DIGITS, "L"),
     "Letters": ((1040, 208, 1040), list("abcdefghijklmnopqrstuvwxyz"), "RGB"),
-    "Shapes": ((960, 192, 960), list(shapes.NAMES), "RGB"),
+    "Shapes": ((960, 192, 960), generated.SHAPES, "RGB"),
 }
 
 # the real Dassl has a CIFAR10 and a CIFAR100 of its own, and what the host has is kept
@@ -224,13 +224,11 @@ def test_every_class_of_letters_and_shapes_has_the_same_size(root):
             assert set(Counter(item.label for item in items).values()) == {count}
 
 
-@pytest.mark.parametrize(
-    "name, module", [("Digits", digits), ("Letters", letters), ("Shapes", shapes)]
-)
-def test_a_second_generation_has_the_same_pixels(name, module, root):
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_second_generation_has_the_same_pixels(name, root):
     dataset, states = load(name, root), (random.getstate(), np.random.get_state()[1].tolist())
     saved = [item for items in (dataset.train_x, dataset.val, dataset.test) for item in items]
-    again = list(module.pictures())
+    again = list(generated.PICTURES[name]())
     assert [(item.label, item.classname) for item in saved] == [
         (label, name) for _, label, name, _ in again
     ]
@@ -244,7 +242,7 @@ def test_the_saved_digits_are_the_scans(root):
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    row = digits.split_indices(source.target)["train"][0]
+    row = generated.split_indices(source.target)["train"][0]
     scan = Image.fromarray((source.images[row] * 255 / 16).round().astype(np.uint8)).resize(
         (32, 32), Image.BICUBIC
     )
@@ -257,7 +255,7 @@ def test_the_saved_digits_are_the_scans(root):
 def test_digits_are_split_as_the_embedded_model_was_trained():
     from sklearn.datasets import load_digits
 
-    split = digits.split_indices(load_digits().target)
+    split = generated.split_indices(load_digits().target)
     assert sorted(chain.from_iterable(split.values())) == list(range(1797))
     assert (
         hashlib.sha256(json.dumps(split).encode()).hexdigest()
@@ -266,10 +264,10 @@ def test_digits_are_split_as_the_embedded_model_was_trained():
 
 
 def test_shapes_cover_all_colours_and_most_kinds():
-    colours, kinds = (set(words) for words in zip(*(name.split() for name in shapes.NAMES)))
-    assert len(set(shapes.NAMES)) == 24
-    assert colours == set(shapes.render.COLOURS)
-    assert len(kinds) >= 12 and kinds <= set(shapes.render.SHAPES + shapes.render.PATTERNS)
+    colours, kinds = (set(words) for words in zip(*(name.split() for name in generated.SHAPES)))
+    assert len(set(generated.SHAPES)) == 24
+    assert colours == set(render.COLOURS)
+    assert len(kinds) >= 12 and kinds <= set(render.SHAPES + render.PATTERNS)
 
 
 def test_a_generated_data_set_is_written_once(tiny):
@@ -370,9 +368,8 @@ def test_no_root():
 def test_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = message("Caltech101", "somewhere")
-    assert text.startswith(
-        f"Caltech101 is not at {tmp_path / 'somewhere' / 'caltech-101'}: there is no such folder."
-    )
+    path = tmp_path / "somewhere" / "caltech-101" / "split_zhou_Caltech101.json"
+    assert text.startswith(f"Caltech101 has no split file {path}.")
     assert "DATASETS.md" in text and "--root" in text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trees
 from dassl_blackbox.datasets import __main__ as check_command
-from dassl_blackbox.datasets.readers import DatasetError
+from dassl_blackbox.datasets.listing import DatasetError
 from dassl_blackbox.datasets.table import ROWS
 from PIL import Image
 from support import REPO, accuracy, run
@@ -352,7 +352,7 @@ BREAK = {
     "ImageNet without val": (
         "ImageNet",
         lambda f: shutil.rmtree(f / "images" / "val"),
-        "there is no folder .*images/val",
+        "the folder .*images/val cannot be read",
     ),
     "a folder without a name": (
         "ImageNet",
@@ -392,17 +392,17 @@ BREAK = {
     "Svhn without test": (
         "Svhn",
         lambda f: shutil.rmtree(f / "test"),
-        "there is no folder .*svhn/test",
+        "the folder .*svhn/test cannot be read",
     ),
     "CIFAR without test": (
         "CIFAR10",
         lambda f: shutil.rmtree(f / "test"),
-        "there is no folder .*cifar10/test",
+        "the folder .*cifar10/test cannot be read",
     ),
     "no train": (
         "ImageFolder",
         lambda f: shutil.rmtree(f / "train"),
-        "there is no folder .*/train. Move the class folders into it, or pass --root .DATA for",
+        "the folder .*train cannot be read .*Put the class folders there, or pass --root .DATA",
     ),
     "a test class that train lacks": (
         "ImageFolder",

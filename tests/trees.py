@@ -7,7 +7,7 @@ import json
 import sys
 
 from dassl_blackbox.datasets import __main__ as check_command
-from dassl_blackbox.datasets import shapes
+from dassl_blackbox.datasets.generated import PICTURES as GENERATED
 from dassl_blackbox.datasets.table import ROWS
 from support import REPO, run
 
@@ -41,7 +41,7 @@ PICTURES = {}
 def picture(name, i):
     """The i-th picture of a class of Shapes, all drawn once."""
     if not PICTURES:
-        for _, _, drawn, image in shapes.pictures():
+        for _, _, drawn, image in GENERATED["Shapes"]():
             PICTURES.setdefault(drawn, []).append(image)
     return PICTURES[name][i % len(PICTURES[name])]
 

@@ -193,7 +193,9 @@ def test_the_check_tells_what_a_folder_of_ones_own_holds(folder, capsys):
     assert f"without a picture in {folder}/train: aaa" in text
     assert "1 file is passed over: 1 .txt" in text and "no folder for val: taken from" in text
     assert sorted(folder.rglob("*")) == before
-    assert f"no folder {folder}/train/train. Move" in checked(folder / "train", capsys, status=1)
+    assert f"the folder {folder}/train/train cannot be read" in checked(
+        folder / "train", capsys, status=1
+    )
 
 
 # Worker processes

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from dassl_blackbox.datasets.digits import split_indices
+from dassl_blackbox.datasets.generated import split_indices
 from open_clip import SimpleTokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN as MEAN
 from open_clip.constants import OPENAI_DATASET_STD as STD
