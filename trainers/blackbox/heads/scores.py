@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..answers import Gathered
 from .selection import agreement, away, discriminant, judged, sharpness, spread, surprise
@@ -29,22 +29,17 @@ LEVELS = tuple(half / 2 for half in range(17))  # by which classes without image
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
-def centred(scores: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
-    """Scores `[..., A]`, every part of an image's row less its own mean.
+def centred(scores: Tensor, parts: Sequence[int]) -> Tensor:
+    """Scores `[..., A]` less the mean of each list that was answered together, of these lengths.
 
     So that log-probabilities serve as logits do: they differ by one number an image and list.
-    `parts` are the lengths of the lists that were answered together; their sum is A.
     """
     pieces = scores.split(list(parts), dim=-1)
     return torch.cat([piece - piece.mean(-1, keepdim=True) for piece in pieces], dim=-1)
 
 
-def resolution(scores: torch.Tensor) -> float:
-    """The step that scores `[N, A]` are rounded to on average, 0 where none is found.
-
-    Rounded numbers repeat: there are far fewer different ones than numbers. Half precision and
-    answers of a few decimals are found so.
-    """
+def resolution(scores: Tensor) -> float:
+    """The step that scores `[N, A]` are rounded to on average; 0 where numbers do not repeat."""
     values = scores[:: -(-scores.numel() // NUMBERS)].flatten()
     found = values.unique()
     if len(found) < 2 or 4 * len(found) > len(values):
@@ -54,23 +49,20 @@ def resolution(scores: torch.Tensor) -> float:
     return float(high - low) / max(1, inside - 1)
 
 
-def truncated(scores: torch.Tensor) -> bool:
+def truncated(scores: Tensor) -> bool:
     """Whether only the largest scores `[N, A]` of an image are let out, the others all alike."""
     return scores.eq(scores.amin(1)[:, None]).sum(1).median().item() > 1
 
 
 class Views(NamedTuple):
-    """Scores of further texts in views of images `[R, A]`, and the views' labels and images `[R]`.
+    """What further texts score in views of images."""
 
-    `noise` is the step that the scores were rounded to.
-    """
+    rows: Tensor  # [R, A]
+    labels: Tensor  # [R]
+    images: Tensor  # [R]
+    noise: float  # the step that the scores were rounded to
 
-    rows: torch.Tensor
-    labels: torch.Tensor
-    images: torch.Tensor
-    noise: float
-
-    def of(self, seen: torch.Tensor) -> Views:
+    def of(self, seen: Tensor) -> Views:
         """Those of the images that are seen `[N]`."""
         rows = seen[self.images]
         return Views(self.rows[rows], self.labels[rows], self.images[rows], self.noise)
@@ -79,22 +71,20 @@ class Views(NamedTuple):
 class Linear(NamedTuple):
     """`x W + b`, perhaps K at a time: W `[K, r, C]`, b `[K, 1, C]`."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """`[K, N, C]` of inputs `[N, r]`, or `[K, N, r]`."""
         return x @ self.weight + self.bias
 
 
-def whitening(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean `[A]` and `V S^-0.7`, `[A, r]`.
+def whitening(views: Views) -> tuple[Tensor, Tensor]:
+    """The mean `[A]` and `V S^-0.7`, `[A, r]`: S and V are standard deviations and directions.
 
-    S and V are standard deviations and directions of a covariance: small directions count for more
-    than in the scores, and for less than noise would. With n images a class, 1 - 1/n of it is the
-    covariance about the classes' means, the rest that about the mean of all. Kept are the r
-    deviations above `CUT` of the largest and above twice what rounding gives; none where all rows
-    are alike.
+    With n images a class, 1 - 1/n of their covariance is that about the classes' means, the rest
+    that about the mean of all. Kept are the r deviations above `CUT` of the largest and above twice
+    what rounding gives; none where all rows are alike.
     """
     mean = views.rows.mean(0)
     rows = views.rows - mean
@@ -109,7 +99,7 @@ def whitening(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, vectors * values**-POWER
 
 
-def directions(covariance: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+def directions(covariance: Tensor, views: Views) -> tuple[Tensor, Tensor]:
     """Standard deviations `[r]` and directions `[A, r]` that are no noise, the largest first."""
     squares, vectors = torch.linalg.eigh(covariance)
     values = squares.flip(0).clamp_min(0).sqrt()
@@ -120,9 +110,8 @@ def directions(covariance: torch.Tensor, views: Views) -> tuple[torch.Tensor, to
 
 
 def coordinates(views: Views) -> Linear:
-    """`V S^-0.5`, as a map from scores: S and V are those of the covariance about the mean of all.
-
-    As far as texts spread where images do, distances are those of the features.
+    """`V S^-0.5` of the covariance about the mean of all: as far as texts spread where images do,
+    distances are those of the features.
     """
     mean = views.rows.mean(0)
     rows = views.rows - mean
@@ -138,7 +127,7 @@ def gaussian(views: Views, classes: int, axes: Linear) -> Linear:
     return Linear(axes.weight @ weight.mT, axes.bias @ weight.mT + bias)
 
 
-def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def components(s: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
     """Whitened scores `[N, r]` of `[N, A]` with a mean of |x|^2 of 1; the mean `[A]` and the map
     `[A, r]` that lead there.
     """
@@ -148,25 +137,25 @@ def components(s: torch.Tensor, views: Views) -> tuple[torch.Tensor, torch.Tenso
     return x / norm, mean, white / norm
 
 
-def length(x: torch.Tensor) -> torch.Tensor:
+def length(x: Tensor) -> Tensor:
     """Root of the mean of |x|^2 over rows `[N, r]`."""
     return x.square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
 def fit(
-    offset: torch.Tensor,
-    x: torch.Tensor,
-    labels: torch.Tensor,
+    offset: Tensor,
+    x: Tensor,
+    labels: Tensor,
     penalty: float,
-    seen: torch.Tensor | None = None,
+    seen: Tensor | None = None,
     start: Linear | None = None,
     steps: int = STEPS,
 ) -> Linear:
     """Minimise cross-entropies of `offset + x W + b` and `penalty / 2 |W|^2 + |b|^2 / 2`, summed.
 
-    The most probable W and b under normal priors, which do not depend on the number of images.
-    Convex problems, K at once by L-BFGS, that are the same but for the rows that they see. W is
-    searched in units in which the curvature along every component of x is about the same.
+    The most probable W and b under normal priors, which do not depend on the number of images: K
+    convex problems at once by L-BFGS, in units in which the curvature along all components of x is
+    about the same.
 
     Args:
         offset, x: `[N, C]` and `[N, r]`, or those of each problem `[K, N, C]` and `[K, N, r]`.
@@ -191,7 +180,7 @@ def fit(
         line_search_fn="strong_wolfe",
     )
 
-    def loss() -> torch.Tensor:
+    def loss() -> Tensor:
         lbfgs.zero_grad()
         now = Linear(parts[0] * unit, parts[1])
         logits = (offset + now(x)).mT
@@ -218,13 +207,13 @@ class Choice(NamedTuple):
 class Task(NamedTuple):
     """What is fitted to, about N images, A further texts and C classes."""
 
-    z: torch.Tensor  # zero-shot at its own temperature [N, C]
-    s: torch.Tensor  # scores of the further texts [N, A]
-    x: torch.Tensor  # the same, whitened [N, r]
+    z: Tensor  # zero-shot at its own temperature [N, C]
+    s: Tensor  # scores of the further texts [N, A]
+    x: Tensor  # the same, whitened [N, r]
     views: Views  # of all images
-    labels: torch.Tensor  # [N]
-    folds: torch.Tensor  # [N]
-    usual: torch.Tensor  # what the shares of the classes among the images add [C]
+    labels: Tensor  # [N]
+    folds: Tensor  # [N]
+    usual: Tensor  # what the shares of the classes among the images add [C]
     axes: Linear  # coordinates of the views, in which no label has a part
     bold: float  # how far images are believed by themselves, from 0 to 1
 
@@ -256,10 +245,7 @@ def chosen_for(task: Task, many: bool) -> Choice:
 
     That alone decides where every image is the only one of its class: from all of zero-shot and a
     penalty of 0.3 where `bold` is 0 to half of it and 0.1 where it is 1. The Gaussian logits are
-    first weighed alone (their prior is that of `selection.blended`), then with the fit.
-
-    Args:
-        many: whether a few images that are held out would whiten all no better.
+    weighed alone first. Where images are `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
     centre = 2.0**-task.bold, 0.3 * 3.0**-task.bold
@@ -302,10 +288,9 @@ def chosen_for(task: Task, many: bool) -> Choice:
 def raised(task: Task, choice: Choice) -> float:
     """What is added to the logits of classes without images, so that they can compete with others.
 
-    A class that is learnt answers other images than its own with less and less. Half of the classes
-    are learnt without some of the images and the other half is not, and then the other way round;
-    of `LEVELS`, chosen is that at which the fewest of these images are mistaken, beside a prior
-    (normal, 3 wide). 0 where every image is the only one of its class.
+    Half of the classes are learnt without some of the images, and the other half is not, and then
+    the other way round; of `LEVELS`, chosen is that at which the fewest of these images are
+    mistaken, beside a prior (normal, 3 wide). 0 with one image a class.
     """
     z, views, labels = task.z, task.views, task.labels
     out = judged(labels)
@@ -336,7 +321,7 @@ def raised(task: Task, choice: Choice) -> float:
     return LEVELS[int(costs.argmin())]
 
 
-def needed(gram: torch.Tensor, target: torch.Tensor, first: int, count: int) -> list[int]:
+def needed(gram: Tensor, target: Tensor, first: int, count: int) -> list[int]:
     """Columns that explain most of a target, beside the `first` ones: orthogonal matching pursuit.
 
     Args:
@@ -382,12 +367,12 @@ class ScoreHead(nn.Module):
     """
 
     class_bound = True  # a class is a number of its own to it
-    scale: torch.Tensor
-    matrix: torch.Tensor
-    bias: torch.Tensor
-    short: torch.Tensor
-    short_bias: torch.Tensor
-    prototypes: torch.Tensor
+    scale: Tensor
+    matrix: Tensor
+    bias: Tensor
+    short: Tensor
+    short_bias: Tensor
+    prototypes: Tensor
 
     def __init__(self, names: Sequence[str], further: int = 0, keep: int = 0) -> None:
         super().__init__()
@@ -429,19 +414,19 @@ class ScoreHead(nn.Module):
         """Whether it is asked about its own classes."""
         return self.classes == self.names
 
-    def read(self, scores: torch.Tensor) -> torch.Tensor:
+    def read(self, scores: Tensor) -> Tensor:
         """What it is given of an image `[..., A]`, centred list by list."""
         C = len(self.classes)
         return centred(scores, [C, scores.shape[-1] - C] if scores.shape[-1] > C else [C])
 
-    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+    def forward(self, scores: Tensor) -> Tensor:
         """Logits `[..., C]` of the class texts' and the further texts' scores `[..., A]`."""
         C, rows = len(self.classes), self.read(scores)
         if self.at_home:
             return self.scale * rows[..., :C] + rows @ self.short + self.short_bias
         return self.scale * rows[..., :C] + rows[..., C:] @ self.matrix + self.bias
 
-    def move(self, classes: Sequence[str], means: torch.Tensor) -> None:
+    def move(self, classes: Sequence[str], means: Tensor) -> None:
         """Be asked about other classes, of which those that it knows keep what was learnt.
 
         `means` are those of their texts' centred scores over the training images `[C']`.
@@ -454,11 +439,11 @@ class ScoreHead(nn.Module):
 
     def hold(
         self,
-        known: torch.Tensor,
-        scale: torch.Tensor,
-        matrix: torch.Tensor,
-        bias: torch.Tensor,
-        means: torch.Tensor,
+        known: Tensor,
+        scale: Tensor,
+        matrix: Tensor,
+        bias: Tensor,
+        means: Tensor,
     ) -> None:
         """Hold what the K `known` ones of C classes have learnt (`[K]`, `[A, K]`, `[K]`).
 
@@ -471,7 +456,7 @@ class ScoreHead(nn.Module):
         self.scale[known], self.matrix[:, known], self.bias[known] = scale, matrix, bias
 
     @torch.no_grad()
-    def fit(self, gathered: Gathered, folds: torch.Tensor) -> str:
+    def fit(self, gathered: Gathered, folds: Tensor) -> str:
         """Fit it to scores `[N, C + M]`, given a fold for every training image.
 
         Views of an image are averaged: they tell which differences between scores mean little.
@@ -534,7 +519,7 @@ class ScoreHead(nn.Module):
             f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, {how}"
         )
 
-    def shorten(self, scores: torch.Tensor, noise: float) -> None:
+    def shorten(self, scores: Tensor, noise: float) -> None:
         """Choose the further texts that are kept, and explain the same logits by them.
 
         A ridge regression on scores `[N, C + M]` of views, which were rounded to steps of `noise`;
