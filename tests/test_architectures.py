@@ -1,6 +1,7 @@
 """Every architecture of open_clip: the oracle's logits are its own, or a sentence says why not."""
 
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -10,7 +11,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import (
     check_architecture,
-    common_preprocessing,
+    listed_of,
     load_model,
 )
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
@@ -286,7 +287,7 @@ def test_every_architecture_is_described_or_refused(folder):
     ],
 )
 def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, interpolation, mode):
-    found = common_preprocessing(arch)
+    found = listed_of(arch, Path("weights.pt"))
     assert bool(found) == (mean is not None)
     if found:
         assert found["mean"][0] == mean
@@ -305,7 +306,7 @@ def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(arch, mean, int
 def test_odd_preprocessing_is_understood(told, expected, built, monkeypatch, capsys):
     from dassl_blackbox.trainers.blackbox.openclip import models
 
-    monkeypatch.setattr(models, "common_preprocessing", lambda arch: told)
+    monkeypatch.setattr(models, "listed_of", lambda arch, path: told)
     name, _ = built("oblong")
     found = load_model(name).description
     assert found.interpolation == expected and len(found.mean) == len(found.std) == 3

@@ -21,7 +21,6 @@ from ..oracle.interface import NoClasses
 
 # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back
 CPU_POSITIONS = 2**12
-SHARE = 0.25  # of a device's free memory
 ALL, LAST, NONE = slice(None), slice(-1, None), slice(0, 0)
 Kept = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a pair a layer
 
@@ -41,7 +40,7 @@ def positions_at_once(transformer: Any) -> int:
     bytes_each = weight.element_size() * (2 * hidden + 8 * width)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused
-    return 2 ** max(10, int(free * SHARE / bytes_each).bit_length() - 1)
+    return 2 ** max(10, int(free / 4 / bytes_each).bit_length() - 1)
 
 
 def pieces(transformer: Any, count: int, positions: int) -> tuple[torch.Tensor, ...]:

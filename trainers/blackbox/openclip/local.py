@@ -18,7 +18,6 @@ from . import patches
 from .blocks import TextPath
 from .models import HALF, LoadedModel
 
-LIMIT = 2**29  # bytes that are kept
 ROW_BYTES = 768  # of a key, its place in an OrderedDict and a tensor, beside the tensor's numbers
 FEW = 8
 Pixels = Callable[[list[int] | slice], torch.Tensor]  # of some images of a batch
@@ -28,7 +27,7 @@ Encode = Callable[[torch.Tensor], torch.Tensor]  # [B, 3, H, W] -> [B, E]
 class FeatureStore(OrderedDict[bytes, torch.Tensor]):
     """Rows `[E]` by content, within `limit` bytes, the least recently used out first."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = 2**29) -> None:
         super().__init__()
         self.limit, self.weights = limit, torch.zeros(2, 0)
 
@@ -111,7 +110,7 @@ class LocalOracle(Oracle):
         self.bias = None if bias is None else bias.detach().float()
         self.pixels = WeakKeyDictionary[Images, torch.Tensor]()
         self.encoded = WeakKeyDictionary[Images, torch.Tensor]()
-        # the last contexts, and their text features; the last further texts, and theirs
+        # the last contexts and further texts, with their text features
         self.last: tuple[torch.Tensor, torch.Tensor] | None = None
         self.further: tuple[Texts, torch.Tensor] | None = None
 

@@ -46,7 +46,6 @@ OPENAI = {name: re.sub("[/@]", "-", name).removesuffix("px") + QUICK for name in
 EOT = 49407  # of CLIP's tokenizer
 # numbers that OpenAI's files hold beside the weights
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
-HASHED = re.compile(r".*-[0-9a-f]{8}\.pth?")  # the end of a name that open_clip gave a release
 HOLDERS = ("model", "state_dict", "model_state_dict")  # under which training code saves the weights
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # of the fingerprint: what computes nothing, and numbers of modules that are in no tensor
@@ -170,10 +169,10 @@ def find(name: str) -> Source:
 
 def of_file(arch: str, config: Any, path: Path, listed: dict[str, Any]) -> Source:
     """Weights in a file, of which open_clip may list something."""
-    state, listed = read_weights(path), listed or released(path)
-    trained = bool(listed.get("quick_gelu")) if listed else None
+    state, listed = read_weights(path), listed or listed_of(arch, path)
+    trained = bool(listed.get("quick_gelu")) if "hf_hub" in listed else None
     check_architecture(arch, config, str(path), OPENAI_MARKS <= state.keys() or trained)
-    return Source(config, state, listed or common_preprocessing(arch))
+    return Source(config, state, listed)
 
 
 def check_architecture(arch: str, config: Any, weights: str, trained: bool | None) -> None:
@@ -198,20 +197,20 @@ def check_architecture(arch: str, config: Any, weights: str, trained: bool | Non
         raise BlackBoxError(f"{words}. They were.")
 
 
-def released(path: Path) -> dict[str, Any]:
-    """What open_clip lists of the weights that a file is, by its name or its folder; or nothing."""
+def listed_of(arch: str, path: Path) -> dict[str, Any]:
+    """What open_clip lists of the weights that a file is, by its name or its folder.
+
+    Of one that it does not know: how images are prepared for all weights of the architecture that
+    it lists, if alike.
+    """
     parts = {*path.absolute().parts, *path.resolve().parts}
     for model, tag in open_clip.list_pretrained():
         listed = get_pretrained_cfg(model, tag)
         file, hub = Path(listed.get("url", "")).name, listed.get("hf_hub", "").rpartition("/")[0]
         folder = f"models--{hub.replace('/', '--')}"
-        if folder in parts or (file in parts and HASHED.fullmatch(file)):
+        # a name that open_clip gave a release ends in a hash
+        if folder in parts or (file in parts and re.fullmatch(r".*-[0-9a-f]{8}\.pth?", file)):
             return listed
-    return {}
-
-
-def common_preprocessing(arch: str) -> dict[str, Any]:
-    """How images are prepared for all weights of an architecture that open_clip lists, if alike."""
     keys = ("mean", "std", "interpolation", "resize_mode")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     found = [{key: get_pretrained_cfg(arch, tag).get(key) for key in keys} for tag in tags]
@@ -276,8 +275,8 @@ def build(source: Source, kind: torch.dtype | None) -> Any:
         whole = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
         made = getattr(open_clip, whole if config.pop("custom_text", False) else "CLIP")
         model = made(**config, cast_dtype=kind)
-    preprocess = merge_preprocess_dict(PreprocessCfg(), source.preprocess)
-    architectures.set_model_preprocess_cfg(model, preprocess)
+    prepared = merge_preprocess_dict(PreprocessCfg(), source.preprocess)
+    architectures.set_model_preprocess_cfg(model, prepared)
     if kind is not None and hasattr(model.visual, "trunk"):
         model.to(kind)
         for module in model.modules():  # layer norms that compute in float32 keep their weights so
@@ -285,8 +284,8 @@ def build(source: Source, kind: torch.dtype | None) -> Any:
                 module.float()
     elif kind is not None:
         architectures.convert_weights_to_lp(model, kind)
-    state = {key: value for key, value in state.items() if key not in OPENAI_MARKS}
-    state = convert_state_dict(model, state)
+    kept = {key: value for key, value in state.items() if key not in OPENAI_MARKS}
+    state = convert_state_dict(model, kept)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = architectures.convert_to_custom_text_state_dict(state)
     model.load_state_dict(state)
@@ -303,8 +302,7 @@ def describe(
 ) -> Description:
     """Sizes, normalisation and the three moments (BPT-VLM's projections are scaled by them).
 
-    A black image, in pixels of `dtype`, and an empty text are encoded: whatever a model that cannot
-    do it raises is raised here.
+    A black image, in pixels of `dtype`, and an empty text are encoded, which raises what it may.
     """
     visual, text = model.visual, getattr(model, "text", model)
     words, scale = text.token_embedding.weight, model.logit_scale.float().exp().item()
@@ -338,9 +336,8 @@ def describe(
 def fingerprint(model: nn.Module) -> str:
     """What a model is: SHA-256 of its weights and of what its architecture makes of them.
 
-    Of a model in float32, so that it is the same at every ORACLE.PREC. Of the architecture a fixed
-    list of facts counts: a new release of torch, timm or open_clip that adds an attribute, an
-    Identity or a Dropout leaves it as it was. Checkpoints hold it, so its arithmetic stays.
+    Of a model in float32 and a fixed list of facts, so that it is the same at every ORACLE.PREC and
+    release of torch, timm and open_clip. Checkpoints hold it, so its arithmetic stays.
     """
     sha = hashlib.sha256(json.dumps([modules(model), settings(model)], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,9 +1,8 @@
 """Exact short ways through an image tower.
 
-A plain ViT takes many candidates' image tokens, or none, and in its last layer only the class
-token asks. Of a convolutional tower on a CPU the batch norms are folded, and it encodes eight
-images at a time: 128 by `photo` with one thread take 2.6 s in place of 6.0, 32 by RN50 4.5 in place
-of 7.1 (benchmarks/image_tower.py).
+In a plain ViT's last layer only the class token asks. Of a convolutional tower the batch norms are
+folded, and a CPU encodes eight images at a time: 128 by `photo` with one thread take 2.6 s in place
+of 6.0, 32 by RN50 4.5 in place of 7.1 (benchmarks/image_tower.py).
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from .blocks import finish, pieces, plain, project
 
 CLASS_TOKEN = slice(0, 1)
 CONVOLVED = 8  # images that fit a processor's cache; of 4 to 128, the fastest for `photo` and RN50
-TOLERANCE = 1e-4  # of a normalised feature's entries; rounding alone is below 1e-6
 
 
 def fits(visual: Any) -> bool:
@@ -43,8 +41,7 @@ def fits(visual: Any) -> bool:
 def encode(visual: Any, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Image features `[P, B, E]`, not normalised, of `[B, 3, H, W]` and tokens `[P, n_V, W]`.
 
-    The tokens, of which there may be none, follow class token and patches, after the position
-    embedding and before `ln_pre`. `fits` holds for the tower.
+    The tokens, if any, follow the patches, after the position embedding and before `ln_pre`.
     """
     patches = visual._embeds(pixels)  # and the class token in front: [B, 1 + G, W]
     tokens = visual.ln_pre(tokens.to(patches.dtype))
@@ -90,6 +87,6 @@ def fold_batch_norms(visual: Any) -> Any:
             # timm's norms have their activation inside
             folded.set_submodule(name, getattr(norm, "act", nn.Identity()))
     apart = (F.normalize(folded(pixels), dim=-1) - before).abs().max()
-    if not apart < TOLERANCE:
+    if not apart < 1e-4:  # rounding alone is below 1e-6
         return visual
     return folded.requires_grad_(False).to(next(visual.parameters()).device)
