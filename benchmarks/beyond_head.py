@@ -15,12 +15,11 @@ from pathlib import Path
 from jolt_run import jolt_trainer  # isort: skip  finds this project
 
 import torch
-from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.bank import further_texts
 from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
-from dassl_blackbox.trainers.blackbox.heads.selection import folds_of
+from dassl_blackbox.trainers.blackbox.heads.selection import Gathered, folds_of
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
 from tabulate import tabulate
 

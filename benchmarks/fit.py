@@ -13,8 +13,8 @@ import sys
 import time
 
 import torch
-from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
+from dassl_blackbox.trainers.blackbox.heads.selection import Gathered
 from dassl_blackbox.trainers.sonar import kept_texts
 from tabulate import tabulate
 

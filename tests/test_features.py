@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl_blackbox.trainers.blackbox.answers import Answers, Gathered
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.selection import (
     FeatureHead,
@@ -19,7 +18,7 @@ from dassl_blackbox.trainers.blackbox.heads.selection import (
     spread,
 )
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.probe import descend
+from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered, descend
 from dassl_blackbox.trainers.lfa import procrustes, reranking
 from dassl_blackbox.trainers.tipadapter import TUNING_ALPHA, logits
 from support import assert_same, bill, seeded, test_logits

@@ -7,12 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox import probe
-from dassl_blackbox.trainers.blackbox.answers import Gathered
 from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import scores as scores_of
-from dassl_blackbox.trainers.blackbox.heads.pool import pooled
 from dassl_blackbox.trainers.blackbox.heads.scores import (
     ScoreHead,
     Views,
@@ -20,10 +18,11 @@ from dassl_blackbox.trainers.blackbox.heads.scores import (
     coordinates,
     fit,
     gaussian,
+    pooled,
     resolution,
     whitening,
 )
-from dassl_blackbox.trainers.blackbox.heads.selection import agreement, sharpness
+from dassl_blackbox.trainers.blackbox.heads.selection import Gathered, agreement, sharpness
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Meter, Prompt, Texts, TopK

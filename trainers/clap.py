@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.answers import Gathered
 from .blackbox.config import Key, number, register_trainer, whole
-from .blackbox.heads.selection import BATCH, FeatureHead, minibatches
+from .blackbox.heads.selection import BATCH, FeatureHead, Gathered, minibatches
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.run.rng import child_seed
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .blackbox.answers import Gathered
 from .blackbox.config import register_trainer
-from .blackbox.heads.selection import FeatureHead, blended, discriminant
+from .blackbox.heads.selection import FeatureHead, Gathered, blended, discriminant
 from .blackbox.probe import ProbeTrainer, probe_keys
 
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.answers import Gathered
 from .blackbox.config import Key, flag, number, register_trainer, whole
-from .blackbox.heads.selection import FeatureHead, choose, mapped
+from .blackbox.heads.selection import FeatureHead, Gathered, choose, mapped
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.run.rng import child_seed
 

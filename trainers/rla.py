@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.answers import Gathered
 from .blackbox.config import Key, number, register_trainer, whole
-from .blackbox.heads.selection import FeatureHead, mapped
+from .blackbox.heads.selection import FeatureHead, Gathered, mapped
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
 
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from .blackbox.answers import Gathered
 from .blackbox.bank import NAMES, PHRASES, further_texts
 from .blackbox.config import Key, flag, register_trainer, text, whole
 from .blackbox.data import of_all_classes, ordered_loader
 from .blackbox.errors import BlackBoxError
-from .blackbox.heads.pool import Pool
-from .blackbox.heads.scores import ScoreHead
+from .blackbox.heads.scores import Pool, ScoreHead
+from .blackbox.heads.selection import Gathered
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.oracle.bill import batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
@@ -30,7 +29,7 @@ def affordable_texts(cfg: Any, classes: int, images: int) -> int:
 
 def kept_texts(classes: int, further: int) -> int:
     """Further texts that evaluation asks about: a batch costs half of one in training, rounded
-    down, but C of them are always kept, or all where there are fewer.
+    down, but C of them, or all, are always kept.
     """
     half = (1 + -(-further // classes)) // 2
     return min(further, classes * max(1, half - 1))
@@ -46,12 +45,9 @@ class SONAR(ProbeTrainer):
     let out); without further texts (`TEXTS 0`) and views it is the head alone, on the answers about
     one prompt.
 
-    Prior work: SiM (arXiv:2506.04005) regresses on scores of generic words, cross-modal adaptation
-    (arXiv:2301.06267) takes the class text as one more image, CLAP (arXiv:2312.12730), SS-Text
-    (arXiv:2506.17500) and GDA (arXiv:2402.04087) fit few-shot heads on features. Here the head
-    reads logits alone and begins at zero-shot, under priors that do not depend on the number of
-    images; GDA's discriminant stands beside it where that helps. How far the images are believed is
-    chosen on images that it did not learn from.
+    Nearest to it: SiM (arXiv:2506.04005), ridge regression on scores of generic words. Here the
+    head begins at zero-shot, under priors that do not depend on the number of images, and GDA's
+    discriminant (arXiv:2402.04087) stands beside it where images that are held out want it.
     """
 
     keys = {
@@ -123,10 +119,8 @@ class SONAR(ProbeTrainer):
 
     @torch.no_grad()
     def mean_scores(self) -> torch.Tensor:
-        """Mean of the centred zero-shot logits `[C]` over the images that the head learnt from.
-
-        They are asked about once more, as part of evaluation: a query a batch. They are those of
-        the head's classes among the data set's; where it has none, 0.
+        """Mean of the centred zero-shot logits `[C]` over the images that the head learnt from, as
+        far as they are the data set's. They are asked about once more: a query a batch.
         """
         total, known = torch.zeros(self.num_classes, device=self.device), set(self.head.names)
         items = [item for item in of_all_classes(self.cfg) if item.classname in known]

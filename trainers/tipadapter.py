@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.answers import Gathered
 from .blackbox.config import Key, flag, number, register_trainer, where, whole
-from .blackbox.heads.selection import BATCH, FeatureHead, away, blended, minibatches
+from .blackbox.heads.selection import BATCH, FeatureHead, Gathered, away, blended, minibatches
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
 from .blackbox.run.rng import child_seed
 

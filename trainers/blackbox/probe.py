@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .answers import Answers, Gathered
 from .config import Key, node_of, template_for, template_keys, whole
 from .data import ordered_loader
 from .engine import BlackBoxTrainer
 from .errors import BlackBoxError
-from .heads.selection import folds_of
+from .heads.selection import Gathered, folds_of
 from .oracle import QUERY_IMAGES, Prompt
 from .oracle.bill import Price, batches_of, price
 from .run.rng import seeded_generator
@@ -27,6 +26,27 @@ def probe_keys(folds: bool = False) -> dict[str, Key]:
     views = Key(4, whole(0, 1000), "augmented views of a training image, beside itself")
     parts = Key(5, whole(2, 100), "parts of the training images that are held out in turn")
     return {**template_keys(), "VIEWS": views, **({"FOLDS": parts} if folds else {})}
+
+
+class Answers:
+    """What came back so far: batches of rows, labels and numbers; the class texts' features."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.batches = device, list[tuple[torch.Tensor, ...]]()
+        self.text: torch.Tensor | None = None
+
+    def gathered(self) -> Gathered:
+        parts = [torch.cat(parts) for parts in zip(*self.batches, strict=True)]
+        found = Gathered(*parts, *([] if self.text is None else [self.text]))
+        # a view's images were asked about in another order than theirs, for the budget's sake
+        return found.part((found.views * (found.index.max() + 1) + found.index).argsort())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": [list(parts) for parts in self.batches], "text": self.text}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = [tuple(p.to(self.device) for p in parts) for parts in state["batches"]]
+        self.text = None if state["text"] is None else state["text"].to(self.device)
 
 
 class ProbeTrainer(BlackBoxTrainer):

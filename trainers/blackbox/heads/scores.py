@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..answers import Gathered
-from .selection import agreement, away, discriminant, judged, sharpness, spread, surprise
+from .selection import (
+    Gathered,
+    agreement,
+    away,
+    discriminant,
+    judged,
+    sharpness,
+    spread,
+    surprise,
+)
 
 POWER = 0.7  # of the whitening
 CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision
@@ -26,6 +34,11 @@ NUMBERS = 2**22  # that are looked at for how scores are rounded
 # what a checkpoint holds beside tensors
 PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level"
 LEVELS = tuple(half / 2 for half in range(17))  # by which classes without images may be raised
+# of the pool: pictures that are alike get alike answers
+NEIGHBOURS, CUBED = 5, 3  # of a picture, and of a cosine, which is the weight of a pair
+RIDGE = 0.3  # of the mean eigenvalue, added to all
+PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
+ROUNDS, CHUNK = 30, 2048
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -324,10 +337,7 @@ def raised(task: Task, choice: Choice) -> float:
 def needed(gram: Tensor, target: Tensor, first: int, count: int) -> list[int]:
     """Columns that explain most of a target, beside the `first` ones: orthogonal matching pursuit.
 
-    Args:
-        gram, target: `R^T R` and `R^T F` of columns R `[N, A]` and what is explained F `[N, C]`;
-            both are used up.
-        count: of those that are chosen; of very many, some at a time.
+    Of columns R `[N, A]` and a target F `[N, C]` it is given `R^T R` and `R^T F`, and uses them up.
     """
     least = 1e-6 * gram.diagonal().mean()
     new, chosen = list(range(first)), list[int]()
@@ -350,20 +360,9 @@ class ScoreHead(nn.Module):
 
     It begins as the model's own answer about the classes. A class that it has seen no image of has
     its zero-shot score less the mean of that over the training images, times their `agreement` with
-    the class texts. On its own classes it reads the class texts and the further texts that it
-    keeps; on others (`move`) all further texts.
-
-    Args:
-        names: of its C classes.
-        further: number of further texts; with 0, s are the scores of the class texts themselves,
-            and where only the largest are let out, those of both. Then the head cannot move.
-        keep: how many of them it keeps.
-
-    Attributes:
-        texts, template, kept: the further texts' names, what they stand in, the numbers of those
-            that are kept.
-        classes: names of the classes that it is asked about.
-        prototypes: mean scores of the classes' images, as evaluation sees them `[C, A]`.
+    the class texts. On its own classes, `names`, it reads the class texts and the `kept` ones of
+    its further texts; on others (`move`) all of these. Without further texts s are the scores of
+    the class texts, and where only the largest are let out, those of both: then it cannot move.
     """
 
     class_bound = True  # a class is a number of its own to it
@@ -378,7 +377,7 @@ class ScoreHead(nn.Module):
         super().__init__()
         C, read = len(names), len(names) + keep
         self.names = self.classes = list(names)
-        # temperature of the classes without images, and how much of the means they are less
+        # of the classes without images: temperature, how much of the means they are less, level
         self.further, self.fresh, self.bold, self.level = further, 1.0, 0.0, 0.0
         self.texts, self.template = list[str](), "{}."
         self.kept = list(range(keep))
@@ -427,10 +426,7 @@ class ScoreHead(nn.Module):
         return self.scale * rows[..., :C] + rows[..., C:] @ self.matrix + self.bias
 
     def move(self, classes: Sequence[str], means: Tensor) -> None:
-        """Be asked about other classes, of which those that it knows keep what was learnt.
-
-        `means` are those of their texts' centred scores over the training images `[C']`.
-        """
+        """Be asked about other classes; means are of their centred scores in training `[C']`."""
         own = {name: number for number, name in enumerate(self.names)}
         known = torch.tensor([name in own for name in classes], device=means.device)
         source = [own[name] for name in classes if name in own]
@@ -445,10 +441,7 @@ class ScoreHead(nn.Module):
         bias: Tensor,
         means: Tensor,
     ) -> None:
-        """Hold what the K `known` ones of C classes have learnt (`[K]`, `[A, K]`, `[K]`).
-
-        Others have their zero-shot scores less the `means` of these `[C]`.
-        """
+        """Hold what the K `known` ones of C classes learnt; others are less the means `[C]`."""
         level = (scale * means[known]).mean() if known.any() else 0.0
         self.scale = means.new_full((len(known),), self.fresh)
         self.matrix = means.new_zeros(len(matrix), len(known))
@@ -522,8 +515,7 @@ class ScoreHead(nn.Module):
     def shorten(self, scores: Tensor, noise: float) -> None:
         """Choose the further texts that are kept, and explain the same logits by them.
 
-        A ridge regression on scores `[N, C + M]` of views, which were rounded to steps of `noise`;
-        where all are kept nothing changes.
+        A ridge regression on scores `[N, C + M]` of views; where all are kept nothing changes.
         """
         C, count = len(self.names), len(self.kept)
         if count == self.further:
@@ -545,3 +537,70 @@ class ScoreHead(nn.Module):
         short = torch.linalg.solve(gram, columns.mT @ target)
         self.short = short.float()
         self.short_bias = self.bias + (logits.mean(0) - middle @ short).float()
+
+
+# ---------------------------------------------------------------------- the pool
+
+
+def neighbours(rows: Tensor) -> Tensor:
+    """Sparse symmetric weights `[N, N]`: cos^3 of pairs of whitened rows `[N, A]` that are near."""
+    centred = rows.double() - rows.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.mT @ centred)
+    values = values.clamp_min(0)
+    ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
+    units = (values + ridge).clamp_min(1e-30).rsqrt()  # rows that are all alike have no spread
+    z = F.normalize((centred @ vectors * units).float(), dim=1)
+    n, pairs, weights = len(z), [], []
+    for first in range(0, n, CHUNK):
+        cosines = z[first : first + CHUNK] @ z.mT
+        own = torch.arange(len(cosines), device=z.device)
+        cosines[own, first + own] = -2
+        values, others = cosines.topk(min(NEIGHBOURS, n - 1), dim=1)
+        mine = (first + own)[:, None].expand_as(others)
+        pairs.append((torch.minimum(mine, others) * n + torch.maximum(mine, others)).flatten())
+        weights.append(values.clamp_min(0).flatten() ** CUBED)
+    pair, place = torch.cat(pairs).unique(return_inverse=True)
+    weight = z.new_zeros(len(pair)).scatter_(0, place, torch.cat(weights))
+    both = torch.stack([pair // n, pair % n])
+    indices, values = torch.cat([both, both.flip(0)], 1), torch.cat([weight, weight])
+    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True).coalesce()
+
+
+def pooled(logits: Tensor, rows: Tensor, prototypes: Tensor) -> Tensor:
+    """Probabilities `[N, C]` of pictures that were seen together.
+
+    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers from its logits `[N, C]`, and W the
+    weights of neighbours in what it read `[N, A]`: a picture without one that is like it keeps its
+    own answer. Among them are the classes' mean training images `[C, A]`, 0 where there is none.
+    """
+    there = prototypes.abs().sum(1) > 0
+    own = torch.cat([(SHARPER * logits).softmax(1), torch.eye(logits.shape[1]).to(logits)[there]])
+    weights = neighbours(torch.cat([rows, prototypes[there]]))
+    pull = PULL * torch.sparse.sum(weights, 1).to_dense()[:, None]
+    answer = own
+    for _ in range(ROUNDS):
+        answer = (own + PULL * (weights @ answer)) / (1 + pull)
+    return answer[: len(logits)]
+
+
+class Pool:
+    """An evaluator around Dassl's: told logits and what they were made from, it pools them all."""
+
+    def __init__(self, inner: Any, head: ScoreHead) -> None:
+        self.inner, self.head = inner, head
+
+    def reset(self) -> None:
+        self.told: list[tuple[Tensor, Tensor]] = []
+        self.inner.reset()
+
+    def process(self, answers: Tensor, labels: Tensor) -> None:
+        self.told.append((answers, labels))
+
+    def evaluate(self) -> Mapping[str, float]:
+        answers, labels = (torch.cat(parts) for parts in zip(*self.told, strict=True))
+        logits, rows = answers.tensor_split([len(self.head.classes)], dim=1)
+        prototypes = self.head.prototypes
+        if not self.head.at_home:  # which are of other classes
+            prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
+        self.inner.process(pooled(logits, rows, prototypes), labels)
+        return self.inner.evaluate()

@@ -1,7 +1,11 @@
 """Heads on features, and how far few images are believed: by held-out ones, beside a prior."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import cycle
 from typing import Any
 
@@ -9,13 +13,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..answers import Gathered
 from ..losses import softmax_model
 
 BATCH = 256  # rows of a step of gradient descent
 RATIOS = tuple(10 ** (quarter / 4) for quarter in range(-8, 9))  # of spreads, to choose from
 SHARPEST = 100.0  # factor of logits that never err: more would be the chance of a few images
 MOST = 2.0  # that a stacking weight can be, likewise
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What came back about all views that the budget paid for, view by view."""
+
+    rows: Tensor  # scores `[N, A]`, or image features `[N, E]`
+    labels: Tensor  # `[N]`
+    index: Tensor  # `[N]`: every view of a training image has its number
+    # features of the class texts `[C, E]`, where features are read
+    texts: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @cached_property
+    def views(self) -> Tensor:
+        """Which view of its image a row is of, from 0, the un-augmented one: `[N]`."""
+        order = self.index.argsort(stable=True)
+        sorted_index = self.index[order]
+        rank = torch.arange(len(order)).to(order) - torch.searchsorted(sorted_index, sorted_index)
+        return torch.empty_like(order).scatter(0, order, rank)
+
+    def part(self, rows: Tensor) -> Gathered:
+        """Some of the rows: numbers, or true and false `[N]`."""
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows], index=self.index[rows])
+
+    def by_view(self) -> list[Tensor]:
+        """Numbers of the rows of each view; one that the budget cut short is left out."""
+        views = [(self.views == number).nonzero()[:, 0] for number in self.views.unique()]
+        return [view for view in views if len(view) == len(views[0])]
+
+
 Numbers = dict[str, Tensor]  # what is fitted, by name
 Fit = Callable[[Gathered], list[Numbers]]  # perhaps several
 LogitsOf = Callable[[Gathered, Gathered], Iterable[Tensor]]

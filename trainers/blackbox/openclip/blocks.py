@@ -3,7 +3,7 @@
 In `[SOS][v_1]…[v_n][class tokens][EOT]` nothing behind the first n + 1 positions, which all C
 classes share, can change them in a causal tower: their keys and values are computed once a
 candidate. Classes of one length go together, so that nothing is padded, and in the last layer only
-EOT, which is read, asks. 100 classes take a ViT-B/32 a 24th of the time (docs/SPEED.md).
+EOT, which is read, asks. 100 classes take a ViT-B/32 a 24th of the time (docs/RESULTS.md).
 """
 
 from __future__ import annotations

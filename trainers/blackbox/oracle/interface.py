@@ -31,10 +31,7 @@ class NoClasses(BlackBoxError):
 
 
 class Refused(BlackBoxError):
-    """A service did not do what it was asked for, and did not bill it.
-
-    `status` and `body` are those of its answer, if it gave one, and if that is JSON.
-    """
+    """A service did not do what it was asked for, nor bill it; its answer's status and JSON."""
 
     def __init__(self, words: str, status: int | None = None, body: Any = None) -> None:
         super().__init__(words)
@@ -84,10 +81,9 @@ class Images:
 
 
 class Oracle(ABC):
-    """A frozen vision-language model that answers queries. No answer carries a graph.
+    """A frozen vision-language model that answers queries, without a graph.
 
-    A backend sets `description` and `grants`, and overrides `set_classes`, `upload`, `query`, and
-    what else it grants.
+    A backend sets `description` and `grants`, and overrides what is abstract and what it grants.
     """
 
     description: Description
@@ -115,9 +111,9 @@ class Oracle(ABC):
 
     @abstractmethod
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
-        """Logits `[P, B, C + M]` of P candidates on B images, for C classes and M further texts.
+        """Logits `[P, B, C + M]` of P candidates on B images, float32, at the model's temperature.
 
-        float32, scaled by the model's own temperature (grant `logits`, and those of the prompt).
+        For C classes and M further texts (grant `logits`, and those of the prompt).
         """
 
     def check(self, n: int) -> None:
