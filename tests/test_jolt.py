@@ -143,11 +143,11 @@ def test_the_jacobian_of_the_embedded_model(data_root, tmp_path):
     trainer.forward_backward(batch)
     images, labels = trainer.oracle.upload(batch["img"]), batch["label"]
     optimizer = trainer.optim
-    optimizer.tell(trainer.ask(images, trainer.space(optimizer.ask())).logits, labels)
+    optimizer.tell(trainer.oracle.query(images, trainer.space(optimizer.ask())), labels)
     optimizer.ask()
     Z, steps = optimizer.asked
     _, slopes = optimizer.slopes(
-        trainer.ask(images, trainer.space(optimizer.theta + steps * Z)).logits
+        trainer.oracle.query(images, trainer.space(optimizer.theta + steps * Z))
     )
     local = trainer.oracle.inner
     image = local.features_of(images)

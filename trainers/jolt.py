@@ -23,9 +23,8 @@ DAMPINGS = Validator(
 class CrossFitted(nn.Module):
     """`refined = raw + trust MLP(raw)`, CraFT's residual, K times over, on logits `[..., C]`.
 
-    The k-th MLP never learns from the images of the k-th fold. These are refined by it alone, so
-    that the prompt is not tuned on what a head has memorised; other images by the mean of all. A
-    single MLP learns from all and is always trusted.
+    The k-th MLP never learns from the images of the k-th fold, which it alone refines; others are
+    refined by the mean of all. A single MLP learns from all and is always trusted.
     """
 
     class_bound = True  # a class is a number of its own to it
@@ -56,10 +55,7 @@ class CrossFitted(nn.Module):
 
 
 class HeadLearner(torch.optim.AdamW, Teacher):
-    """AdamW on the MLPs, by the latest logits about the prompt in use, and then their trust.
-
-    The prompt is tuned through the head. Folds `[N]` are those of the training images.
-    """
+    """AdamW on the MLPs, by the latest logits about the prompt in use, and then their trust."""
 
     state: Any  # saved: AdamW's, `draw`, and `memory`: logits `[M, C]`, labels and folds `[M]`
 

@@ -1,7 +1,5 @@
 """SONAR: scores of names as representations. Ours."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

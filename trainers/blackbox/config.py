@@ -3,8 +3,6 @@
 A method's own keys stand in its file, as `keys` of the trainer.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from ast import literal_eval
@@ -365,6 +363,8 @@ def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:
         if name not in known:
             close = get_close_matches(name.upper()[:100], known, n=1)
             hint = "".join(f" Did you mean {near}?" for near in close)
+            if name == "TRAINER.SONAR.PROBES":  # multiples of C, which few classes starved
+                hint = " TRAINER.SONAR.TEXTS is their number, whatever the number of classes."
             raise BlackBoxError(f"There is no key '{masked(name)}' (in {source}).{hint}")
         kind = type(known[name])
         with suppress(Exception):  # it is no literal, or too large for a float

@@ -4,8 +4,6 @@ An ordinary 8-bit picture comes out as `Image.open(path).convert("RGB")` has it.
 grey is scaled, transparency is composited on white, and EXIF's orientation is applied.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -48,10 +46,7 @@ TURNED = "with an EXIF orientation (applied, where CoOp ignores it)"
 
 
 def look(path: str, decoding: bool = True) -> tuple[Image.Image, list[str]]:
-    """The RGB picture of a file, and the rules that touch it; or a BlackBoxError that names it.
-
-    Without `decoding`, the header alone is read, and the picture has no pixels.
-    """
+    """The RGB picture of a file, and the rules that touch it; or, not decoding, its header."""
     try:
         if not os.path.isfile(path):  # a pipe would be waited for
             raise OSError("there is no regular file of that name")

@@ -1,7 +1,5 @@
 """Errors that a user can mend: a sentence or a few of what was wrong, and what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from difflib import get_close_matches
 from unicodedata import category

@@ -63,7 +63,7 @@ def resolution(scores: Tensor) -> float:
 
 
 def truncated(scores: Tensor) -> bool:
-    """Whether only the largest scores `[N, A]` of an image are let out, the others all alike."""
+    """Whether only the largest scores `[N, A]` of an image are let out."""
     return scores.eq(scores.amin(1)[:, None]).sum(1).median().item() > 1
 
 
@@ -170,11 +170,8 @@ def fit(
     convex problems at once by L-BFGS, in units in which the curvature along all components of x is
     about the same.
 
-    Args:
-        offset, x: `[N, C]` and `[N, r]`, or those of each problem `[K, N, C]` and `[K, N, r]`.
-        labels: `[N]`.
-        seen: whether a problem sees a row `[K, N]`; by default one problem that sees all.
-        start: of the search, at most `steps` long; by default 0.
+    Of the offset `[N, C]` or `[K, N, C]`, x `[N, r]` or `[K, N, r]` and labels `[N]` a problem sees
+    the rows that `seen` tells `[K, N]`; by default there is one that sees all, from a start of 0.
     """
     share = x.new_ones(1, len(x)) if seen is None else seen.to(x)
     K, classes = len(share), offset.shape[-1]
@@ -366,12 +363,6 @@ class ScoreHead(nn.Module):
     """
 
     class_bound = True  # a class is a number of its own to it
-    scale: Tensor
-    matrix: Tensor
-    bias: Tensor
-    short: Tensor
-    short_bias: Tensor
-    prototypes: Tensor
 
     def __init__(self, names: Sequence[str], further: int = 0, keep: int = 0) -> None:
         super().__init__()
@@ -382,15 +373,13 @@ class ScoreHead(nn.Module):
         self.texts, self.template = list[str](), "{}."
         self.kept = list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
-        for name, tensor in {
-            "scale": torch.ones(C),
-            "matrix": torch.zeros(further or C, C),
-            "bias": torch.zeros(C),
-            "short": torch.zeros(read, C),
-            "short_bias": torch.zeros(C),
-            "prototypes": torch.zeros(C, read),
-        }.items():
-            self.register_buffer(name, tensor, persistent=False)
+        self.scale: Tensor = nn.Buffer(torch.ones(C), persistent=False)
+        self.bias: Tensor = nn.Buffer(torch.zeros(C), persistent=False)
+        self.matrix: Tensor = nn.Buffer(torch.zeros(further or C, C), persistent=False)
+        self.short: Tensor = nn.Buffer(torch.zeros(read, C), persistent=False)
+        self.short_bias: Tensor = nn.Buffer(torch.zeros(C), persistent=False)
+        # mean scores of the classes' images, as evaluation sees them
+        self.prototypes: Tensor = nn.Buffer(torch.zeros(C, read), persistent=False)
 
     def get_extra_state(self) -> dict[str, Any]:
         tensors = {name: tensor.cpu() for name, tensor in self.named_buffers()}
@@ -450,10 +439,9 @@ class ScoreHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, gathered: Gathered, folds: Tensor) -> str:
-        """Fit it to scores `[N, C + M]`, given a fold for every training image.
+        """Fit it to scores `[N, C + M]`, given the folds of the images; returns a line about that.
 
         Views of an image are averaged: they tell which differences between scores mean little.
-        Returns a line about what was chosen.
         """
         C, rows = len(self.names), gathered.rows
         images, of_image = gathered.index.unique(return_inverse=True)

@@ -122,9 +122,8 @@ def sharpness(logits: Tensor, labels: Tensor, prior: float = 0.0) -> float:
 def stacking_weight(logits: Tensor, residuals: Tensor, labels: Tensor) -> float:
     """The weight w, from 0 to `MOST`, that residuals earn whose makers did not know the labels.
 
-    With it `softmax(a (logits + w residuals))` `[N, C]` has the least cross-entropy, at the best a:
-    Newton steps on a and a w from 0, halved until they help. Where no image is on the wrong side
-    there is no least one, and what they found serves.
+    `softmax(a (logits + w residuals))` `[N, C]` has the least cross-entropy, at the best a: Newton
+    steps on a and a w from 0, halved until they help.
     """
     parts = torch.stack([logits, residuals]).double()
     weights, mixed = parts.new_zeros(2), torch.zeros_like(parts[0])
@@ -154,8 +153,7 @@ def agreement(logits: Tensor, rows: Tensor) -> float:
     """From 0 to 1: whether images that are alike are alike to the class texts too.
 
     The correlation, over pairs of images, of the cosines of their zero-shot logits `[N, C]` and of
-    what else is known of them `[N, A]`: 0 below 0.6, 1 above 0.9. Where it is low, an image's
-    likeness to others is no reason to doubt its class text.
+    what else is known of them `[N, A]`: 0 below 0.6, 1 above 0.9.
     """
     n = len(logits)
     if n < 3:

@@ -6,8 +6,6 @@ candidate. Classes of one length go together, so that nothing is padded, and in 
 EOT, which is read, asks. 100 classes take a ViT-B/32 a 24th of the time (docs/RESULTS.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

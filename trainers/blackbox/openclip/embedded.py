@@ -4,8 +4,6 @@
 ImageNet's labels, with a text tower distilled for it: stand-ins for CLIP, in its layout.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The oracle over a model on this machine, and its features of images by what they show."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -32,10 +30,8 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
         self.limit, self.weights = limit, torch.zeros(2, 0)
 
     def fingerprints(self, pixels: torch.Tensor) -> list[bytes]:
-        """128 bits of every image's content, `[B, 3, H, W]`, computed where the pixels are.
-
-        Two sums, modulo 2^64, of the bits of the pixels times random odd numbers: the chance that
-        two different images share both is below 2^-60.
+        """128 bits of every image `[B, 3, H, W]`: two sums, modulo 2^64, of its pixels' bits times
+        random odd numbers; the chance that two different images share both is below 2^-60.
         """
         bits = pixels.float().flatten(1).contiguous().view(torch.int32)
         if self.weights.shape[1] != bits.shape[1]:
@@ -53,11 +49,10 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
         return self.named(self.fingerprints(pixels), pixels.__getitem__, encode)
 
     def named(self, keys: list[bytes], pixels: Pixels, encode: Encode) -> torch.Tensor:
-        """The same of images whose contents are named.
+        """The same of images whose contents are named; each content is encoded once.
 
-        Each content is encoded once, and a few unknown ones together with others of their batch:
-        matrix products of very few rows take other kernels, whose last bits differ, and a feature
-        should not depend on what happened to be known.
+        A few unknown ones go together with others of their batch: products of very few rows take
+        other kernels, whose last bits differ.
         """
         first = {key: i for i, key in reversed([*enumerate(keys)])}
         found = {key: self[key] for key in first if key in self}

@@ -6,8 +6,6 @@ which a file is when its name, or its folder in the Hugging Face cache, says so,
 OpenAI's format have QuickGELU. A contradiction is an error; else a line says what was assumed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -88,16 +86,13 @@ class Source(NamedTuple):
 def load_model(
     name: str, precision: str = "fp32", device: str | torch.device = "cpu"
 ) -> LoadedModel:
-    """Load the model that `MODEL.BACKBONE.NAME` names.
+    """Load the model of a name, or raise a BlackBoxError that says why that cannot be.
 
     Args:
         name: `tiny` or `photo` (embedded); one of CoOp's names (OpenAI's weights: CLIP's own cache,
             then open_clip's download); `arch:tag` or `arch:path` of open_clip, `config.json:path`
             of an architecture of one's own; or the path of a checkpoint in OpenAI's format.
         precision: fp32, fp16, bf16 (of the towers' weights) or amp (fp32 weights under autocast).
-
-    Raises:
-        BlackBoxError: there is no such model, it is damaged, or contexts cannot be put into it.
     """
     one_of("precision (ORACLE.PREC)", precision, PRECISIONS)
     kind, device = HALF.get(precision), torch.device(device)
@@ -198,10 +193,8 @@ def check_architecture(arch: str, config: Any, weights: str, trained: bool | Non
 
 
 def listed_of(arch: str, path: Path) -> dict[str, Any]:
-    """What open_clip lists of the weights that a file is, by its name or its folder.
-
-    Of one that it does not know: how images are prepared for all weights of the architecture that
-    it lists, if alike.
+    """What open_clip lists of the weights that a file is, by its name or its folder; of others, how
+    images are prepared for all weights of the architecture that it lists, if alike.
     """
     parts = {*path.absolute().parts, *path.resolve().parts}
     for model, tag in open_clip.list_pretrained():
@@ -218,10 +211,10 @@ def listed_of(arch: str, path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, on the CPU, as they are stored; nothing that is in it is run.
+    """The tensors of a file, by the names that they had before anything wrapped the model.
 
     Reads safetensors, what `torch.save` wrote, bare or within a checkpoint, and the TorchScript
-    archives that OpenAI released. What wraps a model in training leaves names as they were before.
+    archives that OpenAI released; nothing that is in a file is run.
     """
     if not path.is_file():  # a pipe would be read for ever
         raise BlackBoxError(f"There is no file of weights '{path}' that can be read.")
@@ -300,9 +293,8 @@ def build(source: Source, kind: torch.dtype | None) -> Any:
 def describe(
     name: str, model: Any, fingerprint: str = "", dtype: torch.dtype = torch.float32
 ) -> Description:
-    """Sizes, normalisation and the three moments (BPT-VLM's projections are scaled by them).
-
-    A black image, in pixels of `dtype`, and an empty text are encoded, which raises what it may.
+    """Sizes, normalisation and moments; a black image of this type, and an empty text, are encoded,
+    which raises what it may.
     """
     visual, text = model.visual, getattr(model, "text", model)
     words, scale = text.token_embedding.weight, model.logit_scale.float().exp().item()

@@ -5,8 +5,6 @@ folded, and a CPU encodes eight images at a time: 128 by `photo` with one thread
 of 6.0, 32 by RN50 4.5 in place of 7.1 (benchmarks/image_tower.py).
 """
 
-from __future__ import annotations
-
 import copy
 from itertools import pairwise
 from typing import Any

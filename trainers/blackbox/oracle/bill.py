@@ -31,10 +31,8 @@ def query_cost(candidates: int, images: int) -> Price:
 
 
 def price(prompt: Prompt | None, classes: int, images: int | None) -> Price:
-    """The price of scoring a prompt's candidates on images; further texts see no image again.
-
-    Without a prompt it is that of the images' features, which cost what one candidate does; without
-    images, that of the texts' features, a query a candidate.
+    """The price of scoring a prompt on images, or, without a prompt, of the images' features, or,
+    without images, of the texts' features. Further texts see no image again.
     """
     if prompt is None:
         return query_cost(1, images or 0)
@@ -111,8 +109,7 @@ class Meter(Wrapper):
 
     Args:
         max_queries, max_image_queries: training budgets, 0 for none. Evaluation is only counted.
-        record: path of the bill (JSON), written ahead of every call; None keeps none. One that is
-            there already is continued, and what in it has another name is kept.
+        record: path of the bill (JSON), written ahead of every call, and continued if it is there.
         holds: called before the bill is written; raises where it is no longer this run's to write.
     """
 

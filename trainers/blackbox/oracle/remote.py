@@ -1,7 +1,5 @@
 """A line to a service that holds a model, and the client of our own server over it."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

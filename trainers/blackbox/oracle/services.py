@@ -1,7 +1,5 @@
 """Models behind services: words and pictures go in, features or scores come out."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -4,8 +4,6 @@ A body is a safetensors file, of which one entry of the metadata is JSON: no pic
 either side. Its digest goes with it (RFC 9530), so that a damaged body is known as such.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -73,9 +71,7 @@ def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor
 
 
 def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
-    """Normalised pixels `[B, 3, H, W]` as 8-bit values, on the CPU: those of files without a loss,
-    while changes of less than half a level vanish (BAR's, of length 0.01 over a frame).
-    """
+    """Normalised pixels `[B, 3, H, W]` as 8-bit values: changes below half a level vanish."""
     mean, std = torch.tensor([description.mean, description.std]).view(2, 3, 1, 1)
     pictures = []
     for part in few_at_a_time(pixels.detach().cpu()):

@@ -1,7 +1,5 @@
 """Whether what is on disk belongs to a run, by its method, model, classes, sizes and settings."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

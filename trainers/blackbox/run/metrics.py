@@ -3,8 +3,6 @@
 A section for each kind of evaluation, the last of its kind; its keys are those of `entry`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

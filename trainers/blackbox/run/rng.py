@@ -1,7 +1,5 @@
 """The states of all random sources that Dassl's loaders draw from, as tensors and plain values."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
