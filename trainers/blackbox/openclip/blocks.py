@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 from ..errors import BlackBoxError
@@ -78,7 +78,12 @@ def project(block: Any, x: torch.Tensor, asking: slice = ALL) -> list[torch.Tens
 def finish(block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """The rest of a block: `[N, L, D]` and its heads' answers `[N, heads, L, D / heads]`."""
     x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    mlp, hidden = block.mlp, block.ln_2(x)
+    if torch.is_grad_enabled() or type(mlp.gelu) is not QuickGELU:
+        return x + block.ls_2(mlp(hidden))
+    # in place on the tower's widest array: a block takes a CPU a tenth less time
+    hidden = mlp.c_fc(hidden)
+    return x + block.ls_2(mlp.c_proj(hidden.mul_((1.702 * hidden).sigmoid_())))
 
 
 def encode_prefix(blocks: Sequence[Any], x: torch.Tensor) -> Kept:
