@@ -26,9 +26,7 @@ def affordable_texts(cfg: Any, classes: int, images: int) -> int:
 
 
 def kept_texts(classes: int, further: int) -> int:
-    """Further texts that evaluation asks about: a batch costs half of one in training, rounded
-    down, but C of them, or all, are always kept.
-    """
+    """Further texts that evaluation asks about: half of the cost in training, but C at least."""
     half = (1 + -(-further // classes)) // 2
     return min(further, classes * max(1, half - 1))
 
@@ -39,9 +37,8 @@ class SONAR(ProbeTrainer):
 
     Access: words and pictures in, logits (or log-probabilities) out. Every view of a training image
     is scored once. A request about at most 128 images costs `1 + ceil(TEXTS / C)` queries for C
-    classes, and about half of that in evaluation (not where only the largest log-probabilities are
-    let out); without further texts (`TEXTS 0`) and views it is the head alone, on the answers about
-    one prompt.
+    classes, and about half of that in evaluation (not with `ORACLE.TOP_K`); without further texts
+    (`TEXTS 0`) and views it is the head alone, on the answers about one prompt.
 
     Nearest to it: SiM (arXiv:2506.04005), ridge regression on scores of generic words. Here the
     head begins at zero-shot, under priors that do not depend on the number of images, and GDA's

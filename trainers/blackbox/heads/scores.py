@@ -123,9 +123,7 @@ def directions(covariance: Tensor, views: Views) -> tuple[Tensor, Tensor]:
 
 
 def coordinates(views: Views) -> Linear:
-    """`V S^-0.5` of the covariance about the mean of all: as far as texts spread where images do,
-    distances are those of the features.
-    """
+    """`V S^-0.5` of the covariance about the mean of all: there, distances are like features'."""
     mean = views.rows.mean(0)
     rows = views.rows - mean
     values, vectors = directions(rows.mT @ rows / len(rows), views)
