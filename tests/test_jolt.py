@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from copy import deepcopy
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.losses import softmax_model
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from support import REPO, bill, build, d64, seeded, trained
+from support import REPO, assert_same, bill, build, d64, seeded, trained
 from torch.autograd.functional import hessian, jacobian
 
 d, B, C = 24, 7, 4
@@ -125,6 +126,19 @@ def test_the_damping_goes_up_where_no_proposal_was_better_and_stays_within_bound
         dampings.append(optimizer.damping)
         optimizer.tell(linear(optimizer.ask()), LABELS)
     assert dampings == pytest.approx([10, 100, 1000, 1000, 100, 10])
+
+
+def test_a_state_between_two_rounds_is_that_of_the_steps_beginning():
+    """A service's budget may end a step in its midst; the run that goes on begins it anew."""
+    optimizer = walk(SubspaceGaussNewton(torch.ones(d, dtype=d64), directions=8, seed=5), 2)
+    begun = deepcopy(optimizer.state_dict())
+    walk(optimizer, 1)
+    assert not torch.equal(optimizer.theta, begun["theta"])  # it moved, and would be saved moved
+    assert_same(optimizer.state_dict(), begun)
+    fresh = SubspaceGaussNewton(torch.ones(d, dtype=d64), directions=8)
+    fresh.load_state_dict(begun)
+    walk(fresh, 2), walk(optimizer, 1)
+    assert_same(fresh.state_dict(), optimizer.state_dict())
 
 
 def test_the_last_move_is_one_of_the_directions():

@@ -385,3 +385,10 @@ def test_openais_own_format_is_taken_without_a_word(state, tmp_path, capsys, ope
     for prefix in ("", "of-file-quickgelu:"):
         load_model(f"{prefix}{tmp_path / 'model.pt'}")
     assert capsys.readouterr().out == ""
+
+
+def test_positions_that_open_clip_interpolates_are_said(state, tmp_path, capsys):
+    wider = {**state, "visual.positional_embedding": torch.zeros(26, 64)}
+    torch.save(wider, tmp_path / "model.pt")
+    load_model(f"of-file:{tmp_path / 'model.pt'}")
+    assert "interpolates visual.positional_embedding of the weights" in capsys.readouterr().out

@@ -119,8 +119,7 @@ API = Validator(
     "blackbox, openai, hf or module:Class",
     re.compile(r"blackbox|openai|hf|[^\W\d][\w.]*:\w+").fullmatch,
 )
-# Where the model is, and what its owner lets in and out; the key of a service is in the environment
-# variable BLACKBOX_KEY
+# where the model is, and what its owner lets in and out; a service's key is in BLACKBOX_KEY
 ACCESS = {
     "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", LOCAL),
     "GRANTS": Key(("contexts", "logits"), Validator("a tuple of names"), "let in or out", LOCAL),

@@ -15,7 +15,6 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 from ..errors import BlackBoxError
-from ..oracle.interface import NoClasses
 
 # of towers of CLIP's widths: larger arrays leave the cache, and the system takes them back
 CPU_POSITIONS = 2**12
@@ -163,7 +162,7 @@ class TextPath:
     def check(self, n: int) -> None:
         """Raise unless n context tokens, SOS, EOT and the longest class text fit into the tower."""
         if not self.texts:
-            raise NoClasses
+            raise BlackBoxError("The oracle has no class names yet: call set_classes first.")
         text, name = max(zip(self.texts, self.names, strict=True), key=lambda pair: len(pair[0]))
         taken = n + len(text) + 2
         if taken > self.length:

@@ -76,9 +76,8 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
 class LocalOracle(Oracle):
     """A frozen open_clip model that answers queries: CLIP, CustomTextCLIP or CoCa, any image tower.
 
-    Features of images are kept while their name lives, and within a bound beyond that, for the next
-    upload of the same content; those of the last contexts and further texts, so that a test pass
-    encodes its prompt once. `client` is the method that asks, for error messages.
+    Features of images are kept while their name lives, and within a bound beyond that; those of the
+    last texts, so that a test pass encodes its prompt once. `client` is the method that asks.
 
     Example:
         oracle = LocalOracle(load_model("tiny"))

@@ -281,6 +281,12 @@ def build(source: Source, kind: torch.dtype | None) -> Any:
     state = convert_state_dict(model, kept)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = architectures.convert_to_custom_text_state_dict(state)
+    sizes = {key: value.shape for key, value in model.state_dict().items()}
+    odd = [key for key in state if "pos" in key and state[key].shape != sizes.get(key)]
+    if odd:
+        print(f"Note: open_clip interpolates {odd[0]} of the weights: other sizes than theirs")
+    architectures.resize_pos_embed(state, model)
+    architectures.resize_text_pos_embed(state, model)
     model.load_state_dict(state)
     for key, value in model.state_dict().items():
         finite = state[key].is_floating_point() and value.sum(dtype=torch.float64).isfinite()

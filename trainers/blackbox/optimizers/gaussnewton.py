@@ -57,6 +57,7 @@ class SubspaceGaussNewton(Optimizer):
     def ask(self) -> Tensor:
         """Theta and its proposals `[1 + dampings, d]`, then theta along directions `[m, d]`."""
         if self.here is None:
+            self.begun = super().state_dict()
             self.asked = torch.cat([self.theta[None], self.proposals])
             return self.asked
         steps = torch.tensor([self.eps] if self.eps else LADDER).to(self.theta)
@@ -85,6 +86,10 @@ class SubspaceGaussNewton(Optimizer):
             factor = self.factors[best - 1] if best else 10.0
             self.damping = min(max(self.damping * factor, 1e-3), 1e3)
         self.here = answers[best]
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the step's beginning, where the service's budget ended it between two rounds."""
+        return super().state_dict() if self.here is None else self.begun
 
     def slopes(self, answers: Tensor) -> tuple[Tensor, Tensor]:
         """Directions `[m, d]` and slopes along them `[m, B, C]`; the first time, eps as well.

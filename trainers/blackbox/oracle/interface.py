@@ -23,13 +23,6 @@ class AccessDenied(BlackBoxError):
     """A method asked for what the oracle does not grant."""
 
 
-class NoClasses(BlackBoxError):
-    """An oracle was asked about class texts that it was never given."""
-
-    def __init__(self) -> None:
-        super().__init__("The oracle has no class names yet: call set_classes first.")
-
-
 class Refused(BlackBoxError):
     """A service did not do what it was asked for, nor bill it; its answer's status and JSON."""
 
@@ -200,10 +193,7 @@ def let_out(logits: torch.Tensor, classes: int, k: int) -> torch.Tensor:
 
 
 def few_at_a_time(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch `[B, ...]` in parts that stay in a processor's cache: a tenth of the time.
-
-    Whole on another device, which is slower with many small calls.
-    """
+    """A batch `[B, ...]` in parts that stay in a CPU's cache, a tenth of the time; on others whole."""
     if images.device.type != "cpu":
         return (images,)
     return images.split(max(1, IN_CACHE // max(1, images[:1].numel())))
