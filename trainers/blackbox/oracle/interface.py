@@ -193,7 +193,7 @@ def let_out(logits: torch.Tensor, classes: int, k: int) -> torch.Tensor:
 
 
 def few_at_a_time(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch `[B, ...]` in parts that stay in a CPU's cache, a tenth of the time; on others whole."""
+    """A batch `[B, ...]` in parts that stay in a CPU's cache: a tenth of the time."""
     if images.device.type != "cpu":
         return (images,)
     return images.split(max(1, IN_CACHE // max(1, images[:1].numel())))
