@@ -183,6 +183,8 @@ def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
         counted = hasattr(trainer, "describe_cost")
         print(f"This run would cost {trainer.describe_cost()}" if counted else NO_QUERIES)
         return
+    if not cfg.OUTPUT_DIR:
+        raise BlackBoxError("OUTPUT_DIR is empty: name the run's folder with --output-dir.")
     lock = FolderLock(cfg.OUTPUT_DIR)  # before anything in the folder is read
     held.callback(lock.release)
     log.folder = lock.folder
@@ -257,7 +259,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
         return made, here
     path = newest(Path(cfg.OUTPUT_DIR) / MODEL)
-    extra = load_state(path)["blackbox"] if path else {}
+    extra = load_state(path).get("blackbox", {}) if path else {}
     if "format" not in extra:  # nor does one of version 0.1.0
         folders = content["DATASET"]["ROOT"], cfg.DATASET.ROOT
         then, now = (os.path.realpath(os.path.expanduser(root)) for root in folders)
@@ -340,7 +342,7 @@ def main(args: argparse.Namespace) -> int:
             what = f"{e.filename or 'A file'} cannot be written or read ({e.strerror or e})"
             return report(log, f"{what}. Make room, or choose another --output-dir.", 1)
         except SystemExit as e:
-            return int(e.code)
+            return e.code if isinstance(e.code, int) else 1
         except Exception as e:
             if os.environ.get("DASSL_BLACKBOX_TRACEBACK"):
                 raise

@@ -40,12 +40,12 @@ BAD = {
     "budget": (
         [],
         ["ORACLE.MAX_QUERIES", "9"],
-        "MAX_QUERIES is spent: 0 of 9 queries are used, the next request costs 10",
+        "MAX_QUERIES does not pay for more: 0 of 9 queries are used, the next request costs 10",
     ),
     "image budget": (
         [],
         ["ORACLE.MAX_IMAGE_QUERIES", "79"],
-        "MAX_IMAGE_QUERIES is spent: 0 of 79 image queries are used, the next .* costs 80",
+        "MAX_IMAGE_QUERIES does not pay .*: 0 of 79 image queries are used, the next .* costs 80",
     ),
     "input size": (
         [],

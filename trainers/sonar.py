@@ -118,7 +118,9 @@ class SONAR(ProbeTrainer):
         far as they are the data set's. They are asked about once more: a query a batch.
         """
         total, known = torch.zeros(self.num_classes, device=self.device), set(self.head.names)
-        items = [item for item in of_all_classes(self.cfg) if item.classname in known]
+        made = self.loaded_from["settings"]
+        drawn = of_all_classes(self.cfg, int(made["SEED"]), int(made["DATASET.NUM_SHOTS"]))
+        items = [item for item in drawn if item.classname in known]
         print(
             f"The head is asked about other classes than those of its training; of the new ones it "
             f"has their zero-shot scores, less the means over {len(items):,} training images"

@@ -170,6 +170,7 @@ HOST = {
     "DATASET.TARGET_DOMAINS": DOMAINS,
     "DATASET.NUM_SHOTS": Validator("-1 (all images), or 1 or more", lambda n: n == -1 or n > 0),
     # others leave images out, or take them twice
+    "DATALOADER.TRAIN_X.SAMPLER": one("RandomSampler", "SequentialSampler"),
     "DATALOADER.TEST.SAMPLER": one("RandomSampler", "SequentialSampler"),
     # these trainers take one view of a picture as pixels, and a trained model, and have own heads
     "DATALOADER.K_TRANSFORMS": one(1),

@@ -343,11 +343,11 @@ def ordered_loader(
     )
 
 
-def of_all_classes(cfg: Any) -> list[Any]:
-    """The training images of the data set's classes, of base and new ones alike."""
+def of_all_classes(cfg: Any, seed: int, shots: int) -> list[Any]:
+    """The training images of such a draw, of base and new classes alike."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    cfg.SEED, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = seed, shots, "all"
     return build_dataset(cfg).train_x
 
 

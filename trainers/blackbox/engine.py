@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import ThreadpoolController
 
-from .errors import BlackBoxError, BudgetSpent, first_line
+from .errors import BlackBoxError, BudgetSpent
 from .files import digest, newest
 from .oracle import Meter, Prompt, build_oracle
 from .oracle.bill import UNITS, Plan, Price, batches_of, query_cost, total
@@ -111,7 +111,8 @@ class BlackBoxTrainer(ResumableTrainer):
         (queries, images), (tested, shown) = self.plan.until(steps), self.evaluation(self.passes())
         line = f"{steps:,} steps of {most:,} queries: {queries:,} training queries, {images:,} "
         line += f"image queries; {tested:,} evaluation queries, {shown:,} image queries"
-        if quote := self.oracle.quote(images, self.num_classes):
+        texts = self.num_classes + getattr(self.head, "further", 0)
+        if quote := self.oracle.quote(images, texts):
             test = self.oracle.quote(shown, 0)
             line += f". Of the service, where it has no answers yet: {quote}; evaluation {test}"
         for unit, left in self.oracle.allowance().items():
@@ -185,12 +186,8 @@ class BlackBoxTrainer(ResumableTrainer):
         """Write a line of `val_curve.csv`; it decides nothing."""
         counts, accuracy = self.oracle.counts["training"], self.test(split="val")
         self.set_model_mode("train")
-        path = Path(self.output_dir, "val_curve.csv")
-        try:
-            with open(path, "a") as f:
-                f.write(f"{counts['queries']},{counts['image_queries']},{accuracy}\n")
-        except OSError as e:
-            raise BlackBoxError(f"{path} cannot be written ({first_line(e)}). Make room.") from e
+        with open(Path(self.output_dir, "val_curve.csv"), "a") as f:
+            f.write(f"{counts['queries']},{counts['image_queries']},{accuracy}\n")
 
     def after_epoch(self) -> None:
         if self.epoch + 1 == self.max_epoch:
@@ -203,7 +200,8 @@ class BlackBoxTrainer(ResumableTrainer):
 
     def after_train(self) -> None:
         left = self.oracle.left() or 0
-        if self.trains and self.learns_by_steps and left >= self.plan.step(self.steps_done)[0]:
+        ended = self.learns_by_steps and self.epoch_rng is None  # by the epochs
+        if self.trains and ended and left >= self.plan.step(self.steps_done)[0]:
             print(
                 f"OPTIM.MAX_EPOCH {self.max_epoch} ended training with {left:,} of "
                 f"{self.oracle.limits['queries']:,} queries left; raise it to spend them."

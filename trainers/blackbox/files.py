@@ -204,7 +204,7 @@ class FolderLock:
             return
         with suppress(OSError):
             if self.file.is_locked:  # not in a process that was forked from the holder
-                os.unlink(self.file.lock_file)
+                Path(self.file.lock_file).unlink(missing_ok=True)
             self.file.release()
             for path in self.made:
                 path.rmdir()

@@ -196,7 +196,7 @@ class Meter(Wrapper):
             used, limit = self.counts["training"][unit], self.limits[unit]
             if limit and used + amount > limit:
                 raise BudgetSpent(
-                    f"The budget ORACLE.MAX_{unit.upper()} is spent: {used:,} of {limit:,} "
+                    f"ORACLE.MAX_{unit.upper()} does not pay for more: {used:,} of {limit:,} "
                     f"{unit.replace('_', ' ')} are used, the next request costs {amount:,}"
                 )
 

@@ -61,7 +61,7 @@ def differences(made: dict[str, str], here: dict[str, str]) -> dict[str, tuple[s
 def as_text(differing: dict[str, tuple[str, str]]) -> str:
     """The first few of them."""
     words = [
-        name if name == IMAGES else f"{name}: {there} there, {here} here"
+        name if name == IMAGES else f"{name}: {there or 'nothing'} there, {here or 'nothing'} here"
         for name, (there, here) in differing.items()
     ]
     return "; ".join(words[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
@@ -120,9 +120,11 @@ def load(path: Path, trainer: Any, run: dict[str, str] | None = None) -> dict[st
         allowed = NOT_TRAINING + (BUDGETS[:2] if trainer.sched else BUDGETS)
         counts = [name for name in differ if not name.startswith(allowed)]
     told = f"{path} was made with other settings ({as_text({n: differ[n] for n in counts})})"
-    if counts and (run is not None or getattr(head, "class_bound", False)):
+    if counts and run is not None:
         cure = "choose another --output-dir: only budgets may grow, not the epochs of a schedule"
         raise BlackBoxError(f"{told}. Give the same, or {cure}.")
+    if counts and getattr(head, "class_bound", False):
+        raise BlackBoxError(f"{told}, to which its head was fitted. Give the same in evaluation.")
     if counts:
         print(f"Note: {told}, which evaluation reads")
     try:
