@@ -17,7 +17,11 @@ BAD = {
     ),
     "precision": ([], ["ORACLE.PREC", "fp61"], "ORACLE.PREC is 'fp61'.*'fp32' or 'fp16'"),
     "rule": ([], ["TRAINER.ZIP.RULE", "spsaclip"], "RULE is 'spsaclip'.*'spsa-clip'"),
-    "grant": ([], ["ORACLE.GRANTS", "['logit']"], "GRANTS.*'logit': did you mean logits"),
+    "grant": (
+        [],
+        ["ORACLE.GRANTS", "['logit']"],
+        "GRANTS.*logit.*contexts, image_tokens, logits, features",
+    ),
     "denied": (
         [],
         ["ORACLE.GRANTS", "['features']"],

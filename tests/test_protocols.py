@@ -187,10 +187,7 @@ def test_a_head_cannot_move_to_other_classes(root, tmp_path, capsys):
     assert (
         run("CraFT", root, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new", flags=flags) == 1
     )
-    assert (
-        "This head is tied to the classes that it was trained on and cannot move to others"
-        in capsys.readouterr().err
-    )
+    assert "It cannot move to others" in capsys.readouterr().err
     assert run("CraFT", root, tmp_path / "same", flags=flags) == 0
 
 

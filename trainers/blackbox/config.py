@@ -25,6 +25,7 @@ from yacs.config import CfgNode
 
 from .errors import BlackBoxError
 from .files import read_text
+from .oracle.interface import GRANTS
 
 SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
 Trainer = TypeVar("Trainer", bound=type)
@@ -119,10 +120,11 @@ API = Validator(
     "blackbox, openai, hf or module:Class",
     re.compile(r"blackbox|openai|hf|[^\W\d][\w.]*:\w+").fullmatch,
 )
+LET_IN = Validator(f"a tuple out of {', '.join(GRANTS)}", set(GRANTS).issuperset)
 # where the model is, and what its owner lets in and out; a service's key is in BLACKBOX_KEY
 ACCESS = {
     "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", LOCAL),
-    "GRANTS": Key(("contexts", "logits"), Validator("a tuple of names"), "let in or out", LOCAL),
+    "GRANTS": Key(("contexts", "logits"), LET_IN, "let in or out", LOCAL),
     # log-probabilities of an image; other services give all that they are asked about
     "TOP_K": Key(0, whole(0), "k largest; 0: logits", where("API", "blackbox"), True),
     "URL": Key("", URL, "of a service that holds the model; empty: it is in this process"),
