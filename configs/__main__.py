@@ -16,9 +16,9 @@ HOME = Path(__file__).resolve().parent
 PARTS = ("datasets", "trainers")
 INTRODUCTION = """# All keys
 
-Printed by `python -m dassl_blackbox.configs --keys`. `KEY VALUE` at the end of a command sets one, as
-in `TRAINER.ZIP.RANK 3`. Some are read only where another has a certain value; a run names those that
-were set and have no effect. Dassl's are listed where their values are checked here."""
+Printed by `python -m dassl_blackbox.configs --keys`. `KEY VALUE` at the end of a command sets one,
+as in `TRAINER.ZIP.RANK 3`. Some are read only where another has a certain value; a run names those
+that were set and have no effect. Dassl's are listed where their values are checked here."""
 
 
 def keys_page() -> str:
