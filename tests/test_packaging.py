@@ -54,6 +54,12 @@ def test_the_version_is_that_of_the_change_log():
     assert dassl_blackbox.__version__ in log
 
 
+def test_the_page_of_keys_is_what_is_printed():
+    command = [sys.executable, "-m", "dassl_blackbox.configs", "--keys"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, encoding="utf-8")
+    assert done.stdout == (REPO / "docs" / "KEYS.md").read_text(encoding="utf-8"), "print it anew"
+
+
 def test_the_configurations_are_copied_once(tmp_path):
     command = [sys.executable, "-m", "dassl_blackbox.configs", str(tmp_path / "mine")]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
