@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.selection import folds_of, stacking_weight
-from dassl_blackbox.trainers.blackbox.search import Answer, Batch
+from dassl_blackbox.trainers.blackbox.search import Answer
 from dassl_blackbox.trainers.jolt import CrossFitted, HeadLearner
 from support import bill, build, defaults, seeded, trained
 
@@ -41,7 +41,7 @@ def learner(folds=4, rows=ROWS[:0], labels=CLASSES, **settings):
 
 def show(made, rows, labels, first=0):
     index = torch.arange(first, first + len(rows))
-    made.see(Answer(rows[None]), 0, Batch(None, labels[index], index))
+    made.see(Answer(rows[None], labels[index], index), 0)
 
 
 def test_the_head_begins_by_changing_nothing_and_does_not_see_what_all_classes_share():
@@ -217,7 +217,7 @@ def test_a_head_of_other_folds_is_refused_by_name(data_root, tmp_path):
     trained("JOLT", data_root, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", "True")
     with pytest.raises(
         BlackBoxError,
-        match=r"a head of another size, .*head\.mlps\.2\.0\.weight.*HEAD_FOLDS: 4 there, 2 here",
+        match=r"a head of another size, .*HEAD_FOLDS: 4 there, 2 here",
     ):
         build("JOLT", data_root, tmp_path / "other", "TRAINER.JOLT.HEAD_FOLDS", 2).load_model(
             str(tmp_path / "run")

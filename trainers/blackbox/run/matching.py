@@ -111,7 +111,7 @@ def load(path: Path, trainer: Any, run: dict[str, str] | None = None) -> dict[st
     if made_for and classes and made_for != classes and not getattr(head, "moves", False):
         raise BlackBoxError(
             f"{path} has a head for the classes {few(made_for)}; here they are {few(classes)}. "
-            f"It cannot move to others: evaluate on the same ones, or train a prompt alone, which moves."
+            f"It cannot move to others: evaluate on the same, or train a prompt alone, which moves."
         )
     differ, keys = differences(extra.get("settings", {}), run or settings(trainer.cfg)), all_keys()
     if run is None:
