@@ -29,7 +29,7 @@ def test_commands_name_what_there_is(path):
 
 def test_a_missing_extra_is_installed_from_a_clone(data_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "httpx", None)
-    for name in ("remote", "services", "wire"):  # which may have imported it
+    for name in ("remote", "services"):  # which may have imported it
         name = f"dassl_blackbox.trainers.blackbox.oracle.{name}"
         monkeypatch.delitem(sys.modules, name, raising=False)
     url = "ORACLE.URL", "http://127.0.0.1:9"
