@@ -23,7 +23,7 @@ from dassl_blackbox.trainers.blackbox.openclip.local import FeatureStore, LocalO
 from dassl_blackbox.trainers.blackbox.openclip.models import OPENAI
 from dassl_blackbox.trainers.blackbox.optimizers import SubspaceGaussNewton
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from dassl_blackbox.trainers.blackbox.search import Answer, Batch
+from dassl_blackbox.trainers.blackbox.search import Answer
 from dassl_blackbox.trainers.jolt import CrossFitted, HeadLearner
 from names import class_names
 from oracle import machine, publish, random_model, timed
@@ -58,22 +58,21 @@ def outside(optimizer, node, head, B, C, device):
     labels, folds = (
         torch.randint(below, (B,), generator=generator).to(device) for below in (C, len(head.mlps))
     )
-    batch = Batch(None, labels, torch.arange(B))
     answers = [
-        torch.randn(P, B, C, generator=generator).to(device)
+        Answer(torch.randn(P, B, C, generator=generator).to(device), labels, torch.arange(B))
         for P in (optimizer.population - optimizer.m, optimizer.m)
     ]
     learner = HeadLearner(head, folds, node)
     for _ in range(-(-node.HEAD_MEMORY // B)):
-        learner.see(Answer(answers[0]), 0, batch)
+        learner.see(answers[0], 0)
 
     def step():
-        for logits in answers:
+        for answer in answers:
             optimizer.ask()
             with torch.no_grad():
-                refined = head(logits, folds)
+                refined = head(answer.logits, folds)
             optimizer.tell(refined, labels)
-        learner.see(Answer(answers[0]), 0, batch)
+        learner.see(answers[0], 0)
         learner.learn()
 
     return timed(step, device)

@@ -328,7 +328,9 @@ def test_the_command_line_refuses_before_anything_is_loaded(
 def test_the_command_line_refuses_files(data_root, tmp_path, capsys, file):
     flags = "--config-file", file("- ORACLE\n")
     assert run("ZIP", data_root, tmp_path / "out", flags=flags) == 1
-    assert capsys.readouterr().err.startswith(f"error: {flags[1]} has no sections of keys")
+    assert capsys.readouterr().err.startswith(
+        f"error: {flags[1]} is not YAML (it has no sections of keys"
+    )
 
 
 # The configuration beside a run

@@ -133,7 +133,7 @@ def test_half_of_the_images_are_cut_out_instead_of_cropped(data_root, tmp_path):
     steps = published.train_loader_x.dataset.transform.transforms
     (choice,) = [step for step in steps if isinstance(step, T.RandomChoice)]
     assert isinstance(choice.transforms[0], T.RandomResizedCrop)
-    assert choice.transforms[1].transforms[1].share == 0.4
+    assert choice.transforms[1].transforms[1].keywords == {"share": 0.4}
     plain = build("CBBT", data_root, tmp_path / "b", "TRAINER.CBBT.CUTOUT", "0")
     kinds = [type(step) for step in plain.train_loader_x.dataset.transform.transforms]
     assert T.RandomResizedCrop in kinds and T.RandomChoice not in kinds

@@ -111,8 +111,7 @@ def two_epochs(trainer, loader):
     """Indices and pixels of two epochs, and the random states afterwards."""
     set_random_seed(7)
     found = []
-    for trainer.epoch in range(2):
-        trainer.before_epoch()
+    for trainer.augmentation.epoch in range(2):
         for batch in loader:
             found.append((batch["index"], batch["img"]))
     return found, {**rng_state(), "cuda": []}
@@ -173,11 +172,11 @@ def test_a_negative_seed_is_drawn_once_a_run():
 def views_of(trainer, epochs):
     """{image: its views by epoch}."""
     views = {}
-    for trainer.epoch in range(epochs):
-        trainer.before_epoch()
+    for epoch in range(epochs):
+        trainer.augmentation.epoch = epoch
         for batch in trainer.train_loader_x:
             for index, image in zip(batch["index"].tolist(), batch["img"]):
-                views.setdefault(index, {})[trainer.epoch] = image
+                views.setdefault(index, {})[epoch] = image
     return views
 
 

@@ -255,15 +255,18 @@ def focal(logits, labels):
 def test_bar_is_its_definition(data_root, budget, tmp_path):
     """Four steps of a run, from the logits that came back, in an explicit loop."""
     trainer = build("BAR", data_root, tmp_path, *budget("BAR", 4))
-    W, steps, tell = trainer.optim.solution.clone(), [], trainer.tell
+    W, steps = trainer.optim.solution.clone(), []
+    fitness, tell = trainer.recipe.fitness, trainer.optim.tell
 
-    def kept(logits, labels):
-        drawn = trainer.optim.u.clone()
-        summary = tell(logits, labels)
-        steps.append((logits, labels, drawn, trainer.optim.solution.clone()))
-        return summary
+    def asked(*answer):
+        steps.append([*answer, trainer.optim.u.clone()])
+        return fitness(*answer)
 
-    trainer.tell = kept
+    def told(losses):
+        tell(losses)
+        steps[-1].append(trainer.optim.solution.clone())
+
+    trainer.recipe.fitness, trainer.optim.tell = asked, told
     trainer.train()
     assert len(steps) == 4
     for k, (logits, labels, drawn, after) in enumerate(steps, 1):

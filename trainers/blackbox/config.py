@@ -340,10 +340,10 @@ def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
     stream = StringIO(read_text(path, cure))  # of which errors quote no line, with a password
     try:
         content = yaml.load(stream, StrictLoader)
+        if not isinstance(content, dict) or not leaves(content):  # which an alias of itself ends
+            raise ValueError("it has no sections of keys")
     except Exception as e:  # YAML's errors, and what odd numbers, dates and nesting raise
         raise BlackBoxError(f"{path} is not YAML ({' '.join(str(e).split())}). {cure}") from e
-    if not isinstance(content, dict) or not content:
-        raise BlackBoxError(f"{path} has no sections of keys. {cure}")
     return content
 
 

@@ -148,7 +148,7 @@ class BlackBoxTrainer(ResumableTrainer):
             if self.stage != "training":
                 raise
             self.bar.close()
-            print(f"{spent}. Training ends in epoch {self.epoch + 1}, batch {self.batches_done}.")
+            print(f"{spent} Training ends in epoch {self.epoch + 1}, batch {self.batches_done}.")
             self.finish()
             self.select_best()
             self.save_model(self.max_epoch - 1, self.output_dir)

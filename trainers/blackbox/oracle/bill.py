@@ -197,7 +197,7 @@ class Meter(Wrapper):
             if limit and used + amount > limit:
                 raise BudgetSpent(
                     f"ORACLE.MAX_{unit.upper()} does not pay for more: {used:,} of {limit:,} "
-                    f"{unit.replace('_', ' ')} are used, the next request costs {amount:,}"
+                    f"{unit.replace('_', ' ')} are used, the next request costs {amount:,}."
                 )
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:

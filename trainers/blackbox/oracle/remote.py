@@ -123,7 +123,7 @@ class Http:
         words = self.quoted(said(body, text)) or answer.reason_phrase
         heard = f"retry after {later} {text}" if later else text
         if status == 402 or (status in (400, 403, 429) and SPENT.search(heard[:10_000])):
-            spent = f"{self.url} refuses, since a budget is spent: {words}"
+            spent = f"{self.url} refuses, since a budget is spent: {words.rstrip('.')}."
             raise RemoteBudgetSpent(spent, status, body)
         if status in BUSY or (status == 400 and f'"code": "{wire.DAMAGED}"' in text):
             with suppress(ValueError):
