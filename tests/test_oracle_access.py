@@ -4,12 +4,11 @@ import weakref
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from oracles import EVERYTHING, contexts_of, counter, oracle_over, pixels
-from support import Random, difference
+from support import difference
 
 
 @pytest.mark.parametrize("metered", [False, True])
@@ -103,8 +102,3 @@ def test_what_is_not_granted_is_denied(loaded, grant, metered):
         DENIED[grant](oracle, oracle.upload(pixels(oracle)))
     if metered:
         assert oracle.counts["training"]["queries"] == 0
-
-
-def test_a_grant_that_does_not_exist():
-    with pytest.raises(BlackBoxError, match="did you mean features"):
-        Random().require("feature")
