@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .blackbox.config import SIZE, Key, build_schedule, flag, number, register_trainer, where, whole
 from .blackbox.data import crop_or_cutout
 from .blackbox.optimizers import RandomDirections
-from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
+from .blackbox.prompts import build_space, context_keys, space_keys
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
@@ -95,8 +95,7 @@ class CBBT(SearchTrainer):
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node, optim, model = self.cfg.TRAINER.CBBT, self.cfg.OPTIM, self.description
-        start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node, start, generator)
+        space = build_space(self.oracle, node, generator)
         origin, seed = space.origin.to(self.device), child_seed(generator)
         optimizer = RandomDirections(origin, node.Q, node.CLIP, optim.LR, optim.WEIGHT_DECAY, seed)
         schedule = build_schedule(optimizer.adam, optim)

@@ -11,7 +11,7 @@ from .blackbox.config import SIZE, Key, cma_keys, flag, number, one, register_tr
 from .blackbox.data import ordered_loader
 from .blackbox.losses import mean_cross_entropies
 from .blackbox.optimizers import CMAES
-from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
+from .blackbox.prompts import build_space, context_keys, space_keys
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Recipe, SearchTrainer, Teacher
 
@@ -98,8 +98,7 @@ class CraFT(SearchTrainer):
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.CRAFT
-        start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node, start, generator)
+        space = build_space(self.oracle, node, generator)
         origin, seed = space.origin.to(self.device), child_seed(generator)
         covariance, options = node.COVARIANCE, node.CMA_OPTIONS
         optimizer = CMAES(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .blackbox.config import SIZE, Key, Validator, flag, number, register_trainer, where, whole
 from .blackbox.heads.selection import folds_of, stacking_weight
 from .blackbox.optimizers import SubspaceGaussNewton
-from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
+from .blackbox.prompts import build_space, context_keys, space_keys
 from .blackbox.run.rng import child_seed, seeded
 from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
@@ -133,8 +133,7 @@ class JOLT(SearchTrainer):
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.JOLT
-        start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node, start, generator)
+        space = build_space(self.oracle, node, generator)
         origin, seed = space.origin.to(self.device), child_seed(generator)
         optimizer = SubspaceGaussNewton(
             origin, node.DIRECTIONS, node.DAMPINGS, node.DAMPING, node.DECAY, seed

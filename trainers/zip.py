@@ -4,7 +4,7 @@ import torch
 
 from .blackbox.config import Key, number, one, register_trainer, spsa_keys, spsa_settings, where
 from .blackbox.optimizers import RULES, SPSA
-from .blackbox.prompts import build_space, context_keys, initial_context, space_keys
+from .blackbox.prompts import build_space, context_keys, space_keys
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
@@ -27,7 +27,6 @@ class ZIP(SearchTrainer):
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node = self.cfg.TRAINER.ZIP
-        start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
-        space = build_space(node, start, generator)
+        space = build_space(self.oracle, node, generator)
         origin, seed = space.origin.to(self.device), child_seed(generator)
         return Recipe(space, SPSA(origin, node.RULE, **spsa_settings(node), seed=seed))

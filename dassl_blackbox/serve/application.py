@@ -56,10 +56,6 @@ def answer_json(value: Any, status: int = 200, headers: dict[str, str] | None = 
     return Response(body, status, {**(headers or {}), DIGEST: digest_of(body)}, media_type=JSON)
 
 
-def answer_tensors(body: bytes) -> Response:
-    return Response(body, headers={DIGEST: digest_of(body)}, media_type=MEDIA)
-
-
 def answer_refusal(refusal: Refusal) -> Response:
     return answer_json(refusal.body(), refusal.status, refusal.headers)
 
@@ -67,7 +63,7 @@ def answer_refusal(refusal: Refusal) -> Response:
 class Sent(Response):
     """Tensors, after which `done` is called, sent or not."""
 
-    def __init__(self, body: bytes, done: Callable[[], None]) -> None:
+    def __init__(self, body: bytes, done: Callable[[], object] = lambda: None) -> None:
         super().__init__(body, headers={DIGEST: digest_of(body)}, media_type=MEDIA)
         self.done = done
 
@@ -290,7 +286,7 @@ def build_app(service: Service) -> FastAPI:
     @app.get("/v1/embedding", tags=["model"], responses={**REFUSALS, **tensors_out()}, **keyed)
     async def embedding(request: Request, words: str) -> Response:
         """Token embeddings of words, where contexts are granted."""
-        return answer_tensors(await service.embedding(account_of(request), words))
+        return Sent(await service.embedding(account_of(request), words))
 
     @app.post(
         "/v1/texts", tags=["contents"], openapi_extra=takes(JSON), responses=REFUSALS, **keyed

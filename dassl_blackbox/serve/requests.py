@@ -174,7 +174,7 @@ class Bodies:
         if len(body) != length:
             raise Refusal(400, DAMAGED, "The body is longer or shorter than it says.")
         declared = request.headers.get(DIGEST, "")
-        if declared and declared != digest_of(bytes(body)):
+        if declared and declared != digest_of(body):
             raise Refusal(400, DAMAGED, f"The body is not what its {DIGEST} says.")
 
 

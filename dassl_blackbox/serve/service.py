@@ -163,11 +163,11 @@ class Service:
             name: of the request, by its client; empty: it has none, and counts by itself.
             body: of the request.
         """
-        job, cost, room = await self.on(self.disk, account, self.look_at, what, account, body)
-        name_of = hashlib.sha256(body).hexdigest()
+        looked = await self.on(self.disk, account, self.look_at, what, account, body)
+        job, content, cost, room = looked
         self.bodies.hold(account.name, room)  # before it is charged
         try:
-            request = account, name, f"{what} {name_of}", cost
+            request = account, name, content, cost
             charged = await self.on(self.disk, account, self.ledger.charge, *request)
             try:
                 found = await asyncio.wrap_future(self.replica.submit(job))
@@ -186,8 +186,11 @@ class Service:
             self.charged.update(dict(zip(UNITS, cost, strict=True)))
         return answer, room
 
-    def look_at(self, what: str, account: Account, body: bytes) -> tuple[Job, tuple[int, int], int]:
-        """(what is asked, its cost, the bytes that it will hold), where it may be asked.
+    def look_at(
+        self, what: str, account: Account, body: bytes
+    ) -> tuple[Job, str, tuple[int, int], int]:
+        """(what is asked, its content's name, its cost, the bytes that it will hold), where it may
+        be asked.
 
         Raises:
             Refusal: it may not.
@@ -224,7 +227,8 @@ class Service:
             if count > self.limits.encoded:
                 most = self.limits.encoded
                 raise wrong(f"{count:,} {things} would be encoded; {most:,} may be at once.")
-        return job, cost, held * NUMBER_BYTES
+        content = f"{what} {hashlib.sha256(body).hexdigest()}"
+        return job, content, cost, held * NUMBER_BYTES
 
     def write(self, what: str, account: Account, job: Job, answer: torch.Tensor) -> bytes:
         """What is let out of an answer, as a body."""

@@ -174,7 +174,7 @@ def initial_context(oracle: Any, words: str, n: int, generator: Generator) -> Te
 
 
 def space_keys(default: str) -> dict[str, Key]:
-    """The keys that `build_space` is given: `SPACE` with this default, and the spaces' sizes."""
+    """The further keys of `build_space`: `SPACE` with this default, and the spaces' sizes."""
     lowrank, projection = where("SPACE", "lowrank"), where("SPACE", "projection")
     return {
         "SPACE": Key(default, one("context", "lowrank", "projection"), "prompt space"),
@@ -185,8 +185,9 @@ def space_keys(default: str) -> dict[str, Key]:
     }
 
 
-def build_space(node: Any, start: Tensor, generator: Generator) -> Space:
-    """The space that a method's `node` of the configuration names, around a context `[n, D]`."""
+def build_space(oracle: Any, node: Any, generator: Generator) -> Space:
+    """The space that a method's `node` of the configuration names, around its first context."""
+    start = initial_context(oracle, node.CTX_INIT, node.N_CTX, generator)
     if node.SPACE == "lowrank":
         return LowRankSpace(start, node.ID, node.RANK, generator)
     if node.SPACE == "projection":
