@@ -259,8 +259,8 @@ def chosen_for(task: Task, many: bool) -> Choice:
     centre = 2.0**-task.bold, 0.3 * 3.0**-task.bold
     out = judged(labels)
     numbers = task.folds[out].unique()
-    if len(numbers) < 2:
-        return Choice(*centre)
+    if len(numbers) < 2:  # zero-shot keeps the temperature that the images gave it
+        return Choice(*centre, factor=1 / centre[0])
     held_out, x = (task.folds == numbers[:, None]) & out, task.x
     if not many:
         parts = [components(s, views.of(~rows))[0] for rows in held_out]
@@ -528,14 +528,63 @@ class ScoreHead(nn.Module):
 # ---------------------------------------------------------------------- the pool
 
 
+class Space(NamedTuple):
+    """Whitened rows of unit length, whose products tell which pictures are alike."""
+
+    mean: Tensor  # [A]
+    axes: Tensor  # [A, r]
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Space:
+        """That of rows `[N, A]`."""
+        mean = rows.double().mean(0)
+        centred = rows.double() - mean
+        values, vectors = torch.linalg.eigh(centred.mT @ centred)
+        values = values.clamp_min(0)
+        ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
+        # rows that are all alike have no spread
+        return cls(mean, vectors * (values + ridge).clamp_min(1e-30).rsqrt())
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return F.normalize(((rows.double() - self.mean) @ self.axes).float(), dim=1)
+
+
+def nearness(rows: Tensor, gathered: Gathered, classes: int) -> dict[str, Tensor]:
+    """What tells whether a picture is of one of the classes: the `Space` of what is read of all
+    views `[N, A]`, the classes' mean `directions` in it `[C, r]`, and the `least` cosine with the
+    nearest of them: 95 % of the images reach it that are held out in turn, of classes with two.
+    """
+    space, own = Space.of(rows), F.one_hot(gathered.labels, classes).float()
+    z, first = space(rows), gathered.views == 0
+    sums, labels, numbers = own.mT @ z, gathered.labels[first], gathered.index[first]
+    of_image = z.new_zeros(int(gathered.index.max()) + 1, z.shape[1])
+    of_image = of_image.index_add_(0, gathered.index, z)[numbers]
+    cosines = z[first] @ F.normalize(sums, dim=1).mT
+    others = F.normalize(sums[labels] - of_image, dim=1)
+    cosines.scatter_(1, labels[:, None], (z[first] * others).sum(1, keepdim=True))
+    least = cosines.amax(1)[judged(labels)].quantile(0.05)
+    return {**space._asdict(), "directions": F.normalize(sums, dim=1), "least": least}
+
+
+def spread_out(worth: Tensor, rows: Tensor, others: Tensor, count: int) -> list[int]:
+    """Numbers of so many rows `[N, A]` that are of worth `[N]` and unlike others `[M, A]`, and each
+    other: one by one that of the largest `worth (1 - cosine with the nearest)`.
+    """
+    z = Space.of(rows)(torch.cat([others, rows]))
+    mine, nearest, chosen = z[len(others) :], torch.zeros(len(rows)), list[int]()
+    if len(others):
+        nearest = (mine @ z[: len(others)].mT).amax(1)
+    while len(chosen) < min(count, len(rows)):
+        left = worth * (1 - nearest)
+        left[chosen] = -1.0
+        chosen.append(int(left.argmax()))
+        nearest = torch.maximum(nearest, mine @ mine[chosen[-1]])
+    return chosen
+
+
 def neighbours(rows: Tensor) -> Tensor:
-    """Sparse symmetric weights `[N, N]`: cos^3 of pairs of whitened rows `[N, A]` that are near."""
-    centred = rows.double() - rows.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred.mT @ centred)
-    values = values.clamp_min(0)
-    ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
-    units = (values + ridge).clamp_min(1e-30).rsqrt()  # rows that are all alike have no spread
-    z = F.normalize((centred @ vectors * units).float(), dim=1)
+    """Sparse symmetric weights `[N, N]`: cos^3 of pairs of rows `[N, A]` that are near."""
+    z = Space.of(rows)(rows)
     n, pairs, weights = len(z), [], []
     for first in range(0, n, CHUNK):
         cosines = z[first : first + CHUNK] @ z.mT
