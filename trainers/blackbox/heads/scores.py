@@ -143,9 +143,13 @@ def components(s: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
     `[A, r]` that lead there.
     """
     mean, white = whitening(views)
-    x = (s - mean.float()) @ white.float()
+    x = whitened(s, mean, white)
     norm = length(x)
     return x / norm, mean, white / norm
+
+
+def whitened(s: Tensor, mean: Tensor, white: Tensor) -> Tensor:
+    return (s - mean.float()) @ white.float()
 
 
 def length(x: Tensor) -> Tensor:
@@ -218,6 +222,7 @@ class Task(NamedTuple):
     z: Tensor  # zero-shot at its own temperature [N, C]
     s: Tensor  # scores of the further texts [N, A]
     x: Tensor  # the same, whitened [N, r]
+    plain: tuple[Tensor, Tensor, Tensor]  # z, s and x of the un-augmented views alone
     views: Views  # of all images
     labels: Tensor  # [N]
     folds: Tensor  # [N]
@@ -233,6 +238,7 @@ class Task(NamedTuple):
         some = torch.arange(0, self.z.shape[1], size, device=self.z.device).long().unique()
         rows = torch.isin(self.labels, some)
         seen, x = self.views.of(rows), self.x[rows]
+        plain_z, plain_s, plain_x = (part[rows] for part in self.plain)
         views = seen._replace(
             labels=torch.searchsorted(some, seen.labels),
             images=(rows.cumsum(0) - 1)[seen.images],
@@ -241,6 +247,7 @@ class Task(NamedTuple):
             z=self.z[rows][:, some],
             s=self.s[rows],
             x=x / length(x),
+            plain=(plain_z[:, some], plain_s, plain_x / length(x)),
             views=views,
             labels=torch.searchsorted(some, self.labels[rows]),
             folds=self.folds[rows],
@@ -262,10 +269,14 @@ def chosen_for(task: Task, many: bool) -> Choice:
     if len(numbers) < 2:  # zero-shot keeps the temperature that the images gave it
         return Choice(*centre, factor=1 / centre[0])
     held_out, x = (task.folds == numbers[:, None]) & out, task.x
+    plain_z, plain_s, plain_x = task.plain
     if not many:
-        parts = [components(s, views.of(~rows))[0] for rows in held_out]
-        r = max(part.shape[1] for part in parts)
-        x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in parts])
+        parts = [components(s, views.of(~rows)) for rows in held_out]
+        r = max(part.shape[1] for part, _, _ in parts)
+        pads = [(0, r - part.shape[1]) for part, _, _ in parts]
+        x = torch.stack([F.pad(part, pad) for (part, _, _), pad in zip(parts, pads, strict=True)])
+        plain = [whitened(plain_s, mean, white) for _, mean, white in parts]
+        plain_x = torch.stack([F.pad(part, pad) for part, pad in zip(plain, pads, strict=True)])
     told = labels.expand(len(held_out), -1)[held_out]
     fits = [gaussian(views.of(~rows), z.shape[1], task.axes) for rows in held_out]
     normal = torch.stack([logits(s.double()) for logits in fits]).to(z)
@@ -287,10 +298,14 @@ def chosen_for(task: Task, many: bool) -> Choice:
             for value, middle, width in zip((share, penalty), centre, WIDTHS, strict=True):
                 cost += away(value, middle, width)
             if best is None or cost < best[0]:
-                best = cost, share, penalty, weight, answers
+                best = cost, share, penalty, weight, found
     assert best is not None
-    _, share, penalty, weight, answers = best
-    return Choice(share, penalty, sharpness(answers, told, prior=1.0), weight)
+    _, share, penalty, weight, found = best
+    # of single views, as evaluation sees them: means over views are surer
+    answers = share * plain_z + found(plain_x)
+    if weight:
+        answers = answers + weight * torch.stack([of(plain_s.double()) for of in fits]).to(z)
+    return Choice(share, penalty, sharpness(answers[held_out], told, prior=1.0), weight)
 
 
 def raised(task: Task, choice: Choice) -> float:
@@ -445,9 +460,13 @@ class ScoreHead(nn.Module):
         images, of_image = gathered.index.unique(return_inverse=True)
         mean = rows.new_zeros(len(images), rows.shape[1]).index_add_(0, of_image, rows)
         mean = self.read(mean.div_(of_image.bincount()[:, None]))
+        first = gathered.views == 0
+        plain = torch.empty_like(mean)
+        plain[of_image[first]] = self.read(rows[first])
         labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
         cut = self.further and truncated(rows[:, C:])
         z, s = mean[:, :C], mean[:, C:] if self.further and not cut else mean
+        plain_s = plain[:, -s.shape[1] :]
         every = -(-len(rows) // ROWS)
         some, noise = rows[::every], resolution(rows)
         # by all views, so that what differs between views of an image counts for less
@@ -466,7 +485,9 @@ class ScoreHead(nn.Module):
         self.bold = bold = agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], coordinates(views)
-        task = Task(zero_shot, s, x, views, told, folds, usual, axes, bold)
+        plain_z = temperature * plain[:, :C][:, present]
+        single = plain_z, plain_s, whitened(plain_s, middle, white)
+        task = Task(zero_shot, s, x, single, views, told, folds, usual, axes, bold)
         small, many = task.part()
         choice = chosen_for(small, many)
         share, penalty, factor, added = choice
