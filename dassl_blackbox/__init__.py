@@ -7,6 +7,7 @@ defaults to a Dassl configuration.
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.2.0"
 
@@ -23,3 +24,12 @@ if find_spec("dassl") is None:
 # below, since they import dassl
 from . import datasets, trainers  # type: ignore[attr-defined]  # noqa: E402
 from .trainers.blackbox.config import extend_cfg  # noqa: E402
+
+
+def __getattr__(name: str) -> Any:
+    """`ScoreClassifier` and `listed`, which import scikit-learn, when they are first used."""
+    if name in ("ScoreClassifier", "listed"):
+        from . import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -178,7 +178,9 @@ class FinishedRun:
 
     @property
     def bill_(self) -> dict[str, float]:
-        return self.trainer.oracle.counts["evaluation"] | self.trainer.oracle.usage()
+        counts = self.trainer.oracle.counts["evaluation"]
+        asked = {"queries": counts["queries"], "pictures": counts["image_queries"]}
+        return asked | self.trainer.oracle.usage()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,305 @@
+"""ScoreClassifier and its commands: what is asked, what it costs, what is kept, what is refused."""
+
+import csv
+import json
+import pickle
+import re
+import sys
+from itertools import groupby
+
+import numpy as np
+import pytest
+from dassl_blackbox import ScoreClassifier
+from dassl_blackbox.answers import BadExamples, listed
+from dassl_blackbox.commands import main
+from dassl_blackbox.datasets.generated import digits
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
+from PIL import Image
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from support import trained
+
+SMALL = {"texts": 60, "views": 1, "flip": False, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Digits as files: `train/<class>/`, three a class; `new/`, forty of all classes."""
+    root = tmp_path_factory.mktemp("digits")
+    pictures = sorted(digits(), key=lambda picture: picture[:2])
+    for (part, _), group in groupby(pictures, key=lambda picture: picture[:2]):
+        for number, (_, _, name, picture) in enumerate(group):
+            place = {"train": root / "train" / name, "test": root / "new"}.get(part)
+            if place and number < (3 if part == "train" else 4):
+                place.mkdir(parents=True, exist_ok=True)
+                picture.save(place / f"{name}_{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    return ScoreClassifier("tiny", **SMALL).fit(folder / "train")
+
+
+def truth(folder):
+    return [path.rsplit("/", 1)[-1].split("_")[0] for path in listed(folder / "new")]
+
+
+def array(path):
+    return np.asarray(Image.open(path))
+
+
+def test_what_is_quoted_is_billed_and_nothing_is_asked_twice(folder):
+    clf = ScoreClassifier("tiny", **SMALL)
+    quoted = clf.quote(folder / "train")
+    assert clf.fit(folder / "train").bill_ == quoted
+    assert quoted == {"queries": 2 * (1 + 6), "pictures": 60, "calls": 2}
+    assert clf.fit(folder / "train").bill_ == quoted
+    more = clf.quote(folder / "new", purpose="predict")
+    clf.predict(folder / "new")
+    total = {name: quoted[name] + more[name] for name in quoted}
+    assert more["pictures"] == 40 and clf.bill_ == total
+    clf.predict(folder / "new", pool=True)
+    assert clf.bill_ == total
+    new = clf.quote([listed(folder / "new")[0]], ["ten"], purpose="add")
+    clf.add([listed(folder / "new")[0]], ["ten"])
+    # the new picture about all texts, those of before about the class names alone
+    assert new["pictures"] == 62 and new["queries"] == 2 * (1 + 6) + 2
+    assert clf.bill_ == {name: total[name] + new[name] for name in total}
+    assert clf.classes_[-1] == "ten"
+
+
+def test_it_is_the_trainer_s_head(data_root, tmp_path):
+    options = "TRAINER.SONAR.VIEWS", "1", "TRAINER.SONAR.TEXTS", "60", "ORACLE.MAX_QUERIES", "0"
+    trainer = trained("SONAR", data_root, tmp_path, *options)
+    dataset = trainer.dm.dataset
+    clf = ScoreClassifier(
+        "tiny", dataset.classnames, template=trainer.template, random_state=1, **SMALL
+    )
+    clf.fit([i.impath for i in dataset.train_x], [i.classname for i in dataset.train_x])
+    assert clf.bill_["queries"] == trainer.oracle.counts["training"]["queries"]
+    score = clf.score([i.impath for i in dataset.test], [i.classname for i in dataset.test])
+    assert 100 * score == pytest.approx(trainer.results["accuracy"])
+
+
+def test_a_saved_head_needs_no_data(fitted, folder, tmp_path):
+    path = tmp_path / "head.safetensors"
+    clf = ScoreClassifier("tiny", **SMALL)
+    (tmp_path / "train").symlink_to(folder / "train")
+    clf.fit(tmp_path / "train").save(path)
+    (tmp_path / "train").unlink()
+    assert path.stat().st_size < 5_000_000 and b"pickle" not in path.read_bytes()
+    again = ScoreClassifier.load(path, progress=False)
+    assert again.bill_ == {"queries": 0, "pictures": 0, "calls": 0}
+    probabilities = clf.predict_proba(folder / "new")
+    assert np.allclose(again.predict_proba(folder / "new"), probabilities, atol=1e-5)
+    new = listed(folder / "new")
+    again.add([new[0], new[1]], ["ten", "ten"])
+    ten = again.predict_proba(new)[:, -1]
+    assert ten[:2].min() > ten[2:].mean()
+    assert (again.predict(new[2:]) == fitted.predict(new[2:])).mean() > 0.8
+
+
+def test_another_model_or_file_is_refused(fitted, folder, tmp_path):
+    path = tmp_path / "head.safetensors"
+    fitted.save(path)
+    other = ScoreClassifier.load(path, model="photo")
+    with pytest.raises(BlackBoxError, match=r"another model than the photo .* fit a new head"):
+        other.predict(folder / "new")
+    for content in (b"", path.read_bytes()[:200], b"\x80\x04K\x01."):
+        path.write_bytes(content)
+        with pytest.raises(BlackBoxError, match=r"head.safetensors is no head that was saved"):
+            ScoreClassifier.load(path)
+
+
+def test_a_budget_is_kept_and_nothing_is_lost(folder, fitted):
+    clf = pickle.loads(pickle.dumps(fitted)).set_params(max_pictures=90)
+    spent, labels = clf.bill_, clf.predict(listed(folder / "new")[:5])
+    with pytest.raises(BudgetSpent, match=r"35 pictures are needed, and \d+ of max_pictures 90"):
+        clf.predict(folder / "new")
+    with pytest.raises(BudgetSpent, match="Nothing was sent"):
+        clf.add(listed(folder / "new")[5:], truth(folder)[5:])
+    assert clf.bill_["pictures"] == spent["pictures"] + 5
+    assert (clf.predict(listed(folder / "new")[:5]) == labels).all()
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "words"),
+    [
+        ("train/four", None, "should hold a folder for each class"),
+        (".", None, "lies in a folder within one"),
+        ("nowhere", ["a"], "neither a picture nor a folder"),
+        (["train/four/four_0.png"], ["four"], "one class alone, four"),
+        (["train/four/four_0.png"] * 2, [0.5, 1.7], "Unknown label type"),
+        (["gone.png", "gone.png"], ["a", "b"], "gone.png cannot be decoded"),
+        ([np.zeros((4, 4), np.float32)] * 2, ["a", "b"], "Picture 0 is of float32, (4, 4)"),
+        ([], [], "There is no label"),
+        (["train/four/four_0.png"], ["a", "b"], "inconsistent numbers of samples"),
+    ],
+)
+def test_what_nothing_can_be_learnt_from(folder, monkeypatch, X, y, words):
+    monkeypatch.chdir(folder)
+    clf = ScoreClassifier("tiny", **SMALL)
+    with pytest.raises((BlackBoxError, ValueError), match=re.escape(words)):
+        clf.fit(X, y)
+    assert not any(clf.bill_.values())
+
+
+def test_labels_outside_the_classes_names_and_no_pictures(folder, fitted):
+    with pytest.raises(BadExamples, match="The label 'eight' is none of the classes one, two"):
+        ScoreClassifier("tiny", ["one", "two"]).fit(folder / "train")
+    with pytest.raises(BadExamples, match="have one name"):
+        ScoreClassifier("tiny", {0: "one", 1: "one"}).fit([], [])
+    with pytest.raises(BadExamples, match="There are no pictures"):
+        fitted.predict([])
+    names = {number: name for number, name in enumerate(["zero", "one", "two"])}
+    clf = ScoreClassifier("tiny", names, **SMALL).fit([], [])
+    assert clf.quote(folder / "new", purpose="predict")["queries"] == 1
+    assert set(clf.predict(folder / "new")) <= {0, 1, 2}
+    # a class without pictures is known by its name
+    some = [path for path in listed(folder / "train") if "two" not in path]
+    clf = ScoreClassifier("tiny", ["zero", "one", "two"], **SMALL)
+    some = [path for path in some if "zero" in path or "one" in path]
+    clf.fit(some, ["zero" if "zero" in path else "one" for path in some])
+    assert clf.predict_proba(folder / "new").shape == (40, 3)
+
+
+def test_pictures_that_show_no_class():
+    known, train, rest = ("zero", "one", "two", "three", "four"), [], []
+    for part, _, name, picture in digits():
+        (train if part == "train" and name in known else rest).append((picture, name))
+    X, y = zip(*train[::4])
+    clf = ScoreClassifier("tiny", unknown="?", **SMALL).fit(X, y)
+    X, y = zip(*rest[-400::4])
+    strange = clf.predict(X) == "?"
+    shown = np.isin(y, known)
+    assert strange[~shown].mean() > 2 * strange[shown].mean() and strange[shown].mean() < 0.15
+    with pytest.raises(BadExamples, match="one class needs two pictures"):
+        ScoreClassifier("tiny", unknown="?", **SMALL).fit(X[:2], ["a", "b"])
+
+
+def test_suggestions_differ_and_cost_nothing_afterwards(fitted, folder):
+    clf = pickle.loads(pickle.dumps(fitted))
+    pool = listed(folder / "new")
+    first = clf.suggest(pool, 5)
+    spent = clf.bill_
+    assert len(set(first)) == 5 and clf.suggest(pool, 5) == first
+    clf.predict(pool)
+    assert clf.bill_ == spent
+    clf.add([pool[i] for i in first], [truth(folder)[i] for i in first])
+    assert clf.bill_["pictures"] == spent["pictures"] + 5  # their augmented views
+    assert len(clf.suggest(pool, 99)) == 40 and clf.bill_["pictures"] == spent["pictures"] + 5
+
+
+def test_it_is_one_of_scikit_learn_s(folder):
+    paths = listed(folder / "train")
+    X = np.array(paths, dtype=object)
+    y = np.array([path.split("/")[-2] for path in paths])
+    clf = ScoreClassifier("tiny", **SMALL | {"views": 0})
+    assert clone(clf).get_params() == clf.get_params()
+    assert cross_val_score(clf, X, y, cv=3).mean() > 0.5
+    pipeline = make_pipeline(FunctionTransformer(lambda X: [array(path) for path in X]), clf)
+    assert pipeline.fit(X, y).score(X, y) > 0.8
+
+
+class OfTables(ScoreClassifier):
+    """The rows of a table as pictures, with a bar for each number."""
+
+    def __init__(
+        self, model="tiny", classes=None, *, texts=20, views=0, progress=False, random_state=0
+    ):
+        super().__init__(
+            model, classes, texts=texts, views=views, progress=progress, random_state=random_state
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.no_validation = True, False
+        return tags
+
+    def drawn(self, X, reset=False):
+        X = validate_data(self, X, reset=reset, dtype=np.float64)
+        levels = np.clip(128 + 32 * X, 0, 255).astype(np.uint8)
+        return [np.asarray(Image.fromarray(row[None]).resize((32, 32), 0)) for row in levels]
+
+    def fit(self, X, y=None):
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        return super().fit(self.drawn(X, reset=True), column_or_1d(y, warn=True))
+
+    def predict_proba(self, X, pool=False):
+        check_is_fitted(self)
+        return super().predict_proba(self.drawn(X), pool)
+
+    def predict(self, X, pool=False):
+        check_is_fitted(self)
+        return super().predict(self.drawn(X), pool)
+
+
+CANNOT = {
+    "check_methods_subset_invariance": "an image tower's last bits depend on the batch",
+}
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_s_own_checks():
+    found = check_estimator(OfTables(), expected_failed_checks=CANNOT, on_skip=None)
+    assert sum(check["status"] == "passed" for check in found) >= 53
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["dassl-blackbox", *map(str, words)])
+    capsys.readouterr()
+    return main(), capsys.readouterr()
+
+
+def test_two_commands_label_a_folder(folder, tmp_path, monkeypatch, capsys):
+    head, page = tmp_path / "head.safetensors", tmp_path / "page.html"
+    options = "--model", "tiny", "--texts", 60, "--views", 1, "--no-flip"
+    (tmp_path / "new").symlink_to(folder / "new")
+    status, quoted = command(monkeypatch, capsys, "quote", folder / "train", *options)
+    assert status == 0 and quoted.out == "14 queries, 60 pictures, 2 calls\n"
+    status, said = command(
+        monkeypatch, capsys, "fit", folder / "train", *options, "--out", head, "ORACLE.PREC", "fp32"
+    )
+    assert status == 0 and "30 pictures of 10 classes" in said.out and quoted.out in said.out
+    status, said = command(monkeypatch, capsys, "predict", head, tmp_path / "new", "--html", page)
+    rows = list(csv.DictReader(said.out.splitlines()))
+    assert [row["path"] for row in rows] == listed(tmp_path / "new") and status == 0
+    assert np.mean([row["label"] == name for row, name in zip(rows, truth(folder))]) > 0.6
+    assert page.read_text().count("<img") == 40
+    status, said = command(
+        monkeypatch, capsys, "predict", head, tmp_path / "new", "--format", "jsonl", "--pool"
+    )
+    assert len([json.loads(line) for line in said.out.splitlines()]) == 40
+
+
+def test_a_broken_picture_is_named_or_left_out(folder, fitted, tmp_path, monkeypatch, capsys):
+    fitted.save(tmp_path / "head.safetensors")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "broken.png").write_bytes(b"nothing")
+    (pictures / "sound.png").write_bytes((folder / "new" / "two_0.png").read_bytes())
+    words = "predict", tmp_path / "head.safetensors", pictures
+    status, said = command(monkeypatch, capsys, *words)
+    assert status == 1 and "broken.png cannot be decoded" in said.err and not said.out
+    status, said = command(monkeypatch, capsys, *words, "--skip-broken")
+    assert status == 0 and "left out" in said.err and said.out.count("\n") == 2
+
+
+def test_a_run_of_any_trainer_labels_pictures(data_root, folder, tmp_path, monkeypatch, capsys):
+    trainer = trained("ZIP", data_root, tmp_path / "run")
+    tested = [item.impath for item in trainer.dm.dataset.test]
+    (tmp_path / "run" / "config.yaml").write_text(trainer.cfg.dump())
+    (tmp_path / "test").mkdir()
+    for number, path in enumerate(tested):
+        (tmp_path / "test" / f"{number:04}.png").symlink_to(path)
+    status, said = command(monkeypatch, capsys, "predict", tmp_path / "run", tmp_path / "test")
+    rows = list(csv.DictReader(said.out.splitlines()))
+    right = [row["label"] == i.classname for row, i in zip(rows, trainer.dm.dataset.test)]
+    assert status == 0 and 100 * np.mean(right) == pytest.approx(trainer.results["accuracy"])
