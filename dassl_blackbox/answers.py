@@ -72,7 +72,7 @@ def named(given: Sequence[Any] | Mapping[Any, str] | None, labels: list[Any]) ->
         if label not in names:
             raise BadExamples(f"The label {label!r} is none of the classes {told}.")
     if len(names) < 2:
-        there = f"one class alone, {[*names][0]}" if names else "no label"
+        there = f"one class alone, {next(iter(names))}" if names else "no label"
         raise BadExamples(f"There is {there}: give two classes or more.")
     if len(set(names.values())) < len(names):
         raise BadExamples(f"Two of the classes {told} have one name.")

@@ -1,5 +1,6 @@
 """A classifier of your own pictures, and what else there is:
 
+    dassl-blackbox draw FOLDER                   pictures to try the others on
     dassl-blackbox quote FOLDER --model photo    what the next line costs
     dassl-blackbox fit FOLDER --model photo --out head.safetensors
     dassl-blackbox predict head.safetensors PICTURES > labels.csv
@@ -19,6 +20,7 @@ import io
 import json
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from html import escape
@@ -33,6 +35,7 @@ from tqdm import tqdm
 from .answers import BadExamples, Gallery, labelled, listed
 from .classifier import ScoreClassifier
 from .console import Help, note, tool
+from .datasets.generated import digits
 from .trainers.blackbox.config import PLAIN, defaults, merge_files, put
 from .trainers.blackbox.data import look, ordered_loader
 from .trainers.blackbox.errors import BlackBoxError
@@ -148,6 +151,21 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, *cells, ""])
 
 
+def draw(args: argparse.Namespace) -> None:
+    """Write scans of digits: `train/<class>/`, so many a class, and `new/` with 200 others."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for part, _, name, picture in digits():
+        counts[part, name] += 1
+        place, most = {"train": (f"train/{name}", args.shots), "test": ("new", 20)}.get(
+            part, ("", 0)
+        )
+        if counts[part, name] <= most:
+            path = Path(args.folder, place, f"{name}_{counts[part, name]:02}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    print(f"{args.folder}: {args.shots} digits a class in train, 200 others in new")
+
+
 class FinishedRun:
     """The method of a run's folder, for pictures of one's own; it asks for the run's data set, for
     the names of its classes.
@@ -195,6 +213,9 @@ def parser() -> argparse.ArgumentParser:
     make = command("fit", fit, "Fit a head to the pictures in a folder of class folders.")
     price = command("quote", quote, "What `fit` would cost; with --head, what `predict` would.")
     label = command("predict", predict, "Label the pictures in a folder.")
+    sketch = command("draw", draw, "Write pictures to try the others on: scans of digits.")
+    sketch.add_argument("folder", help="where they are written")
+    sketch.add_argument("--shots", type=int, default=16, help="pictures of a class in train")
     label.add_argument("head", help="a file of `fit`, or the output folder of a training run")
     for one in (make, price, label):
         one.add_argument("folder", help="of the pictures")

@@ -5,13 +5,13 @@ import json
 import pickle
 import re
 import sys
-from itertools import groupby
+from argparse import Namespace
 
 import numpy as np
 import pytest
 from dassl_blackbox import ScoreClassifier
 from dassl_blackbox.answers import BadExamples, listed
-from dassl_blackbox.commands import main
+from dassl_blackbox.commands import draw, main
 from dassl_blackbox.datasets.generated import digits
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from PIL import Image
@@ -28,15 +28,12 @@ SMALL = {"texts": 60, "views": 1, "flip": False, "progress": False}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Digits as files: `train/<class>/`, three a class; `new/`, forty of all classes."""
+    """Digits as files: `train/<class>/`, three a class; `new/`, four a class."""
     root = tmp_path_factory.mktemp("digits")
-    pictures = sorted(digits(), key=lambda picture: picture[:2])
-    for (part, _), group in groupby(pictures, key=lambda picture: picture[:2]):
-        for number, (_, _, name, picture) in enumerate(group):
-            place = {"train": root / "train" / name, "test": root / "new"}.get(part)
-            if place and number < (3 if part == "train" else 4):
-                place.mkdir(parents=True, exist_ok=True)
-                picture.save(place / f"{name}_{number}.png")
+    draw(Namespace(folder=root, shots=3))
+    for path in (root / "new").iterdir():
+        if int(path.stem[-2:]) > 4:
+            path.unlink()
     return root
 
 
@@ -133,12 +130,12 @@ def test_a_budget_is_kept_and_nothing_is_lost(folder, fitted):
         ("train/four", None, "should hold a folder for each class"),
         (".", None, "lies in a folder within one"),
         ("nowhere", ["a"], "neither a picture nor a folder"),
-        (["train/four/four_0.png"], ["four"], "one class alone, four"),
-        (["train/four/four_0.png"] * 2, [0.5, 1.7], "Unknown label type"),
+        (["train/four/four_01.png"], ["four"], "one class alone, four"),
+        (["train/four/four_01.png"] * 2, [0.5, 1.7], "Unknown label type"),
         (["gone.png", "gone.png"], ["a", "b"], "gone.png cannot be decoded"),
         ([np.zeros((4, 4), np.float32)] * 2, ["a", "b"], "Picture 0 is of float32, (4, 4)"),
         ([], [], "There is no label"),
-        (["train/four/four_0.png"], ["a", "b"], "inconsistent numbers of samples"),
+        (["train/four/four_01.png"], ["a", "b"], "inconsistent numbers of samples"),
     ],
 )
 def test_what_nothing_can_be_learnt_from(folder, monkeypatch, X, y, words):
@@ -284,7 +281,7 @@ def test_a_broken_picture_is_named_or_left_out(folder, fitted, tmp_path, monkeyp
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "broken.png").write_bytes(b"nothing")
-    (pictures / "sound.png").write_bytes((folder / "new" / "two_0.png").read_bytes())
+    (pictures / "sound.png").write_bytes((folder / "new" / "two_01.png").read_bytes())
     words = "predict", tmp_path / "head.safetensors", pictures
     status, said = command(monkeypatch, capsys, *words)
     assert status == 1 and "broken.png cannot be decoded" in said.err and not said.out
