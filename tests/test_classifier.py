@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
-from support import trained
+from support import REPO, trained
 
 SMALL = {"texts": 60, "views": 1, "flip": False, "progress": False}
 
@@ -300,3 +300,12 @@ def test_a_run_of_any_trainer_labels_pictures(data_root, folder, tmp_path, monke
     rows = list(csv.DictReader(said.out.splitlines()))
     right = [row["label"] == i.classname for row, i in zip(rows, trainer.dm.dataset.test)]
     assert status == 0 and 100 * np.mean(right) == pytest.approx(trainer.results["accuracy"])
+
+
+def test_the_blocks_of_the_page_run(tmp_path, monkeypatch):
+    draw(Namespace(folder=tmp_path / "digits", shots=4))
+    monkeypatch.chdir(tmp_path)
+    text, names = (REPO / "docs" / "USE.md").read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    assert names["clf"].classes_[-1] == "ten" and names["probabilities"].shape == (200, 11)
