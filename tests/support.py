@@ -24,8 +24,8 @@ from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
 
 REPO = Path(__file__).resolve().parent.parent
 
-# A trainer comes under contract by being registered, an optimiser by being exported; what it needs
-# beside a start stands here.
+# A trainer comes under contract by being registered, an optimiser by standing in its module; what
+# it needs beside a start stands here.
 OURS = ours()
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
 TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
@@ -41,7 +41,7 @@ SETTINGS = {
 OPTIMIZERS = {
     f"{name} {settings.get('rule', '')}".strip(): partial(part, **{"seed": 0, **settings})
     for name, part in vars(optimizers).items()
-    if isinstance(part, type)
+    if isinstance(part, type) and "tell" in vars(part)
     for settings in SETTINGS.get(name, [{}])
 }
 

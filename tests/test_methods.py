@@ -67,7 +67,7 @@ def test_direction_step_is_adam_on_the_clipped_estimate():
         reference.grad = g * 0.5 / g.norm()
         adam.step()
         optimizer.tell(losses)
-        torch.testing.assert_close(optimizer.solution, reference.detach())
+        torch.testing.assert_close(optimizer.theta, reference.detach())
     torch.testing.assert_close(
         theta, torch.tensor([1.0, -2.0, 0.5])
     )  # the start is not changed in place
@@ -282,7 +282,7 @@ def test_cmaes_minimises_and_leaves_numpy_alone():
     for _ in range(60):
         candidates = optimizer.ask()
         optimizer.tell((candidates**2).sum(1))
-    assert (optimizer.solution**2).sum() < 1e-4
+    assert (optimizer.theta**2).sum() < 1e-4
     assert np.array_equal(np.random.rand(3), expected)
 
 
@@ -297,9 +297,7 @@ def test_covariance_models_and_bounds(covariance):
         first = losses.min() if first is None else first
         optimizer.tell(losses)
     assert optimizer.best_loss < 0.9 * first
-    assert ((optimizer.solution - 2) ** 2).sum().item() == pytest.approx(
-        optimizer.best_loss, rel=1e-5
-    )
+    assert ((optimizer.theta - 2) ** 2).sum().item() == pytest.approx(optimizer.best_loss, rel=1e-5)
 
 
 # Costs, as the meter counts them

@@ -5,7 +5,7 @@ import torch
 from .blackbox.config import SIZE, Key, number, register_trainer, template_for, template_keys, whole
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers import DecayingDirections
-from .blackbox.prompts.pictures import FrameSpace
+from .blackbox.prompts import FrameSpace
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
