@@ -15,6 +15,7 @@ import torch
 import train
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
+from dassl_blackbox.trainers.bar import DecayingDirections
 from dassl_blackbox.trainers.blackbox import optimizers
 from dassl_blackbox.trainers.blackbox.config import defaults, ours  # noqa: F401  for the tests
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
@@ -40,7 +41,7 @@ SETTINGS = {
 }
 OPTIMIZERS = {
     f"{name} {settings.get('rule', '')}".strip(): partial(part, **{"seed": 0, **settings})
-    for name, part in vars(optimizers).items()
+    for name, part in {**vars(optimizers), "DecayingDirections": DecayingDirections}.items()
     if isinstance(part, type) and "tell" in vars(part)
     for settings in SETTINGS.get(name, [{}])
 }

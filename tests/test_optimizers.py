@@ -4,8 +4,9 @@ random directions against the definitions.
 
 import pytest
 import torch
+from dassl_blackbox.trainers.bar import DecayingDirections
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state
-from dassl_blackbox.trainers.blackbox.optimizers import DecayingDirections, OneSided
+from dassl_blackbox.trainers.blackbox.optimizers import OneSided
 from support import OPTIMIZERS, d64, quadratic
 
 BOWL, _ = quadratic(12)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_blackbox.trainers.bar import FrameSpace
 from dassl_blackbox.trainers.blackbox.prompts import (
     CoordinatorSpace,
-    FrameSpace,
     PaddingSpace,
     build_decoder,
 )

@@ -35,8 +35,7 @@ class Optimizer:
 
     def __init__(self, start: Tensor, seed: int) -> None:
         self.theta = start.clone()
-        # on the CPU, so that a run draws alike on every device
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)  # so that all devices draw alike
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -56,6 +55,7 @@ class Optimizer:
 
 
 RULES = ("spsa-clip", "spsa-gc", "spsa")
+GAINS = {"o": 1.0, "c": 0.01, "a": 0.01, "alpha": 0.4, "gamma": 0.1, "beta": 0.8}
 
 
 class SPSA(Optimizer):
@@ -71,22 +71,12 @@ class SPSA(Optimizer):
     saved = ("theta", "momentum", "k")
 
     def __init__(
-        self,
-        start: Tensor,
-        rule: str = "spsa-clip",
-        average: int = 5,
-        o: float = 1.0,
-        c: float = 0.01,
-        a: float = 0.01,
-        alpha: float = 0.4,
-        gamma: float = 0.1,
-        beta: float = 0.8,
-        seed: int = 0,
+        self, start: Tensor, rule: str = RULES[0], average: int = 5, seed: int = 0, **gains: float
     ) -> None:
         super().__init__(start, seed)
-        self.rule, self.average, self.beta = rule, average, beta
-        self.o, self.c, self.a, self.alpha, self.gamma = o, c, a, alpha, gamma
-        self.population, self.momentum, self.k = 2 * average, torch.zeros_like(start), 1
+        self.rule, self.average, self.population = rule, average, 2 * average
+        self.o, self.c, self.a, self.alpha, self.gamma, self.beta = (GAINS | gains).values()
+        self.momentum, self.k = torch.zeros_like(start), 1
 
     def rate(self) -> float:
         return self.a / (self.k + self.o) ** self.alpha
@@ -139,29 +129,6 @@ class OneSided(Optimizer):
         losses = losses.to(self.u)
         slopes = (losses[1:] - losses[0]) / self.eps
         return slopes @ self.u / (self.q / self.scale)
-
-
-class DecayingDirections(OneSided):
-    """BAR's (ICML 2020): `theta -= a_k g`, with d as the scale.
-
-    `a_k = (first - last) (1 - k / steps)^0.9 + last`, k from 1; from step `steps` on, `last`.
-    """
-
-    saved = ("theta", "k")
-
-    def __init__(
-        self, start: Tensor, q: int, eps: float, first: float, last: float, steps: float, seed: int
-    ) -> None:
-        super().__init__(start, q, eps, len(start), seed)
-        self.first, self.last, self.steps, self.k = first, last, steps, 1
-
-    def rate(self) -> float:
-        left = 1 - min(self.k, self.steps) / self.steps
-        return (self.first - self.last) * left**0.9 + self.last
-
-    def tell(self, losses: Tensor) -> None:
-        self.theta = self.theta - self.rate() * self.estimate(losses)
-        self.k += 1
 
 
 class RandomDirections(OneSided):

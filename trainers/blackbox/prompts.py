@@ -1,10 +1,5 @@
-"""Prompt spaces: vectors `[P, d]` to the `Prompt` that an oracle is asked about.
+"""Prompt spaces: vectors `[P, d]` to the `Prompt` that an oracle is asked about."""
 
-Contexts and image tokens first; then spaces that change pictures: VP's padding, BAR's frame, and
-BlackVIP's coordinator; last, the keys and the first context that methods on contexts share.
-"""
-
-import math
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -57,47 +52,6 @@ class RandomProjection(Space):
 
     def forward(self, z: Tensor, pixels: Tensor | None = None) -> Prompt:
         return Prompt(self.start + (z @ self.A.T).view(-1, *self.start.shape))
-
-
-class TwoProjections(Space):
-    """BPT-VLM's (IJCAI 2023): `z = (z_L, z_V)` to text tokens `start + A_L z_L`, image `A_V z_V`.
-
-    `A_L ~ N(0, (s_tok / (sqrt(d_L) sigma))^2)`;
-    `A_V ~ N(mu_conv 3072 / d_V, (s_conv sqrt(3072 / d_V) sigma)^2)`: by the moments of the model's
-    description, so that tokens begin at the size of its own. The published start is zero.
-    """
-
-    def __init__(
-        self,
-        model: Description,
-        start: Tensor,
-        n_image: int,  # n_V; 0 is text alone
-        d_text: int,
-        d_image: int,
-        sigma: float,  # step size that CMA-ES starts with
-        generator: Generator,
-    ) -> None:
-        super().__init__()
-        self.sizes, self.start = (d_text, d_image if n_image else 0), nn.Buffer(start)
-        self.origin = nn.Buffer(torch.zeros(sum(self.sizes)))
-        std = model.token_std / (math.sqrt(d_text) * sigma)
-        self.A_text = nn.Buffer(std * torch.randn(start.numel(), d_text, generator=generator))
-        if n_image:
-            if not model.image_width or model.patch_mean is None or model.patch_std is None:
-                raise BlackBoxError(f"{model.name} takes no image tokens: take a ViT or N_IMAGE 0.")
-            self.grants, self.image = ("contexts", "image_tokens"), (n_image, model.image_width)
-            inputs = 3 * 32 * 32  # of ViT-B/32's patch embedding, for which this was derived
-            mean = model.patch_mean * inputs / d_image
-            std = model.patch_std * math.sqrt(inputs / d_image) * sigma
-            drawn = torch.randn(n_image * model.image_width, d_image, generator=generator)
-            self.A_image = nn.Buffer(mean + std * drawn)
-
-    def forward(self, z: Tensor, pixels: Tensor | None = None) -> Prompt:
-        text, image = z.split(self.sizes, dim=-1)
-        contexts = self.start + (text @ self.A_text.T).view(-1, *self.start.shape)
-        if "image_tokens" not in self.grants:
-            return Prompt(contexts)
-        return Prompt(contexts, (image @ self.A_image.T).view(-1, *self.image))
 
 
 def walsh_hadamard(x: Tensor) -> Tensor:
@@ -251,19 +205,6 @@ class PaddingSpace(PictureSpace):
         return Prompt(pictures=self.clipped(pixels + self.spread(theta)))
 
 
-class FrameSpace(PaddingSpace):
-    """BAR's (ICML 2020): the picture, made smaller, in a frame of `sigmoid(W)`."""
-
-    share = 15 / 224
-
-    def forward(self, theta: Tensor, pixels: Tensor) -> Prompt:
-        frames = (self.spread(theta).sigmoid() - self.mean) / self.std
-        pictures = frames.repeat(1, len(pixels), 1, 1, 1)
-        inside = pictures[..., self.rows, self.columns]
-        inside[:] = F.interpolate(pixels, inside.shape[-2:], mode=self.mode, antialias=True)
-        return Prompt(pictures=self.clipped(pictures))  # bicubic overshoots
-
-
 class ConvEncoder(nn.Sequential):
     """Random convolutions, never tuned, of s stages: to maps `[B, 32, H / 2^s, W / 2^s]`."""
 
@@ -282,9 +223,8 @@ class ConvEncoder(nn.Sequential):
 
 
 class PCAEncoder(nn.Module):
-    """Principal components `[B, 98]` of pictures that are reduced to 16 x 16.
-
-    In units of the first one's standard deviation; components that the pictures do not have are 0.
+    """Principal components `[B, 98]` of pictures that are reduced to 16 x 16, in units of the first
+    one's standard deviation; those that the pictures do not have are 0.
     """
 
     def __init__(self) -> None:

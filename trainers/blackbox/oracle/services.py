@@ -61,8 +61,8 @@ class RemoteBudgetSpent(BudgetSpent, Refused):
 
 
 class Http:
-    """Connections to one service, which threads may share. Seconds without a byte end a try after
-    `timeout`, and a request after `patience`.
+    """Connections to a service, which threads may share. A try is given up after `timeout` seconds
+    without a byte, a request after `patience` seconds.
     """
 
     def __init__(self, url: str, timeout: float, patience: float) -> None:
