@@ -194,12 +194,13 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     """The share of zero-shot, the penalty, the factor of all logits and the weight of the Gaussian
     ones at which held-out images surprise least, beside a prior.
 
-    That alone decides where every image is the only one of its class: from all of zero-shot and a
-    penalty of 0.3 where `bold` is 0 to half of it and 0.1 where it is 1. The Gaussian logits are
-    weighed alone first. Where images are `many`, those held out would whiten all no better.
+    That alone decides where every image is the only one of its class: from all of zero-shot where
+    `bold` is 0, at a penalty of 0.3 times the square of what zero-shot is worth (the spread of its
+    logits, if above 1), to half of it at 0.1 where it is 1. The Gaussian logits are weighed alone
+    first. Where images are `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
-    centre = 2.0**-task.bold, 0.3 * 3.0**-task.bold
+    centre = 2.0**-task.bold, 0.1 * (3 * max(1.0, selection.spread(z)) ** 2) ** (1 - task.bold)
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:
