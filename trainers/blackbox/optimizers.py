@@ -73,6 +73,7 @@ class SPSA(Optimizer):
     def __init__(
         self, start: Tensor, rule: str = RULES[0], average: int = 5, seed: int = 0, **gains: float
     ) -> None:
+        assert rule in RULES
         super().__init__(start, seed)
         self.rule, self.average, self.population = rule, average, 2 * average
         self.o, self.c, self.a, self.alpha, self.gamma, self.beta = (GAINS | gains).values()
