@@ -1,5 +1,6 @@
 """What can be run; each tells its options with --help.
 
+dassl-blackbox fit, predict        a classifier of your own pictures
 python -m dassl_blackbox.results   tables of finished runs
 python -m dassl_blackbox.plots     their plots
 python -m dassl_blackbox.datasets  which data sets are there, and whole
@@ -16,5 +17,11 @@ python scripts/compare.py          all methods on one data set, under one budget
 python scripts/sweep.py            a grid of methods, data sets, shots and seeds
 """
 
+import sys
+
+from .commands import main
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(main())
     print((__doc__ or "").strip())

@@ -1,0 +1,231 @@
+"""A classifier of your own pictures, and what else there is:
+
+    dassl-blackbox quote FOLDER --model photo    what the next line costs
+    dassl-blackbox fit FOLDER --model photo --out head.safetensors
+    dassl-blackbox predict head.safetensors PICTURES > labels.csv
+    dassl-blackbox predict output/digits/ZIP/tiny_16shots/seed1 PICTURES    by a run of any trainer
+    dassl-blackbox results | plots | datasets | configs | serve    as python -m dassl_blackbox.NAME
+
+FOLDER has a folder for each class, called by its name; PICTURES is a folder too. Each command tells
+its options with --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import io
+import json
+import runpy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dassl.engine import build_trainer
+from tqdm import tqdm
+
+from .answers import BadExamples, Gallery, labelled, listed
+from .classifier import ScoreClassifier
+from .console import Help, note, tool
+from .trainers.blackbox.config import PLAIN, defaults, merge_files, put
+from .trainers.blackbox.data import look, ordered_loader
+from .trainers.blackbox.errors import BlackBoxError
+from .trainers.blackbox.files import write_atomically
+
+OTHERS = "serve", "results", "plots", "datasets", "configs"
+THUMBNAIL = 160  # pixels of the longer side
+
+
+def sound(paths: Sequence[str], skip: bool) -> list[int]:
+    """Numbers of the pictures that are used: all, or those that can be decoded."""
+    kept = []
+    for number, path in enumerate(paths):
+        try:
+            if skip:
+                look(path)
+            kept.append(number)
+        except BlackBoxError as e:
+            note(f"left out: {e}")
+    return kept
+
+
+def opened(args: argparse.Namespace) -> Any:
+    """The classifier that was saved, or a run's; it is for `predict_proba` and `bill_`."""
+    if Path(args.head).is_dir():
+        return FinishedRun(args.head, args.opts)
+    return ScoreClassifier.load(args.head, options=pairs(args.opts))
+
+
+def fresh(args: argparse.Namespace) -> ScoreClassifier:
+    names = "model", "template", "texts", "views", "max_queries", "max_pictures"
+    given = {name: getattr(args, name) for name in names}
+    return ScoreClassifier(
+        **given, flip=not args.no_flip, random_state=args.seed, options=pairs(args.opts)
+    )
+
+
+def pairs(words: Sequence[str]) -> dict[str, str]:
+    """Options KEY VALUE."""
+    if len(words) % 2:
+        raise BadExamples(f"Options are pairs KEY VALUE, and {words[-1]} has no value.")
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def told(bill: Mapping[str, float]) -> str:
+    return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in bill.items())
+
+
+def quote(args: argparse.Namespace) -> None:
+    if args.head:
+        print(told(opened(args).quote(args.folder, purpose="predict")))
+    else:
+        print(told(fresh(args).quote(args.folder)))
+
+
+def fit(args: argparse.Namespace) -> None:
+    pictures, labels = labelled(args.folder)
+    kept = sound(pictures, args.skip_broken)
+    clf = fresh(args).fit([pictures[i] for i in kept], [labels[i] for i in kept])
+    clf.save(args.out)
+    print(f"{args.out}: {len(kept):,} pictures of {len(clf.classes_):,} classes")
+    print(f"asked: {told(clf.bill_)}")
+
+
+def predict(args: argparse.Namespace) -> None:
+    pictures = listed(args.folder)
+    pictures = [pictures[i] for i in sound(pictures, args.skip_broken)]
+    with redirect_stdout(sys.stderr):  # the labels alone go to stdout
+        clf = opened(args)
+        found = clf.predict_proba(pictures, pool=args.pool)
+    best = (-found).argsort(axis=1)[:, :2]
+    rows = [
+        {
+            "path": path,
+            "label": clf.classes_[first],
+            "probability": f"{share[first]:.4f}",
+            "second": clf.classes_[second],
+        }
+        for path, share, (first, second) in zip(pictures, found, best, strict=True)
+    ]
+    table = io.StringIO()
+    if args.format == "csv":
+        writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        table.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+    if args.html:
+        write_atomically(args.html, page(rows).encode(errors="replace"))
+    if args.out:
+        write_atomically(args.out, table.getvalue().encode(errors="surrogateescape"))
+    else:
+        print(table.getvalue(), end="")
+    print(f"asked: {told(clf.bill_)}", file=sys.stderr)
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """An HTML page of the pictures, the most doubtful first."""
+    cells = []
+    for row in sorted(rows, key=lambda row: float(row["probability"])):
+        picture, _ = look(row["path"])
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        picture.save(file, "JPEG")
+        coded = base64.b64encode(file.getvalue()).decode()
+        words = f"{row['label']} {row['probability']}, or {row['second']}"
+        cells.append(
+            f'<figure><img src="data:image/jpeg;base64,{coded}" title="{escape(row["path"])}">'
+            f"<figcaption>{escape(words)}</figcaption></figure>"
+        )
+    style = "figure{display:inline-block;margin:8px;width:170px;font:13px sans-serif}"
+    head = f'<!doctype html><meta charset="utf-8"><title>labels</title><style>{style}</style>'
+    return "\n".join([head, *cells, ""])
+
+
+class FinishedRun:
+    """The method of a run's folder, for pictures of one's own; it asks for the run's data set, for
+    the names of its classes.
+    """
+
+    def __init__(self, folder: str, opts: Sequence[str]) -> None:
+        cfg = defaults()
+        merge_files(cfg, [f"{folder}/config.yaml"])
+        put(cfg, {"OUTPUT_DIR": "", "RESUME": "", **pairs(opts)}, "options")
+        self.trainer = trainer = build_trainer(cfg)
+        if not hasattr(trainer, "oracle"):
+            raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")
+        trainer.load_model(folder)
+        trainer.set_model_mode("eval")
+        self.classes_ = np.array(trainer.dm.dataset.classnames)
+
+    @torch.no_grad()
+    def predict_proba(self, pictures: Sequence[str], pool: bool = False) -> np.ndarray:
+        trainer, gallery, found = self.trainer, Gallery(pictures), []
+        if pool:
+            raise BlackBoxError("--pool is for a saved head; a run's has TRAINER.SONAR.POOL True.")
+        with trainer.evaluating():
+            loader = ordered_loader(trainer.cfg, gallery.items, gallery.pictures, None, 128)
+            for batch in tqdm(loader):
+                logits = trainer.model_inference(batch["img"].to(trainer.device))
+                found.append(logits[:, : len(self.classes_)].double().softmax(1).cpu())
+        return torch.cat(found).numpy()
+
+    @property
+    def bill_(self) -> dict[str, float]:
+        return self.trainer.oracle.counts["evaluation"] | self.trainer.oracle.usage()
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser("dassl-blackbox", description=__doc__, formatter_class=Help)
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> Any:
+        new = commands.add_parser(name, help=about, description=about, formatter_class=Help)
+        new.set_defaults(run=run)
+        return new
+
+    make = command("fit", fit, "Fit a head to the pictures in a folder of class folders.")
+    price = command("quote", quote, "What `fit` would cost; with --head, what `predict` would.")
+    label = command("predict", predict, "Label the pictures in a folder.")
+    label.add_argument("head", help="a file of `fit`, or the output folder of a training run")
+    for one in (make, price, label):
+        one.add_argument("folder", help="of the pictures")
+        one.add_argument("--skip-broken", action="store_true", help="leave out broken pictures")
+        one.epilog = "At the end: KEY VALUE of docs/KEYS.md, such as ORACLE.URL https://..."
+    for one in (make, price):
+        one.add_argument("--model", default="photo", help="its name, or the URL of a server")
+        one.add_argument("--template", default=PLAIN, help="of the class texts")
+        one.add_argument("--texts", type=int, default=500, help="further texts")
+        one.add_argument("--views", type=int, default=4, help="augmented views of a picture")
+        one.add_argument("--no-flip", action="store_true", help="no mirror images (of letters)")
+        one.add_argument("--max-queries", type=int, default=0, help="budget; 0: none")
+        one.add_argument("--max-pictures", type=int, default=0, help="budget; 0: none")
+        one.add_argument("--seed", type=int, default=0, help="of the views and the further texts")
+    make.add_argument("--out", required=True, help="file of the head, such as head.safetensors")
+    price.add_argument("--head", default="", help="a file of `fit`")
+    label.add_argument("--format", choices=["csv", "jsonl"], default="csv", help="of the labels")
+    label.add_argument("--out", default="", help="file of the labels; without it, stdout")
+    label.add_argument("--html", default="", help="page of the pictures, the most doubtful first")
+    label.add_argument("--pool", action="store_true", help="label them together, not one by one")
+    return whole
+
+
+def main() -> int:
+    """The entry point `dassl-blackbox`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in OTHERS:
+        sys.argv = [f"dassl-blackbox {name}", *sys.argv[2:]]
+        runpy.run_module(f"dassl_blackbox.{name}", run_name="__main__", alter_sys=True)
+        return 0
+    whole = parser()
+    args, words = whole.parse_known_args()
+    args.opts = words
+    if unknown := [word for word in words if word.startswith("-")]:
+        whole.error(f"unknown options: {' '.join(unknown)}")
+    return tool(lambda: args.run(args))
