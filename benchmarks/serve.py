@@ -24,7 +24,7 @@ import torch
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import Oracle, Prompt, Texts
-from dassl_blackbox.trainers.blackbox.oracle.remote import Http, RemoteOracle
+from dassl_blackbox.trainers.blackbox.oracle.services import Http, RemoteOracle
 
 CLASSES, BATCH, CANDIDATES, TOKENS = 10, 128, 2, 4
 FURTHER, VIEWS, STEPS = 40, 5, 100

@@ -15,6 +15,7 @@ import torch
 import train
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
+from dassl_blackbox.trainers.bar import DecayingDirections
 from dassl_blackbox.trainers.blackbox import optimizers
 from dassl_blackbox.trainers.blackbox.config import defaults, ours  # noqa: F401  for the tests
 from dassl_blackbox.trainers.blackbox.engine import BlackBoxTrainer
@@ -24,8 +25,8 @@ from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
 
 REPO = Path(__file__).resolve().parent.parent
 
-# A trainer comes under contract by being registered, an optimiser by being exported; what it needs
-# beside a start stands here.
+# A trainer comes under contract by being registered, an optimiser by standing in its module; what
+# it needs beside a start stands here.
 OURS = ours()
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
 TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
@@ -40,8 +41,8 @@ SETTINGS = {
 }
 OPTIMIZERS = {
     f"{name} {settings.get('rule', '')}".strip(): partial(part, **{"seed": 0, **settings})
-    for name, part in vars(optimizers).items()
-    if isinstance(part, type)
+    for name, part in {**vars(optimizers), "DecayingDirections": DecayingDirections}.items()
+    if isinstance(part, type) and "tell" in vars(part)
     for settings in SETTINGS.get(name, [{}])
 }
 

@@ -22,7 +22,7 @@ from dassl_blackbox.trainers.blackbox.config import (
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
-from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
+from dassl_blackbox.trainers.blackbox.optimizers import COVARIANCES
 from dassl_blackbox.trainers.blackbox.run.matching import settings
 from support import OURS, REPO, defaults, examples, run
 from train import before_and_now, grew, unread

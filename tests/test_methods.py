@@ -4,6 +4,8 @@ batch is partial, and take any prompt space.
 
 import math
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +14,8 @@ import torchvision.transforms as T
 from dassl_blackbox.trainers.blackbox.data import cutout
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.prompts import (
-    LowRankSpace,
-    RandomProjection,
-    TokenSpace,
-    TwoProjections,
-)
+from dassl_blackbox.trainers.blackbox.prompts import LowRankSpace, RandomProjection, TokenSpace
+from dassl_blackbox.trainers.bptvlm import TwoProjections
 from dassl_blackbox.trainers.cbbt import FeatureAdapter
 from dassl_blackbox.trainers.craft import PredictionRefinement, divergence
 from PIL import Image
@@ -67,7 +65,7 @@ def test_direction_step_is_adam_on_the_clipped_estimate():
         reference.grad = g * 0.5 / g.norm()
         adam.step()
         optimizer.tell(losses)
-        torch.testing.assert_close(optimizer.solution, reference.detach())
+        torch.testing.assert_close(optimizer.theta, reference.detach())
     torch.testing.assert_close(
         theta, torch.tensor([1.0, -2.0, 0.5])
     )  # the start is not changed in place
@@ -211,10 +209,14 @@ def test_craft_losses_by_hand(data_root, tmp_path):
 # BPT-VLM
 
 
+def node(d_image, sigma):
+    return SimpleNamespace(N_IMAGE=5, DIM_TEXT=500, DIM_IMAGE=d_image, SIGMA=sigma)
+
+
 def test_two_projections_have_the_published_moments(data_root, tmp_path):
     description = build("BPTVLM", data_root, tmp_path).oracle.description
     start, generator = torch.zeros(8, description.width), torch.Generator().manual_seed(0)
-    space = TwoProjections(description, start, 5, 500, 400, 0.5, generator)
+    space = TwoProjections(description, start, node(400, 0.5), generator)
     assert space.A_text.mean().item() == pytest.approx(0, abs=1e-3 * description.token_std)
     assert space.A_text.std().item() == pytest.approx(
         description.token_std / (math.sqrt(500) * 0.5), rel=0.02
@@ -282,7 +284,7 @@ def test_cmaes_minimises_and_leaves_numpy_alone():
     for _ in range(60):
         candidates = optimizer.ask()
         optimizer.tell((candidates**2).sum(1))
-    assert (optimizer.solution**2).sum() < 1e-4
+    assert (optimizer.theta**2).sum() < 1e-4
     assert np.array_equal(np.random.rand(3), expected)
 
 
@@ -297,9 +299,7 @@ def test_covariance_models_and_bounds(covariance):
         first = losses.min() if first is None else first
         optimizer.tell(losses)
     assert optimizer.best_loss < 0.9 * first
-    assert ((optimizer.solution - 2) ** 2).sum().item() == pytest.approx(
-        optimizer.best_loss, rel=1e-5
-    )
+    assert ((optimizer.theta - 2) ** 2).sum().item() == pytest.approx(optimizer.best_loss, rel=1e-5)
 
 
 # Costs, as the meter counts them
@@ -419,15 +419,6 @@ def test_population_larger_than_the_budget(data_root, tmp_path):
 
 def test_a_convolutional_tower_admits_no_image_tokens(data_root, tmp_path):
     description = build("ZIP", data_root, tmp_path).oracle.description
-    from dataclasses import replace
-
+    model = replace(description, image_width=None)
     with pytest.raises(BlackBoxError, match="takes no image tokens"):
-        TwoProjections(
-            replace(description, image_width=None),
-            torch.zeros(2, 4),
-            5,
-            10,
-            10,
-            1.0,
-            torch.Generator(),
-        )
+        TwoProjections(model, torch.zeros(2, 4), node(10, 1.0), torch.Generator())

@@ -4,9 +4,9 @@ random directions against the definitions.
 
 import pytest
 import torch
+from dassl_blackbox.trainers.bar import DecayingDirections
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state
-from dassl_blackbox.trainers.blackbox.optimizers import DecayingDirections
-from dassl_blackbox.trainers.blackbox.optimizers.directions import OneSided
+from dassl_blackbox.trainers.blackbox.optimizers import OneSided
 from support import OPTIMIZERS, d64, quadratic
 
 BOWL, _ = quadratic(12)
@@ -42,7 +42,7 @@ def walk(optimizer, steps):
 def test_asks_for_its_population(make):
     optimizer = make(torch.zeros(12, dtype=d64))
     optimizer.ask()
-    assert torch.equal(optimizer.solution, torch.zeros(12))  # asking moves nothing
+    assert torch.equal(optimizer.theta, torch.zeros(12))  # asking moves nothing
     optimizer = make(torch.zeros(12, dtype=d64))
     for _ in range(3):
         asked = step(optimizer)
@@ -53,14 +53,14 @@ def test_asks_for_its_population(make):
 def test_lowers_a_quadratic(make):
     start = torch.full((12,), 2.0, dtype=d64)
     optimizer = walk(make(start), 60)
-    assert BOWL(optimizer.solution[None]) < BOWL(start[None])
+    assert BOWL(optimizer.theta[None]) < BOWL(start[None])
     assert torch.equal(start, torch.full((12,), 2.0))  # the start is the caller's
 
 
 @every_optimizer
 def test_repeats_with_its_seed_and_leaves_global_generators_alone(make):
     state = torch.get_rng_state()
-    runs = [walk(make(torch.ones(12, dtype=d64), seed=seed), 6).solution for seed in (4, 4, 5)]
+    runs = [walk(make(torch.ones(12, dtype=d64), seed=seed), 6).theta for seed in (4, 4, 5)]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -75,7 +75,7 @@ def test_continues_from_its_saved_state(make, before, tmp_path):
     assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"]
     for _ in range(3):
         assert torch.equal(step(first), step(second))
-        assert torch.equal(first.solution, second.solution)
+        assert torch.equal(first.theta, second.theta)
 
 
 # Random directions
@@ -123,4 +123,4 @@ def test_bar_is_gradient_steps_of_the_polynomial():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(a)
         theta = theta - a * optimizer.estimate(losses)
         optimizer.tell(losses)
-        assert torch.allclose(optimizer.solution, theta)
+        assert torch.allclose(optimizer.theta, theta)

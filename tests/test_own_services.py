@@ -5,7 +5,7 @@ import re
 import pytest
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from services import at, oracle_at
-from support import REPO, accuracy, bill, run
+from support import REPO, accuracy, bill, build, run
 
 OWN = """
 import base64
@@ -48,6 +48,31 @@ def test_the_backend_of_the_guide(data_root, tmp_path, monkeypatch, capsys):
     assert "no effect" not in said
     assert run("ZIP", data_root, tmp_path / "zip", *options) == 1
     assert "asked for 'contexts'" in capsys.readouterr().err
+
+
+CUT = """
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.oracle import TopK
+
+def oracle(cfg, device, client):
+    return TopK(LocalOracle(load_model("tiny"), ("logits",), client), 3)
+"""
+
+
+def test_answers_that_are_cut_unannounced_cost_no_more_than_was_told(
+    data_root, tmp_path, monkeypatch
+):
+    """Without ORACLE.TOP_K; then evaluation asks about all texts, not about half of them."""
+    (tmp_path / "cut_model_of_a_test.py").write_text(CUT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = "ORACLE.API", "cut_model_of_a_test:oracle", "TRAINER.SONAR.VIEWS", 1
+    trainer = build("SONAR", data_root, tmp_path / "out", *options)
+    told = trainer.evaluation(["test"])
+    trainer.train()
+    assert len(trainer.head.kept) == 40  # all of them
+    spent = bill(tmp_path / "out")["evaluation"]
+    assert told == trainer.evaluation(["test"]) == (spent["queries"], spent["image_queries"])
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_blackbox.trainers.blackbox.prompts.pictures import (
+from dassl_blackbox.trainers.bar import FrameSpace
+from dassl_blackbox.trainers.blackbox.prompts import (
     CoordinatorSpace,
-    FrameSpace,
     PaddingSpace,
     build_decoder,
 )
@@ -255,7 +255,7 @@ def focal(logits, labels):
 def test_bar_is_its_definition(data_root, budget, tmp_path):
     """Four steps of a run, from the logits that came back, in an explicit loop."""
     trainer = build("BAR", data_root, tmp_path, *budget("BAR", 4))
-    W, steps = trainer.optim.solution.clone(), []
+    W, steps = trainer.optim.theta.clone(), []
     fitness, tell = trainer.recipe.fitness, trainer.optim.tell
 
     def asked(*answer):
@@ -264,7 +264,7 @@ def test_bar_is_its_definition(data_root, budget, tmp_path):
 
     def told(losses):
         tell(losses)
-        steps[-1].append(trainer.optim.solution.clone())
+        steps[-1].append(trainer.optim.theta.clone())
 
     trainer.recipe.fitness, trainer.optim.tell = asked, told
     trainer.train()

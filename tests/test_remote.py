@@ -17,7 +17,7 @@ import torch
 import yaml
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Prompt
-from dassl_blackbox.trainers.blackbox.oracle.remote import (
+from dassl_blackbox.trainers.blackbox.oracle.services import (
     Http,
     Refused,
     RemoteBudgetSpent,

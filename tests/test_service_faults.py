@@ -1,16 +1,19 @@
 """A service that refuses, is busy, or answers damaged: asked again within bounds, or a sentence."""
 
 import base64
+import gc
+import io
 import threading
 import time
 import zlib
+from contextlib import nullcontext
 
 import pytest
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.oracle import Prompt
-from dassl_blackbox.trainers.blackbox.oracle.remote import Refused
-from dassl_blackbox.trainers.blackbox.oracle.services import png
-from services import KEY, TEXTS, Served, at, local_logits, oracle_at
+from dassl_blackbox.trainers.blackbox.oracle.services import Refused, png
+from PIL import Image
+from services import DATA, KEY, TEXTS, Served, at, local_logits, oracle_at
 from support import difference, run
 
 
@@ -62,6 +65,46 @@ def test_calls_about_a_picture_are_made_several_at_a_time(digits, tmp_path):
         assert oracle.usage()["pictures"] == server.pictures > answered
     finally:
         server.close()
+
+
+def test_texts_are_asked_about_several_calls_at_a_time(digits):
+    """And many pictures in one call after the other, which take a service long."""
+    lock, now, most = threading.Lock(), {"text": 0, "image": 0}, {"text": 0, "image": 0}
+
+    def answer(service, path, body):
+        kind = body["modality"]
+        with lock:
+            now[kind] += 1
+            most[kind] = max(most[kind], now[kind])
+        time.sleep(0.02)
+        with lock:
+            now[kind] -= 1
+        bits = [zlib.crc32(item.encode()) for item in body["input"]]
+        if kind == "image":  # what a file shows, however it is written
+            bits = [zlib.crc32(shown(item)) for item in body["input"]]
+        rows = [[(number >> i & 1) - 0.5 for i in range(32)] for number in bits]
+        return 200, {}, {"data": [{"embedding": row} for row in rows]}
+
+    def shown(item):
+        return Image.open(io.BytesIO(base64.b64decode(item.removeprefix(DATA)))).tobytes()
+
+    server = Served(answer)
+    try:
+        oracle = oracle_at(server, [f"class {i}" for i in range(40)], BATCH=2, THREADS=4)
+        assert oracle.query(oracle.upload(digits), Prompt()).shape == (1, 60, 40)
+        assert 2 <= most["text"] <= 4 and most["image"] == 1
+    finally:
+        server.close()
+
+
+def test_connections_and_cache_are_closed_with_the_oracle(service, tmp_path):
+    oracle = oracle_at(service(), cache=tmp_path)
+    oracle.text_features(Prompt())
+    client, cache = oracle.line.client, oracle.answers
+    assert not client.is_closed and cache._local.con
+    del oracle
+    gc.collect()
+    assert client.is_closed and not hasattr(cache._local, "con")
 
 
 @pytest.mark.parametrize(
@@ -121,9 +164,11 @@ DAMAGED = {
 def test_a_damaged_answer_is_asked_for_again(service, digits, content):
     server = service()
     oracle = oracle_at(server)
-    server.faults = [(200, {}, content)]
+    server.faults, before = [(200, {}, content)], oracle.usage()
     answer = oracle.query(oracle.upload(digits), Prompt())[0]
     assert difference(answer, local_logits(digits, TEXTS)) < 1e-5
+    assert oracle.usage()["calls"] == len(server.requests)  # each may be billed
+    assert oracle.usage()["texts"] == before["texts"] + 2 * 3
 
 
 def test_an_answer_that_stops_half_way_is_asked_for_again(service, digits):
@@ -135,11 +180,21 @@ def test_an_answer_that_stops_half_way_is_asked_for_again(service, digits):
 
 def test_answers_that_stay_damaged_are_not_bought_for_ever(service, digits):
     server = service("hf")
-    oracle = oracle_at(server, api="hf", PATIENCE=60.0)
+    oracle = oracle_at(server, api="hf", PATIENCE=60.0, PRICE=0.5)
     server.always = 200, {}, [{"label": "another", "score": 0.5}]
     with pytest.raises(BlackBoxError, match="answers, but not as expected.*ORACLE.API"):
         oracle.query(oracle.upload(digits), Prompt())
-    assert len(server.requests) == 2
+    assert len(server.requests) == oracle.usage()["calls"] == 2 and oracle.usage()["money"] == 1.0
+
+
+@pytest.mark.parametrize("content", [b'{"error":{"code":"damaged","message":"m"}}', b"{}"])
+def test_a_request_that_came_damaged_is_made_again(service, digits, content):
+    """Which a service says by a code, however it writes JSON."""
+    server = service()
+    oracle = oracle_at(server)
+    server.faults = [(400, {}, content)]
+    with nullcontext() if b"damaged" in content else pytest.raises(Refused):
+        assert oracle.query(oracle.upload(digits), Prompt()).shape == (1, 60, 3)
 
 
 def test_a_space_of_pictures_alone_is_a_sentence(service, digits):

@@ -11,9 +11,9 @@ from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import scores as scores_of
+from dassl_blackbox.trainers.blackbox.heads import selection
 from dassl_blackbox.trainers.blackbox.heads.scores import (
     ScoreHead,
-    Views,
     centred,
     coordinates,
     fit,
@@ -72,9 +72,9 @@ def test_problems_at_once_are_those_one_by_one():
     close(again.weight, together.weight, atol=1e-3, rtol=0)
 
 
-def views(rows, labels=None, noise=0.0):
+def views(rows, labels=None):
     number = torch.arange(len(rows))
-    return Views(rows, number if labels is None else labels, number, noise)
+    return Gathered(rows, number if labels is None else labels, number)
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50)])
@@ -106,7 +106,7 @@ def test_components_below_the_noise_are_cut():
     parts = [whitening(views(part))[1].shape[1] for part in (rows, rounded, 0 * rows)]
     assert parts == [4, 20, 0]
     # rounding filled the others
-    assert whitening(views(rounded, noise=resolution(rounded)))[1].shape[1] == 4
+    assert whitening(views(rounded), resolution(rounded))[1].shape[1] == 4
 
 
 @pytest.mark.parametrize("step", [0.01, 0.1, 0.0])
@@ -158,7 +158,7 @@ def normals(n, C=3, A=6):
     def logits(rows):
         return rows @ precise @ mu.T - ((mu @ precise) * mu).sum(1) / 2
 
-    return Views(rows, labels, torch.arange(C * n), 0.0), logits
+    return Gathered(rows, labels, torch.arange(C * n)), logits
 
 
 def test_the_gaussian_part_tends_to_the_true_logits_of_normal_classes():
@@ -258,7 +258,7 @@ def test_classes_with_more_images_than_others_are_no_likelier():
 
 
 def test_a_class_without_images_is_zero_shot_less_its_mean(monkeypatch):
-    monkeypatch.setattr(scores_of, "agreement", lambda *parts: 0.7)
+    monkeypatch.setattr(selection, "agreement", lambda *parts: 0.7)
     answers = gathered()
     part = answers.part(answers.labels != 2)
     head = fitted(part, keep=5)
@@ -314,7 +314,7 @@ def test_a_checkpoint_holds_a_head_and_its_texts_whatever_their_numbers(tmp_path
 
 
 def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean(monkeypatch):
-    monkeypatch.setattr(scores_of, "agreement", lambda *parts: 0.7)
+    monkeypatch.setattr(selection, "agreement", lambda *parts: 0.7)
     answers, order = gathered(), [3, 1, 0, 2]
     head, moved = fitted(answers), fitted(answers)
     scores, z = answers.rows, centred(answers.rows[:, :4], [4])
@@ -334,7 +334,7 @@ def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean
         less = head.bold * new[:, number].mean()
         wanted = head.fresh * (new[:, number] - less) + head.bold * level + head.level
         close(logits[:, number], wanted, atol=1e-4, rtol=1e-4)
-    assert moved.names == NAMES and moved.moves and not ScoreHead(NAMES).moves
+    assert moved.names == NAMES
 
 
 def test_classes_without_images_can_compete_with_those_that_were_learnt():

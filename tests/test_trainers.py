@@ -129,7 +129,7 @@ def test_what_is_in_use_moved(run):
     after = in_use(trainer)
     assert any(not torch.equal(a, b) for a, b in zip(before, after) if a is not None)
     if isinstance(trainer, SearchTrainer):
-        assert torch.equal(trainer.learner.theta, trainer.optim.solution)
+        assert torch.equal(trainer.learner.theta, trainer.optim.theta)
 
 
 def test_the_checkpoint_holds_everything(run):

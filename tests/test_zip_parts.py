@@ -154,17 +154,17 @@ def test_schedules(k):
         optimizer.ask()
         optimizer.tell(torch.zeros(10))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / (k + 1) ** 0.4)
-    start = optimizer.solution
+    start = optimizer.theta
     assert (optimizer.ask() - start).abs().max() == pytest.approx(0.01 / k**0.1, rel=0.2)
 
 
 def move(optimizer, losses):
     """The estimate, and the step that was taken divided by a_k."""
     optimizer.ask()
-    start, g = optimizer.solution.clone(), optimizer.estimate(losses)
+    start, g = optimizer.theta.clone(), optimizer.estimate(losses)
     a = optimizer.param_groups[0]["lr"]
     optimizer.tell(losses)
-    return g, (start - optimizer.solution) / a
+    return g, (start - optimizer.theta) / a
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e4])

@@ -1,13 +1,52 @@
 """BAR: black-box adversarial reprogramming (ICML 2020), as BlackVIP and ZIP compare with it."""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from .blackbox.config import SIZE, Key, number, register_trainer, template_for, template_keys, whole
 from .blackbox.losses import mean_focal_losses
-from .blackbox.optimizers import DecayingDirections
-from .blackbox.prompts.pictures import FrameSpace
+from .blackbox.optimizers import OneSided
+from .blackbox.oracle import Prompt
+from .blackbox.prompts import PaddingSpace
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
+
+
+class FrameSpace(PaddingSpace):
+    """The picture, made smaller, in a frame of `sigmoid(W)`."""
+
+    share = 15 / 224
+
+    def forward(self, theta: Tensor, pixels: Tensor) -> Prompt:
+        frames = (self.spread(theta).sigmoid() - self.mean) / self.std
+        pictures = frames.repeat(1, len(pixels), 1, 1, 1)
+        inside = pictures[..., self.rows, self.columns]
+        inside[:] = F.interpolate(pixels, inside.shape[-2:], mode=self.mode, antialias=True)
+        return Prompt(pictures=self.clipped(pictures))  # bicubic overshoots
+
+
+class DecayingDirections(OneSided):
+    """`theta -= a_k g`, with d as the scale of the estimate.
+
+    `a_k = (first - last) (1 - k / steps)^0.9 + last`, k from 1; from step `steps` on, `last`.
+    """
+
+    saved = ("theta", "k")
+
+    def __init__(
+        self, start: Tensor, q: int, eps: float, first: float, last: float, steps: float, seed: int
+    ) -> None:
+        super().__init__(start, q, eps, len(start), seed)
+        self.first, self.last, self.steps, self.k = first, last, steps, 1
+
+    def rate(self) -> float:
+        left = 1 - min(self.k, self.steps) / self.steps
+        return (self.first - self.last) * left**0.9 + self.last
+
+    def tell(self, losses: Tensor) -> None:
+        self.theta = self.theta - self.rate() * self.estimate(losses)
+        self.k += 1
 
 
 @register_trainer

@@ -16,7 +16,7 @@ from .blackbox.config import (
     template_keys,
 )
 from .blackbox.optimizers import SPSA
-from .blackbox.prompts.pictures import CoordinatorSpace, PaddingSpace, PictureSpace
+from .blackbox.prompts import CoordinatorSpace, PaddingSpace, PictureSpace
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 

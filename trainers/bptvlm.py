@@ -1,15 +1,56 @@
 """BPT-VLM: evolutionary prompt tuning of text and image (IJCAI 2023), shallow variant."""
 
+import math
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 
 from .blackbox.config import SIZE, Key, cma_keys, one, register_trainer, whole
+from .blackbox.errors import BlackBoxError
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
-from .blackbox.prompts import TwoProjections, context_keys, initial_context
+from .blackbox.oracle import Description, Prompt
+from .blackbox.prompts import Space, context_keys, initial_context
 from .blackbox.run.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 LOSSES = {"ce": mean_cross_entropies, "focal": mean_focal_losses}
+INPUTS = 3 * 32 * 32  # of ViT-B/32's patch embedding, for which the image tokens' size was derived
+
+
+class TwoProjections(Space):
+    """`z = (z_L, z_V)` to text tokens `start + A_L z_L` and image tokens `A_V z_V`.
+
+    `A_L ~ N(0, (s_tok / (sqrt(d_L) sigma))^2)`;
+    `A_V ~ N(mu_conv 3072 / d_V, (s_conv sqrt(3072 / d_V) sigma)^2)`: by the moments of the model's
+    description, so that tokens begin at the size of its own; sigma is CMA-ES's first step size.
+    """
+
+    def __init__(
+        self, model: Description, start: Tensor, node: Any, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        n, d_text, d_image, sigma = node.N_IMAGE, node.DIM_TEXT, node.DIM_IMAGE, node.SIGMA
+        self.sizes, self.start = (d_text, d_image if n else 0), nn.Buffer(start)
+        self.origin = nn.Buffer(torch.zeros(sum(self.sizes)))
+        std = model.token_std / (math.sqrt(d_text) * sigma)
+        self.A_text = nn.Buffer(std * torch.randn(start.numel(), d_text, generator=generator))
+        if n:
+            if not model.image_width or model.patch_mean is None or model.patch_std is None:
+                raise BlackBoxError(f"{model.name} takes no image tokens: take a ViT or N_IMAGE 0.")
+            self.grants, self.image = ("contexts", "image_tokens"), (n, model.image_width)
+            mean = model.patch_mean * INPUTS / d_image
+            std = model.patch_std * math.sqrt(INPUTS / d_image) * sigma
+            drawn = torch.randn(n * model.image_width, d_image, generator=generator)
+            self.A_image = nn.Buffer(mean + std * drawn)
+
+    def forward(self, z: Tensor, pixels: Tensor | None = None) -> Prompt:
+        text, image = z.split(self.sizes, dim=-1)
+        contexts = self.start + (text @ self.A_text.T).view(-1, *self.start.shape)
+        if "image_tokens" not in self.grants:
+            return Prompt(contexts)
+        return Prompt(contexts, (image @ self.A_image.T).view(-1, *self.image))
 
 
 @register_trainer
@@ -35,9 +76,7 @@ class BPTVLM(SearchTrainer):
         start = initial_context(self.oracle, node.CTX_INIT, node.N_CTX, generator)
         if not node.CTX_INIT:
             start = torch.zeros_like(start)
-        space = TwoProjections(
-            model, start, node.N_IMAGE, node.DIM_TEXT, node.DIM_IMAGE, node.SIGMA, generator
-        )
+        space = TwoProjections(model, start, node, generator)
         origin, seed = space.origin.to(self.device), child_seed(generator)
         optimizer = CMAES(
             origin, node.SIGMA, node.POPULATION, 0, node.COVARIANCE, "best", node.CMA_OPTIONS, seed

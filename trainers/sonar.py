@@ -11,7 +11,7 @@ from .blackbox.errors import BlackBoxError
 from .blackbox.heads.scores import Pool, ScoreHead
 from .blackbox.heads.selection import Gathered
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
-from .blackbox.oracle.bill import batches_of
+from .blackbox.oracle.bill import Price, batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
 from .blackbox.run.matching import few
 
@@ -96,6 +96,11 @@ class SONAR(ProbeTrainer):
             names = [names[i] for i in head.kept]
         return Prompt(texts=Texts.of(names, head.template) if names else None)
 
+    def price(self, images: int, tested: bool = True) -> Price:
+        # a model of one's own may turn out to let out the largest scores alone, of all texts then
+        open_end = ":" in self.cfg.ORACLE.API and not (self.unread or self.head.prototypes.any())
+        return super().price(images, tested and not open_end)
+
     def fit(self, gathered: Gathered) -> str:
         return self.head.fit(gathered, self.folds)
 
@@ -104,7 +109,7 @@ class SONAR(ProbeTrainer):
         classes = self.dm.dataset.classnames
         if self.head.names == classes:
             return
-        if not self.head.moves:  # the checkpoint's: its budget may have paid for none
+        if len(self.head.matrix) != self.head.further:  # its training may have paid for none
             raise BlackBoxError(
                 f"{directory} has a head for {few(self.head.names)}, here they are {few(classes)}: "
                 f"without further texts it cannot move to other classes. Train with "

@@ -17,7 +17,7 @@ from dassl_blackbox.serve.application import build_app
 from dassl_blackbox.serve.service import Options, build_service
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Meter, Prompt
-from dassl_blackbox.trainers.blackbox.oracle.remote import Http, Refused, RemoteOracle
+from dassl_blackbox.trainers.blackbox.oracle.services import Http, Refused, RemoteOracle
 from dassl_blackbox.trainers.blackbox.probe import Answers
 from services import TEXTS, at, embed_texts, local_logits, oracle_at
 from support import assert_same, bill, build, difference, last_checkpoint, run, sentence

@@ -9,7 +9,7 @@ import pytest
 import torch
 from dassl_blackbox.console import tool
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.oracle import Prompt, remote
+from dassl_blackbox.trainers.blackbox.oracle import Prompt, services
 from services import DATA, Served, at, embed_texts, oracle_at
 from support import run, sentence
 
@@ -82,7 +82,7 @@ ANSWERS = {
 def test_an_answer_that_is_none_is_explained(
     answer, words, served, data_root, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(remote, "LARGEST", 5_000)
+    monkeypatch.setattr(services, "LARGEST", 5_000)
     served.always = answer
     told = said(capsys, data_root, tmp_path, served)
     assert all(part in told for part in words), told

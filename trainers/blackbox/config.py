@@ -136,7 +136,7 @@ ACCESS = {
     "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", SERVICE, True),
     "IMAGES": Key("modality", one("modality", "items", "data_uri"), "in openai's JSON", SERVICE),
     "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", SERVICE),
-    "THREADS": Key(8, whole(1, 100), "calls at a time, if each is about a picture", SERVICE),
+    "THREADS": Key(8, whole(1, 100), "calls at a time, about a picture or texts", SERVICE),
     "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", SERVICE),
     "CACHE": Key("~/.cache/dassl-blackbox", text(), "folder of answers; empty: none", SERVICE),
 }

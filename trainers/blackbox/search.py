@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from .data import ordered_loader
 from .engine import BlackBoxTrainer
 from .losses import mean_cross_entropies
-from .optimizers.contract import Optimizer
+from .optimizers import Optimizer
 from .oracle import Prompt
 from .oracle.bill import Plan, Price, batches_of, query_cost, total
 from .prompts import Space
@@ -61,7 +61,7 @@ class Recipe(nn.Module):
     def __init__(
         self,
         space: Space,  # vectors `[P, d]` to a `Prompt`; its kind decides what must be let in
-        optimizer: Optimizer,  # asks for candidates, is told about them; its `solution` is in use
+        optimizer: Optimizer,  # asks for candidates, is told about them; its `theta` is in use
         # logits `[B, C]` of those that came back; where its `reads` is "features", of the images'
         # features `[B, E]` and the texts' `[C, E]`
         head: nn.Module | None = None,
@@ -77,7 +77,7 @@ class Recipe(nn.Module):
         self.space, self.optimizer, self.head, self.teacher = space, optimizer, head, teacher
         self.schedule, self.fitness, self.whole_set = schedule, fitness, whole_set
         self.features, self.template = features, template
-        self.register_buffer("theta", optimizer.solution.clone())
+        self.register_buffer("theta", optimizer.theta.clone())
 
     def forward(self, pixels: torch.Tensor | None = None) -> Prompt:
         """The prompt in use, P = 1."""
@@ -183,7 +183,7 @@ class SearchTrainer(BlackBoxTrainer):
                 losses = self.recipe.fitness(logits, labels)
                 told = (logits, labels) if optim.told == "logits" else (losses,)
                 optim.tell(*told)
-                self.learner.theta.copy_(optim.solution)
+                self.learner.theta.copy_(optim.theta)
                 if optim.in_use is not None:
                     teacher.see(answer, optim.in_use)
         right = (logits.argmax(-1) == labels).float().mean().item()

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .selection import (
-    Gathered,
-    agreement,
-    away,
-    discriminant,
-    judged,
-    sharpness,
-    spread,
-    surprise,
-)
+from . import selection
+from .selection import Gathered
 
 POWER = 0.7  # of the whitening
 CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision
@@ -42,12 +35,12 @@ ROUNDS, CHUNK = 30, 2048
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
-def centred(scores: Tensor, parts: Sequence[int]) -> Tensor:
-    """Scores `[..., A]` less the mean of each list that was answered together, of these lengths.
+def centred(scores: Tensor, places: Sequence[int]) -> Tensor:
+    """Scores `[..., A]` less the mean of each list that was answered together, cut at these places.
 
     So that log-probabilities serve as logits do: they differ by one number an image and list.
     """
-    pieces = scores.split(list(parts), dim=-1)
+    pieces = scores.tensor_split(places, dim=-1)
     return torch.cat([piece - piece.mean(-1, keepdim=True) for piece in pieces], dim=-1)
 
 
@@ -62,87 +55,57 @@ def resolution(scores: Tensor) -> float:
     return float(high - low) / max(1, inside - 1)
 
 
-def truncated(scores: Tensor) -> bool:
-    """Whether only the largest scores `[N, A]` of an image are let out."""
-    return scores.eq(scores.amin(1)[:, None]).sum(1).median().item() > 1
-
-
-class Views(NamedTuple):
-    """What further texts score in views of images."""
-
-    rows: Tensor  # [R, A]
-    labels: Tensor  # [R]
-    images: Tensor  # [R]
-    noise: float  # the step that the scores were rounded to
-
-    def of(self, seen: Tensor) -> Views:
-        """Those of the images that are seen `[N]`."""
-        rows = seen[self.images]
-        return Views(self.rows[rows], self.labels[rows], self.images[rows], self.noise)
-
-
 class Linear(NamedTuple):
-    """`x W + b`, perhaps K at a time: W `[K, r, C]`, b `[K, 1, C]`."""
+    """`x W + b`, perhaps K at a time: W `[K, r, C]`, b `[K, 1, C]`, x `[N, r]` or `[K, N, r]`."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`[K, N, C]` of inputs `[N, r]`, or `[K, N, r]`."""
         return x @ self.weight + self.bias
 
 
-def whitening(views: Views) -> tuple[Tensor, Tensor]:
-    """The mean `[A]` and `V S^-0.7`, `[A, r]`: S and V are standard deviations and directions.
+def whitening(
+    views: Gathered, noise: float = 0.0, power: float = POWER, mixed: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The mean of rows `[A]`, and `V S^-power` `[A, r]`: S, V are deviations and directions.
 
-    With n images a class, 1 - 1/n of their covariance is that about the classes' means, the rest
-    that about the mean of all. Kept are the r deviations above `CUT` of the largest and above twice
-    what rounding gives; none where all rows are alike.
+    They are of the covariance about the mean of all, `mixed` with that about the classes' means: 1
+    - 1/n of it with n images a class. Kept are the r deviations above `CUT` of the largest and
+    above twice what rounding to steps of `noise` gives; none where all rows are alike.
     """
     mean = views.rows.mean(0)
     rows = views.rows - mean
     classes, of_class = views.labels.unique(return_inverse=True)
-    count = of_class.bincount()[:, None]
     sums = rows.new_zeros(len(classes), rows.shape[1]).index_add_(0, of_class, rows)
-    total, between = rows.mT @ rows, (sums / count).mT @ sums
-    within = 1 - min(1.0, len(classes) / len(views.images.unique()))
+    total, between = rows.mT @ rows, (sums / of_class.bincount()[:, None]).mT @ sums
+    within = 1 - min(1.0, len(classes) / len(views.index.unique())) if mixed else 0.0
     covariance = (1 - within) * total / len(rows)
     covariance += within * (total - between) / max(1, len(rows) - len(classes))
-    values, vectors = directions(covariance, views)
-    return mean, vectors * values**-POWER
-
-
-def directions(covariance: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-    """Standard deviations `[r]` and directions `[A, r]` that are no noise, the largest first."""
     squares, vectors = torch.linalg.eigh(covariance)
     values = squares.flip(0).clamp_min(0).sqrt()
     # the largest deviation of a random matrix of this shape (uniform rounding error)
-    floor = views.noise / 12**0.5 * (1 + (views.rows.shape[1] / len(views.rows)) ** 0.5)
+    floor = noise / 12**0.5 * (1 + (rows.shape[1] / len(rows)) ** 0.5)
     kept = (values > CUT * values[:1]) & (values > 2 * floor)
-    return values[kept], vectors.flip(1)[:, kept]
+    return mean, vectors.flip(1)[:, kept] * values[kept] ** -power
 
 
-def coordinates(views: Views) -> Linear:
-    """`V S^-0.5` of the covariance about the mean of all: there, distances are like features'."""
-    mean = views.rows.mean(0)
-    rows = views.rows - mean
-    values, vectors = directions(rows.mT @ rows / len(rows), views)
-    units = vectors * values**-0.5
+def coordinates(views: Gathered, noise: float = 0.0) -> Linear:
+    """Of `V S^-0.5` about the mean of all: there, distances are like features'."""
+    mean, units = whitening(views, noise, 0.5, mixed=False)
     return Linear(units, -mean @ units)
 
 
-def gaussian(views: Views, classes: int, axes: Linear) -> Linear:
+def gaussian(views: Gathered, classes: int, axes: Linear) -> Linear:
     """Logits `[..., C]` of scores `[..., A]`: GDA (arXiv:2402.04087) in the `coordinates`."""
-    weight, bias = discriminant(axes(views.rows), views.labels, classes)
+    weight, bias = selection.discriminant(axes(views.rows), views.labels, classes)
     weight, bias = weight - weight.mean(0), bias - bias.mean()
     return Linear(axes.weight @ weight.mT, axes.bias @ weight.mT + bias)
 
 
-def components(s: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Whitened scores `[N, r]` of `[N, A]` with a mean of |x|^2 of 1; the mean `[A]` and the map
-    `[A, r]` that lead there.
-    """
-    mean, white = whitening(views)
+def components(s: Tensor, views: Gathered, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Whitened scores `[N, r]` of `[N, A]`, and the mean `[A]` and the map `[A, r]` to them."""
+    mean, white = whitening(views, noise)
     x = whitened(s, mean, white)
     norm = length(x)
     return x / norm, mean, white / norm
@@ -153,7 +116,7 @@ def whitened(s: Tensor, mean: Tensor, white: Tensor) -> Tensor:
 
 
 def length(x: Tensor) -> Tensor:
-    """Root of the mean of |x|^2 over rows `[N, r]`."""
+    """Root of the mean of |x|^2 over rows `[N, r]`, which is 1 of whitened scores."""
     return x.square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
@@ -170,27 +133,17 @@ def fit(
 
     The most probable W and b under normal priors, which do not depend on the number of images: K
     convex problems at once by L-BFGS, in units in which the curvature along all components of x is
-    about the same.
-
-    Of the offset `[N, C]` or `[K, N, C]`, x `[N, r]` or `[K, N, r]` and labels `[N]` a problem sees
-    the rows that `seen` tells `[K, N]`; by default there is one that sees all, from a start of 0.
+    about the same. Of offsets `[N, C]` or `[K, N, C]`, x `[N, r]` or `[K, N, r]` and labels `[N]`
+    each sees the rows that `seen` tells `[K, N]`; by default, one sees all, from a start of 0.
     """
     share = x.new_ones(1, len(x)) if seen is None else seen.to(x)
     K, classes = len(share), offset.shape[-1]
     if start is None:
         start = Linear(x.new_zeros(K, x.shape[-1], classes), x.new_zeros(K, 1, classes))
     unit = (share.sum() / K * x.square().mean(-2) / classes + penalty).rsqrt()[..., None]
-    parts = [start.weight / unit, start.bias.clone()]
-    for part in parts:
-        part.requires_grad_()
-    lbfgs = torch.optim.LBFGS(
-        parts,
-        max_iter=steps,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-8,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
+    parts = [(start.weight / unit).requires_grad_(), start.bias.clone().requires_grad_()]
+    exact: Any = {"tolerance_grad": 1e-5, "tolerance_change": 1e-8, "history_size": 10}
+    lbfgs = torch.optim.LBFGS(parts, max_iter=steps, line_search_fn="strong_wolfe", **exact)
 
     def loss() -> Tensor:
         lbfgs.zero_grad()
@@ -207,15 +160,6 @@ def fit(
     return Linear((parts[0] * unit).detach(), parts[1].detach())
 
 
-class Choice(NamedTuple):
-    """How far the images are believed."""
-
-    share: float  # of zero-shot that stays
-    penalty: float  # of the fit
-    factor: float = 1.0  # by which the logits of held-out images are best multiplied
-    added: float = 0.0  # what the Gaussian logits are multiplied by, beside zero-shot
-
-
 class Task(NamedTuple):
     """What is fitted to, about N images, A further texts and C classes."""
 
@@ -223,69 +167,70 @@ class Task(NamedTuple):
     s: Tensor  # scores of the further texts [N, A]
     x: Tensor  # the same, whitened [N, r]
     plain: tuple[Tensor, Tensor, Tensor]  # z, s and x of the un-augmented views alone
-    views: Views  # of all images
+    views: Gathered  # of all images
+    noise: float  # the step that scores were rounded to
     labels: Tensor  # [N]
     folds: Tensor  # [N]
     usual: Tensor  # what the shares of the classes among the images add [C]
     axes: Linear  # coordinates of the views, in which no label has a part
     bold: float  # how far images are believed by themselves, from 0 to 1
 
-    def part(self) -> tuple[Task, bool]:
-        """Part of the classes, spread over all, where all would take long; and whether it is."""
+    def part(self) -> Task:
+        """Part of the classes, spread over all, where all would take long; or itself."""
         size = (len(self.s) * min(len(self.s), self.s.shape[1]) * self.z.shape[1] / WORK) ** 0.5
         if size <= 1:
-            return self, False
+            return self
         some = torch.arange(0, self.z.shape[1], size, device=self.z.device).long().unique()
         rows = torch.isin(self.labels, some)
-        seen, x = self.views.of(rows), self.x[rows]
+        seen, x = self.views.part(rows[self.views.index]), self.x[rows]
         plain_z, plain_s, plain_x = (part[rows] for part in self.plain)
-        views = seen._replace(
-            labels=torch.searchsorted(some, seen.labels),
-            images=(rows.cumsum(0) - 1)[seen.images],
-        )
+        labels, index = torch.searchsorted(some, seen.labels), (rows.cumsum(0) - 1)[seen.index]
         return self._replace(
             z=self.z[rows][:, some],
             s=self.s[rows],
             x=x / length(x),
             plain=(plain_z[:, some], plain_s, plain_x / length(x)),
-            views=views,
+            views=replace(seen, labels=labels, index=index),
             labels=torch.searchsorted(some, self.labels[rows]),
             folds=self.folds[rows],
             usual=self.usual[some],
-        ), True
+        )
 
 
-def chosen_for(task: Task, many: bool) -> Choice:
-    """The choice at which held-out images surprise least, beside a prior.
+def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
+    """The share of zero-shot, the penalty, the factor of all logits and the weight of the Gaussian
+    ones at which held-out images surprise least, beside a prior.
 
-    That alone decides where every image is the only one of its class: from all of zero-shot and a
-    penalty of 0.3 where `bold` is 0 to half of it and 0.1 where it is 1. The Gaussian logits are
-    weighed alone first. Where images are `many`, those held out would whiten all no better.
+    That alone decides where every image is the only one of its class: from all of zero-shot where
+    `bold` is 0, at a penalty of 0.3 times the square of what zero-shot is worth (the spread of its
+    logits, if above 1), to half of it at 0.1 where it is 1. The Gaussian logits are weighed alone
+    first. Where images are `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
-    centre = 2.0**-task.bold, 0.3 * 3.0**-task.bold
-    out = judged(labels)
+    centre = 2.0**-task.bold, 0.1 * (3 * max(1.0, selection.spread(z)) ** 2) ** (1 - task.bold)
+    out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # zero-shot keeps the temperature that the images gave it
-        return Choice(*centre, factor=1 / centre[0])
+        return *centre, 1 / centre[0], 0.0
     held_out, x = (task.folds == numbers[:, None]) & out, task.x
     plain_z, plain_s, plain_x = task.plain
+    others = [views.part(~rows[views.index]) for rows in held_out]
     if not many:
-        parts = [components(s, views.of(~rows)) for rows in held_out]
+        parts = [components(s, part, task.noise) for part in others]
         r = max(part.shape[1] for part, _, _ in parts)
-        pads = [(0, r - part.shape[1]) for part, _, _ in parts]
-        x = torch.stack([F.pad(part, pad) for (part, _, _), pad in zip(parts, pads, strict=True)])
+        x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part, _, _ in parts])
         plain = [whitened(plain_s, mean, white) for _, mean, white in parts]
-        plain_x = torch.stack([F.pad(part, pad) for part, pad in zip(plain, pads, strict=True)])
+        plain_x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in plain])
     told = labels.expand(len(held_out), -1)[held_out]
-    fits = [gaussian(views.of(~rows), z.shape[1], task.axes) for rows in held_out]
+    fits = [gaussian(part, z.shape[1], task.axes) for part in others]
     normal = torch.stack([logits(s.double()) for logits in fits]).to(z)
-    unit = spread(z) / max(spread(normal.flatten(0, 1)), 1e-12)
-    usually = min(10.0, max(spread(z), 1e-3) ** -1.5)
+    unit = selection.spread(z) / max(selection.spread(normal.flatten(0, 1)), 1e-12)
+    usually = min(10.0, max(selection.spread(z), 1e-3) ** -1.5)
     added = unit * min(
         RATIOS,
         key=lambda ratio: (
-            surprise((z + ratio * unit * normal)[held_out], told) + away(ratio, usually, 0.5)
+            selection.surprise((z + ratio * unit * normal)[held_out], told)
+            + selection.away(ratio, usually, 0.5)
         ),
     )
     best = None
@@ -294,9 +239,8 @@ def chosen_for(task: Task, many: bool) -> Choice:
         for penalty in PENALTIES:
             found = fit(prior + task.usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
             answers = (prior + found(x))[held_out]
-            cost = surprise(answers, told)
-            for value, middle, width in zip((share, penalty), centre, WIDTHS, strict=True):
-                cost += away(value, middle, width)
+            cost = selection.surprise(answers, told) + selection.away(share, centre[0], WIDTHS[0])
+            cost += selection.away(penalty, centre[1], WIDTHS[1])
             if best is None or cost < best[0]:
                 best = cost, share, penalty, weight, found
     assert best is not None
@@ -304,19 +248,18 @@ def chosen_for(task: Task, many: bool) -> Choice:
     # of single views, as evaluation sees them: means over views are surer
     answers = share * plain_z + found(plain_x)
     if weight:
-        answers = answers + weight * torch.stack([of(plain_s.double()) for of in fits]).to(z)
-    return Choice(share, penalty, sharpness(answers[held_out], told, prior=1.0), weight)
+        answers += weight * torch.stack([logits(plain_s.double()) for logits in fits]).to(z)
+    return share, penalty, selection.sharpness(answers[held_out], told, prior=1.0), weight
 
 
-def raised(task: Task, choice: Choice) -> float:
+def raised(task: Task, share: float, penalty: float, factor: float, added: float) -> float:
     """What is added to the logits of classes without images, so that they can compete with others.
 
-    Half of the classes are learnt without some of the images, and the other half is not, and then
-    the other way round; of `LEVELS`, chosen is that at which the fewest of these images are
-    mistaken, beside a prior (normal, 3 wide). 0 with one image a class.
+    One half of the classes is learnt without some of the images, then the other; of `LEVELS`, at
+    the chosen one the fewest of these are mistaken, beside a prior. 0 with one image a class.
     """
     z, views, labels = task.z, task.views, task.labels
-    out = judged(labels)
+    out = selection.judged(labels)
     if not out.any():
         return 0.0
     out &= task.folds == task.folds[out][0]
@@ -326,20 +269,20 @@ def raised(task: Task, choice: Choice) -> float:
         new = torch.arange(1 - part, z.shape[1], 2)
         place = torch.cat([known, new]).argsort().to(labels)[labels]
         rows = (place < len(known)) & ~out
-        offset = choice.share * z[:, known]
-        if choice.added:
-            seen = views.of(rows)
-            normal = gaussian(seen._replace(labels=place[seen.images]), len(known), task.axes)
+        offset = share * z[:, known]
+        if added:
+            seen = views.part(rows[views.index])
+            normal = gaussian(replace(seen, labels=place[seen.index]), len(known), task.axes)
             # the logits are larger the fewer rows they are made of
-            weight = choice.added * len(seen.rows) / len(views.rows)
+            weight = added * len(seen.rows) / len(views.rows)
             offset = offset + weight * normal(task.s.double()).to(z)
         start = (offset + task.usual[known])[rows]
-        learnt = (offset + fit(start, task.x[rows], place[rows], choice.penalty)(task.x)[0])[out]
-        fresh, means = choice.share**0.5, z[rows].mean(0)
-        level = task.bold * (choice.share * means[known].mean() - fresh * means[new])
+        learnt = (offset + fit(start, task.x[rows], place[rows], penalty)(task.x)[0])[out]
+        fresh, means = share**0.5, z[rows].mean(0)
+        level = task.bold * (share * means[known].mean() - fresh * means[new])
         others = fresh * z[out][:, new] + level
         for number, more in enumerate(LEVELS):
-            answers = torch.cat([learnt, others + more / choice.factor], 1).argmax(1)
+            answers = torch.cat([learnt, others + more / factor], 1).argmax(1)
             costs[number] += (answers != place[out]).sum().item()
     return LEVELS[int(costs.argmin())]
 
@@ -383,8 +326,7 @@ class ScoreHead(nn.Module):
         self.names = self.classes = list(names)
         # of the classes without images: temperature, how much of the means they are less, level
         self.further, self.fresh, self.bold, self.level = further, 1.0, 0.0, 0.0
-        self.texts, self.template = list[str](), "{}."
-        self.kept = list(range(keep))
+        self.texts, self.template, self.kept = list[str](), "{}.", list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
         self.scale: Tensor = nn.Buffer(torch.ones(C), persistent=False)
         self.bias: Tensor = nn.Buffer(torch.zeros(C), persistent=False)
@@ -406,19 +348,13 @@ class ScoreHead(nn.Module):
             setattr(self, name, state.get(name, getattr(self, name)))
 
     @property
-    def moves(self) -> bool:
-        """Whether it can be asked about other classes: it reads further texts, and those alone."""
-        return len(self.matrix) == self.further
-
-    @property
     def at_home(self) -> bool:
         """Whether it is asked about its own classes."""
         return self.classes == self.names
 
     def read(self, scores: Tensor) -> Tensor:
         """What it is given of an image `[..., A]`, centred list by list."""
-        C = len(self.classes)
-        return centred(scores, [C, scores.shape[-1] - C] if scores.shape[-1] > C else [C])
+        return centred(scores, [len(self.classes)])
 
     def forward(self, scores: Tensor) -> Tensor:
         """Logits `[..., C]` of the class texts' and the further texts' scores `[..., A]`."""
@@ -431,24 +367,18 @@ class ScoreHead(nn.Module):
         """Be asked about other classes; means are of their centred scores in training `[C']`."""
         own = {name: number for number, name in enumerate(self.names)}
         known = torch.tensor([name in own for name in classes], device=means.device)
-        source = [own[name] for name in classes if name in own]
+        source = [own.get(name, 0) for name in classes]
         self.classes = list(classes)
-        self.hold(known, self.scale[source], self.matrix[:, source], self.bias[source], means)
+        self.scale, self.bias = self.scale[source], self.bias[source]
+        self.matrix = self.matrix[:, source] * known
+        self.level_others(known, means)
 
-    def hold(
-        self,
-        known: Tensor,
-        scale: Tensor,
-        matrix: Tensor,
-        bias: Tensor,
-        means: Tensor,
-    ) -> None:
-        """Hold what the K `known` ones of C classes learnt; others are less the means `[C]`."""
-        level = (scale * means[known]).mean() if known.any() else 0.0
-        self.scale = means.new_full((len(known),), self.fresh)
-        self.matrix = means.new_zeros(len(matrix), len(known))
-        self.bias = self.bold * (level - self.fresh * means) + self.level
-        self.scale[known], self.matrix[:, known], self.bias[known] = scale, matrix, bias
+    def level_others(self, known: Tensor, means: Tensor) -> None:
+        """Of C classes those that are not `known` are zero-shot, less its means `[C]`."""
+        level = (self.scale * means)[known].mean() if known.any() else 0.0
+        bias = self.bold * (level - self.fresh * means) + self.level
+        self.scale = torch.where(known, self.scale, self.fresh)
+        self.bias = torch.where(known, self.bias, bias)
 
     @torch.no_grad()
     def fit(self, gathered: Gathered, folds: Tensor) -> str:
@@ -460,60 +390,58 @@ class ScoreHead(nn.Module):
         images, of_image = gathered.index.unique(return_inverse=True)
         mean = rows.new_zeros(len(images), rows.shape[1]).index_add_(0, of_image, rows)
         mean = self.read(mean.div_(of_image.bincount()[:, None]))
-        first = gathered.views == 0
-        plain = torch.empty_like(mean)
+        first, plain = gathered.views == 0, torch.empty_like(mean)
         plain[of_image[first]] = self.read(rows[first])
         labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
-        cut = self.further and truncated(rows[:, C:])
+        # whether only the largest scores of an image are let out
+        cut = self.further and (rows[:, C:] == rows[:, C:].amin(1)[:, None]).sum(1).median() > 1
         z, s = mean[:, :C], mean[:, C:] if self.further and not cut else mean
-        plain_s = plain[:, -s.shape[1] :]
         every = -(-len(rows) // ROWS)
         some, noise = rows[::every], resolution(rows)
-        # by all views, so that what differs between views of an image counts for less
-        read = self.read(some)[:, -s.shape[1] :].double()
         present = labels.unique()
         named = torch.searchsorted(present, gathered.labels[::every].contiguous())
-        views = Views(read, named, of_image[::every], noise)
-        x, middle, white = components(s, views)
+        # by all views, so that what differs between views of an image counts for less
+        views = Gathered(self.read(some)[:, -s.shape[1] :].double(), named, of_image[::every])
+        x, middle, white = components(s, views, noise)
         if not white.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
         told = torch.searchsorted(present, labels)
         # classes with more images than others are no likelier in evaluation
         usual = (told.bincount() / len(told) * len(present)).log()
-        temperature = sharpness(z[:, present], told, prior=1.0)
+        temperature = selection.sharpness(z[:, present], told, prior=1.0)
         # without further texts there is nothing to agree with
-        self.bold = bold = agreement(z, s) if self.further else 0.0
+        self.bold = bold = selection.agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
-        folds, axes = folds.to(images.device)[images], coordinates(views)
-        plain_z = temperature * plain[:, :C][:, present]
-        single = plain_z, plain_s, whitened(plain_s, middle, white)
-        task = Task(zero_shot, s, x, single, views, told, folds, usual, axes, bold)
-        small, many = task.part()
-        choice = chosen_for(small, many)
-        share, penalty, factor, added = choice
+        folds, axes = folds.to(images.device)[images], coordinates(views, noise)
+        plain_s = plain[:, -s.shape[1] :]
+        single = temperature * plain[:, :C][:, present], plain_s, whitened(plain_s, middle, white)
+        task = Task(zero_shot, s, x, single, views, noise, told, folds, usual, axes, bold)
+        small = task.part()
+        share, penalty, factor, added = choice = chosen_for(small, small is not task)
         if self.further:
-            self.level = raised(small, choice)
+            self.level = raised(small, *choice)
         offset = share * zero_shot + usual
-        normal = Linear(white.new_zeros(s.shape[1], len(present)), white.new_zeros(len(present)))
         if added:
             normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))
             offset += normal(s.double()).float()
-        del views, read, task, small
+        del views, task, small
         found = fit(offset, x, told, penalty)
         matrix = white @ found.weight[0].double()
-        bias = found.bias[0, 0].double() - middle @ matrix + normal.bias
-        matrix += normal.weight
+        bias = found.bias[0, 0].double() - middle @ matrix
+        if added:
+            matrix, bias = matrix + normal.weight, bias + normal.bias
         self.fresh = factor * temperature * share**0.5
-        scale = z.new_full((len(present),), factor * share * temperature)
-        known = torch.isin(torch.arange(C, device=labels.device), present)
-        self.hold(known, scale, factor * matrix.float(), factor * bias.float(), z.mean(0))
+        self.scale = z.new_full((C,), factor * share * temperature)
+        self.matrix, self.bias = z.new_zeros(s.shape[1], C), z.new_zeros(C)
+        self.matrix[:, present], self.bias[present] = factor * matrix.float(), factor * bias.float()
+        own = F.one_hot(labels, C).float()
+        self.level_others(own.any(0), z.mean(0))
         if cut:  # which texts are among the largest depends on those that are asked about
             self.kept = list(range(self.further))
         self.shorten(some, noise)
-        own = F.one_hot(labels, C).float()
         seen = self.read(torch.cat([z, mean[:, C:][:, self.kept]], 1))
         self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
-        how = "chosen on held-out images" if judged(labels).any() else "one image a class"
+        how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
             f"head on {rows.shape[1]:,} scores, {white.shape[1]} components; {share:.2g} of "
             f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, {how}"
@@ -544,9 +472,6 @@ class ScoreHead(nn.Module):
         short = torch.linalg.solve(gram, columns.mT @ target)
         self.short = short.float()
         self.short_bias = self.bias + (logits.mean(0) - middle @ short).float()
-
-
-# ---------------------------------------------------------------------- the pool
 
 
 class Space(NamedTuple):
@@ -583,7 +508,7 @@ def nearness(rows: Tensor, gathered: Gathered, classes: int) -> dict[str, Tensor
     cosines = z[first] @ F.normalize(sums, dim=1).mT
     others = F.normalize(sums[labels] - of_image, dim=1)
     cosines.scatter_(1, labels[:, None], (z[first] * others).sum(1, keepdim=True))
-    least = cosines.amax(1)[judged(labels)].quantile(0.05)
+    least = cosines.amax(1)[selection.judged(labels)].quantile(0.05)
     return {**space._asdict(), "directions": F.normalize(sums, dim=1), "least": least}
 
 
@@ -613,13 +538,12 @@ def neighbours(rows: Tensor) -> Tensor:
         cosines[own, first + own] = -2
         values, others = cosines.topk(min(NEIGHBOURS, n - 1), dim=1)
         mine = (first + own)[:, None].expand_as(others)
-        pairs.append((torch.minimum(mine, others) * n + torch.maximum(mine, others)).flatten())
+        pairs.append(torch.stack([mine, others]).flatten(1))
         weights.append(values.clamp_min(0).flatten() ** CUBED)
-    pair, place = torch.cat(pairs).unique(return_inverse=True)
-    weight = z.new_zeros(len(pair)).scatter_(0, place, torch.cat(weights))
-    both = torch.stack([pair // n, pair % n])
-    indices, values = torch.cat([both, both.flip(0)], 1), torch.cat([weight, weight])
-    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True).coalesce()
+    pair, place = torch.cat(pairs, 1).sort(0).values.unique(dim=1, return_inverse=True)
+    weight = z.new_zeros(pair.shape[1]).scatter_(0, place, torch.cat(weights)).repeat(2)
+    both = torch.cat([pair, pair.flip(0)], 1)
+    return torch.sparse_coo_tensor(both, weight, (n, n), check_invariants=True).coalesce()
 
 
 def pooled(logits: Tensor, rows: Tensor, prototypes: Tensor) -> Tensor:

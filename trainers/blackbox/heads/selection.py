@@ -119,6 +119,12 @@ def sharpness(logits: Tensor, labels: Tensor, prior: float = 0.0) -> float:
     return math.exp((low + high) / 2)
 
 
+def surprise(logits: Tensor, labels: Tensor) -> float:
+    """The sum of cross-entropies of logits `[N, C]` at their best scale."""
+    a = sharpness(logits, labels)
+    return F.cross_entropy(a * logits.double(), labels, reduction="sum").item()
+
+
 def stacking_weight(logits: Tensor, residuals: Tensor, labels: Tensor) -> float:
     """The weight w, from 0 to `MOST`, that residuals earn whose makers did not know the labels.
 
@@ -143,28 +149,19 @@ def stacking_weight(logits: Tensor, residuals: Tensor, labels: Tensor) -> float:
     return min(max(w, 0.0) / max(a, 1e-6), MOST)
 
 
-def surprise(logits: Tensor, labels: Tensor) -> float:
-    """The sum of cross-entropies of logits `[N, C]` at their best scale."""
-    a = sharpness(logits, labels)
-    return F.cross_entropy(a * logits.double(), labels, reduction="sum").item()
-
-
 def agreement(logits: Tensor, rows: Tensor) -> float:
     """From 0 to 1: whether images that are alike are alike to the class texts too.
 
     The correlation, over pairs of images, of the cosines of their zero-shot logits `[N, C]` and of
     what else is known of them `[N, A]`: 0 below 0.6, 1 above 0.9.
     """
-    n = len(logits)
-    if n < 3:
+    if len(logits) < 3:
         return 0.0
-    # of very many images, a part that is spread over all
-    some = torch.arange(0, n, -(-n // 2000), device=logits.device)
-    pairs = torch.triu_indices(len(some), len(some), 1, device=logits.device)
-    cosines = []
-    for part in (logits[some], rows[some]):
+    every, cosines = -(-len(logits) // 2000), []  # of very many images, a part all over
+    for part in (logits[::every], rows[::every]):
         unit = F.normalize(part - part.mean(0), dim=1)
-        cosines.append((unit @ unit.mT)[pairs[0], pairs[1]].double())
+        first, second = torch.triu_indices(len(unit), len(unit), 1, device=part.device)
+        cosines.append((unit @ unit.mT)[first, second].double())
     rho = torch.corrcoef(torch.stack(cosines))[0, 1].item()
     return min(1.0, max(0.0, (rho - 0.6) / 0.3)) if math.isfinite(rho) else 0.0
 
@@ -180,16 +177,12 @@ def away(value: float, centre: float, width: float) -> float:
 
 
 def folds_of(items: Sequence[Any], folds: int) -> Tensor:
-    """A fold for each of Dassl's training items `[N]`, spread evenly over those of a class.
-
-    A picture that is listed twice has one fold.
-    """
+    """A fold for each of Dassl's items `[N]`, evenly within a class; a picture has one."""
     latest: dict[int, int] = {}
     numbers: dict[str, int] = {}
     for item in items:
         if item.impath not in numbers:
-            # classes take turns at which fold gets their first image; else, with few images a
-            # class, the first fold would be the largest
+            # classes take turns at which fold is first: with few images, it is the largest
             latest[item.label] = latest.get(item.label, item.label - 1) + 1
             numbers[item.impath] = latest[item.label] % folds
     return torch.tensor([numbers[item.impath] for item in items])
@@ -211,8 +204,7 @@ def choose(
     that is the only one of its class stays.
     """
     fold, first = folds.to(gathered.index.device)[gathered.index], gathered.views == 0
-    needed = 2 if class_bound else 1  # images of a class
-    out = gathered.labels[first].bincount()[gathered.labels] >= needed
+    out = gathered.labels[first].bincount()[gathered.labels] > class_bound
     labels, answers = [], []
     for part in fold.unique():
         rows = out & (fold == part)
@@ -251,12 +243,10 @@ def blended(
         prior = zero_shot(others)
         for numbers in fit(fitted):
             logits = unit(fitted, numbers) * added(others, numbers)
-            for ratio in RATIOS:
-                yield prior + ratio * logits
+            yield from (prior + ratio * logits for ratio in RATIOS)
 
     first = gathered.part(gathered.views == 0)
-    logits = zero_shot(first).float()
-    logits = logits - logits.mean(1, keepdim=True)
+    logits = zero_shot(first)
     known = max(sharpness(logits, first.labels) * spread(logits), 1e-3)
     centre = min(10.0, known**-1.5)
     costs = [prior + away(ratio, centre, 0.5) for prior in priors for ratio in RATIOS]

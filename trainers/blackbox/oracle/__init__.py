@@ -32,8 +32,7 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
         oracle = LocalOracle(load_model(name, node.PREC, device), node.GRANTS, client)
         return TopK(oracle, node.TOP_K) if node.TOP_K else oracle
     try:
-        from .remote import Http, RemoteOracle
-        from .services import HuggingFaceService, OpenAIService
+        from .services import Http, HuggingFaceService, OpenAIService, RemoteOracle
     except ImportError as e:
         raise BlackBoxError(
             f"A model behind HTTP needs the package {e.name}. In a clone of dassl-blackbox: "

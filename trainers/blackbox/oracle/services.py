@@ -1,36 +1,286 @@
-"""Models behind services: words and pictures go in, features or scores come out."""
+"""A model behind HTTP: the line to it, the client of our own server, and services of others."""
 
 import base64
 import hashlib
+import html
 import io
 import json
 import math
+import os
+import re
+import sys
 import threading
+import time
+import uuid
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+from weakref import finalize
 
+import httpx
 import numpy as np
+import tenacity
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..errors import BlackBoxError, first_line
-from .interface import Description, Images, Oracle
-from .prompt import Prompt
-from .remote import Http
-from .wire import Contents, open_cache, to_8bit, whole_texts
+from ..errors import BlackBoxError, BudgetSpent, first_line, printable
+from . import wire
+from .bill import UNITS
+from .interface import Description, Images, Oracle, Refused
+from .prompt import Prompt, Texts
 
-FEW = 8  # pictures whose answers are compared
-UNLIKE = 4.0  # mean difference of two pictures that look unlike, in levels of 0 to 255
+KEY = "BLACKBOX_KEY"  # the environment variable that holds the key
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses of what can be tried again
+# what is said where nothing is left to pay with: by a code, or by words without any about a rate
+SPENT = re.compile(
+    r'(?is)"(code|type)":\s*"[\w.]*(insufficient_\w*(quota|credit|balance|fund)|billing|budget_ex)'
+    r"|\A(?!.*((retry|again) (in|after)|retryDelay|per.?(second|minute|hour))).*"
+    r"(insufficient[\w ]*[ _](balance|credit|quota|fund)"
+    r"|balance[\w ]* (insufficient|too low|not enough)"
+    r"|\b(used|out of|not enough|no|exceeded|reached)\b[\w ]* (credits|monthly|quota)"
+    r"|limited to [\w, ]*(/|per) ?month)"
+)
+PAGE = re.compile(r"(?is).*?<title[^>]*>(?P<title>.*?)</title>|\s*<")
+LONGEST = 10.0  # seconds between two tries, unless the service says more
+BACKOFF = tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST)
+LARGEST, UPLOAD = 2**30, 2**24  # bytes of an answer; of one request with images
+SAID, AGAIN = 400, 100  # characters that are repeated of an error; tries to send what is missing
+
+
+class RemoteBudgetSpent(BudgetSpent, Refused):
+    """The budget that the service keeps for this key does not pay for the request."""
+
+
+class Http:
+    """Connections to a service, which threads may share. A try is given up after `timeout` seconds
+    without a byte, a request after `patience` seconds.
+    """
+
+    def __init__(self, url: str, timeout: float, patience: float) -> None:
+        self.url, self.patience, self.quiet = url, patience, 0.0  # until when nothing is tried
+        self.advice = {413: "Smaller batches of DATALOADER put less into a request."}  # by status
+        self.key = key = os.environ.get(KEY, "")
+        if not key.isascii() or not key.isprintable():
+            raise BlackBoxError(f"{KEY} holds characters that no header can: check it.")
+        headers = {"Accept-Encoding": "identity"}  # a compressed answer has no bound
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            # a redirect would carry the key along
+            self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
+        except Exception as e:  # which all come of the environment, and may repeat a password
+            names = [name for name in sorted(os.environ) if re.search("(?i)_proxy$|^ssl_", name)]
+            told = f"The environment allows no connection: check {', '.join(names)}. A proxy is"
+            raise BlackBoxError(f"{told} http://HOST:PORT, or needs 'httpx[socks]' of pip.") from e
+        finalize(self, self.client.close)
+        host = urlsplit(url).hostname or ""
+        proxied = {"http", "all"} & getproxies().keys() and not proxy_bypass(host)
+        here = re.fullmatch(r"localhost|127\.[\d.]+|::1", host) and not proxied
+        if key and url.startswith("http:") and not here:
+            print(f"Note: the key in {KEY} crosses the network in clear; use https:// if you can")
+
+    def ask(self, method: str, path: str, **request: Any) -> bytes:
+        """The body that answers a request (arguments of `httpx.Client.stream`), which is made again
+        while the service is away or busy, or what crosses is damaged; Refused where that is vain.
+        """
+
+        def note(state: tenacity.RetryCallState) -> None:
+            if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
+                why = self.quoted(str(state.outcome.exception()))
+                print(f"Waiting for {self.url} ({why})", file=sys.stderr)
+
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(httpx.TransportError),
+            stop=tenacity.stop_after_delay(self.patience),
+            wait=lambda state: max(BACKOFF(state), self.quiet - time.monotonic()),
+            before_sleep=note,
+            reraise=True,
+        )
+        try:
+            return again(self.once, method, path, **request)
+        except httpx.TransportError as e:
+            why = self.quoted(first_line(e))
+            told = f"{self.url} gave no answer within {self.patience:g} seconds ({why}): check"
+            raise BlackBoxError(f"{told} ORACLE.URL, or raise ORACLE.PATIENCE and go on.") from e
+
+    def once(self, method: str, path: str, **request: Any) -> bytes:
+        """One try; httpx.TransportError where another may be answered otherwise."""
+        url, content = urlsplit(self.url), bytearray()
+        url = url._replace(path=url.path.rstrip("/") + path if path else url.path)
+        with self.client.stream(method, url.geturl(), **request) as answer:
+            status, headers = answer.status_code, answer.headers
+            plain = (coding := headers.get("Content-Encoding", "identity")) == "identity"
+            for part in answer.iter_raw() if plain else ():
+                content += part
+                if len(content) > LARGEST:
+                    raise BlackBoxError(f"{self.url} sends more than {LARGEST:,} bytes.")
+        if status == 200 and not plain:  # an error's words are only left out
+            told = f"{self.url} compresses its answer ({self.quoted(coding)}), which is not read"
+            raise BlackBoxError(f"{told}: turn that off, there or in the proxy before it.")
+        if plain and headers.get(wire.DIGEST, "") not in ("", wire.digest_of(content)):
+            raise httpx.TransportError("the answer is damaged")
+        if status == 200:
+            return bytes(content)
+        text, later, body = content.decode(errors="replace"), headers.get("Retry-After", ""), None
+        with suppress(ValueError, RecursionError):
+            body = json.loads(text)
+        error = body.get("error") if isinstance(body, dict) else None
+        damaged = isinstance(error, dict) and error.get("code") == wire.DAMAGED
+        words = self.quoted(said(body, text)) or answer.reason_phrase
+        heard = f"retry after {later} {text}" if later else text
+        if status == 402 or (status in (400, 403, 429) and SPENT.search(heard[:10_000])):
+            spent = f"{self.url} refuses, since a budget is spent: {words.rstrip('.')}."
+            raise RemoteBudgetSpent(spent, status, body)
+        if status in BUSY or (status == 400 and damaged):
+            with suppress(ValueError):
+                self.quiet = time.monotonic() + min(float(later), self.patience)
+            raise httpx.TransportError(f"{status}: {words}")
+        if answer.has_redirect_location:
+            words = f"it points to {self.quoted(headers['Location'])}, where no key is carried"
+        check = f"Check ORACLE.URL, ORACLE.API and {KEY}{'' if self.key else ', which is not set'}."
+        more = self.advice.get(status, check if status in (401, 403, 404) or status < 400 else "")
+        told = f"{answer.url} answers {status}: {words.rstrip('.')}. {more}".rstrip()
+        raise Refused(told, status, body)
+
+    def quoted(self, text: str) -> str:
+        """What a service says, for an error: in one printable line, cut short, without the key."""
+        if self.key:
+            forms = self.key, quote(self.key, ""), html.escape(self.key), json.dumps(self.key)[1:-1]
+            text = re.sub("|".join(map(re.escape, forms)), "…", text, flags=re.IGNORECASE)
+        return printable(" ".join(text.split()))[:SAID]
+
+
+def said(body: Any, text: str) -> str:
+    """What an error says: our JSON, OpenAI's, FastAPI's, the title of a page, or its text."""
+    for name in ("error", "detail", "message"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    if isinstance(body, list) and body and isinstance(body[0], dict):
+        body = body[0].get("msg")  # FastAPI's echo what they were sent
+    page = PAGE.match(str(body or text))
+    return html.unescape(page["title"] or "") if page else str(body or text)
+
+
+class RemoteOracle(Oracle):
+    """Asks a server of `dassl_blackbox.serve`; no weight comes to this side.
+
+    Texts and images are named by content. A server that does not know a name says so, and is sent
+    the content: one that was started anew goes on where it was.
+    """
+
+    classes: Texts
+    remedy = "Its owner grants it, by the server's --grants or among the grants of your key."
+
+    def __init__(
+        self, line: Http, device: torch.device, name: str, client: str, top_k: int = 0
+    ) -> None:
+        self.line, self.device, self.client = line, device, client
+        try:
+            about = json.loads(line.ask("GET", "/v1/description"))
+            self.description = Description(**about["model"])
+            self.grants, self.most = frozenset(about["grants"]), int(about["max_bytes"])
+            held = self.description.name, about["top_k"]
+        except (ValueError, LookupError, TypeError) as e:
+            raise BlackBoxError(f"{line.url} is no dassl_blackbox.serve: check ORACLE.API.") from e
+        if held != (name, top_k):
+            told = f"{line.url} holds {held[0]!r} with ORACLE.TOP_K {held[1]}, not {name!r} with"
+            raise BlackBoxError(f"{told} {top_k}: set MODEL.BACKBONE.NAME and ORACLE.TOP_K.")
+
+    def allowance(self) -> dict[str, int]:
+        used = json.loads(self.line.ask("GET", "/v1/usage"))
+        return {u: max(0, used[f"max_{u}"] - used[u]) for u in UNITS if used[f"max_{u}"]}
+
+    def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
+        wire.whole_texts(names, template)
+        self.classes = Texts.of(names, template)
+        self.send_texts(self.classes)
+
+    def embed(self, words: str) -> torch.Tensor:
+        answer = self.line.ask("GET", "/v1/embedding", params={"words": words})
+        return wire.unpack(answer)[0]["answer"].to(self.device)
+
+    def upload(self, images: torch.Tensor) -> Images:
+        self.description.check_images(images)
+        return wire.Contents(wire.as_8bit(images, self.description))
+
+    def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
+        return self.ask("/v1/query", images, prompt, len(images))
+
+    def image_features(self, images: Images) -> torch.Tensor:
+        return self.asked("/v1/features/images", images, None)
+
+    def text_features(self, prompt: Prompt) -> torch.Tensor:
+        return self.ask("/v1/features/texts", None, prompt, self.description.embed_dim)
+
+    def ask(self, path: str, images: Images | None, prompt: Prompt, numbers: int) -> torch.Tensor:
+        """So many numbers a candidate and text, in as many requests as the server's bound wants."""
+        answer = numbers * len(self.classes) * torch.float32.itemsize
+        sent = sum(part.nbytes for part in prompt.tensors().values()) // len(prompt)
+        at_once = max(1, self.most // (2 * max(1, answer, sent)))  # half is left for names
+        if prompt.texts is not None:  # which each request would be charged for
+            at_once = len(prompt)
+        answers: list[torch.Tensor] = []
+        for part in prompt.split(at_once):
+            try:
+                answers.append(self.asked(path, images, part))
+            except Refused as e:
+                if not answers:
+                    raise
+                kind = BudgetSpent if isinstance(e, BudgetSpent) else BlackBoxError
+                raise kind(str(e)) from e  # no refusal: those before it are billed
+        return torch.cat(answers)
+
+    def asked(self, path: str, images: Images | None, prompt: Prompt | None) -> torch.Tensor:
+        """The answer to one request, which goes under one name until it is answered."""
+        tensors, about = {}, dict[str, Any]()
+        if prompt is not None:
+            tensors = prompt.tensors()
+            about = {"classes": self.classes.id, "texts": getattr(prompt.texts, "id", None)}
+        if isinstance(images, wire.Contents) and "pictures" not in tensors:
+            about["images"] = images.ids
+        body, name, tries = wire.pack(tensors, about), uuid.uuid4().hex, 0
+        while True:
+            try:
+                return wire.unpack(self.send(path, body, name))[0]["answer"].to(self.device)
+            except Refused as e:
+                missing = e.body.get("missing") if isinstance(e.body, dict) else None
+                tries += 1
+                if e.status != 404 or missing is None or tries > AGAIN:
+                    raise
+            if isinstance(images, wire.Contents) and missing["images"]:
+                self.send_images(images, missing["images"])
+            for texts in (self.classes, prompt.texts) if prompt is not None else ():
+                if texts is not None and texts.id in missing["texts"]:
+                    self.send_texts(texts)
+
+    def send(self, path: str, body: bytes, name: str) -> bytes:
+        named = {"Content-Type": wire.MEDIA, wire.REQUEST: name, wire.DIGEST: wire.digest_of(body)}
+        return self.line.ask("POST", path, content=body, headers=named)
+
+    def send_images(self, images: wire.Contents, names: Sequence[str]) -> None:
+        place = {name: i for i, name in enumerate(images.ids)}
+        rows = torch.tensor([place[name] for name in names], dtype=torch.long)
+        each = min(UPLOAD, self.most // 2) // max(1, images.pixels[:1].nbytes)
+        for part in rows.split(max(1, each)):
+            self.send("/v1/images", wire.pack({"images": images.pixels[part]}), uuid.uuid4().hex)
+
+    def send_texts(self, texts: Texts) -> None:
+        self.line.ask("POST", "/v1/texts", json={"names": texts.names, "template": texts.template})
+
+
+FEW, UNLIKE = 8, 4.0  # pictures whose answers are compared; their mean difference in 255 levels
 ALIKE, ROUNDING = 0.99, 1e-6  # cosine of two answers of one model to one question; of a cosine
-TRIES = 2  # of a request whose answers cannot be read; each of them may be billed
 SAMPLE = "a photo of a dog."  # a text that is asked about in every process
 LOWEST = math.log(torch.finfo(torch.float32).tiny)  # about -87: of a probability that underflowed
-CERTAIN = math.log(0.99)
 Send = Callable[[list], torch.Tensor]
 
 
@@ -43,7 +293,6 @@ class ServiceOracle(Oracle):
     """
 
     classes: list[str]
-    advice = ""  # what to do where a request is too large
     batch = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
     remedy = "A service takes words and pictures alone: choose a method such as SONAR."
 
@@ -51,69 +300,70 @@ class ServiceOracle(Oracle):
         node, given, self.model = cfg.ORACLE, cfg.INPUT, cfg.MODEL.BACKBONE.NAME
         self.device, self.client = torch.device(device), client
         self.price, self.spelling = node.PRICE, node.IMAGES
-        self.batch = self.batch or node.BATCH
-        self.threads = node.THREADS if self.batch == 1 else 1
+        self.batch, self.threads = self.batch or node.BATCH, node.THREADS
         self.line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
-        self.line.advice = {413: self.advice, 422: self.advice}
-        size, mean, std = tuple(given.SIZE), tuple(given.PIXEL_MEAN), tuple(given.PIXEL_STD)
+        less = "Fewer texts, or a smaller INPUT.SIZE or ORACLE.BATCH puts less into a request."
+        self.line.advice = dict.fromkeys((413, 422), less)
+        size, mean, std = map(tuple, (given.SIZE, given.PIXEL_MEAN, given.PIXEL_STD))
         told = self.model, size, mean, std, given.INTERPOLATION, node.LOGIT_SCALE
         self.description = Description(*told, fingerprint=hashed(node.API, self.model))
         self.owner = hashed(node.API, node.URL.rstrip("/"), self.model, self.spelling)
         self.answers: Any = {}  # float32 rows as bytes, by owner, kind and content
         try:
             if node.CACHE:
-                self.answers = open_cache(Path(node.CACHE).expanduser().absolute() / "answers")
+                self.answers = wire.open_cache(Path(node.CACHE).expanduser().absolute() / "answers")
+                finalize(self, self.answers.close)
         except Exception as e:  # the system's, sqlite3's, diskcache's own
             print(f"Note: answers are not kept in ORACLE.CACHE, {node.CACHE} ({first_line(e)})")
-        self.lock = threading.Lock()  # of the answers and the counts
-        counts = "calls", "pictures", "texts", "pictures_cached", "texts_cached"
-        self.tally = dict.fromkeys(counts, 0)
+        self.lock = threading.Lock()  # of the counts
+        self.tally = Counter(calls=0, pictures=0, texts=0, pictures_cached=0, texts_cached=0)
         self.first: list[tuple[torch.Tensor, torch.Tensor]] = []  # pictures and their answers
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        self.classes = whole_texts(names, template)
+        self.classes = wire.whole_texts(names, template)
 
     def texts_of(self, prompt: Prompt) -> list[str]:
         """The C class texts, and the prompt's M further ones behind them."""
         self.require(*prompt.grants)
         more = prompt.texts
-        return self.classes + (whole_texts(more.names, more.template) if more else [])
+        return self.classes + (wire.whole_texts(more.names, more.template) if more else [])
 
     def upload(self, images: torch.Tensor) -> Images:
         self.description.check_images(images)
-        return Contents(to_8bit(images, self.description))
+        return wire.Contents(wire.to_8bit(images, self.description))
 
     def shown(self, kind: str, images: Images, prompt: Prompt, send: Send) -> torch.Tensor:
         """Answers `[1, B, ·]` about the images, or `[P, B, ·]` about the prompt's pictures."""
         size = len(images)
         if prompt.pictures is not None:
-            kind, images = "", Contents(to_8bit(prompt.pictures.flatten(0, 1), self.description))
-        assert isinstance(images, Contents)  # of this oracle's own upload
+            pictures = wire.to_8bit(prompt.pictures.flatten(0, 1), self.description)
+            kind, images = "", wire.Contents(pictures)
+        assert isinstance(images, wire.Contents)  # of this oracle's own upload
         return self.rows(kind, images.ids, images.pixels, send).unflatten(0, (-1, size))
 
     def rows(self, kind: str, names: Sequence[str], items: Any, send: Send) -> torch.Tensor:
         """Answers `[N, ·]` of one kind (""; not to be kept) about texts or pictures, each of which
         is sent once. Where a call fails, those on their way are waited for, counted and kept.
         """
-        keys = [hashed(self.owner, kind, name) for name in names]
+        keys, texts = [hashed(self.owner, kind, name) for name in names], kind == "texts"
         kept = self.answers if kind else {}
         found = {key: row for key in set(keys) if (row := kept.get(key))}
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
-        self.tally["texts_cached" if kind == "texts" else "pictures_cached"] += len(keys) - len(new)
+        self.tally["texts_cached" if texts else "pictures_cached"] += len(keys) - len(new)
 
         def ask(part: list[str]) -> None:
             sent = [new[key] for key in part]
-            answers = send(sent if kind == "texts" else [png(picture) for picture in sent])
-            if kind != "texts" and len(self.first) < FEW:
+            answers = send(sent if texts else list(map(png, sent)))
+            if not texts and len(self.first) < FEW:
                 self.look(sent, answers)
-            with self.lock:
-                for key, row in zip(part, answers, strict=True):
-                    found[key] = kept[key] = row.numpy().tobytes()
+            for key, row in zip(part, answers, strict=True):
+                found[key] = kept[key] = row.numpy().tobytes()
 
         parts = [list(new)[i : i + self.batch] for i in range(0, len(new), self.batch)]
-        while parts and (self.threads == 1 or len(self.first) < FEW):
+        while parts and not texts and len(self.first) < FEW:
             ask(parts.pop(0))
-        with ThreadPoolExecutor(self.threads) as pool:
+        # several calls about many pictures each would time out where one takes long
+        with ThreadPoolExecutor(self.threads if texts or self.batch == 1 else 1) as pool:
             list(pool.map(ask, parts))
         rows = bytearray().join(found[key] for key in keys)
         return torch.frombuffer(rows, dtype=torch.float32).view(len(keys), -1).to(self.device)
@@ -132,28 +382,32 @@ class ServiceOracle(Oracle):
         """Whether not all first answers are the same, but for scores that are nearly 1."""
         first = self.first[0][1]
         same = [row.shape == first.shape and torch.allclose(row, first) for _, row in self.first]
-        return not all(same) or first.max().item() > CERTAIN
+        return not all(same) or first.max().item() > math.log(0.99)
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """What `parse` makes of the JSON that answers a request with this JSON, the path behind
-        `ORACLE.URL`; where it raises, the request is made once more, but answers are billed.
-        """
-        for _ in range(TRIES):
-            answer = self.line.ask("POST", path, json=body)
-            try:
-                return parse(json.loads(answer))
-            except Exception as e:
-                what = self.line.quoted(f"{type(e).__name__}: {first_line(e)}")
-        keys = "ORACLE.URL, ORACLE.API and ORACLE.IMAGES"
-        raise BlackBoxError(f"{self.line.url} answers, but not as expected ({what}): check {keys}.")
+        """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`."""
+        return parse(json.loads(self.line.ask("POST", path, json=body)))
 
-    def counted(self, answer: Any, width: int, pictures: int = 0, texts: int = 0) -> torch.Tensor:
-        """The numbers `[N, width]` that answer a call, which is counted; a width of 0 is any."""
-        rows, n = torch.as_tensor(answer).detach().float().cpu(), pictures or texts
-        with self.lock:
-            self.tally["calls"] += 1
-            self.tally["pictures"] += pictures
-            self.tally["texts"] += texts
+    def called(self, call: Callable[[], Any], width: int, **sent: int) -> torch.Tensor:
+        """The numbers `[N, width]` that a call comes to; a width of 0 is any. An answer that cannot
+        be read is counted all the same, since it may be billed, and the call made once more.
+        """
+        for _ in range(2):
+            try:
+                answer = call()
+            except BlackBoxError:
+                raise
+            except Exception as e:  # whatever a parser raises
+                answer = e
+            with self.lock:
+                self.tally.update(calls=1, **sent)
+            if not isinstance(answer, Exception):
+                break
+        else:
+            what = self.line.quoted(f"{type(answer).__name__}: {first_line(answer)}")
+            told = f"{self.line.url} answers, but not as expected ({what}): check ORACLE.URL,"
+            raise BlackBoxError(f"{told} ORACLE.API and ORACLE.IMAGES.") from answer
+        rows, n = torch.as_tensor(answer).detach().float().cpu(), next(iter(sent.values()))
         if rows.shape != (n, width or rows.shape[-1]) or not rows.isfinite().all():
             told = f"{self.line.url} answers {list(rows.shape)} numbers, not [{n}, {width or 'E'}]"
             raise BlackBoxError(f"{told} finite ones. Has {self.model} one space for all?")
@@ -178,11 +432,10 @@ class FeatureService(ServiceOracle):
     """
 
     grants = frozenset({"features", "logits"})
-    advice = "A smaller ORACLE.BATCH puts less into a request."
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
         super().__init__(cfg, device, client)
-        sample = self.sent_texts([SAMPLE])[0]
+        sample = self.send("texts", [SAMPLE])[0]
         self.description = replace(self.description, embed_dim=len(sample))
         key, fresh = hashed(self.owner, "sample"), sample.numpy().tobytes()
         kept = self.answers.get(key) or fresh
@@ -200,44 +453,41 @@ class FeatureService(ServiceOracle):
     def embed_images(self, pictures: list[bytes]) -> torch.Tensor:
         """Features `[B, E]` of at most `ORACLE.BATCH` PNG files; they need not be normalised."""
 
-    def sent_texts(self, texts: list[str]) -> torch.Tensor:
-        rows, width = self.embed_texts(texts), self.description.embed_dim
-        return F.normalize(self.counted(rows, width, texts=len(texts)), dim=-1)
-
-    def sent_pictures(self, files: list[bytes]) -> torch.Tensor:
-        rows, width = self.embed_images(files), self.description.embed_dim
-        return F.normalize(self.counted(rows, width, pictures=len(files)), dim=-1)
+    def send(self, kind: str, items: list) -> torch.Tensor:
+        """Normalised features `[N, E]` of "texts", or of "pictures" as PNG files, by one call."""
+        call = partial(self.embed_texts if kind == "texts" else self.embed_images, items)
+        rows = self.called(call, self.description.embed_dim, **{kind: len(items)})
+        return F.normalize(rows, dim=-1)
 
     def sees(self) -> bool:
         """Whether the first is nearest to itself in a file of other bytes, which texts embed."""
         first, *others = [answer for _, answer in self.first]
-        again = self.sent_pictures([png(self.first[0][0], compress_level=0)])[0]
+        again = self.send("pictures", [png(self.first[0][0], compress_level=0)])[0]
         nearest = max((first @ other).item() for other in others)
         return (first @ again).item() > max(ALIKE, nearest + ROUNDING)
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         text = self.text_features(prompt)[0]
-        image = self.shown("pictures", images, prompt, self.sent_pictures)
+        image = self.shown("pictures", images, prompt, partial(self.send, "pictures"))
         return (self.description.logit_scale * image @ text.mT).expand(len(prompt), -1, -1)
 
     def image_features(self, images: Images) -> torch.Tensor:
-        return self.shown("pictures", images, Prompt(), self.sent_pictures)[0]
+        return self.shown("pictures", images, Prompt(), partial(self.send, "pictures"))[0]
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
         texts = self.texts_of(prompt)
-        return self.rows("texts", texts, texts, self.sent_texts).expand(len(prompt), -1, -1)
+        rows = self.rows("texts", texts, texts, partial(self.send, "texts"))
+        return rows.expand(len(prompt), -1, -1)
 
 
 class ScoreService(ServiceOracle):
     """Grants logits: log-probabilities, which are the model's logits less a number an image.
 
-    A softmax and an argmax do not see that number. Of scores that are independent of each other, as
-    SigLIP's sigmoids are, only the order is that of logits. A subclass has `score`, which mostly
-    calls `post`, about one picture and all texts, each once: classes of one text get one score.
+    Of scores that are independent of each other, as SigLIP's sigmoids are, only the order is that
+    of logits. A subclass has `score`, about one picture and all texts, each of them once.
     """
 
     grants = frozenset({"logits"})
-    advice = "A smaller INPUT.SIZE, or fewer texts, put less into a request."
     batch = 1
 
     @abstractmethod
@@ -250,8 +500,10 @@ class ScoreService(ServiceOracle):
         texts = list(place)
 
         def send(files: list[bytes]) -> torch.Tensor:
-            scores = torch.as_tensor(self.score(files[0], texts)).clamp_min(LOWEST)
-            return self.counted(scores[None], len(texts), 1, len(texts))
+            def score() -> torch.Tensor:
+                return torch.as_tensor(self.score(files[0], texts)).clamp_min(LOWEST)[None]
+
+            return self.called(score, len(texts), pictures=1, texts=len(texts))
 
         logits = self.shown(hashed("scores", *texts), images, prompt, send)
         return logits[..., [place[text] for text in asked]].expand(len(prompt), -1, -1)
@@ -266,25 +518,23 @@ class OpenAIService(FeatureService):
     """
 
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
-        items = [{"text": text} for text in texts] if self.spelling == "items" else texts
-        return self.embedded(items, "text")
+        return self.embedded("text", texts)
 
     def embed_images(self, pictures: list[bytes]) -> torch.Tensor:
-        coded = [base64.b64encode(picture).decode() for picture in pictures]
-        if self.spelling == "items":
-            return self.embedded([{"image": code} for code in coded], "image")
-        return self.embedded([f"data:image/png;base64,{code}" for code in coded], "image")
+        ahead = "" if self.spelling == "items" else "data:image/png;base64,"
+        return self.embedded("image", [ahead + base64.b64encode(p).decode() for p in pictures])
 
-    def embedded(self, items: list, modality: str) -> torch.Tensor:
+    def embedded(self, modality: str, items: list[str]) -> torch.Tensor:
         body: dict[str, Any] = {"model": self.model, "input": items}
-        if self.spelling == "modality":
+        if self.spelling == "items":
+            body["input"] = [{modality: item} for item in items]
+        elif self.spelling == "modality":
             body |= {"modality": modality, "encoding_format": "base64"}
 
         def parse(answer: Any) -> torch.Tensor:
             data, count = answer["data"], len(items)
             order = [entry.get("index") for entry in data]
-            if set(order) == {None}:  # they are in order
-                order = list(range(len(data)))
+            order = [i if told is None else told for i, told in enumerate(order)]
             if len(data) != count or set(order) != set(range(count)):
                 raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {count - 1}")
             rows = [data[order.index(i)]["embedding"] for i in range(count)]

@@ -1,7 +1,6 @@
 """What both sides of HTTP share: bodies of tensors, names of contents, 8-bit pictures, a disk.
 
-A body is a safetensors file, of which one entry of the metadata is JSON: no pickle is read on
-either side. Its digest goes with it (RFC 9530), so that a damaged body is known as such.
+A body is a safetensors file, with JSON in its metadata; its digest goes with it (RFC 9530).
 """
 
 import base64
@@ -43,8 +42,7 @@ def unpack(body: bytes) -> tuple[dict[str, torch.Tensor], Any]:
         header = json.loads(body[HEADER_BYTES : HEADER_BYTES + length])
         return tensors, json.loads(header.get("__metadata__", {}).get("about", "null"))
     except Exception as e:  # safetensors' own, or KeyError for a type that torch has not
-        what = type(e).__name__
-        raise BlackBoxError(f"The body is no safetensors file with JSON beside it ({what}).") from e
+        raise BlackBoxError(f"A body is no safetensors file with JSON: {type(e).__name__}.") from e
 
 
 def digest_of(body: bytes | bytearray) -> str:
