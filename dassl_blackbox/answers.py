@@ -164,16 +164,19 @@ class Answers:
     def oracle(self) -> Meter:
         """The model, opened when it is first asked."""
         device = "cuda" if self.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
-        oracle = Meter(build_oracle(self.cfg, torch.device(device), "ScoreClassifier"))
-        self.cfg, self.calls = match_input(self.cfg, oracle.description), 0
-        name, weights = oracle.description.name, oracle.description.fingerprint
-        if self.weights not in ("", weights):
+        self.calls = 0
+        return Meter(build_oracle(self.cfg, torch.device(device), "ScoreClassifier"))
+
+    def match(self) -> None:
+        """Take the input's size from the model, if it is the one that was asked before."""
+        description = self.oracle.description
+        self.cfg = match_input(self.cfg, description)
+        if self.weights not in ("", description.fingerprint):
             raise BlackBoxError(
-                f"The head is of another model than the {name} that answers here: their weights "
-                f"differ. Give the model that it was fitted to, or fit a new head."
+                f"The head is of another model than {description.name}, which answers: their "
+                f"weights differ. Give the model that it was fitted to, or fit a new head."
             )
-        self.weights = weights
-        return oracle
+        self.weights = description.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model, which is opened again."""
@@ -186,7 +189,9 @@ class Answers:
         now: Bill = {}
         if counts:
             now = {"queries": counts["queries"], "pictures": counts["image_queries"]}
-            now |= {"calls": self.calls} | self.oracle.usage()
+            sent = self.oracle.usage()  # of a service; what it knew already was not sent
+            now |= {"calls": self.calls, **sent}
+            now = {name: n for name, n in now.items() if not name.endswith("_cached")}
         names = dict.fromkeys((*BILLED, *self.spent, *now))
         return {name: self.spent.get(name, 0) + now.get(name, 0) for name in names}
 
@@ -205,19 +210,23 @@ class Answers:
     def price(self, gallery: Gallery, views: int, asked: Question) -> Bill:
         """What `ask` would add to the bill."""
         bill: Bill = dict.fromkeys(BILLED, 0)
+        questions = []
         for view in range(1 + views):
             for prompt, numbers in self.missing(gallery.keys(view), asked).items():
                 sizes = batches_of(len(numbers), QUERY_IMAGES)
                 prices = [price(prompt, len(asked.classes), size) for size in sizes]
                 for name, more in zip(BILLED, (*total(prices), len(sizes)), strict=True):
                     bill[name] += more
-        return bill
+                if sizes:
+                    questions.append((sizes, [one for one in (asked.classes, prompt.texts) if one]))
+        return bill | (self.oracle.quote(questions) if questions else {})
 
     @torch.no_grad()
     def ask(
         self, gallery: Gallery, views: int, asked: Question, seed: int, bar: tqdm
     ) -> list[Tensor]:
         """Scores `[N, C + M]` of the pictures, and of so many augmented views of each."""
+        self.match()
         oracle, augmentation = self.oracle, Augmentation(seed)
         oracle.set_classes(asked.classes.names, asked.classes.template)
         for augmentation.epoch in range(1 + views):

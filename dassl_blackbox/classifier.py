@@ -46,15 +46,13 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         classes: the labels, which are the classes' names too, or a dictionary from label to name;
             None: the labels that `fit` is given, sorted.
         template: of the class texts, with the slot {}.
-        texts: further texts, whatever the number of classes.
-        views: augmented views of a training picture, beside itself.
+        texts, views: further texts; augmented views of a training picture, beside itself.
         flip: whether a picture's mirror image is of the same class, as a letter's is not.
         unknown: the label of pictures of none of the classes, if there may be any.
         max_queries, max_pictures: budgets of this object; 0 for none.
         options: keys of docs/KEYS.md, for a service say {"ORACLE.URL": "https://…", "ORACLE.API":
             "openai", "ORACLE.PRICE": 0.0001}; its key is in the environment, BLACKBOX_KEY.
-        random_state: seed of the views and of the choice of further texts; None: any.
-        progress: whether a bar is shown.
+        random_state, progress: seed of texts and views, None: any; whether a bar is shown.
 
     Attributes: `classes_`, the labels in the order of `predict_proba`'s columns; `bill_`, what was
     asked so far: queries, pictures and calls, and of a service texts and money.
@@ -196,8 +194,6 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         new, gallery = self._begun(X, y, more)
         names, count, asked = [*new.names_], len(new.labels_), new._question()
         keep = kept_texts(len(names), len(asked.part)) if count else 0
-        if count and new._opened().cfg.ORACLE.TOP_K:  # which texts are told depends on all of them
-            keep = len(asked.part)
         new.head_ = ScoreHead([*new.names_.values()], len(asked.part), keep).requires_grad_(False)
         new.rows_ = new._ask(gallery, self.views, asked) if count else []
         new.contents_, new.near_ = gallery.contents, {}

@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 from argparse import Namespace
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from dassl_blackbox.commands import draw, main
 from dassl_blackbox.datasets.generated import digits
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from PIL import Image
+from served import KEY as SERVER_KEY
+from served import serving
+from services import at
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -70,6 +74,32 @@ def test_what_is_quoted_is_billed_and_nothing_is_asked_twice(folder):
     assert clf.classes_[-1] == "ten"
 
 
+@pytest.mark.parametrize("kind", ["modality", "hf", "ours"])
+def test_the_same_lines_over_http(service, folder, tmp_path, monkeypatch, kind):
+    """The quote is the bill of the service, and the answers are those in process."""
+    local = ScoreClassifier("tiny", **SMALL).fit(folder / "train")
+    about = local.answers_.oracle.description
+    with ExitStack() as stack:
+        if kind == "ours":
+            monkeypatch.setenv("BLACKBOX_KEY", SERVER_KEY)
+            clf = ScoreClassifier(stack.enter_context(serving(tmp_path / "state")).url, **SMALL)
+        else:
+            server = service(kind)
+            words = at(server, api="hf" if kind == "hf" else "openai", PRICE=0.5, CACHE="")
+            words += ["INPUT.SIZE", (32, 32), "INPUT.PIXEL_MEAN", list(about.mean)]
+            words += ["INPUT.PIXEL_STD", list(about.std), "INPUT.INTERPOLATION", "bicubic"]
+            options = dict(zip(words[::2], words[1::2]))
+            clf = ScoreClassifier("tiny", options=options, **SMALL)
+        quoted = clf.quote(folder / "train")
+        assert kind == "ours" or not server.requests
+        assert clf.fit(folder / "train").bill_ == quoted
+        more = clf.quote(folder / "new", purpose="predict")
+        labels = clf.predict(folder / "new")
+        assert clf.bill_ == {name: quoted[name] + more[name] for name in quoted}
+        assert (labels == local.predict(folder / "new")).mean() > 0.9
+        assert kind == "ours" or clf.bill_["money"] == 0.5 * clf.bill_["pictures"]
+
+
 def test_it_is_the_trainer_s_head(data_root, tmp_path):
     options = "TRAINER.SONAR.VIEWS", "1", "TRAINER.SONAR.TEXTS", "60", "ORACLE.MAX_QUERIES", "0"
     trainer = trained("SONAR", data_root, tmp_path, *options)
@@ -105,7 +135,7 @@ def test_another_model_or_file_is_refused(fitted, folder, tmp_path):
     path = tmp_path / "head.safetensors"
     fitted.save(path)
     other = ScoreClassifier.load(path, model="photo")
-    with pytest.raises(BlackBoxError, match=r"another model than the photo .* fit a new head"):
+    with pytest.raises(BlackBoxError, match=r"another model than photo .* fit a new head"):
         other.predict(folder / "new")
     for content in (b"", path.read_bytes()[:200], b"\x80\x04K\x01."):
         path.write_bytes(content)

@@ -177,8 +177,12 @@ def test_features_are_no_score_services_to_give(service, data_root, tmp_path):
 
 def test_what_a_run_comes_to_is_told_before_it(service):
     oracle = oracle_at(service(), PRICE=0.0001)
-    assert oracle.quote(800, 40) == "about 27 call(s), 800 picture(s), 0.08 by ORACLE.PRICE"
-    assert oracle_at(service("hf"), api="hf").quote(1, 9) == "about 1 call(s), 1 picture(s)"
+    # ten texts are new, and one picture is sent once more
+    asked = [([800], [Texts.of(map(str, range(10)))])]
+    told = {"calls": 27, "pictures": 801, "texts": 10, "money": 0.0801}
+    assert oracle.quote(asked) == told
+    told = {"calls": 800, "pictures": 800, "texts": 8000}
+    assert oracle_at(service("hf"), api="hf").quote(asked) == told
 
 
 def test_the_bill_has_the_money(service, digits):

@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from .errors import BlackBoxError, BudgetSpent
 from .files import digest, newest
-from .oracle import Meter, Prompt, build_oracle
+from .oracle import Meter, Prompt, Texts, build_oracle
 from .oracle.bill import UNITS, Plan, Price, batches_of, query_cost, total
 from .run.trainer import ResumableTrainer
 
@@ -111,10 +111,14 @@ class BlackBoxTrainer(ResumableTrainer):
         (queries, images), (tested, shown) = self.plan.until(steps), self.evaluation(self.passes())
         line = f"{steps:,} steps of {most:,} queries: {queries:,} training queries, {images:,} "
         line += f"image queries; {tested:,} evaluation queries, {shown:,} image queries"
-        texts = self.num_classes + getattr(self.head, "further", 0)
-        if quote := self.oracle.quote(images, texts):
-            test = self.oracle.quote(shown, 0)
-            line += f". Of the service, where it has no answers yet: {quote}; evaluation {test}"
+        lists, head = [Texts.of(self.dm.dataset.classnames, self.template)], vars(self.head or self)
+        if further := head.get("texts"):
+            lists.append(Texts.of(further, head["template"]))
+        if quote := self.oracle.quote([([images], lists)]):
+            quotes = quote, self.oracle.quote([([shown], [])])
+            parts = [", ".join(f"{n:,} {unit}" for unit, n in of.items()) for of in quotes]
+            line += ". Of the service, where it has no answers yet: about "
+            line += "; evaluation ".join(parts)
         for unit, left in self.oracle.allowance().items():
             line += f". The budget of this key has {left:,} {unit.replace('_', ' ')} left"
         return line

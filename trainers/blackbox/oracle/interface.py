@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from ..errors import BlackBoxError
-from .prompt import Prompt
+from .prompt import Prompt, Texts
 
 # let in: contexts, image_tokens; let out: logits, features. Words and pictures always go in.
 GRANTS = ("contexts", "image_tokens", "logits", "features")
 # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
 QUERY_IMAGES = 128
 IN_CACHE = 2**17  # numbers; an image of 224 x 224 pixels has 150,528
+Questions = Sequence[tuple[Sequence[int], Sequence[Texts]]]  # sizes of batches, and their texts
 NOTHING = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
@@ -133,9 +134,9 @@ class Oracle(ABC):
         """What the owner's budget still pays for, by unit; a unit without a limit has no entry."""
         return {}
 
-    def quote(self, pictures: int, texts: int) -> str:
-        """What scoring so many pictures and texts, each once, would take of a service, in words."""
-        return ""
+    def quote(self, asked: Questions) -> dict[str, int | float]:
+        """What `usage` grows by where batches of some sizes are scored on some lists of texts."""
+        return {}
 
 
 def passed_on(name: str) -> Any:
@@ -152,8 +153,12 @@ class Wrapper(Oracle):
     allowance, quote = map(passed_on, ("allowance", "quote"))
 
     def __init__(self, inner: Oracle) -> None:
-        self.inner, self.description, self.grants = inner, inner.description, inner.grants
+        self.inner, self.grants = inner, inner.grants
         self.client, self.remedy = inner.client, inner.remedy
+
+    @property
+    def description(self) -> Description:  # type: ignore[override]  # it may ask the service
+        return self.inner.description
 
 
 class TopK(Wrapper):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -35,7 +35,7 @@ from PIL import Image
 from ..errors import BlackBoxError, BudgetSpent, first_line, printable
 from . import wire
 from .bill import UNITS
-from .interface import Description, Images, Oracle, Refused
+from .interface import Description, Images, Oracle, Questions, Refused
 from .prompt import Prompt, Texts
 
 KEY = "BLACKBOX_KEY"  # the environment variable that holds the key
@@ -191,7 +191,7 @@ class RemoteOracle(Oracle):
             held = self.description.name, about["top_k"]
         except (ValueError, LookupError, TypeError) as e:
             raise BlackBoxError(f"{line.url} is no dassl_blackbox.serve: check ORACLE.API.") from e
-        if held != (name, top_k):
+        if name != line.url and held != (name, top_k):  # a URL stands for what it holds
             told = f"{line.url} holds {held[0]!r} with ORACLE.TOP_K {held[1]}, not {name!r} with"
             raise BlackBoxError(f"{told} {top_k}: set MODEL.BACKBONE.NAME and ORACLE.TOP_K.")
 
@@ -306,7 +306,7 @@ class ServiceOracle(Oracle):
         self.line.advice = dict.fromkeys((413, 422), less)
         size, mean, std = map(tuple, (given.SIZE, given.PIXEL_MEAN, given.PIXEL_STD))
         told = self.model, size, mean, std, given.INTERPOLATION, node.LOGIT_SCALE
-        self.description = Description(*told, fingerprint=hashed(node.API, self.model))
+        self.told = Description(*told, fingerprint=hashed(node.API, self.model))
         self.owner = hashed(node.API, node.URL.rstrip("/"), self.model, self.spelling)
         self.answers: Any = {}  # float32 rows as bytes, by owner, kind and content
         try:
@@ -319,8 +319,12 @@ class ServiceOracle(Oracle):
         self.tally = Counter(calls=0, pictures=0, texts=0, pictures_cached=0, texts_cached=0)
         self.first: list[tuple[torch.Tensor, torch.Tensor]] = []  # pictures and their answers
 
+    @cached_property
+    def description(self) -> Description:  # type: ignore[override]
+        return self.told
+
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        self.classes = wire.whole_texts(names, template)
+        self.classes, _ = wire.whole_texts(names, template), self.description
 
     def texts_of(self, prompt: Prompt) -> list[str]:
         """The C class texts, and the prompt's M further ones behind them."""
@@ -417,11 +421,15 @@ class ServiceOracle(Oracle):
         paid = {"money": round(self.price * self.tally["pictures"], 6)} if self.price else {}
         return {**self.tally, **paid}
 
-    def quote(self, pictures: int, texts: int) -> str:
-        apart = texts if "features" in self.grants else 0
-        calls = math.ceil(pictures / self.batch) + math.ceil(apart / self.batch)
-        paid = f", {round(self.price * pictures, 4):,} by ORACLE.PRICE" if self.price else ""
-        return f"about {calls:,} call(s), {pictures:,} picture(s){paid}"
+    def quote(self, asked: Questions) -> dict[str, int | float]:
+        """Where no picture is known, nor asked about twice."""
+        calls, pictures, texts = self.sent_for(asked)
+        paid = {"money": round(self.price * pictures, 6)} if self.price else {}
+        return {"calls": calls, "pictures": pictures, "texts": texts, **paid}
+
+    @abstractmethod
+    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
+        """Calls, pictures and texts that questions take."""
 
 
 class FeatureService(ServiceOracle):
@@ -433,10 +441,12 @@ class FeatureService(ServiceOracle):
 
     grants = frozenset({"features", "logits"})
 
-    def __init__(self, cfg: Any, device: Any, client: str) -> None:
-        super().__init__(cfg, device, client)
+    width = 0  # E, once it is known
+
+    @cached_property
+    def description(self) -> Description:  # type: ignore[override]
         sample = self.send("texts", [SAMPLE])[0]
-        self.description = replace(self.description, embed_dim=len(sample))
+        self.width = len(sample)
         key, fresh = hashed(self.owner, "sample"), sample.numpy().tobytes()
         kept = self.answers.get(key) or fresh
         if len(kept) != len(fresh) or np.frombuffer(kept, np.float32) @ sample.numpy() < ALIKE:
@@ -444,6 +454,16 @@ class FeatureService(ServiceOracle):
             kept = fresh
         self.answers[key] = kept
         self.owner = hashed(self.owner, kept.hex())
+        return replace(self.told, embed_dim=self.width)
+
+    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
+        sizes = [size for sizes, _ in asked for size in sizes]
+        names = {name for _, lists in asked for name in spelt(lists)}
+        new = sum(hashed(self.owner, "texts", name) not in self.answers for name in names)
+        calls = sum(math.ceil(size / self.batch) for size in (*sizes, new))
+        again = len(self.first) < FEW <= len(self.first) + sum(sizes)  # see `sees`
+        sample = not self.width
+        return calls + again + sample, sum(sizes) + again, new + sample
 
     @abstractmethod
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -456,7 +476,7 @@ class FeatureService(ServiceOracle):
     def send(self, kind: str, items: list) -> torch.Tensor:
         """Normalised features `[N, E]` of "texts", or of "pictures" as PNG files, by one call."""
         call = partial(self.embed_texts if kind == "texts" else self.embed_images, items)
-        rows = self.called(call, self.description.embed_dim, **{kind: len(items)})
+        rows = self.called(call, self.width, **{kind: len(items)})
         return F.normalize(rows, dim=-1)
 
     def sees(self) -> bool:
@@ -489,6 +509,13 @@ class ScoreService(ServiceOracle):
 
     grants = frozenset({"logits"})
     batch = 1
+
+    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
+        pictures = texts = 0
+        for sizes, lists in asked:
+            pictures += sum(sizes)
+            texts += sum(sizes) * len(spelt(lists))
+        return pictures, pictures, texts
 
     @abstractmethod
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
@@ -560,6 +587,11 @@ class HuggingFaceService(ScoreService):
             return found.log()
 
         return self.post("", body, parse)
+
+
+def spelt(lists: Sequence[Texts]) -> set[str]:
+    """The different texts of some lists."""
+    return {name for each in lists for name in wire.whole_texts(each.names, each.template)}
 
 
 def hashed(*parts: str) -> str:
