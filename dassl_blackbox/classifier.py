@@ -228,9 +228,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         return found.numpy(), read
 
     def save(self, path: str | Path) -> None:
-        """Write tensors and JSON, never code: the head, and, if 4 MB hold them, the answers that it
-        was fitted to, without which `add` asks about its pictures anew.
-        """
+        """Write tensors and JSON, never code: the head, and the answers behind it up to 4 MB."""
         check_is_fitted(self, "head_")
         saved.write(self, path)
 
