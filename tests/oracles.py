@@ -69,10 +69,3 @@ def reference(loaded, images, texts):
         text = F.normalize(model.encode_text(loaded.tokenizer(texts)), dim=-1)
         logits = model.logit_scale.exp() * image @ text.T
     return logits if model.logit_bias is None else logits + model.logit_bias
-
-
-def counter(module):
-    """How often a module ran, as a list that grows."""
-    calls = []
-    module.register_forward_hook(lambda *_: calls.append(1))
-    return calls

@@ -1,15 +1,11 @@
-"""From a name or a file to a model that is open_clip's own, or a sentence that says why not.
-
-Architectures; files of weights, damaged or not; GELU and QuickGELU; the fingerprint; batch norms.
-"""
+"""From a name or a file to a model that is open_clip's own, or a sentence that says why not."""
 
 import json
 import os
 import pickle
-import random
 import re
 import runpy
-import shutil
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +16,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.openclip import embedded, models
+from dassl_blackbox.trainers.blackbox.openclip import models
 from dassl_blackbox.trainers.blackbox.openclip.models import fingerprint, load_model
 from dassl_blackbox.trainers.blackbox.openclip.patches import fold_batch_norms
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
 from open_clip.model import CLIP, CustomTextCLIP
-from oracles import contexts_of, oracle_over, pixels, reference
+from oracles import NAMES, oracle_over, pixels, reference
 from safetensors.torch import save_file
-from support import REPO, difference, seeded
+from support import REPO, assert_same, difference, seeded
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,9 +32,7 @@ VIT = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width"
 RESNET = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 16}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 FEW_WORDS = {**TEXT, "vocab_size": 100}
-COCA = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 MARKS = {"input_resolution": 32, "context_length": 20, "vocab_size": 49408}
-NAMES = ["zero", "a rather long_name", "two"]
 
 
 def timm(name, size, pool, proj):
@@ -58,8 +52,8 @@ def own_text(vision=VIT, text=None, **more):
 def folder(tmp_path_factory):
     """Of configurations that open_clip is told of: `of-file` and `of-file-quickgelu`, at first."""
     folder = tmp_path_factory.mktemp("configs")
-    add(folder, "of-file", config())
-    add(folder, "of-file-quickgelu", config(quick_gelu=True))
+    for name, quick in (("of-file", False), ("of-file-quickgelu", True)):
+        add(folder, name, config(quick_gelu=quick))
     return folder
 
 
@@ -69,29 +63,23 @@ def state():
     return CLIP(32, VIT, TEXT, quick_gelu=True).state_dict()
 
 
-@pytest.fixture
-def openais(monkeypatch):
-    """Whatever is TorchScript here counts as OpenAI's, whose files are too large for a test."""
-    monkeypatch.setattr(models, "is_openais", lambda path: True)
-
-
 def add(folder, name, content):
     (folder / f"{name}.json").write_text(json.dumps(content))
     open_clip.add_model_config(folder)
 
 
 def refused(name, words, precision="fp32"):
-    """The one line with which a name is refused."""
     with pytest.raises(BlackBoxError, match=words) as caught:
         load_model(str(name), precision)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
 
 
-# Architectures
-
 SIGLIP = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
 SIGLIP |= {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
-PLAIN = {"embed_cls": True, "output_tokens": True}
+CLIPA = {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True}
+TOKENS = {**VIT, "output_tokens": True}
+POOLED = {**TOKENS, "attentional_pool": True, "attn_pooler_heads": 4}
+COCA, WIDE = {"embed_cls": True, "output_tokens": True}, {"embed_dim": 64}
 KINDS = {
     "timm-pool": config(timm("resnet10t", 176, "abs_attn", "")),
     "convnext": config(timm("test_convnext", 64, "", "linear")),
@@ -99,27 +87,15 @@ KINDS = {
     "eva": own_text(timm("eva02_tiny_patch14_224", 224, "token", None)),
     "pe": own_text(timm("vit_pe_core_tiny_patch16_384", 384, "map", None)),
     "mobile": own_text(timm("fastvit_t8", 64, "avg", None), {"no_causal_mask": True}),
-    "sigmoid": own_text(timm("test_vit", 160, "map", "none"), SIGLIP, init_logit_bias=-10)
-    | {"embed_dim": 64},
-    "clipa-like": config(
-        {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
-        {"pool_type": "last", "no_causal_mask": True},
-    ),
-    "coca": own_text(
-        {**VIT, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
-        PLAIN,
-        multimodal_cfg=COCA,
-    ),
-    "coca-plain": own_text(
-        {**VIT, "output_tokens": True},
-        {**PLAIN, "vocab_size": 64000, "pad_id": 1},
-        multimodal_cfg=COCA,
-    ),
+    "sigmoid": own_text(timm("test_vit", 160, "map", "none"), SIGLIP, init_logit_bias=-10) | WIDE,
+    "clipa-like": config(CLIPA, {"pool_type": "last", "no_causal_mask": True}),
+    "coca": own_text(POOLED, COCA, multimodal_cfg=TEXT),
+    "coca-plain": own_text(TOKENS, {**COCA, "vocab_size": 64000, "pad_id": 1}, multimodal_cfg=TEXT),
     "eos": own_text(text={"pool_type": "eos", "eos_id": 49407}),
     "first": own_text(text={"pool_type": "first", "no_causal_mask": True}),
     "query-norm": own_text({**VIT, "qk_norm": True}, {"qk_norm": True}),
     "layer-scale": config({**VIT, "ls_init_value": 0.1}, {"ls_init_value": 0.1}),
-    "no-projection": own_text(VIT, {"proj_type": "none"}) | {"embed_dim": 64},
+    "no-projection": own_text(VIT, {"proj_type": "none"}) | WIDE,
     "vector-scale": config(nonscalar_logit_scale=True, init_logit_bias=-2.0),
     "oblong": config({**VIT, "image_size": [32, 48]}),
 }
@@ -127,10 +103,9 @@ REFUSED = {
     "other-width": (config(timm("test_vit", 160, "map", "none")), "1x64 and 32x1"),
     "no-pool": (config({**VIT, "pool_type": "none"}), "have the logit"),
     "few-words": (config(text={"vocab_size": 32000}), "index out of range"),
-    "text-unread": (own_text(text={"pool_type": "none"}), "cannot be loaded"),
     "other-end": (own_text(text={"pool_type": "eos"}), "ends texts with 2"),
 }
-SLOW = "eva", "pe", "mobile", "timm-pool"  # large images or trunks: seconds each
+HALF = {"fp16": 0.02, "bf16": 0.1, "amp": 0.1}  # tolerances
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +132,14 @@ def build(name, content, folder):
 
 def compared(name, whole, precision="fp32"):
     """(oracle, images, its logits, open_clip's)."""
-    oracle = oracle_over(load_model(name, precision), names=NAMES)
+    oracle = oracle_over(load_model(name, precision))
     images, words = pixels(oracle), oracle.embed("a photo of a")[None]
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
     logits = oracle.query(oracle.upload(images), Prompt(words))[0]
     return oracle, images, logits, reference(whole, images, texts)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.long] if k in SLOW else []) for k in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_open_clips(kind, built):
     oracle, images, logits, expected = compared(*built(kind))
     assert expected.std(1).min() > 1e-3 * expected.abs().max()  # the names matter
@@ -180,25 +153,19 @@ def test_logits_are_open_clips(kind, built):
             oracle.query(oracle.upload(images), prompt)
     else:
         assert oracle.query(oracle.upload(images), prompt).isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["convnext", "sigmoid", "coca"])
-@pytest.mark.parametrize("precision, tolerance", [("fp16", 0.02), ("bf16", 0.1), ("amp", 0.1)])
-def test_half_precision_is_near_or_refused(kind, precision, tolerance, built):
-    if kind == "coca" and precision != "amp":  # open_clip's own fail, too
-        refused(built(kind)[0], "choose another architecture, ORACLE.PREC", precision)
-    else:
+    for precision in HALF if kind in ("convnext", "sigmoid", "oblong") else ():
         _, _, logits, expected = compared(*built(kind), precision)
-        assert difference(logits, expected) < tolerance
+        assert difference(logits, expected) < HALF[precision]
 
 
-def test_what_cannot_be_asked_is_refused(folder, state):
+def test_what_cannot_be_asked_is_refused(built, folder, state):
     for kind, (content, words) in REFUSED.items():
         refused(build(f"of-{kind}", content, folder)[0], words)
     for key in ("hf_tokenizer_name", "hf_model_name"):
         add(folder, "of-hf", config(text={key: "bert"}))
         torch.save(state, folder / "of-hf.pt")
         refused(f"of-hf:{folder}/of-hf.pt", "tokenizer of Hugging Face's")
+    refused(built("coca")[0], "choose another architecture, ORACLE.PREC", "fp16")
 
 
 def test_a_file_is_fed_as_the_listed_weights_of_its_architecture(built, monkeypatch, capsys):
@@ -229,37 +196,17 @@ def test_an_architecture_of_ones_own_is_a_json_file_beside_its_weights(
         refused(name, "no file of weights")
     save_file({**state, "logit_scale": torch.tensor(-1000.0)}, weights)
     refused(f"{path}:{weights}", "scaled by 0.0")
-
-
-NO_CONFIG = [
-    "[" * 100_000,
-    json.dumps({"model_cfg": config()}),
-    json.dumps(config() | {"text_cfg": None}),
-    json.dumps(config(text={"depth": 3})),
-    json.dumps(config({**VIT, "patch_size": 0})),
-    json.dumps(config({**VIT, "image_size": [32, 32, 3]})),
-]
-
-
-@pytest.mark.parametrize("content", NO_CONFIG, ids=range(len(NO_CONFIG)))
-def test_an_architecture_that_is_none_is_refused(content, state, tmp_path):
-    torch.save(state, tmp_path / "weights.pt")
-    (tmp_path / "mine.json").write_text(content)
-    refused(f"{tmp_path}/mine.json:{tmp_path}/weights.pt", "mine.json")
-
-
-# Names
+    path.write_text(json.dumps(config(text={"depth": 3})))
+    refused(f"{path}:{weights}", "unexpected keyword argument 'depth'")
 
 
 UNKNOWN = {
     "tinny": "Unknown backbone 'tinny' .* did you mean tiny",
-    "ViT-B/61": "did you mean ViT-B/16",
     "ViT-B-32": "architecture:tag",  # the tag is missing
     "ViT-B-23:openai": "'ViT-B-23': did you mean .*ViT-B-32",
     "ViT-B-32:opena": "did you mean openai",
     # a tag of the other activation
     "ViT-B-32:OPENAI": "name ViT-B-32-quickgelu:OPENAI. They were",
-    "ViT-H-14:dfn5b": "name ViT-H-14-quickgelu:dfn5b",
     "ViT-B-32-quickgelu:laion2b_s34b_b79k": "Unknown pretrained tag",
     **{odd: "" for odd in (":", "a\0b", "of-file:", "of-file:a\0b", "/")},
 }
@@ -276,9 +223,6 @@ def test_models_that_do_not_exist(tmp_path, monkeypatch):
     refused("ViT-B/32", r"ViT-B/32 cannot be loaded.*Offline, .*copy its file.*~/\.cache/clip")
 
 
-# Files of weights
-
-
 def openai_state(state):
     """In half precision where OpenAI's are, and with the numbers that OpenAI's have beside."""
     half = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
@@ -289,12 +233,10 @@ def archive(state, path):
     """A TorchScript archive with this state, as OpenAI released its models."""
     root = nn.Module()
     for name, tensor in state.items():
-        module = root
         *parents, leaf = name.split(".")
+        module = root
         for parent in parents:
-            if not hasattr(module, parent):
-                module.add_module(parent, nn.Module())
-            module = getattr(module, parent)
+            module = module._modules.setdefault(parent, nn.Module())
         module.register_buffer(leaf, tensor)
     torch.jit.script(root).save(str(path))
 
@@ -303,49 +245,23 @@ def saved(change):
     return lambda path, state: torch.save(change(state), path)
 
 
-def bytes_of(content):
-    return lambda path, state: path.write_bytes(content)
-
-
 def archived(path, state):
     archive(openai_state(state), path)
 
 
 def changed(name, value):
-    def change(state):
-        other = {k: v.clone() for k, v in state.items()}
-        other[name].view(-1)[0] = value
-        return other
-
-    return change
+    return lambda state: {**state, name: torch.full_like(state[name], value)}
 
 
-class Foreign:
-    """What reading must not make."""
-
-
-# open_clip raises an AssertionError without a message
-BARE = {f"visual.layer{i}.0.conv1.weight": torch.ones(4, 4) for i in (1, 2, 3, 4)}
-BARE["visual.attnpool.positional_embedding"] = torch.ones(7, 4)
 DAMAGE = {
-    "zero bytes": bytes_of(b""),
-    "another encoding": bytes_of('{"état": {}}'.encode("utf-16")),
-    "folder": lambda path, state: path.mkdir(),
     "pipe": lambda path, state: os.mkfifo(path),
-    "endless link": lambda path, state: path.symlink_to(path),
-    "pickle": bytes_of(pickle.dumps(Foreign())),
-    "a module": saved(lambda state: nn.Linear(2, 2)),
-    "nothing": saved(lambda state: None),
-    "an empty dict": saved(lambda state: {}),
-    "tensors and numbers": saved(lambda state: {**state, "epoch": 3}),
-    "numbered tensors": saved(lambda state: dict(enumerate(state.values()))),
+    "cut": lambda path, state: [torch.save(state, path), os.truncate(path, 100_000)],
+    "pickle": lambda path, state: path.write_bytes(pickle.dumps(SimpleNamespace())),
     "a tower": saved(lambda state: {k: v for k, v in state.items() if k.startswith("visual")}),
     "one missing": saved(lambda state: {k: v for k, v in state.items() if k != "logit_scale"}),
-    "one too many": saved(lambda state: {**state, "more": torch.ones(2)}),
     "another width": saved(lambda state: {**state, "text_projection": torch.ones(64, 16)}),
     "whole numbers": saved(lambda state: {k: v.long() for k, v in state.items()}),
     "complex numbers": saved(lambda state: {**state, "ln_final.bias": torch.ones(64) * 1j}),
-    "a bare assertion": saved(lambda state: BARE),
     "no number": saved(changed("visual.proj", float("nan"))),
     "a hot temperature": saved(changed("logit_scale", 1e3)),
 }
@@ -358,120 +274,73 @@ def test_damaged_weights_are_a_sentence(kind, state, tmp_path):
         refused(f"{prefix}{tmp_path / 'model.pt'}", "model.pt")
 
 
-@pytest.mark.parametrize("write", ["zip", "legacy", "safetensors", "archive"])
-def test_flipped_and_lost_bytes_are_a_sentence(write, tmp_path, openais):
-    """Never another exception, and never a hang."""
-    rng, small = random.Random(write), {"a.weight": torch.randn(4, 4), "b": torch.ones(3)}
-    path = tmp_path / ("model.safetensors" if write == "safetensors" else "model.pt")
-    if write == "safetensors":
-        save_file(small, path)
-    elif write == "archive":
-        archive(small, path)
-    else:
-        torch.save(small, path, _use_new_zipfile_serialization=write == "zip")
-    sound = path.read_bytes()
-    for _ in range(60):
-        content = bytearray(sound)
-        for _ in range(rng.choice([0, 1, 1, 5, 50])):
-            content[rng.randrange(len(content))] = rng.randrange(256)
-        del content[rng.choice([len(content), rng.randrange(len(content))]) :]
-        path.write_bytes(content)
-        refused(f"{rng.choice(['', 'of-file:'])}{path}", "model")
-
-
-@pytest.mark.parametrize("file", ["tiny.safetensors", "tiny.json"])
-def test_a_damaged_embedded_model_is_a_sentence(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "ASSETS", shutil.copytree(embedded.ASSETS, tmp_path / "assets"))
-    for kind in ("zero bytes", "another encoding", "folder"):
-        (tmp_path / "assets" / file).unlink()
-        DAMAGE[kind](tmp_path / "assets" / file, None)
-        refused("tiny", "tiny cannot be loaded")
-
-
-def test_weights_that_half_precision_does_not_hold(state, tmp_path):
-    torch.save(changed("visual.proj", 1e6)(state), tmp_path / "model.pt")
-    words = "infinite or no numbers in 'visual.proj'"
-    refused(f"of-file:{tmp_path / 'model.pt'}", words, "fp16")
-
-
-def test_weights_that_were_not_copied_to_their_end_or_do_not_fit_are_noted(state, tmp_path, capsys):
+def test_weights_that_were_not_copied_to_their_end_or_do_not_fit(state, tmp_path, capsys):
     """A file whose space was taken beforehand has zeros where the copy did not come."""
     lost = {k: torch.zeros_like(v) for k, v in state.items() if k.startswith("transformer.")}
     wider = {"visual.positional_embedding": torch.ones(26, 64)}
-    told = []
+    told, name = [], f"of-file:{tmp_path / 'model.pt'}"
     for change in ({}, lost, wider):
         torch.save({**state, **change}, tmp_path / "model.pt")
-        load_model(f"of-file:{tmp_path / 'model.pt'}")
+        load_model(name)
         told.append(capsys.readouterr().out)
     assert "are 0" not in told[0] and "interpolates" not in told[0]
     assert "are 0 in transformer.resblocks.0" in told[1]
     assert "interpolates visual.positional_embedding of the weights" in told[2]
+    torch.save(changed("visual.proj", 1e6)(state), tmp_path / "model.pt")
+    refused(name, "infinite or no numbers in 'visual.proj'", "fp16")
 
 
 NUMPY = {"epoch": numpy.int64(3), "best": numpy.float64(0.5), "curve": numpy.ones(3, "float32")}
 HELD = [  # by training code: where the weights are, and what stands before their names
     (lambda s: {"epoch": 3, "state_dict": s}, "module.{}"),
-    (lambda s: s, "module._orig_mod.{}"),
-    (lambda s: {"state_dict": s}, "_orig_mod.module.{}"),
     (lambda s: {k.replace("visual.", "visual._orig_mod."): v for k, v in s.items()}, "{}"),
     (lambda s: {"model": {"state_dict": s}}, "model._orig_mod.clip.{}"),
-    (lambda s: {**NUMPY, "model_state_dict": s}, "model.module.{}"),
+    (lambda s: {**NUMPY, "model_state_dict": s}, "_orig_mod.module.{}"),
 ]
 
 
-@pytest.mark.parametrize("holder, name", HELD)
-def test_safetensors_and_checkpoints_of_a_training_run_load(holder, name, state, tmp_path):
+def test_safetensors_and_checkpoints_of_a_training_run_load(state, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
-    torch.save(holder({name.format(k): v for k, v in state.items()}), tmp_path / "model.pt")
-    found = {fingerprint(load_model(f"{tmp_path}/model.safetensors").model)}
-    for prefix in ("", "of-file-quickgelu:"):
-        found.add(load_model(f"{prefix}{tmp_path}/model.pt").description.fingerprint)
+    found = {load_model(f"of-file-quickgelu:{tmp_path}/model.safetensors").description.fingerprint}
+    for holder, name in HELD:
+        torch.save(holder({name.format(k): v for k, v in state.items()}), tmp_path / "model.pt")
+        found.add(load_model(f"{tmp_path}/model.pt").description.fingerprint)
     assert len(found) == 1
 
 
-# GELU and QuickGELU
-
-
 def test_the_exported_tiny_model_loads_in_openais_format(loaded, tmp_path):
-    path = tmp_path / "tiny_clip.pt"
+    path, texts = tmp_path / "tiny_clip.pt", ["a photo of a cat", "two"]
     runpy.run_path(str(REPO / "tools" / "freeze_tiny.py"))["export"](path)
-    exported, tiny = oracle_over(load_model(str(path))), oracle_over(loaded("tiny"))
-    images, prompt = pixels(tiny), Prompt(contexts_of(tiny))
-    answers = [oracle.query(oracle.upload(images), prompt) for oracle in (exported, tiny)]
-    assert difference(*answers) < 1e-5
-    assert exported.description.image_size == tiny.description.image_size
-    assert exported.description.mean == pytest.approx(tiny.description.mean, abs=1e-6)
+    found, tiny, images = load_model(str(path)), loaded("tiny"), torch.randn(2, 3, 32, 32)
+    assert difference(reference(found, images, texts), reference(tiny, images, texts)) < 1e-5
+    assert found.description.mean == pytest.approx(tiny.description.mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("write", [archived, saved(openai_state)], ids=["archive", "state dict"])
 def test_openais_format_is_taken_without_a_word_and_never_with_gelu(
-    write, state, tmp_path, openais, capsys
+    write, state, tmp_path, monkeypatch, capsys
 ):
-    path = tmp_path / "model.pt"
-    write(path, state)
+    monkeypatch.setattr(models, "is_openais", lambda path: True)  # whose files are too large
+    write(tmp_path / "model.pt", state)
     for prefix in ("", "of-file-quickgelu:"):
-        load_model(f"{prefix}{path}")
+        load_model(f"{prefix}{tmp_path}/model.pt")
     assert capsys.readouterr().out == ""
-    refused(f"of-file:{path}", f"name of-file-quickgelu:{path}. They were")
+    refused(f"of-file:{tmp_path}/model.pt", f"name of-file-quickgelu:{tmp_path}/model.pt. They")
 
 
 HASHED = "vit_b_32-quickgelu-laion400m_e31-d867053b.pt"
 OPENAI_FOLDER = "models--timm--vit_base_patch32_clip_224.openai/snapshots/0/model.pt"
 LAION_FOLDER = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K/snapshots/0/model.pt"
+LISTED = [
+    ("of-file:", HASHED, "name of-file-quickgelu:"),
+    ("of-file:", OPENAI_FOLDER, "name of-file-quickgelu:"),
+    ("of-file-quickgelu:", LAION_FOLDER, "name of-file:"),
+    ("", LAION_FOLDER, "name an architecture that has GELU:"),
+    ("", OPENAI_FOLDER, None),
+]
 
 
-@pytest.mark.parametrize(
-    "prefix, place, words",
-    [
-        ("of-file:", HASHED, "name of-file-quickgelu:"),
-        ("of-file:", OPENAI_FOLDER, "name of-file-quickgelu:"),
-        ("of-file-quickgelu:", LAION_FOLDER, "name of-file:"),
-        ("", LAION_FOLDER, "name an architecture that has GELU:"),
-        ("of-file-quickgelu:", HASHED, None),
-        ("of-file:", LAION_FOLDER, None),
-        ("", OPENAI_FOLDER, None),
-    ],
-)
+@pytest.mark.parametrize("prefix, place, words", LISTED)
 def test_a_file_that_open_clip_lists_is_known_by_its_name(
     prefix, place, words, state, tmp_path, capsys
 ):
@@ -493,9 +362,6 @@ def test_a_file_of_unknown_activation_is_said(state, tmp_path, capsys):
     }.items():
         load_model(f"{prefix}{tmp_path / 'model.pt'}")
         assert re.search(f"^Note: .*{words}", capsys.readouterr().out, re.MULTILINE)
-
-
-# The fingerprint: everything that a model's answers come from, and nothing else
 
 
 def make(vision=VIT, text=FEW_WORDS, kind=CLIP, **more):
@@ -530,15 +396,12 @@ FACTS = [  # (part of the model, attribute, value)
     (f"{WORDS}.attn", "num_heads", 4),
     (f"{WORDS}.ln_1", "eps", 1e-6),
     ("visual.conv1", "stride", (4, 4)),
-    ("visual.conv1", "padding", (1, 1)),
     ("visual", "image_size", (40, 40)),
     ("visual", "image_mean", (0.4, 0.5, 0.5)),
-    ("visual", "image_std", (0.4, 0.5, 0.5)),
     ("visual", "pool_type", "avg"),
     ("visual", "final_ln_after_pool", True),
     ("", "context_length", 19),
     ("", "text_pool_type", "last"),
-    ("", "attn_mask", None),
     ("", "attn_mask", torch.zeros(20, 20)),
 ]
 
@@ -573,8 +436,9 @@ def test_what_a_new_release_may_add_does_not_count():
     assert fingerprint(model) == before
 
 
-def test_neither_the_precision_nor_the_way_to_the_weights_counts(state, tmp_path, openais):
+def test_neither_the_precision_nor_the_way_to_the_weights_counts(state, tmp_path, monkeypatch):
     """OpenAI's archive and state dict, open_clip's name; half and single precision."""
+    monkeypatch.setattr(models, "is_openais", lambda path: True)
     state = {k: v.half().float() for k, v in state.items()}
     torch.save(state, tmp_path / "single.pt")
     torch.save(openai_state(state), tmp_path / "half.pt")
@@ -587,23 +451,21 @@ def test_neither_the_precision_nor_the_way_to_the_weights_counts(state, tmp_path
     assert found != load_model(f"of-file:{tmp_path}/single.pt").description.fingerprint
 
 
-# Batch norms are folded only where the features stay the same
-
-
 def norms(module):
-    return sum(isinstance(part, _BatchNorm) for part in module.modules())
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+LEAST = {"running_mean": -0.2, "bias": -0.5, "running_var": 0.5, "weight": 0.5}
 
 
 def with_moments(tower):
     """The same with moments that a training could have left, in evaluation mode."""
     generator = seeded(1)
-    for norm in (part for part in tower.modules() if isinstance(part, _BatchNorm)):
-        for tensor, least in ((norm.running_mean, -0.2), (norm.running_var, 0.5)):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + least)
-        if norm.affine:
-            with torch.no_grad():
-                norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) + 0.5)
-                norm.bias.copy_(torch.rand(norm.bias.shape, generator=generator) - 0.5)
+    for norm in norms(tower):
+        for name, least in LEAST.items():
+            if getattr(norm, name) is not None:
+                part = getattr(norm, name).data
+                part.copy_(torch.rand(part.shape, generator=generator) + least)
     return tower.eval().requires_grad_(False)
 
 
@@ -614,20 +476,14 @@ def features(tower, size):
 class Tower(nn.Module):
     """Convolutions and norms in the order that `way` has them."""
 
-    def __init__(self, way, affine):
+    def __init__(self, way):
         super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=affine)
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)
         self.second, self.other = nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)
         self.image_size, self.way = 16, way
 
     def forward(self, pixels):
         return self.way(self, pixels).mean((2, 3))
-
-
-class Standardised(nn.Conv2d):
-    def forward(self, x):
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
 
 
 def in_a_row(t, x):
@@ -639,33 +495,24 @@ def read_twice(t, x):
     return t.second(t.norm(found) + found)
 
 
-def norm_used_twice(t, x):
-    return t.norm(t.second(t.norm(t.first(x)).relu()))
-
-
 def norm_first(t, x):
     return t.second(t.norm(t.first(x).relu()))
 
 
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("way", [in_a_row, read_twice, norm_used_twice, norm_first, Standardised])
-def test_features_stay_whatever_the_order(way, affine):
-    tower = with_moments(Tower(in_a_row if way is Standardised else way, affine))
-    if way is Standardised:
-        tower.first = way(3, 8, 3).requires_grad_(False)
-    before = {k: v.clone() for k, v in tower.state_dict().items()}
+@pytest.mark.parametrize("way", [in_a_row, read_twice, norm_first])
+def test_features_stay_whatever_the_order(way):
+    tower = with_moments(Tower(way))
+    before = deepcopy(tower.state_dict())
     folded = fold_batch_norms(tower)
     torch.testing.assert_close(features(folded, 16), features(tower, 16), atol=1e-5, rtol=0)
-    assert norms(folded) == (0 if way is in_a_row else 2) and norms(tower) == 2
-    assert all(torch.equal(v, before[k]) for k, v in tower.state_dict().items())
+    assert len(norms(folded)) == (0 if way is in_a_row else 2)
+    assert_same(tower.state_dict(), before)
 
 
 def test_the_embedded_model_and_a_resnet_lose_all_their_norms_and_in_half_precision_none():
     plain = models.build(models.find("photo"), None).eval().visual
     folded = load_model("photo").model.visual
-    assert norms(plain) > 60 and norms(folded) == 0
-    with torch.no_grad():
-        assert (features(plain, 192) - features(folded, 192)).abs().max() < 1e-5
-    assert norms(load_model("photo", "bf16").model.visual) == norms(plain)
-    resnet = with_moments(make(RESNET).visual)
-    assert norms(resnet) > 10 and norms(fold_batch_norms(resnet)) == 0
+    assert len(norms(plain)) > 60 and not norms(folded)
+    assert difference(features(folded, 192), features(plain, 192)) < 1e-4
+    assert len(norms(load_model("photo", "bf16").model.visual)) == len(norms(plain))
+    assert not norms(fold_batch_norms(with_moments(make(RESNET).visual)))
