@@ -537,6 +537,15 @@ def test_of_many_pixels_only_the_headers_are_read(pictures, tmp_path, capsys, mo
     assert "Evaluate on the *test* set" in (tmp_path / "out" / "log.txt").read_text()
 
 
+def test_names_of_any_bytes(pictures):
+    odd = b"\xff\x1b[31m\n.png".decode("utf-8", "surrogateescape")
+    shutil.rmtree(pictures / "test")
+    for folder in (pictures / "train").iterdir():
+        (folder / "0.png").rename(folder / odd)
+    made = content(load("ImageFolder", pictures).train_x)
+    assert content(load("ImageFolder", pictures).train_x) == made  # the split is made, and read
+
+
 LINKED = [
     ("test", "train", "ImageFolder: the training image .* same file"),
     ("val", "train", "no validation split of its own.* would look at the training images"),
