@@ -257,13 +257,13 @@ def test_all_that_dassls_wrapper_makes_is_drawn_so(data_root, tmp_path):
         assert_same(DatasetWrapper(*made)[5], first)
 
 
-def test_a_negative_seed_is_drawn_once_a_run():
-    def draws(augmentation):
-        with augmentation.of(3):
+def test_a_negative_seed_is_drawn_once_a_run_and_each_image_has_its_own_draws():
+    def draws(augmentation, image=3):
+        with augmentation.of(image):
             return random.random(), np.random.rand(), float(torch.rand(1))
 
     one, other = data.Augmentation(-1), data.Augmentation(-1)
-    assert draws(one) == draws(one) != draws(other)
+    assert draws(one) == draws(one) != draws(other) and draws(one) != draws(one, image=4)
     other.seed = one.seed  # as a checkpoint gives it
     assert draws(one) == draws(other) == draws(pickle.loads(pickle.dumps(one)))
 
