@@ -7,6 +7,7 @@ from dassl_blackbox.trainers.blackbox.openclip.embedded import EMBEDDED
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import LoadedModel, describe, load_model
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
+from support import seeded
 
 NAMES = ["zero", "a rather long_name", "two", "Three", "four"]
 EVERYTHING = ("contexts", "logits", "features", "image_tokens")
@@ -31,25 +32,17 @@ def make(kind):
     if kind in SMALL:
         cls, vision, text, *more = SMALL[kind]
         model = cls(32, vision, text, **(more[0] if more else {}))
-        set_model_preprocess_cfg(
-            model, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
-        )
+        prepared = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+        set_model_preprocess_cfg(model, prepared)
     else:
         model = open_clip.create_model(kind)
     tower = getattr(model, "text", model)
-    with (
-        torch.no_grad()
-    ):  # at their initial size the words hardly count, and all logits are nearly alike
+    with torch.no_grad():  # at their initial size the words hardly count
         tower.token_embedding.weight *= 30
         tower.positional_embedding *= 10
     model = model.eval().requires_grad_(False)
-    return LoadedModel(
-        model,
-        open_clip.tokenizer.SimpleTokenizer(context_length=tower.context_length),
-        describe(kind, model),
-        "fp32",
-        torch.device("cpu"),
-    )
+    tokenizer = open_clip.SimpleTokenizer(context_length=tower.context_length)
+    return LoadedModel(model, tokenizer, describe(kind, model), "fp32", torch.device("cpu"))
 
 
 def oracle_over(model, grants=EVERYTHING, names=NAMES, template="{}.", client="SomeMethod"):
@@ -59,18 +52,13 @@ def oracle_over(model, grants=EVERYTHING, names=NAMES, template="{}.", client="S
 
 
 def pixels(oracle, B=3, seed=0):
-    return torch.randn(
-        B, 3, *oracle.description.image_size, generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randn(B, 3, *oracle.description.image_size, generator=seeded(seed))
 
 
 def contexts_of(oracle, P=2, n=4, seed=1):
     """Random contexts `[P, n, D]`, as long as words are."""
-    size = P, n, oracle.description.width
-    return (
-        torch.randn(size, generator=torch.Generator().manual_seed(seed))
-        * oracle.description.token_std
-    )
+    drawn = torch.randn(P, n, oracle.description.width, generator=seeded(seed))
+    return drawn * oracle.description.token_std
 
 
 def reference(loaded, images, texts):
@@ -81,14 +69,3 @@ def reference(loaded, images, texts):
         text = F.normalize(model.encode_text(loaded.tokenizer(texts)), dim=-1)
         logits = model.logit_scale.exp() * image @ text.T
     return logits if model.logit_bias is None else logits + model.logit_bias
-
-
-def sentences(template, names=NAMES):
-    return [template.format(name.replace("_", " ")) for name in names]
-
-
-def counter(module):
-    """How often a module ran, as a list that grows."""
-    calls = []
-    module.register_forward_hook(lambda *_: calls.append(1))
-    return calls

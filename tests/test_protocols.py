@@ -19,7 +19,7 @@ from dassl_blackbox.runlog import is_evaluated
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from PIL import Image
 from support import REPO, SMALL, accuracy, bill, process, run
-from test_layouts import everything
+from trees import everything
 
 import interpret_prompt
 

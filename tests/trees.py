@@ -1,49 +1,35 @@
-"""Small data sets in the folders, file names and quirks of the real ones.
-
-Four classes of pictures that the embedded model can read.
-"""
+"""Small data sets of four classes in the folders, file names and quirks of the real ones."""
 
 import json
-import sys
+from functools import cache
+from itertools import islice
 
+import pytest
 from dassl_blackbox.datasets import __main__ as check_command
-from dassl_blackbox.datasets.generated import PICTURES as GENERATED
+from dassl_blackbox.datasets.generated import PICTURES
 from dassl_blackbox.datasets.table import ROWS
-from support import REPO, run
+from support import REPO, run, sentence
 
 COUNTS = {"train": 4, "val": 2, "test": 2}
 ROW = {row.name: row for row in ROWS}
-JSON_SPLITS = [
-    "Caltech101",
-    "OxfordPets",
-    "StanfordCars",
-    "OxfordFlowers",
-    "Food101",
-    "SUN397",
-    "DescribableTextures",
-    "EuroSAT",
-    "UCF101",
-    "Resisc45",
-    "CLEVR",
-]
+JSON_SPLITS = [row.name for row in ROWS if row.read is None]
 VARIANTS = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
-OTHERS = ["ImageNet", "FGVCAircraft", "Svhn", "CIFAR10", "CIFAR100", "ImageFolder"]
-NAMES = [
-    "red circle",
-    "blue heart",
-    "green triangle",
-    "yellow star",
-]  # in label order, which is not the alphabet's
+# in label order, which is not the alphabet's
+NAMES = ["red circle", "blue heart", "green triangle", "yellow star"]
 WNIDS = ["n01440764", "n01443537", "n02007558", "n02012849"]
-PICTURES = {}
+
+
+@cache
+def drawn():
+    """The training pictures of each class of Shapes."""
+    pictures = {}
+    for _, _, name, image in islice(PICTURES["Shapes"](), 960):
+        pictures.setdefault(name, []).append(image)
+    return pictures
 
 
 def picture(name, i):
-    """The i-th picture of a class of Shapes, all drawn once."""
-    if not PICTURES:
-        for _, _, drawn, image in GENERATED["Shapes"]():
-            PICTURES.setdefault(drawn, []).append(image)
-    return PICTURES[name][i % len(PICTURES[name])]
+    return drawn()[name][i % 40]
 
 
 def save(path, name, i):
@@ -63,17 +49,17 @@ def json_split(row, folder, parts=tuple(COUNTS), file=None, names=NAMES):
     (folder / (file or row.split)).write_text(json.dumps(split))
 
 
-def classnames(folder, absent=("n09999999 absent thing",)):
+def classnames(folder, counted=False):
     """Real ones name 1,000 folders: here there is one besides, which has no images."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{wnid} {name}" for wnid, name in zip(WNIDS, NAMES)]
-    (folder / "classnames.txt").write_text("\n".join([*lines, *absent]) + "\n")
+    lines += [] if counted else ["n09999999 absent thing"]
+    (folder / "classnames.txt").write_text("\n".join(lines))
 
 
-def in_folders(path, folders, count):
-    for folder, name in zip(folders, NAMES):
+def in_folders(path, folders, count, names=NAMES, end="JPEG"):
+    for folder, name in zip(folders, names):
         for i in range(count):
-            save(path / folder / f"{i}.JPEG", name, i)
+            save(path / folder / f"{i}.{end}", name, i)
 
 
 def aircraft(row, folder):
@@ -90,60 +76,59 @@ def aircraft(row, folder):
 def make(name, root):
     """A data set below `root`; returns its class names in label order and its parts' sizes."""
     row, (train, val, test) = ROW[name], (4 * count for count in COUNTS.values())
-    folder = root / row.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, names = root / row.folder, NAMES
+    images = folder / row.images
+    images.mkdir(parents=True, exist_ok=True)
     if name in JSON_SPLITS:
         json_split(row, folder)
     elif name == "ImageNet":
         classnames(folder)
-        in_folders(folder / "images" / "train", WNIDS, COUNTS["train"])
-        in_folders(folder / "images" / "val", WNIDS, COUNTS["test"])
-        (folder / "images" / "train" / ".DS_Store").touch()
-        return NAMES, (train, None, test)
+        in_folders(images / "train", WNIDS, COUNTS["train"])
+        in_folders(images / "val", WNIDS, COUNTS["test"])
+        (images / "train" / ".DS_Store").touch()
+        val = None
     elif name in VARIANTS:
-        # ImageNetV2's folders are counted
-        classnames(folder, *([()] if name == "ImageNetV2" else []))
-        images = folder / row.images
-        in_folders(images, ["0", "1", "2", "3"] if name == "ImageNetV2" else WNIDS, COUNTS["test"])
-        if name in ("ImageNetA", "ImageNetR"):
-            (images / "README.txt").touch()
-        return NAMES, (test, None, test)
+        counted = name == "ImageNetV2"  # its folders are
+        classnames(folder, counted)
+        in_folders(images, "0123" if counted else WNIDS, COUNTS["test"])
+        train, val = test, None
     elif name == "FGVCAircraft":
         aircraft(row, folder)
     elif name == "Svhn":
-        digits = ["0", "1", "2", "3"]
-        json_split(row, folder, ("train", "val"), "split_mlai_SVHN.json", names=digits)
-        in_folders(folder / "test", digits, COUNTS["test"])
-        return digits, (train, val, test)
+        names = list("0123")
+        json_split(row, folder, ("train", "val"), "split_mlai_SVHN.json", names)
+        in_folders(folder / "test", names, COUNTS["test"])
     else:
-        folders = sorted(name.replace(" ", "_") for name in NAMES)
+        names = [name.replace(" ", "_") for name in sorted(NAMES)]
         for part in COUNTS if name == "ImageFolder" else ("train", "test"):
-            for class_folder in folders:
-                for i in range(COUNTS[part]):
-                    save(
-                        folder / part / class_folder / f"{i}.png", class_folder.replace("_", " "), i
-                    )
-        return folders, (train, val if name == "ImageFolder" else None, test)
-    return NAMES, (train, val, test)
+            in_folders(folder / part, names, COUNTS[part], sorted(NAMES), "png")
+        val = val if name == "ImageFolder" else None
+    return names, (train, val, test)
 
 
-def said(capsys, name, root, out, *options, trainer="ZIP", code=1, done=False):
-    """The sentence with which a run ends."""
-    flags = ["--dataset-config-file", REPO / "configs" / "datasets" / f"{ROW[name].config}.yaml"]
-    flags += ["--skip-done"] if done else []
+def everything(root):
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in root.rglob("*")
+    }
+
+
+def said(capsys, name, root, out, *options, trainer="ZIP", code=1, flags=()):
+    """The sentence with which a run ends, or all that it prints."""
+    flags = "--dataset-config-file", REPO / f"configs/datasets/{ROW[name].config}.yaml", *flags
+    options = "ORACLE.MAX_QUERIES", 20, *options
+    if code:
+        return sentence(capsys, trainer, root, out, *options, flags=flags)
     capsys.readouterr()
-    assert run(trainer, root, out, "ORACLE.MAX_QUERIES", 20, *options, flags=flags) == code
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err
-    return told.err.splitlines()[-1] if code else told.out
+    assert run(trainer, root, out, *options, flags=flags) == 0
+    return capsys.readouterr().out
 
 
-def check_lines(root, capsys):
-    """(exit status, lines of the table by data set) of the check command."""
-    arguments, sys.argv = sys.argv, ["check", "check", "--root", str(root)]
-    capsys.readouterr()
-    try:
+def checked(root, capsys):
+    """(exit status, what is printed, its line about each data set) of the check command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["check", "check", "--root", str(root)])
+        capsys.readouterr()
         code = check_command.main()
-    finally:
-        sys.argv = arguments
-    return code, {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}
+    out = capsys.readouterr().out
+    return code, out, {line.split()[0]: line for line in out.splitlines()[2:] if line.split()}

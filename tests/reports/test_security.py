@@ -16,8 +16,6 @@ from dassl_blackbox.trainers.blackbox.openclip import models
 from support import run, sentence
 from torch import nn
 
-SECRET = "s3cr3t-of-somebody"
-
 
 class Planted:
     """Its pickle makes a folder when it is loaded."""
@@ -49,42 +47,29 @@ class Script(nn.Module):
         torch.from_file(state[0], shared=True, size=4, dtype=torch.float32).zero_()
 
 
-@pytest.fixture
-def script(tmp_path):
-    """(file of weights, file that reading it would overwrite)."""
-    victim = tmp_path / "victim"
-    torch.jit.script(Script(str(victim))).save(str(tmp_path / "model.pt"))
+def test_torchscript_is_not_run_unless_its_sha_256_is_openais(tmp_path, capsys, monkeypatch):
+    victim, path = tmp_path / "victim", tmp_path / "model.pt"
+    torch.jit.script(Script(str(victim))).save(str(path))
     victim.write_bytes(b"precious" * 4)
-    return tmp_path / "model.pt", victim
-
-
-@pytest.mark.parametrize("arch", ["", "ViT-B-32-quickgelu:"])
-def test_torchscript_is_not_run(arch, script, tmp_path, capsys):
-    path, victim = script
-    name = f"{arch}{path}"
-    said = sentence(capsys, "SONAR", tmp_path, tmp_path / "out", "MODEL.BACKBONE.NAME", name)
-    assert "TorchScript" in said and f'torch.jit.load("{path}"' in said
-    assert victim.read_bytes() == b"precious" * 4
-
-
-def test_openais_torchscript_is_known_by_its_sha_256(script, monkeypatch):
-    path, _ = script
+    for arch in ("", "ViT-B-32-quickgelu:"):
+        name = "MODEL.BACKBONE.NAME", f"{arch}{path}"
+        said = sentence(capsys, "SONAR", tmp_path, tmp_path / "out", *name)
+        assert "TorchScript" in said and f'torch.jit.load("{path}"' in said
+    assert victim.read_bytes() == b"precious" * 4 and not models.is_openais(path)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert not models.is_openais(path)
     monkeypatch.setattr(models, "get_pretrained_url", lambda *_: f"https://x/{sha}/ViT-B-32.pt")
     assert models.is_openais(path)
 
 
 def test_a_checkpoint_of_cma_es_holds_no_pickle(data_root, tmp_path, capsys):
-    small = ("TRAINER.CRAFT.HEAD", "False", "ORACLE.MAX_QUERIES", "12")
-    assert run("CraFT", data_root, tmp_path / "out", *small) == 0
+    small = "TRAINER.CRAFT.HEAD", "False", "ORACLE.MAX_QUERIES"
+    assert run("CraFT", data_root, tmp_path / "out", *small, 12) == 0
     (path,) = (tmp_path / "out" / "prompt_learner").glob("model.pth.tar-*")
     state = load_state(path)
     planted = pickle.dumps(Planted(tmp_path / "made"))
     state["optimizer"]["es"] = torch.frombuffer(bytearray(planted), dtype=torch.uint8)
     save_state(path, state)
-    more = (*small[:-1], "24")
-    assert "train anew" in sentence(capsys, "CraFT", data_root, tmp_path / "out", *more)
+    assert "train anew" in sentence(capsys, "CraFT", data_root, tmp_path / "out", *small, 24)
     assert not (tmp_path / "made").exists()
 
 
@@ -111,56 +96,35 @@ def test_no_draft_goes_through_a_link(tmp_path):
     assert not (tmp_path / "bill.json").is_symlink()
 
 
-@pytest.fixture
-def refusal(tmp_path):
-    """What the server ends with when it is started with a file of keys of this content."""
-    before = os.umask(0o022)
+SECRET = "s3cr3t-of-somebody"
+FINE = "- {name: a, key: another-key}\n"
+LINES = [
+    f"- {{name: me, key: {SECRET}",
+    f"- {{name: me, {SECRET}: 1, {SECRET}: 2}}",
+    f"- {{name: me, key: *{SECRET}}}",
+    f"- {{name: me, key: !{SECRET} a}}",
+    f"- {{{SECRET}: me}}",
+    f"- {{name: {SECRET}, key: me}}",
+    f"- {{name: me, key: '{SECRET} '}}",
+    f"- {{name: {SECRET}, key: {SECRET}, grants: all}}",
+    *(f"- {{name: a, key: a-long-key, {of}: {SECRET}}}" for of in ("grants", "rate", "metrics")),
+]
 
-    def of(content, mode=0o600):
+
+def test_no_error_quotes_keys_and_no_file_of_them_may_be_read_by_others(tmp_path, monkeypatch):
+    def refused(content, mode=0o600):
         path = tmp_path / "keys.yaml"
         path.write_text(content)
         path.chmod(mode)
         arguments = ["--backbone", "tiny", "--port", "0", "--keys", str(path)]
         with pytest.raises(BlackBoxError) as caught:
             serve.main([*arguments, "--state", str(path)])  # no folder: it never comes to serve
+        assert SECRET not in str(caught.value)
         return str(caught.value)
 
-    yield of
-    os.umask(before)
-
-
-FINE = "- {name: a, key: another-key}\n"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"- {{name: me, key: {SECRET}",
-        f"- {{name: me, {SECRET}: 1, {SECRET}: 2}}",
-        f"- {{name: me, key: *{SECRET}}}",
-        f"- {{name: me, key: !{SECRET} a}}",
-        f"- {SECRET}",
-        f"- {{me: {SECRET}}}",
-        f"- {{{SECRET}: me}}",
-        f"- {{name: {SECRET}, key: me}}",
-        f"- {{name: me, key: '{SECRET} '}}",
-        f"- {{name: {SECRET}, key: {SECRET}, grants: all}}",
-        f"- {{name: me, key: a-long-key, grants: [{SECRET}]}}",
-        f"- {{name: me, key: a-long-key, rate: {SECRET}}}",
-        f"- {{name: me, key: a-long-key, metrics: {SECRET}}}",
-    ],
-)
-def test_no_error_quotes_a_file_of_keys(line, refusal):
-    said = refusal(FINE + line)
-    assert SECRET not in said and "keys.yaml, line " in said
-
-
-def test_no_error_quotes_the_keys_of_the_environment(refusal, monkeypatch):
+    for line in LINES:
+        assert "keys.yaml, line " in refused(FINE + line), line
+    for mode in (0o644, 0o640, 0o604):
+        assert "chmod 600" in refused(FINE, mode)
     monkeypatch.setenv("BLACKBOX_KEYS", SECRET)
-    said = refusal(FINE)
-    assert SECRET not in said and "Entry 1 of BLACKBOX_KEYS" in said
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
-def test_a_file_of_keys_that_others_may_read_is_refused(mode, refusal):
-    assert "chmod 600" in refusal(FINE, mode)
+    assert "Entry 1 of BLACKBOX_KEYS" in refused(FINE)
