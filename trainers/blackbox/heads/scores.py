@@ -348,6 +348,11 @@ class ScoreHead(nn.Module):
             setattr(self, name, state.get(name, getattr(self, name)))
 
     @property
+    def moves(self) -> bool:
+        """Whether it can be asked about other classes: it reads further texts, and those alone."""
+        return len(self.matrix) == self.further
+
+    @property
     def at_home(self) -> bool:
         """Whether it is asked about its own classes."""
         return self.classes == self.names
