@@ -109,7 +109,7 @@ class SONAR(ProbeTrainer):
         classes = self.dm.dataset.classnames
         if self.head.names == classes:
             return
-        if len(self.head.matrix) != self.head.further:  # its training may have paid for none
+        if not self.head.moves:  # the checkpoint's: its budget may have paid for none
             raise BlackBoxError(
                 f"{directory} has a head for {few(self.head.names)}, here they are {few(classes)}: "
                 f"without further texts it cannot move to other classes. Train with "

@@ -341,11 +341,15 @@ class ScoreHead(nn.Module):
         return {**{name: getattr(self, name) for name in PLAIN}, **tensors}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        device = self.scale.device
-        for name, _ in list(self.named_buffers()):
-            setattr(self, name, state[name].to(device))
+        for name, held in list(self.named_buffers()):
+            setattr(self, name, state[name].to(held.device))
         for name in PLAIN:  # one that is missing was not there yet
             setattr(self, name, state.get(name, getattr(self, name)))
+
+    @property
+    def moves(self) -> bool:
+        """Whether it can be asked about other classes: it reads further texts, and those alone."""
+        return len(self.matrix) == self.further
 
     @property
     def at_home(self) -> bool:

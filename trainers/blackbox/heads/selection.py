@@ -49,8 +49,7 @@ class Gathered:
         return [view for view in views if len(view) == len(views[0])]
 
 
-Numbers = dict[str, Tensor]  # what is fitted, by name
-Fit = Callable[[Gathered], list[Numbers]]  # perhaps several
+Fit = Callable[[Gathered], list[dict[str, Tensor]]]  # the numbers by name, perhaps several times
 LogitsOf = Callable[[Gathered, Gathered], Iterable[Tensor]]
 
 
@@ -220,7 +219,7 @@ def choose(
 
 def blended(
     gathered: Gathered, folds: Tensor, head: FeatureHead, fit: Fit, priors: list[float]
-) -> tuple[float, Numbers]:
+) -> tuple[float, dict[str, Tensor]]:
     """alpha and the numbers with which the head is zero-shot plus alpha times what they add.
 
     They are of one of the fits that `fit` makes, whose priors (minus their logarithms) are given.
@@ -232,10 +231,10 @@ def blended(
     def zero_shot(part: Gathered) -> Tensor:
         return head.scale * part.rows @ part.texts.mT
 
-    def added(part: Gathered, numbers: Numbers) -> Tensor:
+    def added(part: Gathered, numbers: dict[str, Tensor]) -> Tensor:
         return head.logits(0.0, part.rows, part.texts, **numbers)
 
-    def unit(part: Gathered, numbers: Numbers) -> float:
+    def unit(part: Gathered, numbers: dict[str, Tensor]) -> float:
         first = part.part(part.views == 0)
         return spread(zero_shot(first)) / max(spread(added(first, numbers)), 1e-12)
 

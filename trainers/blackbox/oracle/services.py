@@ -524,15 +524,14 @@ class ScoreService(ServiceOracle):
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         asked = self.texts_of(prompt)
         place = {text: i for i, text in enumerate(dict.fromkeys(asked))}
-        texts = list(place)
 
         def send(files: list[bytes]) -> torch.Tensor:
             def score() -> torch.Tensor:
-                return torch.as_tensor(self.score(files[0], texts)).clamp_min(LOWEST)[None]
+                return torch.as_tensor(self.score(files[0], list(place))).clamp_min(LOWEST)[None]
 
-            return self.called(score, len(texts), pictures=1, texts=len(texts))
+            return self.called(score, len(place), pictures=1, texts=len(place))
 
-        logits = self.shown(hashed("scores", *texts), images, prompt, send)
+        logits = self.shown(hashed("scores", *place), images, prompt, send)
         return logits[..., [place[text] for text in asked]].expand(len(prompt), -1, -1)
 
 
@@ -561,7 +560,8 @@ class OpenAIService(FeatureService):
         def parse(answer: Any) -> torch.Tensor:
             data, count = answer["data"], len(items)
             order = [entry.get("index") for entry in data]
-            order = [i if told is None else told for i, told in enumerate(order)]
+            if set(order) == {None}:  # they are in order
+                order = list(range(len(data)))
             if len(data) != count or set(order) != set(range(count)):
                 raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {count - 1}")
             rows = [data[order.index(i)]["embedding"] for i in range(count)]
