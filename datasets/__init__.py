@@ -1,7 +1,6 @@
 """Importing this package registers its data sets with Dassl."""
 
-from .base import FewShotDataset, register
-from .listing import DatasetError, Row
+from .base import register
 from .table import ROWS
 
 for _row in ROWS:

@@ -1,8 +1,4 @@
-"""Data sets as rows of a table: one class reads a split, draws shots, takes base or new classes.
-
-Nothing is written into the user's data folder, and no pickle is read: the shots are drawn anew from
-the seed, as CoOp draws them.
-"""
+"""Data sets as rows of a table: one class reads a split, draws shots, takes half the classes."""
 
 from __future__ import annotations
 
@@ -15,16 +11,15 @@ from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-from .labels import by_label, check_labels, need_items, note_names
-from .listing import DatasetError, Item, Row, Split, note
-from .readers import read_json_split
+from . import listing
+from .listing import DatasetError, Item, Row, Split
 
 
 def read(row: Row, folder: str, **options: Any) -> Split:
     """The split of a row, whose labels and names mean one thing."""
-    split = (row.read or read_json_split)(row, folder, **options)
-    need_items(row, "all", split[0], split[2])
-    check_labels(row, folder, split[0], *split[1:])
+    split = (row.read or listing.read_json_split)(row, folder, **options)
+    listing.need_items(row, "all", split[0], split[2])
+    listing.check_labels(row, folder, split[0], *split[1:])
     return split
 
 
@@ -45,34 +40,25 @@ def differences(row: Row, split: Split) -> str:
 
 
 def draw_shots(items: list[Item] | None, shots: int, rng: random.Random) -> list[Item] | None:
-    """`shots` items of every label, all of a label that has fewer; below 1, everything.
-
-    Label by label in the order of first appearance, as `DatasetBase.generate_fewshot_dataset` draws
-    from the global generator.
-    """
+    """`shots` items of every label, as `DatasetBase.generate_fewshot_dataset` draws them."""
     if shots < 1 or items is None:
         return items
-    return [
-        item
-        for group in by_label(items).values()
-        for item in (rng.sample(group, shots) if len(group) >= shots else group)
-    ]
+    drawn: list[Item] = []
+    for group in listing.by_label(items).values():
+        drawn += rng.sample(group, shots) if len(group) >= shots else group
+    return drawn
 
 
 def choose_classes(which: str, *split: list[Item] | None) -> Split:
-    """The split cut to all, the base or the new classes of its train list, relabelled from 0.
-
-    Base is the first half of the labels, rounded up.
-    """
+    """The split cut to all, the base (the first half, rounded up) or the new classes."""
     if which == "all":
         return split
     labels = sorted({label for _, label, _ in split[0]})
     half = math.ceil(len(labels) / 2)
     chosen = labels[:half] if which == "base" else labels[half:]
-    relabel = {label: new for new, label in enumerate(chosen)}
+    new = {label: n for n, label in enumerate(chosen)}
     return [
-        items
-        and [(image, relabel[label], name) for image, label, name in items if label in relabel]
+        items and [(image, new[label], name) for image, label, name in items if label in new]
         for items in split
     ]
 
@@ -81,59 +67,46 @@ class FewShotDataset(DatasetBase):
     """A row's data set, with CoOp's shots for DATASET.NUM_SHOTS and SEED, image for image."""
 
     row: Row
-    origin = "dassl_blackbox"  # by which a second registration knows the first
 
     def __init__(self, cfg: Any):
         row, root = self.row, os.path.expanduser(cfg.DATASET.ROOT or self.row.default_root)
         # a key of CoOp's, which Dassl's defaults lack
         which, shots = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), cfg.DATASET.NUM_SHOTS
         if which not in ("all", "base", "new"):
-            raise DatasetError(
-                f'DATASET.SUBSAMPLE_CLASSES is "{which}", but must be "all", "base" or "new".'
-            )
+            wanted = 'but must be "all", "base" or "new"'
+            raise DatasetError(f'DATASET.SUBSAMPLE_CLASSES is "{which}", {wanted}.')
         if not root:
-            raise DatasetError(
-                f"DATASET.ROOT is empty: pass --root with the folder that holds "
-                f"{row.folder or 'train'} ({row.name}; see DATASETS.md)."
-            )
+            holds = f"the folder that holds {row.folder or 'train'} ({row.name}; see DATASETS.md)"
+            raise DatasetError(f"DATASET.ROOT is empty: pass --root with {holds}.")
         if root.startswith("~"):  # else a folder of that name would be made here
             raise DatasetError(f"There is no home folder for {root}. Give --root another path.")
         self.dataset_dir = os.path.normpath(os.path.join(os.path.abspath(root), row.folder))
         train, val, test = split = read(row, self.dataset_dir)
-        other = differences(row, split)
-        if other:
-            note(row, f" in {self.dataset_dir} is not the published one: {other}")
+        if other := differences(row, split):
+            row.note(f" in {self.dataset_dir} is not the published one: {other}")
         rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
         train, val = draw_shots(train, shots, rng), draw_shots(val, min(shots, 4), rng)
         split = choose_classes(which, train, val, test)
-        need_items(row, which, split[0], split[2])
+        listing.need_items(row, which, split[0], split[2])
         counts = Counter(label for _, label, _ in split[0]).values()
-        fewer = sum(count < shots for count in counts)
-        if fewer:
-            note(
-                row,
-                f": {fewer:,} of {len(counts):,} classes have fewer than the {shots:,} training "
-                f"images of DATASET.NUM_SHOTS, and all of theirs are taken: {sum(counts):,} images "
-                f"in all",
-            )
+        if fewer := sum(count < shots for count in counts):
+            few = f"{fewer:,} of {len(counts):,} classes have fewer than the {shots:,} training"
+            taken = f"and all of theirs are taken: {sum(counts):,} images in all"
+            row.note(f": {few} images of DATASET.NUM_SHOTS, {taken}")
         train_x, val, test = (
-            items
-            and [Datum(impath=path, label=label, classname=name) for path, label, name in items]
+            items and [Datum(path, label, classname=name) for path, label, name in items]
             for items in split
         )
         super().__init__(train_x=train_x, val=val, test=test)
-        note_names(row, self.classnames)
+        listing.note_names(row, self.classnames)
 
 
 def register(row: Row) -> None:
-    """Registers a row with Dassl, unless the host already has a data set of that name.
-
-    The host's own is kept.
-    """
+    """Registers a row with Dassl; a data set of that name which the host has is kept."""
     if row.name not in DATASET_REGISTRY.registered_names():
         DATASET_REGISTRY.register(type(row.name, (FewShotDataset,), {"row": row}))
         return
     present = DATASET_REGISTRY.get(row.name)
-    if getattr(present, "origin", None) != FewShotDataset.origin:
+    if not hasattr(present, "row"):  # ours, registered before
         kept = f"Data set {row.name}: keeping the one that {present.__module__} registered"
         print(kept, file=sys.stderr)  # stdout may be a table

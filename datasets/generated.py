@@ -1,10 +1,4 @@
-"""Data sets that are written on first use: PNGs, and a split file like any other's beside them.
-
-Digits: the 1,797 handwritten digits of the UCI repository that scikit-learn carries, of 8 x 8
-pixels. Letters: a to z in both cases, slanted, turned, coloured and noisy, in faces that the
-embedded model was not trained on. Shapes: two dozen phrases such as "red circle", smaller, more
-turned and on busier grounds than what that model was trained on.
-"""
+"""Data sets that are written on first use: Digits, Letters, Shapes (see DATASETS.md)."""
 
 from __future__ import annotations
 
@@ -23,38 +17,29 @@ import numpy as np
 from PIL import Image
 
 from . import render
-from .listing import DatasetError, Row, Split, read_json, reason, shown
-from .readers import read_json_split
+from .listing import DatasetError, Row, Split, read_json, read_json_split, reason, shown
 
 Picture = tuple[str, int, str, Image.Image]  # part (train, val, test), label, class name, image
+Pictures = Callable[[], Iterable[Picture]]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-KINDS = {
-    "red": "circle star stripes",
-    "green": "triangle square dots",
-    "blue": "circle heart checkerboard",
-    "yellow": "star diamond ring",
-    "orange": "pentagon cross",
-    "purple": "heart triangle grid",
-    "pink": "crescent ring",
-    "brown": "square arrow",
-    "white": "cross crescent",
-    "black": "arrow",
-}
-SHAPES = [f"{colour} {kind}" for colour, kinds in KINDS.items() for kind in kinds.split()]
+SHAPES = (  # noqa: SIM905  a list would take a page
+    "red circle, red star, red stripes, green triangle, green square, green dots, blue circle, "
+    "blue heart, blue checkerboard, yellow star, yellow diamond, yellow ring, orange pentagon, "
+    "orange cross, purple heart, purple triangle, purple grid, pink crescent, pink ring, "
+    "brown square, brown arrow, white cross, white crescent, black arrow"
+).split(", ")
 COUNTS = {"train": 40, "val": 8, "test": 40}  # images of a class of Letters and Shapes
 
 
 def split_indices(labels: np.ndarray) -> dict[str, list[int]]:
     """Digits' rows of the train (half of each class), val (a tenth) and test split."""
-    rng = np.random.RandomState(0)
-    out: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    rng, out = np.random.RandomState(0), dict[str, list[int]](train=[], val=[], test=[])
     for label in range(10):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        n = len(rows)
-        out["train"] += rows[: n // 2].tolist()
-        out["val"] += rows[n // 2 : n // 2 + n // 10].tolist()
-        out["test"] += rows[n // 2 + n // 10 :].tolist()
-    return {k: sorted(v) for k, v in out.items()}
+        rows = rng.permutation(np.flatnonzero(labels == label)).tolist()
+        half, rest = len(rows) // 2, len(rows) // 2 + len(rows) // 10
+        for part, some in zip(out, (rows[:half], rows[half:rest], rows[rest:]), strict=True):
+            out[part] = sorted(out[part] + some)
+    return out
 
 
 def digits() -> Iterator[Picture]:
@@ -120,13 +105,15 @@ def drawn(names: Iterable[str], draw: Callable[..., Image.Image]) -> Iterator[Pi
                 yield part, label, name, draw(name, i, rng)
 
 
-def generated(
-    name: str, pictures: Callable[[], Iterable[Picture]], sizes: tuple = (), version: int = 1
-) -> Row:
-    """Row of a data set that `pictures()` makes.
+PICTURES: dict[str, Pictures] = {
+    "Digits": digits,
+    "Letters": partial(drawn, string.ascii_lowercase, letter),
+    "Shapes": partial(drawn, SHAPES, drawing),
+}
 
-    A new `version` says that the pictures have changed since those that may lie on a user's disk.
-    """
+
+def generated(name: str, pictures: Pictures, sizes: tuple = (), version: int = 1) -> Row:
+    """Row of a data set that `pictures()` makes; a new `version` says that they have changed."""
 
     def read(row: Row, folder: str) -> Split:
         path = os.path.join(folder, str(row.split))
@@ -135,10 +122,8 @@ def generated(
         split, found = read_json_split(row, folder), read_json(path).get("version")
         if found != version:
             holds = "no version" if found is None else f"version {found!r:.50}"
-            raise DatasetError(
-                f"{folder} holds {holds} of the generated data set {name}, but this is version "
-                f"{version}: move that folder away, and it will be written anew."
-            )
+            other = f"{holds} of the generated data set {name}, but this is version {version}"
+            raise DatasetError(f"{folder} holds {other}: move that folder away.")
         return split
 
     folder = name.lower()
@@ -146,10 +131,7 @@ def generated(
 
 
 def write(row: Row, folder: str, pictures: Iterable[Picture], version: int) -> None:
-    """Writes all into a folder beside the final one and renames that: no half is ever seen.
-
-    What a killed writer leaves has a name of its own, and nothing reads it.
-    """
+    """Writes all into a folder beside the final one and renames that: no half is ever seen."""
     print(f"Writing {row.name} to {shown(folder)}")
     draft = f"{folder}.{uuid.uuid4().hex[:8]}.tmp"
     split: dict[str, Any] = {"version": version, "train": [], "val": [], "test": []}
@@ -169,17 +151,9 @@ def write(row: Row, folder: str, pictures: Iterable[Picture], version: int) -> N
     except (ImportError, OSError, ValueError) as error:
         # another process may have been faster: its folder, complete, is as good
         if not os.path.isfile(os.path.join(folder, str(row.split))):
-            raise DatasetError(
-                f"{row.name} cannot be written to {folder} ({reason(error)}). Install what is "
-                f"missing, make room, or pass --root with a folder that you may write to; a folder "
-                f"of that name without {row.split} must be moved away first."
-            ) from error
+            cure = "Install what is missing, make room, or pass --root with a folder of yours"
+            away = f"a folder of that name without {row.split} must be moved away first"
+            what = f"{row.name} cannot be written to {folder} ({reason(error)})"
+            raise DatasetError(f"{what}. {cure}; {away}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-PICTURES = {
-    "Digits": digits,
-    "Letters": partial(drawn, string.ascii_lowercase, letter),
-    "Shapes": partial(drawn, SHAPES, drawing),
-}

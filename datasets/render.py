@@ -1,11 +1,4 @@
-"""Masks of characters, shapes and patterns, drawn with Pillow.
-
-For Letters, Shapes and the embedded model's pretraining.
-
-A mask is uint8 `[S, S]`, 255 where there is ink. Colour, background and noise are the caller's.
-Every random choice comes from the `random.Random` that is passed in, so that a seed decides
-everything.
-"""
+"""Masks (uint8, 255 for ink) of characters, shapes and patterns, decided by the rng passed in."""
 
 import math
 from pathlib import Path
@@ -14,15 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = {
-    "red": (210, 30, 35),
-    "green": (35, 150, 55),
-    "blue": (35, 70, 210),
-    "yellow": (240, 220, 40),
-    "orange": (245, 140, 25),
-    "purple": (125, 45, 160),
-    "pink": (250, 150, 190),
-    "brown": (115, 70, 35),
-    "white": (245, 245, 245),
+    **{"red": (210, 30, 35), "green": (35, 150, 55), "blue": (35, 70, 210)},
+    **{"yellow": (240, 220, 40), "orange": (245, 140, 25), "purple": (125, 45, 160)},
+    **{"pink": (250, 150, 190), "brown": (115, 70, 35), "white": (245, 245, 245)},
     "black": (15, 15, 15),
 }
 SHAPES = (
@@ -30,30 +17,36 @@ SHAPES = (
     *("pentagon", "crescent", "arrow", "rectangle"),
 )
 PATTERNS = ("stripes", "dots", "checkerboard", "grid")
-
 # Letters alone draws with these; the embedded model was trained on other typefaces.
 FONTS = (
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
     *("STIXGeneralItalic", "STIXGeneralBolIta", "cmss10"),
 )
 SUPERSAMPLE = 4
-
-
-def font_file(name):
-    """Path of one of the TrueType faces that matplotlib carries."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
+REGULAR = {  # corners, and the radii that they take turns to have
+    **{kind: (72, [1]) for kind in ("circle", "ring", "crescent")},
+    **{"triangle": (3, [1]), "pentagon": (5, [1]), "star": (10, [1, 0.42])},
+}
+CROSS = (-0.28, 0.28, 0.28, 0.9, 0.9, 0.28, 0.28, -0.28, -0.28, -0.9, -0.9, -0.28)
+CORNERS = {  # x and y
+    "square": ((-0.75, 0.75, 0.75, -0.75), (-0.75, -0.75, 0.75, 0.75)),
+    "rectangle": ((-0.95, 0.95, 0.95, -0.95), (-0.45, -0.45, 0.45, 0.45)),
+    "diamond": ((0, 0.6, 0, -0.6), (-1, 0, 1, 0)),
+    "cross": (CROSS, CROSS[-3:] + CROSS[:-3]),
+    "arrow": (
+        (-0.95, 0.15, 0.15, 0.95, 0.15, 0.15, -0.95),
+        (-0.25, -0.25, -0.7, 0, 0.7, 0.25, 0.25),
+    ),
+}
 
 
 def character(char, font, size, height):
-    """Mask `[size, size]` of one character in the middle.
+    """Mask of a character in the middle, its longer side `height`, in a face of matplotlib's."""
+    import matplotlib
 
-    Its ink is `height` pixels high or wide, whichever is longer.
-    """
-    big = size * SUPERSAMPLE
-    face = ImageFont.truetype(font_file(font), big)
+    big, faces = size * SUPERSAMPLE, Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     canvas = Image.new("L", (3 * big, 3 * big))
+    face = ImageFont.truetype(str(faces / f"{font}.ttf"), big)
     ImageDraw.Draw(canvas).text((big, big), char, font=face, fill=255)
     ink = canvas.crop(canvas.getbbox())
     scale = height / max(ink.size)
@@ -63,54 +56,27 @@ def character(char, font, size, height):
     return np.asarray(mask)
 
 
-def polar(n, radii, turn):
-    """`n` points around the origin at the radii given in turn, the first pointing up."""
-    points = []
-    for i in range(n):
-        radius, angle = radii[i % len(radii)], turn + 2 * math.pi * i / n
-        points.append((radius * math.sin(angle), -radius * math.cos(angle)))
-    return points
-
-
 def outline(kind, turn):
     """Polygon of a shape inside the unit circle, turned by `turn` radians: a list of (x, y)."""
-    if kind in ("circle", "ring", "crescent"):
-        return polar(72, [1], turn)
-    if kind in ("triangle", "pentagon"):
-        return polar({"triangle": 3, "pentagon": 5}[kind], [1], turn)
-    if kind == "star":
-        return polar(10, [1, 0.42], turn)
+    if kind in REGULAR:  # the first corner points up
+        n, radii = REGULAR[kind]
+        turns = [(radii[i % len(radii)], turn + 2 * math.pi * i / n) for i in range(n)]
+        return [(r * math.sin(angle), -r * math.cos(angle)) for r, angle in turns]
     if kind == "heart":
         t, cos = [2 * math.pi * i / 72 for i in range(72)], math.cos
         x = [math.sin(a) ** 3 for a in t]
         y = [-(13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a)) / 16 for a in t]
-    else:  # x and y of the corners
-        x, y = {
-            "square": ((-0.75, 0.75, 0.75, -0.75), (-0.75, -0.75, 0.75, 0.75)),
-            "rectangle": ((-0.95, 0.95, 0.95, -0.95), (-0.45, -0.45, 0.45, 0.45)),
-            "diamond": ((0, 0.6, 0, -0.6), (-1, 0, 1, 0)),
-            "cross": (
-                (-0.28, 0.28, 0.28, 0.9, 0.9, 0.28, 0.28, -0.28, -0.28, -0.9, -0.9, -0.28),
-                (-0.9, -0.9, -0.28, -0.28, 0.28, 0.28, 0.9, 0.9, 0.28, 0.28, -0.28, -0.28),
-            ),
-            "arrow": (
-                (-0.95, 0.15, 0.15, 0.95, 0.15, 0.15, -0.95),
-                (-0.25, -0.25, -0.7, 0, 0.7, 0.25, 0.25),
-            ),
-        }[kind]
+    else:
+        x, y = CORNERS[kind]
     c, s = math.cos(turn), math.sin(turn)
     return [(c * x - s * y, s * x + c * y) for x, y in zip(x, y, strict=True)]
 
 
 def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
-    """Mask `[size, size]` of a filled shape of the given radius in pixels.
-
-    Slightly stretched, tilted and off the centre.
-    """
+    """Mask of a filled shape of a radius in pixels, slightly stretched, tilted, off the centre."""
     big = size * SUPERSAMPLE
     canvas = Image.new("L", (big, big))
-    draw = ImageDraw.Draw(canvas)
-    free = max(0.0, size / 2 - radius)
+    draw, free = ImageDraw.Draw(canvas), max(0.0, size / 2 - radius)
     cx, cy = (SUPERSAMPLE * (size / 2 + rng.uniform(-free, free)) for _ in range(2))
     rx, ry = (SUPERSAMPLE * radius * rng.uniform(1 - stretch, 1) for _ in range(2))
     turn = rng.uniform(-tilt, tilt)
@@ -128,29 +94,26 @@ def shape(kind, size, radius, rng, stretch=0.15, tilt=0.3):
 
 
 def pattern(kind, size, period, rng):
-    """Mask `[size, size]` of a pattern that fills the frame and repeats every `period` pixels."""
+    """Mask of a pattern that fills the frame and repeats every `period` pixels."""
     angle = rng.choice((0, math.pi / 2, math.pi / 4, -math.pi / 4)) + rng.uniform(-0.15, 0.15)
     y, x = np.mgrid[:size, :size] + rng.uniform(0, period)
-    u = (math.cos(angle) * x + math.sin(angle) * y) / period
-    v = (-math.sin(angle) * x + math.cos(angle) * y) / period
+    u = (math.cos(angle) * x + math.sin(angle) * y) / period % 1
+    v = (-math.sin(angle) * x + math.cos(angle) * y) / period % 1
     thin = rng.uniform(0.2, 0.3)
     ink = {
-        "stripes": lambda: (u % 1) < 0.5,
-        "grid": lambda: ((u % 1) < thin) | ((v % 1) < thin),
-        "checkerboard": lambda: ((u % 1) < 0.5) ^ ((v % 1) < 0.5),
-        "dots": lambda: (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < rng.uniform(0.08, 0.14),
+        "stripes": lambda: u < 0.5,
+        "grid": lambda: (u < thin) | (v < thin),
+        "checkerboard": lambda: (u < 0.5) ^ (v < 0.5),
+        "dots": lambda: (u - 0.5) ** 2 + (v - 0.5) ** 2 < rng.uniform(0.08, 0.14),
     }[kind]()
     return (ink * 255).astype(np.uint8)
 
 
 def scene(mask, ink, grounds, texture, noise, rng):
-    """RGB image of the ink (three numbers, 0..255) through a mask `[S, S]`, over two grounds.
-
-    The grounds fade into each other. `texture` and `noise` are the deviations of smooth blotches on
-    the ground and of grain on every pixel.
+    """RGB image of the ink (0..255) through a mask, over two grounds that fade into each other;
+    `texture` is the deviation of smooth blotches on the ground, `noise` of grain on every pixel.
     """
-    size = len(mask)
-    grain = np.random.default_rng(rng.getrandbits(64))
+    size, grain = len(mask), np.random.default_rng(rng.getrandbits(64))
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     fade = np.clip(0.5 + math.cos(angle) * x + math.sin(angle) * y, 0, 1)[..., None]
@@ -163,10 +126,7 @@ def scene(mask, ink, grounds, texture, noise, rng):
 
 
 def grounds(ink, distance, draw):
-    """Two colours from `draw()` that lie at least `distance` away from the ink.
-
-    So does the colour halfway between them.
-    """
+    """Two colours from `draw()` at least `distance` away from the ink, as halfway between them."""
     while True:
         one, other = draw(), draw()
         middle = [(a + b) / 2 for a, b in zip(one, other, strict=True)]

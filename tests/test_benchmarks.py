@@ -6,17 +6,12 @@ import sys
 import pytest
 from support import REPO
 
-SCRIPTS = [
-    path.stem
-    for path in sorted((REPO / "benchmarks").glob("*.py"))
-    if "__main__" in path.read_text(encoding="utf-8")
-]
-
 
 def test_all_of_them_can_be_imported():
-    command = [sys.executable, "-c", f"import {', '.join(SCRIPTS)}"]
+    scripts = ", ".join(path.stem for path in (REPO / "benchmarks").glob("*.py"))
+    command = [sys.executable, "-c", f"import {scripts}"]
     ended = subprocess.run(command, cwd=REPO / "benchmarks", capture_output=True, text=True)
-    assert len(SCRIPTS) > 6 and ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.long
@@ -24,13 +19,13 @@ def test_all_of_them_can_be_imported():
     "command",
     [
         "oracle.py --models ViT-B/32 --classes 2 --contexts 1 --candidates 1 --batches 1",
-        "jolt.py --model ViT-B/32 --directions 8 --batch 8 --classes 2 --contexts 1",
         "image_tower.py --models photo --batch 2",
-        "recognition.py --sides 32 --batch 2",
+        "prompt.py curvature --datasets digits --seeds 1 --queries 150 --root {} --output {}",
+        "prompt.py head --datasets digits --seeds 1 --queries 150 --shots 5 --root {} --output {}",
     ],
 )
-def test_a_small_one_ends_in_a_table(command):
-    script, *options = command.split()
+def test_a_small_one_ends_in_a_table(command, data_root, tmp_path):
+    script, *options = command.format(data_root, tmp_path).split()
     ended = subprocess.run(
         [sys.executable, REPO / "benchmarks" / script, *options], capture_output=True, text=True
     )

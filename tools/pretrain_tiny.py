@@ -18,7 +18,6 @@ import json
 import math
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,11 @@ import torch
 import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.model import CLIP
-from text_tower import text_features
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tiny.captions import build_classes, caption
-from tiny.images import draw_batch, load_photos, mask_bank, photo_batch
-from tiny.judge import digits_training_split, judge
+import tiny
+from photo.tower import text_features
 
 MODEL = {
     "embed_dim": 128,
@@ -50,52 +47,30 @@ BETAS = (0.9, 0.98)
 JUDGED_EVERY = 500  # steps
 
 
-@dataclass
 class Material:
     """What is trained on: classes, drawings of theirs, and photographs.
 
-    Args:
-        masks, index: what `mask_bank` makes.
-        photos: `[N, 3, S, S]` uint8, or None; `numbers` `[N]` are those of their classes.
-        pool, aside: rows of the photographs that are trained on, and of those for the judge.
+    `numbers` `[N]` are those of the photographs' classes; `pool` has the rows of those that are
+    trained on, `judged` images, labels and captions of the others.
     """
 
-    classes: list[dict]
-    masks: torch.Tensor
-    index: dict[int, np.ndarray]
-    photos: torch.Tensor | None
-    numbers: np.ndarray
-    pool: np.ndarray
-    aside: np.ndarray
-
-    def __post_init__(self) -> None:
-        self.groups = [
-            [i for i, cls in enumerate(self.classes) if cls["kind"] == kind] for kind in KINDS
-        ]
-
-    @classmethod
-    def gather(cls, folder: str, seed: int, rng: random.Random) -> "Material":
-        photos, labels, names = load_photos(folder) if folder else (None, np.zeros(0, int), [])
+    def __init__(self, folder: str, seed: int, rng: random.Random):
+        photos, labels, names = tiny.load_photos(folder) if folder else (None, np.zeros(0, int), [])
         used = sorted(set(labels.tolist()))
-        classes = build_classes([names[k] for k in used])
-        first = len(classes) - len(used)
-        numbers = np.array([first + used.index(k) for k in labels], dtype=int)
-        order = np.random.default_rng(seed).permutation(len(numbers))
-        aside, pool = order[:SET_ASIDE], order[SET_ASIDE:]
-        return cls(classes, *mask_bank(classes, rng), photos, numbers, pool, aside)
-
-    @property
-    def photo_names(self) -> list[str]:
-        return [c["names"][0] for c in self.classes if c["kind"] == "photo"]
-
-    def judged(self) -> tuple[torch.Tensor, torch.Tensor, list[str]] | None:
-        """Photographs, labels and captions for the judge, if there are any."""
-        if self.photos is None:
-            return None
-        first = len(self.classes) - len(self.photo_names)
-        labels = torch.from_numpy(self.numbers[self.aside] - first)
-        captions = [f"a photo of a {name}." for name in self.photo_names]
-        return self.photos[self.aside], labels, captions
+        self.photos, self.classes = photos, tiny.build_classes([names[k] for k in used])
+        self.masks, self.index = tiny.mask_bank(self.classes, rng)
+        kinds = [cls["kind"] for cls in self.classes]
+        self.groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in KINDS]
+        first = len(self.classes) - len(used)
+        self.photo_names = [cls["names"][0] for cls in self.classes[first:]]
+        self.numbers = np.array([first + used.index(k) for k in labels], dtype=int)
+        order = np.random.default_rng(seed).permutation(len(self.numbers))
+        aside, self.pool = order[:SET_ASIDE], order[SET_ASIDE:]
+        self.judged = None
+        if photos is not None:
+            captions = [f"a photo of a {name}." for name in self.photo_names]
+            truth = torch.from_numpy(self.numbers[aside] - first)
+            self.judged = tiny.photo_batch(photos[aside], None), truth, captions
 
     def batch(
         self, size: int, photo_share: float, rng: random.Random, generator: torch.Generator
@@ -106,11 +81,12 @@ class Material:
             rng.choice(self.groups[rng.choices(range(len(KINDS)), SHARES)[0]])
             for _ in range(size - photographed)
         ]
-        images = draw_batch(numbers, self.classes, self.masks, self.index, rng, generator)
+        masks = torch.stack([self.masks[rng.choice(self.index[i])] for i in numbers])
+        images = tiny.draw_batch([self.classes[i] for i in numbers], masks, generator)
         if photographed:
             drawn = torch.randint(len(self.pool), (photographed,), generator=generator)
             rows = self.pool[drawn.numpy()]
-            images = torch.cat([images, photo_batch(self.photos[rows], generator)])
+            images = torch.cat([images, tiny.photo_batch(self.photos[rows], generator)])
             numbers += self.numbers[rows].tolist()
         return images, numbers
 
@@ -119,13 +95,9 @@ def optimiser(
     model: CLIP, rate: float, steps: int, warm_up: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW, and half a cosine of its rate after a linear warm-up, down to 1 %."""
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optim = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}],
-        lr=rate,
-        betas=BETAS,
-    )
+    decay = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": WEIGHT_DECAY}
+    rest = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
+    optim = torch.optim.AdamW([decay, rest], lr=rate, betas=BETAS)
 
     def share(step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
@@ -140,14 +112,10 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.output)
     out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    material = Material.gather(args.photos, args.seed, rng)
-    classes = material.classes
-    print(
-        f"{len(classes)} classes, {len(material.masks)} masks, {len(material.pool)} photographs",
-        flush=True,
-    )
-    tokenizer, digits, photos = SimpleTokenizer(), digits_training_split(), material.judged()
-    model, touched = CLIP(**MODEL).to(device), set()
+    material = Material(args.photos, args.seed, rng)
+    captions = [f"a photo of the digit {word}." for word in tiny.DIGITS]
+    judged = {"digits": (*tiny.digits_training_split(), captions), "photos": material.judged}
+    tokenizer, model, touched = SimpleTokenizer(), CLIP(**MODEL).to(device), set()
     if args.init:
         earlier = torch.load(args.init, map_location=device, weights_only=True)
         model.load_state_dict(earlier["state_dict"])
@@ -155,12 +123,12 @@ def main(args: argparse.Namespace) -> None:
     steps = args.images // args.batch
     optim, schedule = optimiser(model, args.lr, steps, 100 if args.init else 500)
     last = min(steps, args.stop or steps)
-    progress = tqdm(range(last), unit="step")
+    progress = tqdm(range(1, last + 1), unit="step")
     for step in progress:
         # characters and shapes first and well, photographs with what is left
-        photo_share = 0.15 if step < 0.4 * steps and not args.init else 0.35
+        photo_share = 0.15 if step - 1 < 0.4 * steps and not args.init else 0.35
         images, numbers = material.batch(args.batch, photo_share, rng, generator)
-        tokens = tokenizer([caption(c, rng) for c in classes])
+        tokens = tokenizer([tiny.caption(cls, rng) for cls in material.classes])
         touched.update(tokens.unique().tolist())
         with torch.autocast(device, dtype=torch.bfloat16):
             image = model.visual(images.to(device))
@@ -175,49 +143,37 @@ def main(args: argparse.Namespace) -> None:
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if (step + 1) % JUDGED_EVERY == 0 or step + 1 == last:
-            scores = judge(model.cpu().eval(), tokenizer, digits, photos)
-            model.to(device).train()
-            progress.write(
-                f"step {step + 1} " + " ".join(f"{k} {v:.1f}%" for k, v in scores.items())
-            )
+        if step % JUDGED_EVERY == 0 or step == last:
+            model.cpu().eval()
+            scores = {
+                k: tiny.judge(model, tokenizer, *given) for k, given in judged.items() if given
+            }
+            progress.write(f"step {step} " + " ".join(f"{k} {v:.1f}%" for k, v in scores.items()))
             recipe = {
-                "seed": args.seed,
-                "images": args.images,
-                "batch": args.batch,
-                "lr": args.lr,
-                "step": step + 1,
+                **{key: getattr(args, key) for key in ("seed", "images", "batch", "lr")},
+                "step": step,
                 "init": Path(args.init).name if args.init else None,
                 "model": MODEL,
                 "zero_shot": scores,
                 "photo_classes": material.photo_names,
             }
-            keep(model, sorted(touched), recipe, out / "model.pt")
-
-
-def keep(model: CLIP, touched: list[int], recipe: dict, path: Path) -> None:
-    content = {"state_dict": model.state_dict(), "touched": touched, "recipe": json.dumps(recipe)}
-    torch.save(content, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+            content = {"touched": sorted(touched), "recipe": json.dumps(recipe)}
+            torch.save({"state_dict": model.state_dict(), **content}, out / "model.tmp")
+            (out / "model.tmp").replace(out / "model.pt")
+            model.to(device).train()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--photos", default="", help="folder of tiny-imagenet-pretrain-*.npz; empty: drawings alone"
-    )
-    parser.add_argument("--images", type=int, default=1_200_000, help="training images in all")
-    parser.add_argument("--batch", type=int, default=256, help="images a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
-    parser.add_argument(
-        "--stop",
-        type=int,
-        default=0,
-        help="stop after so many steps of the schedule that --images sets; 0: at its end",
-    )
-    parser.add_argument("--init", default="", help="checkpoint whose weights to begin with")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", required=True, help="folder for the checkpoint")
+    add = parser.add_argument
+    add("--photos", default="", help="folder of tiny-imagenet-pretrain-*.npz; empty: drawings only")
+    add("--images", type=int, default=1_200_000, help="training images in all")
+    add("--batch", type=int, default=256, help="images a step")
+    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    add("--stop", type=int, default=0, help="step of the schedule to stop after; 0: at its end")
+    add("--init", default="", help="checkpoint whose weights to begin with")
+    add("--seed", type=int, default=1)
+    add("--output", required=True, help="folder for the checkpoint")
     main(parser.parse_args())

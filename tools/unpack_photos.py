@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-CLASSES, PARTS = 20, {"train": (0, 16), "val": (16, 20), "test": (20, 50)}
-PHOTOGRAPHS = 50  # of a class
+CLASSES = 20
 
 
 def contours(image):
@@ -33,29 +32,15 @@ def rendition(image):
 
 
 def photographs(archive):
-    """{class name: its unseen photographs} of classes that the model knows: every ninth of the 180,
-    by label.
-    """
-    known = [
-        label
-        for label in range(len(archive["classnames"]))
-        if label not in set(archive["novel"].tolist())
-    ]
-    if len(known) < CLASSES:
-        raise SystemExit(f"error: the archive has {len(known)} known classes of {CLASSES}.")
+    """{class name: its 50 photographs} of every ninth of the 180 classes that the model knows."""
     jpeg, offsets, chosen = archive["jpeg"], archive["offsets"], {}
+    known = np.setdiff1d(np.arange(len(archive["classnames"])), archive["novel"])
     for label in known[:: len(known) // CLASSES][:CLASSES]:
+        rows = np.flatnonzero(archive["labels"] == label)[:50]
         name = str(archive["classnames"][label]).split(",")[0].strip()
-        if name in chosen:
-            raise SystemExit(f"error: two classes of the archive are called '{name}'.")
-        chosen[name] = [
-            jpeg[offsets[i] : offsets[i + 1]].tobytes()
-            for i in np.flatnonzero(archive["labels"] == label)[:PHOTOGRAPHS]
-        ]
-        if len(chosen[name]) < PHOTOGRAPHS:
-            raise SystemExit(
-                f"error: '{name}' has {len(chosen[name])} photographs of {PHOTOGRAPHS}."
-            )
+        chosen[name] = [jpeg[offsets[i] : offsets[i + 1]].tobytes() for i in rows]
+    if sorted(map(len, chosen.values())) != [50] * CLASSES:
+        raise SystemExit(f"error: the archive lacks {CLASSES} known classes of 50 photographs.")
     return chosen
 
 
@@ -75,27 +60,26 @@ def main():
     parser.add_argument("archive", help="the .npz of held-out photographs")
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
     args = parser.parse_args()
-    if args.folder.exists():
-        raise SystemExit(
-            f"error: {args.folder} is there already. Move it away, or give another folder."
-        )
+    args.folder.mkdir(parents=True)
     with np.load(args.archive) as archive:
         chosen = photographs(archive)
-    numbered = args.folder / "imagenetv2" / "imagenetv2-matched-frequency-format-val"
+    variants = {  # a folder each: where its pictures lie, which they are, and what is made of them
+        "imagenet/images/train": (slice(16), None),
+        "imagenet/images/val": (slice(20, 35), None),
+        "imagenetv2/imagenetv2-matched-frequency-format-val": (slice(35, 50), None),
+        "imagenet-sketch/images": (slice(20, 35), contours),
+        "imagenet-rendition/imagenet-r": (slice(20, 35), rendition),
+    }
+    parts = {"train": slice(16), "val": slice(16, 20), "test": slice(20, 50)}
     for label, (name, images) in enumerate(chosen.items()):
-        wnid, first = f"n{label:08d}", images[20:35]
-        for part, (start, stop) in PARTS.items():
-            save(args.folder / part / name.replace(" ", "_"), images[start:stop])
-        save(args.folder / "imagenet" / "images" / "train" / wnid, images[:16])
-        save(args.folder / "imagenet" / "images" / "val" / wnid, first)
-        save(numbered / str(label), images[35:50])
-        save(args.folder / "imagenet-sketch" / "images" / wnid, first, contours)
-        save(args.folder / "imagenet-rendition" / "imagenet-r" / wnid, first, rendition)
-    for folder in ("imagenet", "imagenetv2", "imagenet-sketch", "imagenet-rendition"):
-        lines = [f"n{label:08d} {name}" for label, name in enumerate(chosen)]
-        (args.folder / folder / "classnames.txt").write_text(
-            "\n".join(lines) + "\n", encoding="utf-8"
-        )
+        for part, which in parts.items():
+            save(args.folder / part / name.replace(" ", "_"), images[which])
+        for place, (which, change) in variants.items():
+            numbered = str(label) if place.startswith("imagenetv2") else f"n{label:08d}"
+            save(args.folder / place / numbered, images[which], change)
+    lines = [f"n{label:08d} {name}\n" for label, name in enumerate(chosen)]
+    for variant in {place.partition("/")[0] for place in variants}:
+        (args.folder / variant / "classnames.txt").write_text("".join(lines), encoding="utf-8")
     print(f"{args.folder}: {', '.join(chosen)}")
 
 

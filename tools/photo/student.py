@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,39 +12,23 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import ridge_regression
-from text_tower import text_features
 from tqdm import tqdm
 
+from .tower import text_features
 from .wordnet import WordNet
 
 # Of one's own making: none is the template of a data set of this project, save CLIP's plain one.
 TEMPLATES = (
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a {}.",
-    "{}",
-    "the {}.",
-    "a photo of {}.",
-    "a picture of a {}.",
-    "an image of a {}.",
-    "a photo of one {}.",
-    "a close-up photo of a {}.",
-    "a blurry photo of a {}.",
-    "a small photo of the {}.",
-    "a good photo of the {}.",
-    "a drawing of a {}.",
-    "a photo of a large {}.",
-    "a photo of a small {}.",
-    "this is a {}.",
-    "a photo showing a {}.",
-    "there is a {} in the picture.",
-    "a {} on a white background.",
+    *("a photo of a {}.", "a photo of the {}.", "a {}.", "{}", "the {}.", "a photo of {}."),
+    *("a picture of a {}.", "an image of a {}.", "a photo of one {}.", "a close-up photo of a {}."),
+    *("a blurry photo of a {}.", "a small photo of the {}.", "a good photo of the {}."),
+    *("a drawing of a {}.", "a photo of a large {}.", "a photo of a small {}.", "this is a {}."),
+    *("a photo showing a {}.", "there is a {} in the picture.", "a {} on a white background."),
 )
 PLAIN_SHARE = 0.3  # of the names that are put into the first template
 LONGEST_GLOSS = 24  # tokens
 ADAM = {"betas": (0.9, 0.98), "weight_decay": 0.02}
 WARM_UP = 100  # steps
-KEEP_EVERY = 120  # seconds between checkpoints
 INITIAL_RIDGE = 3.0
 
 
@@ -81,14 +61,12 @@ def word_targets(
 ) -> dict[str, torch.Tensor]:
     """For every word the mean of its meanings' prototypes, as often as it has each."""
     place = {offset: i for i, offset in enumerate(offsets)}
-    words = sorted({w for offset in offsets for w in wordnet.synsets[offset].words})
     found = {}
-    for word in words:
+    for word in sorted({w for offset in offsets for w in wordnet.synsets[offset].words}):
         shares = wordnet.shares(word, place.keys())
         if shares:
-            rows, weights = zip(*((place[o], s) for o, s in shares.items()), strict=True)
-            mixed = torch.tensor(weights) @ prototypes[list(rows)]
-            found[word] = F.normalize(mixed, dim=0)
+            rows = [place[offset] for offset in shares]
+            found[word] = F.normalize(torch.tensor([*shares.values()]) @ prototypes[rows], dim=0)
     return found
 
 
@@ -101,44 +79,40 @@ def prepare(
     """
     rng = random.Random(seed)
     aside = {o for o in offsets if rng.random() < 0.02}
-    taught = [i for i, o in enumerate(offsets) if o not in aside]
     hidden = {w for o in aside for w in wordnet.synsets[o].words}
     words = word_targets(wordnet, offsets, prototypes)
-    names = [w for w in words if w not in hidden]
+    names, unseen = [w for w in words if w not in hidden], sorted(hidden & words.keys())
     kinds, kind_rows, glosses, gloss_rows = [], [], [], []
-    for i in taught:
-        synset, above = wordnet.synsets[offsets[i]], wordnet.chain(offsets[i], 2)
+    for i, offset in enumerate(offsets):
+        if offset in aside:
+            continue
+        synset, above = wordnet.synsets[offset], wordnet.chain(offset, 2)
         glosses.append(synset.gloss)
         gloss_rows.append(i)
-        for word in synset.words:
-            for text in (f"{word}, a kind of {above[0]}", f"{word} {above[-1]}") if above else ():
-                kinds.append(text)
-                kind_rows.append(i)
+        for word in synset.words if above else ():
+            kinds += [f"{word}, a kind of {above[0]}", f"{word} {above[-1]}"]
+            kind_rows += [i, i]
     encode = tokenizer.encode
     halves = [tuple(encode(half) for half in t.split("{}")) for t in TEMPLATES]
-    coded = [[encode(t) for t in texts] for texts in (names, kinds, glosses)]
+    coded = [[encode(text) for text in texts] for texts in (names, kinds, glosses, unseen)]
     coded[2] = [tokens[:LONGEST_GLOSS] for tokens in coded[2]]
-    hidden_names = sorted(hidden & words.keys())
-    hidden_codes = [encode(w) for w in hidden_names]
-    used = {t for texts in (*coded, *halves, hidden_codes) for tokens in texts for t in tokens}
+    used = {t for texts in (*coded, *halves) for tokens in texts for t in tokens}
     end = tokenizer.eot_token_id
     vocabulary = [*sorted(used - {end}), tokenizer.sot_token_id, end]
     number = {token: i for i, token in enumerate(vocabulary)}
 
-    def renumber(texts: Sequence[list[int]]) -> list[list[int]]:
-        return [[number[t] for t in tokens] for tokens in texts]
+    def lesson(texts: list[list[int]], rows: Any, share: float) -> Lesson:
+        renumbered = [[number[t] for t in tokens] for tokens in texts]
+        return Lesson(renumbered, np.array(rows), share)
 
     first, last = len(offsets), len(offsets) + len(names)
     return Lessons(
         vocabulary,
-        [tuple(renumber(pair)) for pair in halves],
-        Lesson(renumber(coded[0]), np.arange(first, last), 0.6),
-        [
-            Lesson(renumber(coded[1]), np.array(kind_rows), 0.2),
-            Lesson(renumber(coded[2]), np.array(gloss_rows), 0.2),
-        ],
-        torch.cat([prototypes, torch.stack([words[w] for w in (*names, *hidden_names)])]),
-        Lesson(renumber(hidden_codes), np.arange(last, last + len(hidden_names)), 0.0),
+        [tuple(lesson(pair, 0, 0).tokens) for pair in halves],
+        lesson(coded[0], range(first, last), 0.6),
+        [lesson(coded[1], kind_rows, 0.2), lesson(coded[2], gloss_rows, 0.2)],
+        torch.cat([prototypes, torch.stack([words[w] for w in (*names, *unseen)])]),
+        lesson(coded[3], range(last, last + len(unseen)), 0.0),
     )
 
 
@@ -156,41 +130,34 @@ class Student:
         torch.manual_seed(seed)
         width = model.token_embedding.embedding_dim
         model.token_embedding = torch.nn.Embedding(len(lessons.vocabulary), width)
-        self.start_from_bags()
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        model = self.model
+        self.start_from_bags(width)
         towers = (model.token_embedding, model.transformer, model.ln_final)
         inner = [p for tower in towers for p in tower.parameters()]
-        return [*inner, model.positional_embedding, model.text_projection]
+        self.parameters = [*inner, model.positional_embedding, model.text_projection]
 
     @torch.no_grad()
-    def start_from_bags(self) -> None:
+    def start_from_bags(self, width: int) -> None:
         """Begin as the mean of the tokens, each with the meaning that a ridge regression gives it.
 
         The prototypes' first principal directions are the width of the tower; its first layer
         looks at all tokens alike and adds their mean, the others begin close to nothing.
         """
-        lessons, model = self.lessons, self.model
-        width = model.token_embedding.embedding_dim
-        basis = torch.linalg.svd(lessons.targets.double(), full_matrices=False).Vh[:width].float()
+        targets, model = self.lessons.targets, self.model
+        basis = torch.linalg.svd(targets.double(), full_matrices=False).Vh[:width].float()
         basis = basis * basis[:, :1].sign()  # [D, E]
-        vectors = torch.from_numpy(
-            token_meanings(lessons, (lessons.targets @ basis.T).numpy())
-        ).float()
+        vectors = torch.from_numpy(token_meanings(self.lessons, (targets @ basis.T).numpy()))
+        vectors = vectors.float()
         vectors = vectors / vectors.norm(dim=1).mean()
         model.token_embedding.weight.copy_(vectors + 0.1 * width**-0.5 * torch.randn_like(vectors))
         model.positional_embedding.normal_(std=0.01)
         model.text_projection.copy_(basis)
-        identity = torch.eye(width)
-        for i, block in enumerate(model.transformer.resblocks):
+        for block in model.transformer.resblocks:
             block.mlp.c_proj.weight.mul_(0.1)
             block.attn.out_proj.weight.mul_(0.1)
-            if i == 0:
-                block.attn.in_proj_weight[: 2 * width].mul_(0.1)
-                block.attn.in_proj_weight[2 * width :].copy_(identity)
-                block.attn.out_proj.weight.copy_(identity)
+        first, identity = model.transformer.resblocks[0].attn, torch.eye(width)
+        first.in_proj_weight[: 2 * width].mul_(0.1)
+        first.in_proj_weight[2 * width :].copy_(identity)
+        first.out_proj.weight.copy_(identity)
 
     def pad(self, texts: list[list[int]]) -> torch.Tensor:
         """Token numbers between the start and the end of text, `[B, L]`."""
@@ -200,77 +167,42 @@ class Student:
             row[: len(tokens) + 2] = torch.tensor([end - 1, *tokens, end])
         return ids
 
-    def batches(self, size: int, review: bool) -> list[tuple[torch.Tensor, np.ndarray]]:
-        """A batch of every kind of text: token numbers `[B, L]` and rows of `targets`.
-
-        In a review it is names alone, those that were kept aside among them.
-        """
-        lessons, rng, found = self.lessons, self.rng, []
-        names = self.all_names if review else lessons.names
-        for lesson in (names,) if review else (names, *lessons.alone):
+    def batch(self, names: Lesson, alone: list[Lesson], size: int) -> list[tuple]:
+        """A batch of every kind of text: token numbers `[B, L]` and rows of `targets`."""
+        rng, found = self.rng, []
+        for lesson in (names, *alone):
             chosen = rng.integers(len(lesson.tokens), size=round(size * lesson.share))
             texts = [lesson.tokens[i] for i in chosen]
             if lesson is names:
                 plain = rng.random(len(texts)) < PLAIN_SHARE
                 drawn = np.where(plain, 0, rng.integers(len(TEMPLATES), size=len(texts)))
-                halves = [lessons.templates[i] for i in drawn]
+                halves = [self.lessons.templates[i] for i in drawn]
                 texts = [a + text + b for (a, b), text in zip(halves, texts, strict=True)]
             found.append((self.pad(texts), lesson.rows[chosen]))
         return found
 
-    @functools.cached_property
-    def all_names(self) -> Lesson:
-        names, unseen = self.lessons.names, self.lessons.unseen
-        rows = np.concatenate([names.rows, unseen.rows])
-        return Lesson(names.tokens + unseen.tokens, rows, 1.0)
+    def train(self, steps: int, size: int, rate: float, review: bool = False) -> None:
+        """Least cosine distance by AdamW.
 
-    def train(self, steps: int, size: int, rate: float, kept: Path, review: bool = False) -> None:
-        """Least cosine distance by AdamW, from the last checkpoint in the file `kept`, if any."""
+        In a review it is of names alone, those that were kept aside among them.
+        """
+        names, unseen, alone = self.lessons.names, self.lessons.unseen, self.lessons.alone
+        if review:
+            rows = np.concatenate([names.rows, unseen.rows])
+            names, alone = Lesson(names.tokens + unseen.tokens, rows, 1.0), []
         optim = torch.optim.AdamW(self.parameters, lr=rate, **ADAM)
-        first = self.resume(optim, kept)
-        last_kept = time.monotonic()
-        progress = tqdm(
-            range(first, steps),
-            initial=first,
-            total=steps,
-            desc="names again" if review else "text tower",
-        )
+        progress = tqdm(range(steps), desc="names again" if review else "text tower")
         for step in progress:
             share = min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
             optim.param_groups[0]["lr"] = rate * share
             loss = torch.zeros(())
-            for ids, rows in self.batches(size, review):
+            for ids, rows in self.batch(names, alone, size):
                 near = (text_features(self.model, ids) * self.lessons.targets[rows]).sum(1)
                 loss = loss + (1 - near).sum() / size
             optim.zero_grad()
             loss.backward()
             optim.step()
-            if time.monotonic() - last_kept > KEEP_EVERY:
-                self.keep(optim, step + 1, kept)
-                last_kept = time.monotonic()
             progress.set_postfix(cosine=f"{1 - loss.item():.3f}", refresh=False)
-        self.keep(optim, steps, kept)
-
-    def keep(self, optim: torch.optim.Optimizer, step: int, kept: Path) -> None:
-        content = {
-            "model": [p.detach() for p in self.parameters],
-            "optim": optim.state_dict(),
-            "rng": self.rng.bit_generator.state,
-            "step": step,
-        }
-        torch.save(content, kept.with_suffix(".part"))
-        kept.with_suffix(".part").replace(kept)
-
-    def resume(self, optim: torch.optim.Optimizer, kept: Path) -> int:
-        if not kept.exists():
-            return 0
-        content = torch.load(kept, weights_only=True)
-        with torch.no_grad():
-            for own, stored in zip(self.parameters, content["model"], strict=True):
-                own.copy_(stored)
-        optim.load_state_dict(content["optim"])
-        self.rng.bit_generator.state = content["rng"]
-        return content["step"]
 
     @torch.no_grad()
     def agreement(self) -> dict[str, float]:
@@ -280,8 +212,7 @@ class Student:
             count = min(2000, len(lesson.tokens))
             some = np.random.default_rng(0).choice(len(lesson.tokens), count, replace=False)
             ids = self.pad([front + lesson.tokens[i] + back for i in some])
-            features = text_features(self.model, ids)
-            near = (features * lessons.targets[lesson.rows[some]]).sum(1)
+            near = (text_features(self.model, ids) * lessons.targets[lesson.rows[some]]).sum(1)
             found[kind] = round(near.mean().item(), 3)
         return found
 

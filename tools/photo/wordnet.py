@@ -20,15 +20,18 @@ class Synset:
     gloss: str
 
 
+def entries(path: Path) -> list[str]:
+    """The lines of a database file without the licence at its head."""
+    lines = path.read_text(encoding="latin-1").splitlines()
+    return [line for line in lines if line and not line.startswith(" ")]
+
+
 class WordNet:
     """Synsets by their offset in `data.noun`, and the offsets of every word, commonest first.
 
     Args:
         folder: with `data.noun`, `index.noun` and `cntlist.rev`, as Debian's package
             `wordnet-base` installs them in /usr/share/wordnet.
-
-    Raises:
-        SystemExit: a file is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,8 +42,7 @@ class WordNet:
             self.add_synset(line)
         for line in entries(folder / "index.noun"):
             fields = line.split()
-            count = int(fields[2])
-            self.senses[fields[0].replace("_", " ")] = fields[-count:]
+            self.senses[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
         for line in entries(folder / "cntlist.rev"):
             key, number, count = line.split()
             word, _, rest = key.partition("%")
@@ -61,7 +63,7 @@ class WordNet:
 
     def chain(self, offset: str, length: int) -> list[str]:
         """The first word of up to `length` meanings above, the nearest first."""
-        words = []
+        words: list[str] = []
         while self.synsets[offset].parents and len(words) < length:
             offset = self.synsets[offset].parents[0]
             words.append(self.synsets[offset].words[0])
@@ -70,10 +72,7 @@ class WordNet:
     @functools.cache  # noqa: B019 - one WordNet a process
     def above(self, offset: str) -> frozenset[str]:
         """The meaning itself and all above it."""
-        found = {offset}
-        for parent in self.synsets[offset].parents:
-            found |= self.above(parent)
-        return frozenset(found)
+        return frozenset({offset}).union(*map(self.above, self.synsets[offset].parents))
 
     def shares(self, word: str, pictured: set[str]) -> dict[str, float]:
         """How often a word has each of its meanings that can be photographed; they sum to one."""
@@ -84,15 +83,3 @@ class WordNet:
         }
         total = sum(counted.values())
         return {offset: count / total for offset, count in counted.items()}
-
-
-def entries(path: Path) -> list[str]:
-    """The lines of a database file without the licence at its head."""
-    try:
-        lines = path.read_text(encoding="latin-1").splitlines()
-    except OSError as e:
-        raise SystemExit(
-            f"{path} cannot be read ({e.strerror}). Install WordNet 3.0 (Debian: apt install "
-            f"wordnet-base) or give its folder with --wordnet."
-        ) from e
-    return [line for line in lines if line and not line.startswith(" ")]

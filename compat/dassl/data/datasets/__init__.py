@@ -1,2 +1,9 @@
+from dassl.utils import Registry
+
 from .base_dataset import DatasetBase, Datum
-from .build import DATASET_REGISTRY, build_dataset
+
+DATASET_REGISTRY = Registry("DATASET")
+
+
+def build_dataset(cfg):
+    return DATASET_REGISTRY.build(cfg.DATASET.NAME, "dataset", cfg)

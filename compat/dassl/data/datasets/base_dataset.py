@@ -13,7 +13,6 @@ class Datum:
     """
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
-        assert isinstance(impath, str), f"impath must be a string, but got {type(impath).__name__}"
         assert check_isfile(impath), f'There is no image file at "{impath}": check DATASET.ROOT'
         self._impath = impath
         self._label = label
@@ -36,20 +35,9 @@ class DatasetBase:
     domains = []  # noqa: RUF012  a subclass has its own
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
-        self._train_x = train_x
-        self._train_u = train_u
-        self._val = val
-        self._test = test
-        self._num_classes = self.get_num_classes(train_x)
-        self._lab2cname, self._classnames = self.get_lab2cname(train_x)
-
-    train_x = property(attrgetter("_train_x"))
-    train_u = property(attrgetter("_train_u"))
-    val = property(attrgetter("_val"))
-    test = property(attrgetter("_test"))
-    lab2cname = property(attrgetter("_lab2cname"))
-    classnames = property(attrgetter("_classnames"))
-    num_classes = property(attrgetter("_num_classes"))
+        self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test
+        self.num_classes = self.get_num_classes(train_x)
+        self.lab2cname, self.classnames = self.get_lab2cname(train_x)
 
     @staticmethod
     def get_num_classes(data_source):
@@ -63,9 +51,7 @@ class DatasetBase:
         return mapping, [mapping[label] for label in sorted(mapping)]
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
-        """Draw `num_shots` items of each label from each list.
-
-        Label by label in the order of first appearance.
+        """Draw `num_shots` items of each label from each list, in the order of first appearance.
 
         A label with fewer items gives all it has, or with `repeat` is drawn from with replacement.
         Returns the list, or a list of lists where several came in. The draws come from Python's

@@ -1,4 +1,5 @@
 import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -6,95 +7,37 @@ import torchvision.transforms as T
 import torchvision.transforms.functional as F
 from torchvision.transforms import InterpolationMode
 
-INTERPOLATION_MODES = {
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-    "nearest": InterpolationMode.NEAREST,
-}
-NEED_REAL_DASSL = [
-    "imagenet_policy",
-    "cifar10_policy",
-    "svhn_policy",
-    "randaugment",
-    "randaugment_fixmatch",
-    "randaugment2",
-]
-AVAI_CHOICES = [
-    "random_flip",
-    "random_resized_crop",
-    "random_crop",
-    "random_translation",
+INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
+AVAI_CHOICES = (
+    *("random_flip", "random_resized_crop", "random_crop", "random_translation", "colorjitter"),
+    *("randomgrayscale", "gaussian_blur", "cutout", "normalize", "gaussian_noise"),
     "center_crop",  # no step of its own: testing always crops the centre
-    "normalize",
-    "instance_norm",
-    "cutout",
-    "gaussian_noise",
-    "colorjitter",
-    "randomgrayscale",
-    "gaussian_blur",
-    *NEED_REAL_DASSL,
-]
+)
 
 
-class Random2DTranslation:
-    """With probability p, a crop of the image enlarged by 1/8; else the image at target size."""
-
-    def __init__(self, height, width, p=0.5, interpolation=InterpolationMode.BILINEAR):
-        self.size = [height, width]
-        self.p = p
-        self.interpolation = interpolation
-
-    def __call__(self, img):
-        if random.uniform(0, 1) > self.p:
-            return F.resize(img, self.size, self.interpolation)
-        enlarged = [round(side * 1.125) for side in self.size]
-        left = round(random.uniform(0, enlarged[1] - self.size[1]))
-        top = round(random.uniform(0, enlarged[0] - self.size[0]))
-        return F.crop(F.resize(img, enlarged, self.interpolation), top, left, *self.size)
+def translated(img, size, interpolation=InterpolationMode.BILINEAR):
+    """Of every other image a crop of it enlarged by 1/8; else the image at target size."""
+    if random.uniform(0, 1) > 0.5:
+        return F.resize(img, size, interpolation)
+    enlarged = [round(side * 1.125) for side in size]
+    left = round(random.uniform(0, enlarged[1] - size[1]))
+    top = round(random.uniform(0, enlarged[0] - size[0]))
+    return F.crop(F.resize(img, enlarged, interpolation), top, left, *size)
 
 
-class InstanceNormalization:
-    """Each channel of an image `[C, H, W]` to mean 0 and deviation 1."""
-
-    def __init__(self, eps=1e-8):
-        self.eps = eps
-
-    def __call__(self, img):
-        std, mean = torch.std_mean(img, dim=(1, 2), keepdim=True)
-        return (img - mean) / (std + self.eps)
-
-
-class Cutout:
-    """`n_holes` squares of an image `[C, H, W]` to 0; a border may cut them short.
-
-    https://arxiv.org/abs/1708.04552
-    """
-
-    def __init__(self, n_holes=1, length=16):
-        self.n_holes = n_holes
-        self.length = length
-
-    def __call__(self, img):
-        half = self.length // 2
-        img = img.clone()
-        for _ in range(self.n_holes):
-            y, x = (np.random.randint(side) for side in img.shape[1:])
-            img[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
-        return img
+def cutout(img, n_holes, length):
+    """Squares of `[C, H, W]` to 0, cut short by borders (https://arxiv.org/abs/1708.04552)."""
+    half = length // 2
+    img = img.clone()
+    for _ in range(n_holes):
+        y, x = (np.random.randint(side) for side in img.shape[1:])
+        img[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
+    return img
 
 
-class GaussianNoise:
-    """With probability p, normal noise on an image `[C, H, W]`."""
-
-    def __init__(self, mean=0, std=0.15, p=0.5):
-        self.mean = mean
-        self.std = std
-        self.p = p
-
-    def __call__(self, img):
-        if random.uniform(0, 1) > self.p:
-            return img
-        return img + torch.randn(img.size()) * self.std + self.mean
+def noisy(img, mean, std):
+    """Normal noise on every other image."""
+    return img if random.uniform(0, 1) > 0.5 else img + torch.randn(img.size()) * std + mean
 
 
 def build_transform(cfg, is_train=True, choices=None):
@@ -107,21 +50,16 @@ def build_transform(cfg, is_train=True, choices=None):
         print("Note: no transform is applied!")
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
-    for choice in choices:
-        assert choice in AVAI_CHOICES, (
-            f"INPUT.TRANSFORMS must be among {AVAI_CHOICES}, but got {choice}"
+    others = [choice for choice in choices if choice not in AVAI_CHOICES]
+    if others:
+        raise NotImplementedError(
+            f"The transforms {others} need the real Dassl: install it, or choose among "
+            f"{AVAI_CHOICES}"
         )
-        if choice in NEED_REAL_DASSL and is_train:
-            raise NotImplementedError(
-                f'The transform "{choice}" needs the real Dassl: install it, or choose another'
-            )
-
     print(f"Building transform_{'train' if is_train else 'test'}")
-    steps = [
-        *_image_steps(cfg, is_train, choices),
-        ("to torch tensor of range [0, 1]", T.ToTensor()),
-    ]
-    steps += _tensor_steps(cfg, is_train, choices)
+    tensor = "to torch tensor of range [0, 1]", T.ToTensor()
+    steps = [*_image_steps(cfg.INPUT, is_train, choices), tensor]
+    steps += _tensor_steps(cfg.INPUT, is_train, choices)
     for words, _ in steps:
         print(f"+ {words}")
     return T.Compose([step for _, step in steps])
@@ -129,7 +67,6 @@ def build_transform(cfg, is_train=True, choices=None):
 
 def _image_steps(cfg, is_train, choices):
     """The steps before the tensor, each with its words for the log."""
-    cfg = cfg.INPUT
     size, interpolation = cfg.SIZE, INTERPOLATION_MODES[cfg.INTERPOLATION]
     target = f"{size[0]}x{size[1]}"
     if not is_train:
@@ -139,12 +76,10 @@ def _image_steps(cfg, is_train, choices):
     if "random_crop" not in choices and "random_resized_crop" not in choices:
         yield f"resize to {target}", T.Resize(size, interpolation)
     if "random_translation" in choices:
-        yield "random translation", Random2DTranslation(*size)
+        yield "random translation", partial(translated, size=list(size))
     if "random_crop" in choices:
-        yield (
-            f"random crop (padding = {cfg.CROP_PADDING})",
-            T.RandomCrop(size, padding=cfg.CROP_PADDING),
-        )
+        padding = cfg.CROP_PADDING
+        yield f"random crop (padding = {padding})", T.RandomCrop(size, padding=padding)
     if "random_resized_crop" in choices:
         words = f"random resized crop (size={size}, scale={cfg.RRCROP_SCALE})"
         yield words, T.RandomResizedCrop(size, scale=cfg.RRCROP_SCALE, interpolation=interpolation)
@@ -152,34 +87,25 @@ def _image_steps(cfg, is_train, choices):
         yield "random flip", T.RandomHorizontalFlip()
     if "colorjitter" in choices:
         b, c, s, h = cfg.COLORJITTER_B, cfg.COLORJITTER_C, cfg.COLORJITTER_S, cfg.COLORJITTER_H
-        yield (
-            f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})",
-            T.ColorJitter(b, c, s, h),
-        )
+        words = f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})"
+        yield words, T.ColorJitter(b, c, s, h)
     if "randomgrayscale" in choices:
         yield "random gray scale", T.RandomGrayscale(cfg.RGS_P)
     if "gaussian_blur" in choices:
-        yield (
-            f"gaussian blur (kernel={cfg.GB_K})",
-            T.RandomApply([T.GaussianBlur(cfg.GB_K)], cfg.GB_P),
-        )
+        blur = T.RandomApply([T.GaussianBlur(cfg.GB_K)], cfg.GB_P)
+        yield f"gaussian blur (kernel={cfg.GB_K})", blur
 
 
 def _tensor_steps(cfg, is_train, choices):
     """The steps after the tensor, each with its words for the log."""
-    cfg = cfg.INPUT
     if is_train and "cutout" in choices:
-        yield (
-            f"cutout (n_holes={cfg.CUTOUT_N}, length={cfg.CUTOUT_LEN})",
-            Cutout(cfg.CUTOUT_N, cfg.CUTOUT_LEN),
-        )
+        holes, length = cfg.CUTOUT_N, cfg.CUTOUT_LEN
+        words = f"cutout (n_holes={holes}, length={length})"
+        yield words, partial(cutout, n_holes=holes, length=length)
     if "normalize" in choices:
         mean, std = cfg.PIXEL_MEAN, cfg.PIXEL_STD
         yield f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)
     if is_train and "gaussian_noise" in choices:
-        yield (
-            f"gaussian noise (mean={cfg.GN_MEAN}, std={cfg.GN_STD})",
-            GaussianNoise(cfg.GN_MEAN, cfg.GN_STD),
-        )
-    if "instance_norm" in choices:
-        yield "instance normalization", InstanceNormalization()
+        mean, std = cfg.GN_MEAN, cfg.GN_STD
+        words = f"gaussian noise (mean={mean}, std={std})"
+        yield words, partial(noisy, mean=mean, std=std)

@@ -1,1 +1,0 @@
-"""The parts of `tools/build_photo.py`."""
