@@ -24,7 +24,7 @@ from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES, ours, read_yaml
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, nearest
 from dassl_blackbox.trainers.blackbox.run.trainer import handled
-from sweep import as_they_end, attempt, end_if
+from sweep import as_they_end, attempt, end_if, settings_of
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -90,7 +90,7 @@ def configs_of(trainer: str) -> Path:
 
 def among(folder: Path, name: str, what: str) -> None:
     """Raise a BlackBoxError unless `name` is a YAML in the folder."""
-    known = [path.stem for path in folder.glob("*.yaml")]
+    known = settings_of(folder)
     if name not in known:
         raise BlackBoxError(f"Unknown {what} '{name}': {nearest(name, known)}")
 
@@ -208,9 +208,7 @@ def parse_args() -> argparse.Namespace:
 
 def with_settings(cfg: str) -> list[str]:
     """All methods that have a YAML of this name; all there are, if none has one."""
-    found = {
-        label for label in METHODS if (configs_of(METHODS[label][0]) / f"{cfg}.yaml").is_file()
-    }
+    found = {label for label in METHODS if cfg in settings_of(configs_of(METHODS[label][0]))}
     gone = [label for label in METHODS if label not in found]
     if found and gone:
         print(f"There is no {cfg}.yaml of {', '.join(gone)}: left out")

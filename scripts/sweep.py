@@ -36,6 +36,7 @@ import train
 from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
+from dassl_blackbox.trainers.blackbox.config import BACKBONES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, one_of
 from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from tqdm import tqdm
@@ -82,10 +83,16 @@ def config_of(trainer: str, dataset: str, cfg: str) -> str:
     one_of("trainer (--trainers)", trainer, [path.name for path in folder.iterdir()])
     known = [path.stem for path in Path("configs/datasets").glob("*.yaml")]
     one_of("data set (--datasets)", dataset, known)
-    own, known = f"{cfg}_{dataset}", [path.stem for path in (folder / trainer).glob("*.yaml")]
+    own, known = f"{cfg}_{dataset}", settings_of(folder / trainer)
     if own not in known:
         one_of(f"configuration of {trainer} (--cfg)", cfg, known)
     return f"{folder / trainer}/{own if own in known else cfg}.yaml"
+
+
+def settings_of(folder: Path) -> list[str]:
+    """The names that --cfg may have: a trainer's YAMLs, and one's that differ by the backbone."""
+    names = [path.name for path in folder.glob("*.yaml")]
+    return [Path(name).stem for name in {*names, *(BACKBONES if "vit_b16.yaml" in names else ())}]
 
 
 def is_done(arguments: list[str]) -> bool:

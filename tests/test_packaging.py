@@ -7,6 +7,7 @@ import sys
 import dassl_blackbox
 import pytest
 import setuptools
+from dassl_blackbox.trainers.blackbox.config import BACKBONES, defaults, leaves, merge_files
 from support import REPO
 
 CONFIGS = sorted(path.relative_to(REPO / "configs") for path in REPO.glob("configs/**/*.yaml"))
@@ -70,3 +71,14 @@ def test_the_configurations_are_copied_once(tmp_path):
         assert (tmp_path / "mine" / path).read_bytes() == (REPO / "configs" / path).read_bytes()
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 1 and "exist already. Choose another folder." in done.stderr
+
+
+@pytest.mark.parametrize("name, backbone", BACKBONES.items())
+@pytest.mark.parametrize("trainer", [path.name for path in REPO.glob("configs/trainers/*")])
+def test_a_file_of_another_backbone_is_that_of_vit_b16_with_its_name(trainer, name, backbone):
+    made = []
+    for file in (name, "vit_b16.yaml"):
+        cfg = defaults()
+        merge_files(cfg, [str(REPO / "configs" / "trainers" / trainer / file)])
+        made.append(leaves(cfg))
+    assert made[0] == made[1] | {"MODEL.BACKBONE.NAME": backbone} != made[1]
