@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 from dassl_blackbox.console import note, parser_of, tool
-from dassl_blackbox.results import groups
+from dassl_blackbox.runs import read
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import read_text
 from tabulate import tabulate
@@ -59,22 +59,22 @@ def main():
     args = parser.parse_args()
     lines = read_text(args.list, "--list takes a text file with a class name a line.").splitlines()
     listed, rows = {line.strip() for line in lines} - {""}, []
-    for group in groups(args.directory):
+    for path, runs in read(args.directory).groupby("path", sort=False):
         found = []
-        for run in group.runs:
-            counts = read_classes(run.folder / "log.txt")
+        for folder in runs.folder:
+            counts = read_classes(folder / "log.txt")
             missing = listed - {name for name, _, _ in counts}
             if counts and missing:
                 raise BlackBoxError(
-                    f"{run.folder} knows no class '{min(missing)}' of {args.list}. Give the list "
+                    f"{folder} knows no class '{min(missing)}' of {args.list}. Give the list "
                     f"of this data set (--list)."
                 )
             if counts:
                 found.append(accuracies(counts, listed))
             else:
-                note(f"{run.folder}/log.txt has no per-class result on test, and is left out.")
+                note(f"{folder}/log.txt has no per-class result on test, and is left out.")
         means = [f"{fmean(column):.1f}" for column in zip(*found, strict=True)]
-        rows += [[str(group.path), len(found), *means]] if found else []
+        rows += [[path, len(found), *means]] if found else []
     if not rows:
         raise BlackBoxError(
             f"No run below {args.directory} has a per-class result: TEST.PER_CLASS_RESULT True."

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from dassl_blackbox.runlog import Console, RunLog
+from dassl_blackbox.console import RunLog
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import FolderLock
 from lives import Lives, processes  # noqa: F401  a fixture
@@ -285,11 +285,12 @@ def test_an_output_folder_that_cannot_be(name, out, data_root, tmp_path, capsys)
 
 def test_a_log_ends_quietly_where_it_cannot_be_written(tmp_path, capsys):
     with RunLog() as log:
-        log.open(tmp_path)
+        log.hold(tmp_path)
+        log.open()
         print("the first line")
         log.file.close()
         log.file = open("/dev/full", "w")  # noqa: SIM115  closed by the log
-        log.console = Console(open("/dev/full", "w", buffering=1))  # noqa: SIM115  for stdout
+        sys.stdout.stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115
         print("and the second")
         log.note("and the third")
     print("seen")
