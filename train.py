@@ -115,46 +115,51 @@ def print_args(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def asked(args: argparse.Namespace, cfg: CfgNode) -> dict[str, str]:
-    """What a run is asked to do: its settings, and the state of the model or training images."""
+    """What a run is asked to do: its settings, on what data, and the model that is evaluated."""
     here = matching.settings(cfg)
-    if args.eval_only:
-        models = Path(args.model_dir).glob("*/*") if args.model_dir else ()
-        newest = max((model.stat().st_mtime for model in models), default=0)
-        return here | {"model": f"{args.model_dir} {args.load_epoch} {newest}", "root": args.root}
     for key in OF_THE_MODEL:  # which was not asked here, and is compared itself
         here.pop(f"INPUT.{key}", None)
-    if os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):  # else there is nothing to compare
-        if cfg.SEED >= 0:
-            set_random_seed(cfg.SEED)  # as before the draw of a run's shots
-        with redirect_stdout(StringIO()):
-            here = matching.with_contents(here, training_images(build_dataset(cfg).train_x))
-    return here
+    models = Path(args.model_dir).glob("*/*") if args.model_dir else ()
+    newest = max((model.stat().st_mtime for model in models), default=0)
+    here["DATASET.ROOT"] = os.path.realpath(os.path.expanduser(cfg.DATASET.ROOT))
+    return here | {"model": f"{args.model_dir} {args.load_epoch} {newest}"}
 
 
 def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     """Whether the folder holds what was asked for; a BlackBoxError for a run of other settings."""
-    stage = metrics.EVALUATION if args.eval_only else metrics.END_OF_TRAINING
-    result = metrics.read(Path(cfg.OUTPUT_DIR, metrics.NAME)).get(stage, {})
-    made = result.get("settings")
-    if not made or (args.eval_only and made != asked(args, cfg)):
+    folder, stage = cfg.OUTPUT_DIR, ("end_of_training", "evaluation")[args.eval_only]
+    result, here = metrics.read(Path(folder, metrics.NAME)).get(stage, {}), asked(args, cfg)
+    made = result.get("settings") or {}
+    if made == here:  # an evaluation, or zero-shot
+        print(f"{folder} holds this evaluation: skipped")
+        return True
+    if not made or args.eval_only:
         return False
-    differ = {} if args.eval_only else matching.differences(made, asked(args, cfg))
+    images = made.get(matching.IMAGES, "")
+    if not os.path.isdir(here["DATASET.ROOT"]):  # there is nothing to compare
+        here.pop("DATASET.ROOT")
+    elif images:
+        if cfg.SEED >= 0:
+            set_random_seed(cfg.SEED)  # as before the draw of a run's shots
+        with redirect_stdout(StringIO()):
+            images = training_images(build_dataset(cfg).train_x)
+    differ = matching.differences(made, matching.with_contents(here, images))
+    told = matching.as_text(differ)
     if not differ:
         bill = result["queries"] or {"lost": {"queries": 0}, "training": {"queries": 0}}
         lost = 10 * bill["lost"]["queries"] > bill["training"]["queries"]
-        kind = "this evaluation" if args.eval_only else "a finished run of this configuration"
         mark = " (it lost more than a tenth of its training queries)" * lost
-        print(f"{cfg.OUTPUT_DIR} holds {kind}: skipped{mark}")
-        return True
-    budgets = differ.keys() <= {*matching.BUDGETS}
-    if not budgets or any((int(now) or inf) < (int(was) or inf) for was, now in differ.values()):
+        print(f"{folder} holds a finished run of this configuration: skipped{mark}")
+    elif differ.keys() <= {*matching.BUDGETS} and all(
+        (int(now) or inf) > (int(was) or inf) for was, now in differ.values()
+    ):
+        print(f"{folder} holds a finished run of a smaller budget ({told}): it goes on")
+    else:
         raise BlackBoxError(
-            f"{cfg.OUTPUT_DIR} holds a finished run of another configuration "
-            f"({matching.as_text(differ)}). Choose another --output-dir, or move that run away."
+            f"{folder} holds a finished run of another configuration ({told}). Choose another "
+            f"--output-dir, or move that run away."
         )
-    told = f"a finished run of a smaller budget ({matching.as_text(differ)})"
-    print(f"{cfg.OUTPUT_DIR} holds {told}: it goes on")
-    return False
+    return not differ
 
 
 def run(args: argparse.Namespace, log: RunLog) -> None:
@@ -176,13 +181,13 @@ def run(args: argparse.Namespace, log: RunLog) -> None:
         return
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-        trainer.run_settings = asked(args, cfg)
     elif hasattr(trainer, "check_training"):
         trainer.check_training()
     log.open()
     path = Path(cfg.OUTPUT_DIR, "config.yaml")
     if not (args.eval_only and path.exists()):  # that of a training run stays
         write_atomically(path, trainer.cfg.dump().encode())  # with the input of the model
+    trainer.request = asked(args, cfg)
     trainer.test() if args.eval_only else trainer.train()
     if args.eval_only and hasattr(trainer, "oracle"):
         print(trainer.oracle.summary())

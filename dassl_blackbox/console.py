@@ -48,20 +48,19 @@ def note(text: str) -> None:
 class Console:
     """Stdout or stderr: once its reader is gone, what is written is dropped."""
 
-    def __init__(self, stream: TextIO, copy: Callable[[str], None] | None = None) -> None:
+    def __init__(self, stream: TextIO, copy: Callable[[str], None] = lambda text: None) -> None:
         self.stream, self.copy = stream, copy
 
     def write(self, text: str) -> None:
-        if self.copy:
-            self.copy(text)
-        try:
-            self.stream.write(text)
-        except OSError:
-            silence(self.stream)
+        self.copy(text)
+        self.do(self.stream.write, text)
 
     def flush(self) -> None:
+        self.do(self.stream.flush)
+
+    def do(self, action: Callable, *args: str) -> None:
         try:
-            self.stream.flush()
+            action(*args)
         except OSError:
             silence(self.stream)
 

@@ -25,7 +25,7 @@ import pandas as pd
 
 from .console import note, parser_of, tool
 from .results import ZERO_SHOT, below_shared, grouped, note_fewer_seeds, placed
-from .runs import read
+from .runs import ACCESS, read
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import read_text
 
@@ -34,20 +34,13 @@ if TYPE_CHECKING:
 
 KIND = ["dataset", "backbone", "classes"]  # what accuracies are compared on
 LINE = ["label", "access"]
-STYLES = {
-    "words": "-",
-    "contexts": "--",
-    "image tokens": "-.",
-    "features": ":",
-    "weights": (0, (9, 2)),
-}
+STYLES = dict(zip(ACCESS, ("-", "--", "-.", ":", (0, (9, 2))), strict=True))
 AXES = {
     "shots": ("shots a class", "test accuracy, %"),
     "queries": ("training queries (one candidate on at most 128 images)", "validation accuracy, %"),
     "budgets": ("training queries (one candidate on at most 128 images)", "test accuracy, %"),
     "gain": ("", "gain over zero-shot, points"),
 }
-Levels = dict[str, float]
 
 
 def zero_shot(groups: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +49,7 @@ def zero_shot(groups: pd.DataFrame) -> pd.DataFrame:
     return placed(zero.drop_duplicates([*KIND, "accuracy"]), KIND)
 
 
-def shots(groups: pd.DataFrame) -> tuple[pd.DataFrame, Levels]:
+def shots(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
     """Where there are several data sets, a line is the mean of those that have all its shots.
 
     Zero-shot is a level: of a backbone and of all, the base or the new classes, and a mean over the
@@ -80,7 +73,7 @@ def shots(groups: pd.DataFrame) -> tuple[pd.DataFrame, Levels]:
     return found.reset_index(), zeros
 
 
-def budgets(groups: pd.DataFrame) -> tuple[pd.DataFrame, Levels]:
+def budgets(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
     """A line joins one method's runs, whose folders differ in `<n>queries` alone.
 
     Zero-shot, and what counts no queries, is a level.
@@ -91,7 +84,7 @@ def budgets(groups: pd.DataFrame) -> tuple[pd.DataFrame, Levels]:
     return groups[paid], dict(groups[~paid].set_index("label").accuracy)
 
 
-def queries(groups: pd.DataFrame) -> tuple[pd.DataFrame, Levels]:
+def queries(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
     """The mean over seeds, at what all of them looked at."""
     curves = []
     for group in groups.itertuples():

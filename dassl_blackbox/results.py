@@ -60,10 +60,7 @@ PUBLISHED = pd.DataFrame(
 
 
 def grouped(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a group of seeds: what all of them are, means, and `error`, accuracy's standard error.
-
-    `cell` is the accuracy as tables have it.
-    """
+    """A row a group of seeds: what all are, means, accuracy's standard `error`, and its `cell`."""
     groups = runs.groupby("path", sort=False)
     found = groups.first().assign(path=lambda found: found.index)
     found[COUNTS] = groups[COUNTS].agg(lambda counts: counts.mean(skipna=False))
@@ -97,9 +94,8 @@ def note_fewer_seeds(runs: pd.DataFrame) -> None:
 
 
 def table(runs: pd.DataFrame, wide: bool = False) -> pd.DataFrame:
-    """A row a group; what asks for least comes first within a data set.
-
-    The narrow one has runs without the folders that all of them are in, and that of the method.
+    """A row a group; what asks for least comes first within a data set. The narrow one has runs
+    without the folders that all of them are in, and that of the method.
     """
     groups = grouped(runs).sort_values(["dataset", "access"], kind="stable")
     for name in COUNTS:
@@ -126,11 +122,9 @@ def below_shared(paths: Iterable[str]) -> tuple[str, list[str]]:
 def across(runs: pd.DataFrame, published: bool = False) -> pd.DataFrame:
     """The papers' table; a mean is given where no data set is missing."""
     groups = placed(grouped(runs), ["label", "dataset"])
-    order = [row.name for row in ROWS]
-    names = sorted(
-        {*groups.dataset, *(PUBLISHED.columns if published else ())},
-        key=lambda name: order.index(name) if name in order else len(order),
-    )
+    known = [row.name for row in ROWS]
+    named = sorted({*groups.dataset, *(PUBLISHED.columns if published else ())})
+    names = sorted(named, key=lambda name: [*known, name].index(name))
     wide = groups.pivot(index="label", columns="dataset", values=["cell", "accuracy"])
     wide = wide.reindex(groups.label.unique())
     cells, accuracies = (wide[value].reindex(columns=names) for value in ("cell", "accuracy"))
@@ -196,12 +190,14 @@ def folded(cell: str, width: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of("-m dassl_blackbox.results", __doc__)
-    add = parser.add_argument
+    add, shape = parser.add_argument, parser.add_mutually_exclusive_group()
     add("directory", help="folder that holds <run>/seed<k>/ at any depth")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--wide", action="store_true", help="all columns, which csv always has")
-    shape.add_argument("--across", action="store_true", help="data sets across, methods down")
-    shape.add_argument("--base2new", action="store_true", help="base, new, and their harmonic mean")
+    for name, about in (
+        ("wide", "all columns, which csv always has"),
+        ("across", "data sets across, methods down"),
+        ("base2new", "base, new, and their harmonic mean"),
+    ):
+        shape.add_argument(f"--{name}", action="store_true", help=about)
     add("--published", action="store_true", help="with --across: published rows (ViT-B/16)")
     formats = ["csv", *tabulate.tabulate_formats]
     told = "csv, or a table format of tabulate, such as github"
@@ -214,10 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         note_fewer_seeds(runs)
     if args.across:
         cells = across(runs, args.published)
-    elif args.base2new:
-        cells = base2new(runs)
     else:
-        cells = table(runs, args.wide or csv)
+        cells = base2new(runs) if args.base2new else table(runs, args.wide or csv)
     if cells.empty:
         raise BlackBoxError(
             f"{args.directory} has no experiment in both train_base and test_new. Run "

@@ -20,13 +20,7 @@ from .trainers.blackbox.oracle.bill import LOST, counts_in
 from .trainers.blackbox.run import metrics
 
 # from the least that must cross the wall to the most: what is needed beside words and pictures
-ACCESS = {
-    "logits": "words",
-    "contexts": "contexts",
-    "image_tokens": "image tokens",
-    "features": "features",
-    "weights": "weights",
-}
+ACCESS = ["words", "contexts", "image tokens", "features", "weights"]
 KNOWN = ["trainer", "dataset", "backbone", "classes", "shots", "split"]  # the same in all seeds
 SEED = re.compile(r"seed\d+")  # the folder of one
 COUNTS = ["training", "lost", "pictures", "evaluation", "batch", "seconds"]  # NaN: not known
@@ -56,16 +50,18 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     """The row of a section of `metrics.json`."""
     row: dict[str, Any] = {name: printable(str(told.get(name, "?"))) for name in KNOWN}
-    row |= {"folder": folder, "accuracy": float(told["accuracy"]), "shots": told.get("shots", -1)}
+    row |= {"folder": folder, "shots": int(told.get("shots", -1)), "lost_much": False}
+    row |= {**dict.fromkeys(COUNTS, nan), "seconds": float(told.get("seconds") or nan)}
+    row["accuracy"] = float(told["accuracy"])
     if not 0 <= row["accuracy"] <= 100:
         raise BlackBoxError(f"the accuracy is {row['accuracy']}")
     if row["dataset"] == "ImageFolder":  # whose name does not tell what it is
         row["dataset"] += f" ({printable(str(told.get('root', '?')))})"
-    known = set(told["access"]) <= ACCESS.keys()
-    need = max(told["access"], key=list(ACCESS).index, default="logits") if known else ""
-    seed, bill = told.get("seed", -1), told.get("queries")  # a white-box run has none
-    row |= {"access": ACCESS.get(need, "?"), "seed": f"seed{seed}" if seed >= 0 else folder.name}
-    row |= {**dict.fromkeys(COUNTS, nan), "seconds": told.get("seconds"), "lost_much": False}
+    needs = {str(need).replace("logits", "words").replace("_", " ") for need in told["access"]}
+    known = needs <= {*ACCESS}
+    row["access"] = max(needs, key=ACCESS.index, default="words") if known else "?"
+    seed, bill = int(told.get("seed", -1)), told.get("queries")  # a white-box run has none
+    row["seed"] = f"seed{seed}" if seed >= 0 else folder.name
     if bill is not None:
         training, test = counts_in(bill, "training"), counts_in(bill, metrics.TEST)
         row["training"], row["pictures"] = training.values()
@@ -126,7 +122,7 @@ def read(directory: str | Path) -> pd.DataFrame:
     runs = pd.DataFrame(list(rows_below(directory)))
     if runs.empty:
         raise BlackBoxError(f"There is no finished run, with a {metrics.NAME}, below {directory}.")
-    runs["access"] = pd.Categorical(runs.access, [*ACCESS.values(), "?"], ordered=True)
+    runs["access"] = pd.Categorical(runs.access, [*ACCESS, "?"], ordered=True)
     # of copies, and folders made with another's seed, those that are named so are kept
     runs["renamed"] = [row.folder.name != row.seed for row in runs.itertuples()]
     runs = runs.sort_values("renamed", kind="stable")

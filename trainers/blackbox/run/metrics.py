@@ -61,7 +61,7 @@ def entry(trainer: Any, before: dict[str, Counts] | None) -> dict[str, Any]:
         "ended_by": ended_by,
         "seconds": seconds,
         # what it was asked to do, as `--skip-done` compares it
-        "settings": getattr(trainer, "run_settings", None),
+        "settings": getattr(trainer, "run_settings", None) or getattr(trainer, "request", None),
     }
 
 
