@@ -155,9 +155,10 @@ def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
             return e.code or 0
         said, status = e.code, 1
     except (BlackBoxError, DatasetError) as e:
-        # one that crossed from a loader's process has that process's traceback before it
-        text = str(e).strip().rpartition(f"{type(e).__name__}: ")[2]
-        said, status = f"error: {' '.join(text.splitlines())}", 1
+        text = str(e)
+        if "Original Traceback" in text:  # of a loader's process, from which it crossed
+            text = text.rpartition(f"{type(e).__name__}: ")[2]
+        said, status = f"error: {' '.join(text.strip().splitlines())}", 1
     except OSError as e:
         if isinstance(e, BrokenPipeError) and not log:
             silence(sys.stdout)

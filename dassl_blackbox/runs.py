@@ -44,7 +44,7 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
     try:
         return None if told is None else row_of(Path(folder), told)
     except (BlackBoxError, KeyError, TypeError, ValueError) as e:
-        raise BlackBoxError(f"{path} is damaged ({type(e).__name__}: {first_line(e)}).") from e
+        raise BlackBoxError(f"{path} is damaged ({first_line(e)}).") from e
 
 
 def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
