@@ -7,428 +7,196 @@ data-set YAML < trainer YAML < flags < trailing KEY VALUE options
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import platform
 import sys
-import traceback
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import redirect_stdout
 from importlib.metadata import version
+from io import StringIO
 from math import inf
 from pathlib import Path
-from types import FrameType
 
 import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a Dassl
 import dassl
 import torch
-from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
-from dassl_blackbox.console import parser_of
-from dassl_blackbox.datasets.base import DatasetError
-from dassl_blackbox.runlog import LIFE, RunLog, is_evaluated, is_finished, read_result
-from dassl_blackbox.trainers.blackbox.config import (
-    all_keys,
-    check_cfg,
-    defaults,
-    leaves,
-    masked,
-    merge_files,
-    ours,
-    put,
-    read_yaml,
-    without_effect,
-)
+from dassl_blackbox.console import RunLog, parser_of, tool
+from dassl_blackbox.trainers.blackbox import config
 from dassl_blackbox.trainers.blackbox.data import OF_THE_MODEL, training_images
-from dassl_blackbox.trainers.blackbox.errors import (
-    BlackBoxError,
-    first_line,
-    nearest,
-    one_of,
-    printable,
-)
-from dassl_blackbox.trainers.blackbox.files import (
-    MODEL,
-    FolderLock,
-    load_state,
-    newest,
-    write_atomically,
-)
-from dassl_blackbox.trainers.blackbox.run.matching import (
-    BUDGETS,
-    IMAGES,
-    as_text,
-    counted,
-    differences,
-    settings,
-    with_contents,
-)
-from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
-from dassl_blackbox.trainers.blackbox.run.trainer import handled
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, nearest, one_of
+from dassl_blackbox.trainers.blackbox.files import write_atomically
+from dassl_blackbox.trainers.blackbox.run import matching, metrics
 from yacs.config import CfgNode
 
-NO_QUERIES = "No queries are counted here"
+PACKAGES = "torch", "torchvision", "open_clip_torch", "numpy", "cma"
 QUIET = "INPUT.", "DATALOADER.TRAIN_U.", "MODEL.HEAD."  # told where it is not at its default
-CURE = "Choose another --output-dir, or move that run away."
+# name: (the key that it sets, how many values it has, what it is)
+FLAGS = {
+    "root": ("DATASET.ROOT", "?", "path to the data sets"),
+    "output-dir": ("OUTPUT_DIR", "?", "output directory"),
+    "resume": ("RESUME", "?", "checkpoint directory from which training resumes"),
+    "source-domains": ("DATASET.SOURCE_DOMAINS", "+", "source domains for DA/DG"),
+    "target-domains": ("DATASET.TARGET_DOMAINS", "+", "target domains for DA/DG"),
+    "transforms": ("INPUT.TRANSFORMS", "+", "data augmentation methods"),
+    "trainer": ("TRAINER.NAME", "?", "name of the trainer"),
+    "backbone": ("MODEL.BACKBONE.NAME", "?", "name of the backbone"),
+    "head": ("MODEL.HEAD.NAME", "?", "name of the head"),
+}
 
 
-def header(args, cfg):
-    """The lines that a log begins with: the arguments, and what of the configuration is read.
-
-    What the model decides of INPUT follows when it is there; `config.yaml` has everything.
-    """
-    arguments = "\n".join(f"{key}: {value}" for key, value in sorted(vars(args).items()))
-    config, stars = cfg, "*" * 15
-    if cfg.TRAINER.NAME in ours():
-        hidden, told = without_effect(cfg), changed(cfg)
-        config = "\n".join(
-            f"{name}: {value}"
-            for name, value in leaves(cfg).items()
-            if name not in hidden and (name in told or not name.startswith(QUIET))
-        )
-    return masked(
-        f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{config}"
-    )
-
-
-def unread(cfg: CfgNode) -> set[str]:
-    """Names of keys that were set and have no effect on the run."""
-    return without_effect(cfg) & changed(cfg)
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = parser_of("train.py", __doc__)
+    add = parser.add_argument
+    for name, (_, values, about) in FLAGS.items():
+        add(f"--{name}", nargs=None if values == "?" else values, default="", help=about)
+    add("--seed", type=int, default=-1, help="0 or more fixes the seed")
+    add("--config-file", default="", help="configuration of the trainer")
+    add("--dataset-config-file", default="", help="configuration of the data set")
+    add("--eval-only", action="store_true", help="evaluation only")
+    add("--model-dir", default="", help="with --eval-only: output directory of the run to load")
+    add("--load-epoch", type=int, help="with --eval-only: the model's epoch; without it, the last")
+    add("--no-train", action="store_true", help="do not train; print what the run would cost")
+    done = "skip a finished run of this configuration; go on where its budget was smaller"
+    add("--skip-done", action="store_true", help=done)
+    add("opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end")
+    return parser.parse_args(arguments)
 
 
-def changed(cfg: CfgNode) -> set[str]:
-    """Names of keys that are not at their default."""
-    before = leaves(defaults())
-    return {name for name, value in leaves(cfg).items() if before.get(name, value) != value}
-
-
-def print_environment():
-    """Versions and device, without the subprocesses that torch's full report starts."""
-    print("** System info **")
-    print(
-        f"Dassl {dassl.__version__}"
-        + (" (our stand-in for it: no Dassl is installed)" if hasattr(dassl, "__compat__") else "")
-    )
-    print(
-        f"Python {platform.python_version()}, "
-        + ", ".join(
-            f"{name} {version(name)}"
-            for name in ("torch", "torchvision", "open_clip_torch", "numpy", "cma")
-        )
-    )
-    print(
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()}, {torch.get_num_threads()} threads, no CUDA device"
-    )
-
-
-def reset_cfg(cfg, args):
-    """Flags that were given win over the YAMLs."""
-    if args.root:
-        cfg.DATASET.ROOT = args.root
-    if args.output_dir:
-        cfg.OUTPUT_DIR = args.output_dir
-    if args.resume:
-        cfg.RESUME = args.resume
-    if args.seed >= 0:
-        cfg.SEED = args.seed
-    if args.source_domains:
-        cfg.DATASET.SOURCE_DOMAINS = args.source_domains
-    if args.target_domains:
-        cfg.DATASET.TARGET_DOMAINS = args.target_domains
-    if args.transforms:
-        cfg.INPUT.TRANSFORMS = args.transforms
-    if args.trainer:
-        cfg.TRAINER.NAME = args.trainer
-    if args.backbone:
-        cfg.MODEL.BACKBONE.NAME = args.backbone
-    if args.head:
-        cfg.MODEL.HEAD.NAME = args.head
-
-
-def setup_cfg(args):
-    """The resolved, frozen configuration.
-
-    Raises:
-        BlackBoxError: a file is missing, a key or a trainer or a data set is unknown, a value is
-            of the wrong type.
-    """
-    cfg = defaults()
-    trainers = TRAINER_REGISTRY.registered_names()
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The resolved, frozen configuration; a BlackBoxError where it cannot be."""
+    cfg, trainers = config.defaults(), TRAINER_REGISTRY.registered_names()
     if args.trainer:  # before its file, which is not there either
         one_of("trainer (--trainer)", args.trainer, trainers)
-    merge_files(cfg, (args.dataset_config_file, args.config_file))
-    reset_cfg(cfg, args)
+    config.merge_files(cfg, (args.dataset_config_file, args.config_file))
+    for flag, (key, *_) in FLAGS.items():
+        if given := getattr(args, flag.replace("-", "_")):
+            node, name = config.place_of(cfg, key)
+            node[name] = given
+    if args.seed >= 0:
+        cfg.SEED = args.seed
     if len(args.opts) % 2:
         raise BlackBoxError(f"{len(args.opts)} words at the end are no KEY VALUE pairs.")
-    put(cfg, dict(zip(args.opts[::2], args.opts[1::2], strict=True)), "the options")
+    config.put(cfg, dict(zip(args.opts[::2], args.opts[1::2], strict=True)), "the options")
     if not cfg.TRAINER.NAME:
         raise BlackBoxError(f"No trainer is named: pass --trainer. {nearest('', trainers)}")
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, trainers)
-    check_cfg(cfg)
+    config.check_cfg(cfg)
     one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
-    cfg.freeze()
-    return cfg
-
-
-def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
-    """Train or evaluate; `held` gives the output folder back when all has been said."""
-    cfg = setup_cfg(args)
     if args.no_train and not args.eval_only:
-        cfg = without_folder(cfg)
-        print(header(args, cfg))
-        trainer = build(cfg)
-        counted = hasattr(trainer, "describe_cost")
-        print(f"This run would cost {trainer.describe_cost()}" if counted else NO_QUERIES)
-        return
-    if not cfg.OUTPUT_DIR:
+        cfg.OUTPUT_DIR = ""  # nothing is left behind, and no other run disturbed
+    elif not cfg.OUTPUT_DIR:
         raise BlackBoxError("OUTPUT_DIR is empty: name the run's folder with --output-dir.")
-    lock = FolderLock(cfg.OUTPUT_DIR)  # before anything in the folder is read
-    held.callback(lock.release)
-    log.folder = lock.folder
-    if args.skip_done and is_done(args, cfg):
-        return
-    print(header(args, cfg))
-    ignored = sorted(unread(cfg))
-    if ignored:
-        print(f"Note: {cfg.TRAINER.NAME} does not read {', '.join(ignored)}")
-    other = Path(args.config_file).parent.name
-    if other != cfg.TRAINER.NAME and other in TRAINER_REGISTRY.registered_names():
-        print(f"Note: {args.config_file} is {other}'s, and the trainer is {cfg.TRAINER.NAME}")
-    trainer = build(cfg)
-    if hasattr(trainer, "lock"):  # which has taken it over
-        held.callback(trainer.lock.release)
-    evaluate(trainer, args, log) if args.eval_only else train(trainer, log)
-
-
-def without_folder(cfg: CfgNode) -> CfgNode:
-    """The configuration of a run that leaves nothing behind and disturbs no other."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = ""
     cfg.freeze()
     return cfg
+
+
+def print_args(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Arguments, what of the configuration is read, versions; `config.yaml` has everything."""
+    keys, default = config.leaves(cfg), config.leaves(config.defaults())
+    unread = config.without_effect(cfg)
+    changed = {key for key, value in keys.items() if value != default.get(key, value)}
+    told = {key for key in keys if key in changed or not key.startswith(QUIET)} - unread
+    print("***************\n** Arguments **\n***************")
+    print(config.masked("\n".join(f"{key}: {vars(args)[key]}" for key in sorted(vars(args)))))
+    print("************\n** Config **\n************")
+    print(config.masked("\n".join(f"{key}: {keys[key]}" for key in keys if key in told)))
+    compat = " (our stand-in for it: no Dassl is installed)" * hasattr(dassl, "__compat__")
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    print(f"** System info **\nDassl {dassl.__version__}{compat}, {versions}")
+    print(f"Python {platform.python_version()}, {torch.get_num_threads()} threads, {device}")
+    trainer, other = cfg.TRAINER.NAME, Path(args.config_file).parent.name
+    if unread & changed:
+        print(f"Note: {trainer} does not read {', '.join(sorted(unread & changed))}")
+    if other != trainer and other in TRAINER_REGISTRY.registered_names():
+        print(f"Note: {args.config_file} is {other}'s, and the trainer is {trainer}")
+
+
+def asked(args: argparse.Namespace, cfg: CfgNode) -> dict[str, str]:
+    """What a run is asked to do: its settings, on what data, and the model that is evaluated."""
+    here = matching.settings(cfg)
+    for key in OF_THE_MODEL:  # which was not asked here, and is compared itself
+        here.pop(f"INPUT.{key}", None)
+    models = Path(args.model_dir).glob("*/*") if args.model_dir else ()
+    newest = max((model.stat().st_mtime for model in models), default=0)
+    here["DATASET.ROOT"] = os.path.realpath(os.path.expanduser(cfg.DATASET.ROOT))
+    return here | {"model": f"{args.model_dir} {args.load_epoch} {newest}"}
 
 
 def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
-    """Whether the output folder holds what was asked for.
-
-    Raises:
-        BlackBoxError: it holds a finished run of other settings, budgets that grew aside.
-    """
-    folder, config = cfg.OUTPUT_DIR, Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if args.eval_only:
-        if is_evaluated(folder, header(args, cfg), args.model_dir):
-            print(f"{folder} holds this evaluation: skipped")
-            return True
-        return False
-    if not is_finished(folder):
-        return False
-    if not config.is_file():
-        raise BlackBoxError(
-            f"{folder} holds a finished run without its config.yaml, which would tell its "
-            f"settings. {CURE}"
-        )
-    differ = differences(*before_and_now(cfg, config))
-    if cfg.TRAINER.NAME in ours():
-        for key in OF_THE_MODEL:  # which was not asked here, and is compared itself
-            differ.pop(f"INPUT.{key}", None)
-    if not differ:
-        print(f"{folder} holds a finished run of this configuration: skipped{marks(folder)}")
+    """Whether the folder holds what was asked for; a BlackBoxError for a run of other settings."""
+    folder, stage = cfg.OUTPUT_DIR, ("end_of_training", "evaluation")[args.eval_only]
+    result, here = metrics.read(Path(folder, metrics.NAME)).get(stage, {}), asked(args, cfg)
+    made = result.get("settings") or {}
+    if made == here:  # an evaluation, or zero-shot
+        print(f"{folder} holds this evaluation: skipped")
         return True
-    if not all(grew(name, *values) for name, values in differ.items()):
+    if not made or args.eval_only:
+        return False
+    images = made.get(matching.IMAGES, "")
+    if not os.path.isdir(here["DATASET.ROOT"]):  # there is nothing to compare
+        here.pop("DATASET.ROOT")
+    elif images:
+        if cfg.SEED >= 0:
+            set_random_seed(cfg.SEED)  # as before the draw of a run's shots
+        with redirect_stdout(StringIO()):
+            images = training_images(build_dataset(cfg).train_x)
+    differ = matching.differences(made, matching.with_contents(here, images))
+    told = matching.as_text(differ)
+    if not differ:
+        bill = result["queries"] or {"lost": {"queries": 0}, "training": {"queries": 0}}
+        lost = 10 * bill["lost"]["queries"] > bill["training"]["queries"]
+        mark = " (it lost more than a tenth of its training queries)" * lost
+        print(f"{folder} holds a finished run of this configuration: skipped{mark}")
+    elif differ.keys() <= {*matching.BUDGETS} and all(
+        (int(now) or inf) > (int(was) or inf) for was, now in differ.values()
+    ):
+        print(f"{folder} holds a finished run of a smaller budget ({told}): it goes on")
+    else:
         raise BlackBoxError(
-            f"{folder} holds a finished run of another configuration ({as_text(differ)}). {CURE}"
+            f"{folder} holds a finished run of another configuration ({told}). Choose another "
+            f"--output-dir, or move that run away."
         )
-    print(f"{folder} holds a finished run of a smaller budget ({as_text(differ)}): it goes on")
-    return False
+    return not differ
 
 
-def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Settings of the finished run in the output folder, and of this one.
-
-    A checkpoint tells of training images and a bank's content too. A run without one (zero-shot)
-    knows its data by their folder. Where they are gone, there is nothing to compare.
-    """
-    content, here = read_yaml(config, CURE), settings(cfg)
-    if not leaves(get_cfg_default()).keys() <= leaves(content).keys():
-        raise BlackBoxError(f"{config} is damaged: keys of Dassl are missing. {CURE}")
-    made = counted(content)
-    if not os.path.isdir(os.path.expanduser(cfg.DATASET.ROOT)):
-        return made, here
-    path = newest(Path(cfg.OUTPUT_DIR) / MODEL)
-    extra = load_state(path).get("blackbox", {}) if path else {}
-    if "format" not in extra:  # nor does one of version 0.1.0
-        folders = content["DATASET"]["ROOT"], cfg.DATASET.ROOT
-        then, now = (os.path.realpath(os.path.expanduser(root)) for root in folders)
-        return {**made, "DATASET.ROOT": then}, {**here, "DATASET.ROOT": now}
-    if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)  # as before the draw of a run's shots
-    with redirect_stdout(io.StringIO()):
-        images = training_images(build_dataset(cfg).train_x)
-    known = extra["settings"]
-    files = {name for name, key in all_keys().items() if key.names_file}
-    told = {name: known[name] for name in {IMAGES, *files} & known.keys()}
-    return {**made, **told}, with_contents(here, images)
-
-
-def grew(name: str, there: str, here: str) -> bool:
-    """Whether a difference is a budget that has grown; 0 is no limit."""
-    return name in BUDGETS and there.isdigit() and (int(here) or inf) > (int(there) or inf)
-
-
-def marks(folder: str) -> str:
-    """What is to be said of a finished run, in brackets."""
-    run = read_result(folder)
-    if run is None or not run.lost_much:
-        return ""
-    return " (it lost more than a tenth of its training queries)"
-
-
-def build(cfg: CfgNode) -> TrainerBase:
+def run(args: argparse.Namespace, log: RunLog) -> None:
+    cfg = setup_cfg(args)
+    if cfg.OUTPUT_DIR:
+        log.hold(cfg.OUTPUT_DIR)  # before anything in the folder is read
+        if args.skip_done and is_done(args, cfg):
+            return
+    print_args(args, cfg)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
-    print_environment()
-    return build_trainer(cfg)
-
-
-def evaluate(trainer: TrainerBase, args: argparse.Namespace, log: RunLog) -> None:
-    cfg = trainer.cfg  # with the input that the model wants
-    trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    log.open(cfg.OUTPUT_DIR)
-    config = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if not config.exists():  # that of a training run stays
-        write_atomically(config, cfg.dump().encode())
-    trainer.test()
-    if hasattr(trainer, "oracle"):
+    trainer = build_trainer(cfg)
+    if not cfg.OUTPUT_DIR:
+        cost = getattr(trainer, "describe_cost", lambda: "no queries that are counted")
+        print(f"This run would cost {cost()}")
+        return
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    elif hasattr(trainer, "check_training"):
+        trainer.check_training()
+    log.open()
+    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if not (args.eval_only and path.exists()):  # that of a training run stays
+        write_atomically(path, trainer.cfg.dump().encode())  # with the input of the model
+    trainer.request = asked(args, cfg)
+    trainer.test() if args.eval_only else trainer.train()
+    if args.eval_only and hasattr(trainer, "oracle"):
         print(trainer.oracle.summary())
 
 
-def train(trainer: TrainerBase, log: RunLog) -> None:
-    cfg = trainer.cfg
-    if hasattr(trainer, "check_training"):
-        trainer.check_training()
-    log.open(cfg.OUTPUT_DIR)
-    # before the configuration that the former result is not of
-    Path(cfg.OUTPUT_DIR, METRICS).unlink(missing_ok=True)
-    write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump().encode())
-    trainer.train()
-
-
 def main(args: argparse.Namespace) -> int:
-    """Returns the exit status: 0, 1 with a sentence on stderr, 128 + signal, or 70 for a fault of
-    ours.
-
-    A sentence is in the log too, where there is one. With DASSL_BLACKBOX_TRACEBACK set, a fault is
-    raised instead of being written down.
-    """
-    os.environ["MPLBACKEND"] = "Agg"  # pycma and Letters import matplotlib, which reads it
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # for a terminal that knows ASCII alone, and a file with both streams in order
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    with RunLog() as log, handled(end), ExitStack() as held:
-        try:
-            run(args, log, held)
-        except (BlackBoxError, DatasetError) as e:
-            return report(log, sentence_of(e), 1)
-        except OSError as e:
-            log.note(traceback.format_exc())
-            what = f"{e.filename or 'A file'} cannot be written or read ({e.strerror or e})"
-            return report(log, f"{what}. Make room, or choose another --output-dir.", 1)
-        except SystemExit as e:
-            return e.code if isinstance(e.code, int) else 1
-        except Exception as e:
-            if os.environ.get("DASSL_BLACKBOX_TRACEBACK"):
-                raise
-            return report(log, fault(e, log), 70)
-    return 0
-
-
-def end(signum: int, frame: FrameType | None) -> None:
-    """Handle a signal: the folder's lock is released on the way out."""
-    raise SystemExit(128 + signum)
-
-
-def report(log: RunLog, sentence: str, status: int) -> int:
-    sentence = masked(sentence)
-    log.note(f"error: {sentence}")
-    with suppress(OSError):
-        print(f"error: {sentence}", file=sys.stderr)
-    return status
-
-
-def sentence_of(error: Exception) -> str:
-    """The text of an error that the user can mend.
-
-    One that crossed from a loader's worker process has that process's traceback before it.
-    """
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
-    return printable(" ".join(text.splitlines()))
-
-
-def fault(error: Exception, log: RunLog) -> str:
-    """What is said of an error that nobody foresaw; the traceback goes into the log alone."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    with suppress(OSError):
-        log.open(log.folder)
-    log.note(traceback.format_exc())
-    where = (
-        f"the traceback is in {log.path}" if log.path else "DASSL_BLACKBOX_TRACEBACK=1 shows more"
-    )
-    return (
-        f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: "
-        f"{first_line(error)}. This is a fault of the program, or of something it uses; {where}."
-    )
-
-
-def parse_args(arguments=None):
-    parser = parser_of("train.py", __doc__)
-    parser.add_argument("--root", default="", help="path to the data sets")
-    parser.add_argument("--output-dir", default="", help="output directory")
-    parser.add_argument(
-        "--resume", default="", help="checkpoint directory from which training resumes"
-    )
-    parser.add_argument("--seed", type=int, default=-1, help="0 or more fixes the seed")
-    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
-    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
-    parser.add_argument("--transforms", nargs="+", help="data augmentation methods")
-    parser.add_argument("--config-file", default="", help="configuration of the trainer")
-    parser.add_argument("--dataset-config-file", default="", help="configuration of the data set")
-    parser.add_argument("--trainer", default="", help="name of the trainer")
-    parser.add_argument("--backbone", default="", help="name of the backbone")
-    parser.add_argument("--head", default="", help="name of the head")
-    parser.add_argument("--eval-only", action="store_true", help="evaluation only")
-    parser.add_argument(
-        "--model-dir", default="", help="with --eval-only: the output directory of the run to load"
-    )
-    parser.add_argument(
-        "--load-epoch",
-        type=int,
-        help="with --eval-only: load the model of this epoch; without it, the last",
-    )
-    parser.add_argument(
-        "--no-train", action="store_true", help="do not train; print what the run would cost"
-    )
-    parser.add_argument(
-        "--skip-done",
-        action="store_true",
-        help=(
-            "do nothing where the output directory holds a finished run of this configuration; go "
-            "on where its budget was smaller"
-        ),
-    )
-    parser.add_argument(
-        "opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end"
-    )
-    return parser.parse_args(arguments)
+    """Returns the exit status: 0, 1 with a sentence on stderr, 128 + signal, or 70 for a fault."""
+    with RunLog() as log:
+        return tool(lambda: run(args, log), log)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from common import parser, show
 from dassl_blackbox.console import note, tool
-from dassl_blackbox.results import groups
+from dassl_blackbox.runs import read
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import read_text
 
@@ -50,16 +50,16 @@ def main():
     args = made.parse_args()
     lines = read_text(args.list, "--list takes a text file with a class name a line.").splitlines()
     listed, rows = {line.strip() for line in lines} - {""}, []
-    for group in groups(args.directory):
+    for path, runs in read(args.directory).groupby("path", sort=False):
         found = []
-        for run in group.runs:
-            counts = read_classes(run.folder / "log.txt")
+        for folder in runs.folder:
+            counts = read_classes(folder / "log.txt")
             missing = listed - {name for name, *_ in counts}
             if not counts:
-                note(f"{run.folder}/log.txt has no per-class result on test, and is left out.")
+                note(f"{folder}/log.txt has no per-class result on test, and is left out.")
             elif missing:
                 raise BlackBoxError(
-                    f"{run.folder} knows no class '{min(missing)}' of {args.list}. Give the list "
+                    f"{folder} knows no class '{min(missing)}' of {args.list}. Give the list "
                     f"of this data set (--list)."
                 )
             else:
@@ -67,7 +67,7 @@ def main():
                 others = [row for row in counts if row[0] not in listed]
                 found.append([accuracy(part) for part in (counts, inside, others)])
         means = [f"{fmean(column):.1f}" for column in zip(*found)]
-        rows += [[str(group.path), len(found), *means]] if found else []
+        rows += [[path, len(found), *means]] if found else []
     if not rows:
         raise BlackBoxError(
             f"No run below {args.directory} has a per-class result: TEST.PER_CLASS_RESULT True."

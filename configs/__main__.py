@@ -5,12 +5,14 @@
 writes DIR/datasets/*.yaml and DIR/trainers/*/*.yaml. `--keys` prints docs/KEYS.md in its place.
 """
 
-import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.trainers.blackbox.config import HOST, Key, all_keys, get_cfg_default, leaves
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 
 HOME = Path(__file__).resolve().parent
 PARTS = ("datasets", "trainers")
@@ -36,30 +38,22 @@ def keys_page() -> str:
     return "\n\n".join([INTRODUCTION, *pages])
 
 
-def main() -> str | None:
-    """Copies; returns what went wrong, if anything did."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dassl_blackbox.configs",
-        description="Copies the YAMLs of data sets and trainers into a folder.",
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of("-m dassl_blackbox.configs", __doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="where to write; made if missing")
     parser.add_argument("--keys", action="store_true", help="print all keys, and copy nothing")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.keys:
         print(keys_page())
-        return None
+        return
     folder = args.folder or parser.error("the folder is missing")
-    try:
-        taken = [str(folder / part) for part in PARTS if (folder / part).exists()]
-        if taken:
-            return f"error: {' and '.join(taken)} exist already. Choose another folder."
-        for part in PARTS:
-            shutil.copytree(HOME / part, folder / part)
-    except OSError as e:
-        return f"error: {folder} cannot be written ({e.strerror or e}). Choose another folder."
+    taken = [str(folder / part) for part in PARTS if (folder / part).exists()]
+    if taken:
+        raise BlackBoxError(f"{' and '.join(taken)} exist already. Choose another folder.")
+    for part in PARTS:
+        shutil.copytree(HOME / part, folder / part)
     print(f"{folder}: {sum(1 for _ in folder.rglob('*.yaml'))} configurations")
-    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool(main))

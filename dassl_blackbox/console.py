@@ -1,26 +1,27 @@
-"""What the command-line tools share: notes, output that any terminal takes, quiet endings."""
+"""What the command-line tools share: their options, notes, the log of a run, their ends."""
 
 from __future__ import annotations
 
 import argparse
-import codecs
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from textwrap import fill
+from types import FrameType
+from typing import Any, TextIO
 
 from .datasets.base import DatasetError
+from .trainers.blackbox.config import masked
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
-
-PLAIN = {"±": "+-", "–": "-", "…": "..."}  # where a terminal knows ASCII alone
+from .trainers.blackbox.files import FolderLock
+from .trainers.blackbox.run.trainer import handled
 
 
 class Help(argparse.HelpFormatter):
-    """A description whose prose fills the width and whose commands stay as they are written, and
-    the defaults that are something.
-    """
+    """Prose that fills the width, commands as they are written, and defaults that are something."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(
@@ -44,50 +45,140 @@ def note(text: str) -> None:
     print(f"note: {printable(text)}", file=sys.stderr)
 
 
-def plain(error: UnicodeError) -> tuple[str, int]:
-    """An error handler for encoding: what stands for characters that the terminal lacks."""
-    assert isinstance(error, UnicodeEncodeError)
-    missing = error.object[error.start : error.end]
-    words = [PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing]
-    return "".join(words), error.end
+class Console:
+    """Stdout or stderr: once its reader is gone, what is written is dropped."""
+
+    def __init__(self, stream: TextIO, copy: Callable[[str], None] = lambda text: None) -> None:
+        self.stream, self.copy = stream, copy
+
+    def write(self, text: str) -> None:
+        self.copy(text)
+        self.do(self.stream.write, text)
+
+    def flush(self) -> None:
+        self.do(self.stream.flush)
+
+    def do(self, action: Callable, *args: str) -> None:
+        try:
+            action(*args)
+        except OSError:
+            silence(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
-def tool(main: Callable[[], int | None]) -> int:
-    """Run a command-line tool; returns the exit status.
+def silence(stream: TextIO) -> None:
+    """Send what is in its buffer nowhere: the interpreter flushes once more at its end."""
+    with suppress(OSError, ValueError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    An error that the user can mend is a sentence on stderr, and so is, with its place, one that
-    nobody foresaw (70). Where the reader of the output has gone (`| head`) or Ctrl-C was pressed,
-    nothing is said.
+
+def leave(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal: the folder is given back on the way out."""
+    raise SystemExit(128 + signum)
+
+
+class RunLog:
+    """A run's folder, which is held, and its log, into which stdout is copied from the start on.
+
+    The file is opened late, when the run is known to be sound, so that a bad input leaves nothing
+    behind. It is appended to: a resumed run has one log (Dassl's own logger would begin
+    `log.txt-<date>`, which `parse_test_res.py` never sees). A full disk ends the log, and a closed
+    terminal the copy there; neither ends the run.
+    """
+
+    lock: FolderLock | None = None
+    path: Path | None = None  # once it is open
+    file: TextIO | None = None
+
+    def __enter__(self) -> RunLog:
+        self.terminal, self.held = (sys.stdout, sys.stderr), list[str]()
+        self.signals = handled(leave)
+        self.signals.__enter__()
+        sys.stdout = Console(sys.stdout, lambda text: self.note(text, end=""))
+        sys.stderr = Console(sys.stderr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signals.__exit__(None, None, None)
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = self.terminal
+        with suppress(OSError):
+            if self.file:
+                self.file.close()
+        if self.lock and (lock := FolderLock.held.get(self.lock.folder)):
+            lock.release()  # the trainer's, which has taken it over
+
+    def hold(self, folder: str) -> None:
+        self.lock = FolderLock(folder)
+
+    def open(self) -> None:
+        """Begin to write, in the folder that is held; what was printed before comes first."""
+        if self.lock and self.path is None:
+            path = self.lock.folder / "log.txt"
+            self.file = open(path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115
+            self.path = path
+            self.note("".join(self.held), end="")
+
+    def note(self, text: str, end: str = "\n") -> None:
+        """Into the log alone."""
+        if self.path is None:
+            self.held.append(text + end)
+        elif self.file:
+            try:
+                self.file.write(text + end)
+                self.file.flush()
+            except OSError:
+                self.file = None
+
+
+def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
+    """Run a command; returns its exit status.
+
+    An error that the user can mend is a sentence on stderr (1), and so is, with its place, one that
+    nobody foresaw (70), whose traceback is in the run's log; DASSL_BLACKBOX_TRACEBACK raises it.
+    Where the reader of the output has gone (`| head`) or Ctrl-C was pressed, nothing is said.
     """
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's, which may not be installed, ends the import
-    codecs.register_error("plain", plain)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="plain", line_buffering=True)
+        if hasattr(stream, "reconfigure"):  # for a terminal that knows ASCII alone
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
-        try:
-            return main() or 0
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # the interpreter flushes once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        status = main()
+        sys.stdout.flush()
+        return status or 0
     except KeyboardInterrupt:
         return 130
-    except (BlackBoxError, DatasetError) as e:
-        print(f"error: {printable(' '.join(str(e).splitlines()))}", file=sys.stderr)
-        return 1
     except SystemExit as e:
         if not isinstance(e.code, str):
-            raise
-        print(*map(printable, e.code.splitlines()), sep="\n", file=sys.stderr)
-        return 1
+            return e.code or 0
+        said, status = e.code, 1
+    except (BlackBoxError, DatasetError) as e:
+        text = str(e)
+        if "Original Traceback" in text:  # of a loader's process, from which it crossed
+            text = text.rpartition(f"{type(e).__name__}: ")[2]
+        said, status = f"error: {' '.join(text.strip().splitlines())}", 1
+    except OSError as e:
+        if isinstance(e, BrokenPipeError) and not log:
+            silence(sys.stdout)
+            return 141
+        what = f"{e.filename or 'A file'} cannot be written or read ({e.strerror or e})"
+        said, status = f"error: {what}. Make room, or choose another place for it.", 1
     except Exception as e:
-        place = traceback.extract_tb(e.__traceback__)[-1]
-        print(
-            f"error: {type(e).__name__} in {Path(place.filename).name}, line {place.lineno}: "
-            f"{first_line(e)}. This is a fault of the program.",
-            file=sys.stderr,
-        )
-        return 70
+        if os.environ.get("DASSL_BLACKBOX_TRACEBACK"):
+            raise
+        place, seen = traceback.extract_tb(e.__traceback__)[-1], ""
+        if log:
+            with suppress(OSError):
+                log.open()
+            log.note(traceback.format_exc())
+            seen = f", or of something it uses; the traceback is in {log.path}" if log.path else ""
+        what = f"{type(e).__name__} in {Path(place.filename).name}, line {place.lineno}"
+        said = f"error: {what}: {first_line(e)}. This is a fault of the program{seen}."
+        status = 70
+    said = masked(said)
+    if log:
+        log.note(said)
+    print(*map(printable, said.splitlines()), sep="\n", file=sys.stderr)
+    return status

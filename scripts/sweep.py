@@ -23,19 +23,21 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from itertools import product
+from math import nan
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from dassl_blackbox.console import parser_of, tool
-from dassl_blackbox.results import groups, show, table
-from dassl_blackbox.runs import read_result
+from dassl_blackbox.results import show, table
+from dassl_blackbox.runs import read, read_result
+from dassl_blackbox.trainers.blackbox.config import BACKBONES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, one_of
 from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from tqdm import tqdm
@@ -50,49 +52,42 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 Call = Callable[[list[str]], list[str]]  # does what `work` does with the arguments of a run
 
 
-def grid(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The arguments of `train.py` by output folder, as scripts/main.sh puts them together.
+def settings_of(trainer: str) -> set[str]:
+    """What --cfg may be: a trainer's YAMLs, and those that differ from one by the backbone."""
+    names = {path.name for path in Path(HOME, "configs/trainers", trainer).glob("*.yaml")}
+    return {Path(name).stem for name in names.union(BACKBONES if "vit_b16.yaml" in names else ())}
+
+
+def arguments(
+    args: argparse.Namespace, trainer: str, dataset: str, shots: int, seed: int, folder: str
+) -> list[str]:
+    """The arguments of `train.py`, as scripts/main.sh puts them together; those of `opts` follow.
+
+    The settings are the trainer's for that data set where it has any, else those of the backbone.
 
     Raises:
-        BlackBoxError: there is no such trainer, data set, configuration or option.
+        BlackBoxError: there is no such trainer, data set or configuration.
     """
-    tasks, tag = {}, f"_{args.tag}" if args.tag else ""
-    for dataset, trainer, shots, seed in product(
-        args.datasets, args.trainers, args.shots, args.seeds
-    ):
-        config = config_of(trainer, dataset, args.cfg)
-        folder = f"{args.output}/{dataset}/{trainer}/{args.cfg}_{shots}shots{tag}/seed{seed}"
-        tasks[folder] = [
-            *("--skip-done", "--root", args.root, "--seed", str(seed), "--trainer", trainer),
-            *("--dataset-config-file", f"configs/datasets/{dataset}.yaml"),
-            *("--config-file", config, "--output-dir", folder),
-            *("DATASET.NUM_SHOTS", str(shots), *args.opts),
-        ]
-        train.setup_cfg(train.parse_args(tasks[folder]))
-    return tasks
-
-
-def config_of(trainer: str, dataset: str, cfg: str) -> str:
-    """The trainer's settings for that data set where it has any, else those of the backbone.
-
-    Raises:
-        BlackBoxError: one of the three names is unknown.
-    """
-    folder = Path("configs/trainers")
-    one_of("trainer (--trainers)", trainer, [path.name for path in folder.iterdir()])
-    known = [path.stem for path in Path("configs/datasets").glob("*.yaml")]
-    one_of("data set (--datasets)", dataset, known)
-    own, known = f"{cfg}_{dataset}", [path.stem for path in (folder / trainer).glob("*.yaml")]
+    datasets = [path.stem for path in Path(HOME, "configs/datasets").glob("*.yaml")]
+    one_of("trainer", trainer, os.listdir(Path(HOME, "configs/trainers")))
+    one_of("data set", dataset, datasets)
+    own, known = f"{args.cfg}_{dataset}", settings_of(trainer)
     if own not in known:
-        one_of(f"configuration of {trainer} (--cfg)", cfg, known)
-    return f"{folder / trainer}/{own if own in known else cfg}.yaml"
+        one_of(f"configuration of {trainer} (--cfg)", args.cfg, known)
+    config = f"configs/trainers/{trainer}/{own if own in known else args.cfg}.yaml"
+    return [
+        *("--skip-done", "--root", args.root, "--seed", str(seed), "--trainer", trainer),
+        *("--dataset-config-file", f"configs/datasets/{dataset}.yaml"),
+        *("--config-file", config, "--output-dir", folder, "DATASET.NUM_SHOTS", str(shots)),
+    ]
 
 
 def is_done(arguments: list[str]) -> bool:
     """Whether `train.py` would skip the run; what it would refuse, it is left to say itself."""
     args = train.parse_args(arguments)
+    cfg = train.setup_cfg(args)  # what is wrong with any of them is said before all begin
     with redirect_stdout(StringIO()), suppress(BlackBoxError):
-        return train.is_done(args, train.setup_cfg(args))
+        return train.is_done(args, cfg)
     return False
 
 
@@ -100,26 +95,28 @@ def work(arguments: list[str], environment: dict[str, str], signals: Sequence[in
     """A run, with a second attempt where the first fails; none once there are `signals`.
 
     Returns:
-        What each attempt ended with: an empty text where it was good, else the last line on stderr
-        or the name of a signal.
+        What each attempt ended with, as `attempt` tells it.
     """
     said: list[str] = []
     while not signals and len(said) < ATTEMPTS and "" not in said:
-        command = [sys.executable, "train.py", *arguments]
-        said.append(attempt(command, environment, signals, HOME))
+        said.append(attempt(arguments, environment, signals))
     return said
 
 
-def attempt(
-    command: list[str], environment: dict[str, str], signals: Sequence[int], folder: str = "."
-) -> str:
-    """One `train.py`, which gets a SIGTERM for each entry that is added to `signals`."""
+def attempt(arguments: list[str], environment: dict[str, str], signals: Sequence[int]) -> str:
+    """One `train.py`, which gets a SIGTERM for each entry that is added to `signals`.
+
+    Returns:
+        Nothing where it was good, else the last line on stderr or the name of a signal.
+    """
     with subprocess.Popen(
-        command,
-        cwd=folder,
+        [sys.executable, "train.py", *arguments],
+        cwd=HOME,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
         start_new_session=True,  # a terminal's Ctrl-C reaches the sweep alone, which passes it on
     ) as child:
         told, errors = 0, None
@@ -136,8 +133,7 @@ def attempt(
             raise
     if child.returncode < 0:
         return f"ended by {signal.Signals(-child.returncode).name}"
-    last = (errors.decode(errors="replace").strip() or "no message").splitlines()[-1]
-    return last if child.returncode else ""
+    return (errors.strip() or "no message").splitlines()[-1] if child.returncode else ""
 
 
 def on_ray(args: argparse.Namespace, signals: Sequence[int]) -> Call:
@@ -180,118 +176,122 @@ def on_ray(args: argparse.Namespace, signals: Sequence[int]) -> Call:
     return call
 
 
-def run_all(args: argparse.Namespace, tasks: dict[str, list[str]], bar: tqdm) -> dict[str, str]:
-    """Do runs; returns the last sentences of those that failed.
+def run_all(args: argparse.Namespace, tasks: Mapping[str, list[str]]) -> dict[str, str]:
+    """Do what is not done of runs, by folder; returns the last sentences of those that failed.
 
     Raises:
         SystemExit: a signal came, and those under way have stopped; 128 + its number.
     """
+    left = [folder for folder in tasks if not is_done(tasks[folder])]
+    done = len(tasks) - len(left)
+    print(f"{len(tasks)} runs, of which {done} are finished and skipped")
+    if not left:
+        return {}
     failed: dict[str, str] = {}
     signals: list[int] = []
     share = str(max(1, (os.cpu_count() or 1) // args.jobs))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
     call = on_ray(args, signals) if args.ray else lambda task: work(task, threads, signals)
-    workers = len(tasks) if args.ray else args.jobs
     with (
         handled(lambda signum, frame: signals.append(signum)),  # after Ray, which does so too
-        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(tasks), initial=done, unit="run") as bar,
+        ThreadPoolExecutor(len(left) if args.ray else args.jobs) as pool,
     ):
         try:
-            futures = {pool.submit(call, tasks[folder]): folder for folder in tasks}
-            for future in as_they_end(futures):
-                folder, said = futures[future], future.result()
-                if "" in said:
-                    again = f" (the first attempt: {said[0]})" if said[0] else ""
-                    tqdm.write(f"{folder}: {figures(folder)}{again}")
-                elif not signals:
-                    failed[folder] = said[-1]
-                    tqdm.write(f"{folder}: failed")
-                bar.set_postfix(failed=len(failed), refresh=False)
-                bar.update("" in said or not signals)
+            futures: dict[Future, str] = {pool.submit(call, tasks[path]): path for path in left}
+            waiting = set(futures)
+            while waiting:
+                # Python handles a signal between two steps of the main thread: one that comes just
+                # before a wait without an end would be handled at that end
+                ended, waiting = wait(waiting, POLL, FIRST_COMPLETED)
+                for future in ended:
+                    folder, said = futures[future], future.result()
+                    if "" in said:
+                        again = f" (the first attempt: {said[0]})" if said[0] else ""
+                        found = read_result(folder) or {"accuracy": nan}
+                        tqdm.write(f"{folder}: {found['accuracy']:.1f} %{again}")
+                    elif not signals:
+                        failed[folder] = said[-1]
+                        tqdm.write(f"{folder}: failed")
+                    bar.set_postfix(failed=len(failed), refresh=False)
+                    bar.update("" in said or not signals)
         except BaseException:
             signals.append(signal.SIGTERM)  # else the pool would do all that is left first
             raise
-    end_if(signals)
-    return failed
-
-
-def as_they_end(futures: Iterable[Future]) -> Iterator[Future]:
-    """Futures in the order in which they end.
-
-    Python handles a signal between two steps of the main thread: one that comes just before a wait
-    without an end would be handled at that end.
-    """
-    left = set(futures)
-    while left:
-        done, left = wait(left, POLL, FIRST_COMPLETED)
-        yield from done
-
-
-def end_if(signals: Sequence[int]) -> None:
-    """End the tool where signals came, when the runs under way have stopped."""
     if signals:
         name = signal.Signals(signals[0]).name
         print(f"\nStopped by {name}: the same command goes on from here", file=sys.stderr)
         raise SystemExit(128 + signals[0])
+    return failed
 
 
-def figures(folder: str) -> str:
-    """Accuracy and queries of a finished run, as far as they are known."""
-    run = read_result(folder)
-    if run is None or "accuracy" not in run.metrics:
-        return "finished, without an accuracy"
-    asked = "" if run.counts is None else f", {run.counts['training']['queries']:,} queries"
-    return f"{run.metrics['accuracy']:.1f} %{asked}"
-
-
-def parse_args() -> argparse.Namespace:
-    parser = parser_of("scripts/sweep.py", __doc__)
-    add = parser.add_argument
-    add("--trainers", nargs="+", required=True, help="folders in configs/trainers")
-    add("--datasets", nargs="+", required=True, help="names of YAMLs in configs/datasets")
-    add("--shots", type=int, nargs="+", default=[16], help="training images of a class")
-    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of draws and methods")
-    add("--cfg", default="tiny", help="name of the trainers' YAMLs")
-    add("--root", default="data", help="folder of the data sets")
-    add("--output", default="output", help="folder of the runs")
-    add("--tag", default="", help="added to a run's folder where options make it another one")
-    add("--jobs", type=int, default=1, help="runs at a time; each has its share of the cores")
-    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="in place of --jobs")
-    add("--cpus-per-run", type=float, default=1, help="with --ray: cores that a run takes")
-    add("--gpus-per-run", type=float, default=0, help="with --ray: GPUs, such as 0.25")
-    add("--dry-run", action="store_true", help="print the commands, and run nothing")
-    further = "KEY VALUE options of every run; a -- before them ends the list of another option"
-    add("opts", nargs=argparse.REMAINDER, help=further)
-    args = parser.parse_args()
-    if min(args.jobs, *args.shots) < 1 or not all(0 <= seed < 2**32 for seed in args.seeds):
-        parser.error("--jobs and --shots are 1 or more, --seeds from 0 to 2**32 - 1")
-    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
-    return args
-
-
-def main() -> int:
-    args = parse_args()
-    os.chdir(HOME)
-    tasks = grid(args)
-    if args.dry_run:
-        print("\n".join(shlex.join(["python", "train.py", *tasks[folder]]) for folder in tasks))
-        return 0
-    left = {folder: tasks[folder] for folder in tasks if not is_done(tasks[folder])}
-    print(f"{len(tasks)} runs, of which {len(tasks) - len(left)} are finished and skipped")
-    failed = {}
-    if left:
-        with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="run") as bar:
-            failed = run_all(args, left, bar)
-    mine = {Path(folder).parent.relative_to(args.output) for folder in tasks}
-    found = [group for group in groups(args.output) if group.path in mine]
-    if found:
-        show(*table(found))
-        print("± is the standard error over seeds")
+def tell(failed: Mapping[str, str]) -> int:
+    """Say what failed; returns the exit status."""
     for folder, sentence in failed.items():
         log = f"{folder}/log.txt"
         where = f"log: {log}" if os.path.isfile(log) else "no log"
         print(f"{folder} failed ({where}): {sentence}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of("scripts/sweep.py", __doc__)
+    add = parser.add_argument
+    add("--trainers", nargs="+", required=True, help="folders in configs/trainers")
+    add("--datasets", nargs="+", required=True, help="names of YAMLs in configs/datasets")
+    add("--shots", type=whole(1), nargs="+", default=[16], help="training images of a class")
+    add("--tag", default="", help="added to a run's folder where options make it another one")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="in place of --jobs")
+    add("--cpus-per-run", type=float, default=1, help="with --ray: cores that a run takes")
+    add("--gpus-per-run", type=float, default=0, help="with --ray: GPUs, such as 0.25")
+    add("--dry-run", action="store_true", help="print the commands, and run nothing")
+    add_common(parser, "output")
+    further = "KEY VALUE options of every run; a -- before them ends the list of another option"
+    add("opts", nargs=argparse.REMAINDER, help=further)
+    args = parser.parse_args(argv)
+    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    return args
+
+
+def add_common(parser: argparse.ArgumentParser, output: str) -> None:
+    add = parser.add_argument
+    add("--seeds", type=whole(0), nargs="+", default=[1, 2, 3], help="of draws and methods")
+    add("--cfg", default="tiny", help="name of the trainers' YAMLs")
+    add("--root", default="data", help="folder of the data sets")
+    add("--output", default=output, help="folder of the runs")
+    add("--jobs", type=whole(1), default=1, help="runs at a time; each has its share of the cores")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number from `least` to 2**32 - 1, for argparse."""
+
+    def number(text: str) -> int:
+        if not least <= int(text) < 2**32:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to 2**32 - 1")
+        return int(text)
+
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    os.chdir(HOME)
+    tasks, tag = {}, f"_{args.tag}" if args.tag else ""
+    for dataset, trainer, shots, seed in product(
+        args.datasets, args.trainers, args.shots, args.seeds
+    ):
+        folder = f"{args.output}/{dataset}/{trainer}/{args.cfg}_{shots}shots{tag}/seed{seed}"
+        tasks[folder] = arguments(args, trainer, dataset, shots, seed, folder) + args.opts
+    if args.dry_run:
+        print("\n".join(shlex.join(["python", "train.py", *task]) for task in tasks.values()))
+        return 0
+    failed = run_all(args, tasks)
+    mine = {os.path.relpath(os.path.dirname(folder), args.output) for folder in tasks}
+    if len(failed) < len(tasks):
+        runs = read(args.output)
+        show(table(runs[runs.path.isin(mine)]))
+        print("± is the standard error over seeds")
+    return tell(failed)
 
 
 if __name__ == "__main__":

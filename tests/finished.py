@@ -2,58 +2,47 @@
 
 import json
 import os
-import sys
 
 import parse_test_res
 from dassl_blackbox import plots, results
 from dassl_blackbox.console import tool
 from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
 
-CONFIG = """\
-DATASET: {NAME: Digits, NUM_SHOTS: 16, SUBSAMPLE_CLASSES: all}
-MODEL:
-  BACKBONE: {NAME: tiny}
-TRAINER: {NAME: %s}
-"""
+ASKED = {"queries": 1000, "image_queries": 8000}
+ACCESS = {"SONAR": ["logits"], "ZeroshotOracle": [], "GDA": ["features"], "WhiteBox": ["weights"]}
 
 
-def make(folder, accuracy=70.0, trainer="ZIP", elapsed="0:01:00", **bill):
-    """A finished run as our trainers leave it, with VERBOSE False."""
+def make(folder, accuracy=70.0, trainer="ZIP", lost=0):
+    """A finished run as our trainers leave it, with a look at val."""
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text(
         f"** Arguments **\neval_only: False\nFinish training\n* accuracy: {accuracy}%\n"
-        f"* macro_f1: {accuracy}%\nElapsed: {elapsed}\n"
+        f"* macro_f1: {accuracy}%\n=> queries\n* training queries: 1,000 (image queries: 8,000)\n"
+        + f"* lost queries: {lost} (image queries: 8)\n"
+        * bool(lost)
     )
-    (folder / "config.yaml").write_text(CONFIG % trainer)
-    counts = {"queries": 1000, "image_queries": 8000}
-    content = {"training": counts, "evaluation": counts, **bill}
-    (folder / "queries.json").write_text(json.dumps(content))
     (folder / "val_curve.csv").write_text("500,4000,50.0\n1000,8000,60.0\n")
-    return folder
+    queries = {**dict.fromkeys(("training", "evaluation", "test"), ASKED)}
+    queries["lost"] = {"queries": lost, "image_queries": 8 * lost}
+    return store(folder, accuracy=accuracy, trainer=trainer, queries=queries)
 
 
 def store(folder, kind="end_of_training", **changes):
-    """A `metrics.json` beside the files of `make`; `changes` of its section."""
-    counts = {"queries": 1000, "image_queries": 8000}
+    """A `metrics.json`, with changes of its section."""
+    trainer = changes.get("trainer", "ZIP")
     section = {
-        "trainer": "ZIP",
-        "access": ["contexts", "logits"],
-        "backbone": "tiny",
-        "dataset": "Digits",
-        "classes": "all",
-        "shots": 16,
-        "batches": 10,
-        "accuracy": 70.04,
-        "queries": {**dict.fromkeys(("training", "evaluation"), counts), "test": counts},
-        "seconds": 60.0,
-    } | changes
-    (folder / METRICS).write_text(json.dumps({kind: section}))
+        **{"trainer": trainer, "access": ACCESS.get(trainer, ["contexts", "logits"])},
+        **{"backbone": "tiny", "dataset": "Digits", "classes": "all", "shots": 16, "batches": 10},
+        **{"accuracy": 70.04, "split": "test", "seconds": 60.0},
+        "queries": dict.fromkeys(("training", "evaluation", "test"), ASKED),
+    }
+    (folder / METRICS).write_text(json.dumps({kind: section | changes}))
     return folder
 
 
 def two_methods(root):
     """Two seeds of a method, and zero-shot."""
-    make(root / "ZIP_16shots" / "seed1", lost={"queries": 1, "image_queries": 8})
+    make(root / "ZIP_16shots" / "seed1", lost=1)
     make(root / "ZIP_16shots" / "seed2", 72.0)
     make(root / "ZeroshotOracle" / "seed1", 50.0, "ZeroshotOracle")
     return root
@@ -61,32 +50,25 @@ def two_methods(root):
 
 def called(capsys, monkeypatch, main, *args):
     """(status, stdout, stderr) of a tool in this process, as its `__main__` runs it."""
-    monkeypatch.setattr(sys, "argv", ["tool", *map(str, args)])
+    monkeypatch.setattr("sys.argv", ["tool", *map(str, args)])
     capsys.readouterr()
-    try:
-        status = tool(main)
-    except SystemExit as e:
-        status = e.code if isinstance(e.code, int) else 1
-        print("" if isinstance(e.code, int) else e.code, file=sys.stderr)
-    return status, *capsys.readouterr()
+    return tool(main), *capsys.readouterr()
 
 
 # how each tool is called on a folder of runs, and the files that it reads
-LOG, BILL, YAML, CURVE = "log.txt", "queries.json", "config.yaml", "val_curve.csv"
+LOG, CURVE = "log.txt", "val_curve.csv"
 TOOLS = {
-    "results": ((LOG, BILL, YAML), lambda root: (results.main, root)),
-    "across": ((LOG, YAML), lambda root: (results.main, root, "--across")),
-    "parse_test_res": ((LOG, BILL), lambda root: (parse_test_res.main, root / "ZIP_16shots")),
-    "multi-exp": ((LOG, BILL), lambda root: (parse_test_res.main, root, "--multi-exp")),
-    **{
-        kind: (files, lambda root, kind=kind: (plots.main, kind, root, "--out", f"{root}.png"))
-        for kind, files in {
-            "shots": (LOG, YAML),
-            "queries": (LOG, CURVE),
-            "gain": (YAML,),
-            "budgets": (LOG, BILL),
-        }.items()
-    },
+    "results": ((METRICS,), lambda root: (results.main, root)),
+    "across": ((METRICS,), lambda root: (results.main, root, "--across")),
+    "parse_test_res": ((LOG,), lambda root: (parse_test_res.main, root / "ZIP_16shots")),
+    "multi-exp": ((LOG,), lambda root: (parse_test_res.main, root, "--multi-exp")),
+    "shots": ((METRICS,), lambda root: (plots.main, "shots", root, "--out", f"{root}.png")),
+    "gain": ((METRICS,), lambda root: (plots.main, "gain", root, "--out", f"{root}.png")),
+    "budgets": ((METRICS,), lambda root: (plots.main, "budgets", root, "--out", f"{root}.png")),
+    "queries": (
+        (METRICS, CURVE),
+        lambda root: (plots.main, "queries", root, "--out", f"{root}.png"),
+    ),
 }
 DAMAGE = {
     "empty": b"",
@@ -95,24 +77,24 @@ DAMAGE = {
     "a pipe": os.mkfifo,
     "a link to itself": lambda path: os.symlink(path.name, path),
 }
-COUNTS = '{"training": {"queries": %s, "image_queries": 0}, "evaluation": {"queries": 0}}'
+SECTION = '{"end_of_training": {"trainer": "ZIP", "access": ["logits"], "accuracy": %s}}'
+BILL = '7, "queries": {"training": %s, "evaluation": %s, "test": %s}'
+COUNTS = '{"queries": %s, "image_queries": 0}'
 OWN = {
-    LOG: {
-        "out of range": b"Finish training\n* accuracy: 1e400%\n",
-        "no number": b"Finish training\n* accuracy: 1.2.3%\n",
-    },
-    BILL: {
+    METRICS: {
         "a list": b"[1, 2]",
         "deep": b"[" * 5000,
-        **{value: (COUNTS % value).encode() for value in ("Infinity", "-1", "0.5", "true", "1e3")},
-        "more lost than asked": b'{"training": {"queries": 1, "image_queries": 1}, "evaluation": '
-        b'{"queries": 0, "image_queries": 0}, "lost": {"queries": 2, "image_queries": 0}}',
+        "no sections": b'{"end_of_training": 3}',
+        "no accuracy": (SECTION % '7, "accuracy": null').encode(),
+        **{value: (SECTION % value).encode() for value in ("170", "NaN", '"x"')},
+        **{
+            f"{value} queries": (SECTION % (BILL % ((COUNTS % value,) * 3))).encode()
+            for value in ("Infinity", "-1", "0.5", "true", "1e3")
+        },
     },
-    YAML: {
-        "a list": b"- DATASET\n",
-        "deep": b"{a: " * 5000,
-        "of other types": b"DATASET: [Digits]\nMODEL: 3\nTRAINER: {NAME: 7}\n",
-        "of itself": b"DATASET: &a {NAME: *a}\n",
+    LOG: {
+        "out of range": b"\nFinish training\n* accuracy: 1e400%\n",
+        "no number": b"\nFinish training\n* accuracy: 1.2.3%\n",
     },
     CURVE: {
         "cut off": b"500,4000,50.0\n1000,8000,6",

@@ -4,7 +4,6 @@ import os
 from functools import partial
 
 import pytest
-import yaml
 from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox.config import (
     HOST,
@@ -19,13 +18,12 @@ from dassl_blackbox.trainers.blackbox.config import (
     register_trainer,
     table,
     whole,
+    without_effect,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.optimizers import COVARIANCES
-from dassl_blackbox.trainers.blackbox.run.matching import settings
 from support import OURS, REPO, defaults, examples, run
-from train import before_and_now, grew, unread
 
 CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
 NAMES = sorted(leaves(defaults()))
@@ -40,6 +38,12 @@ def config(trainer="ZIP", *options, path=None):
     cfg.TRAINER.NAME = trainer
     put(cfg, dict(zip(options[::2], options[1::2])), "the options")
     return cfg
+
+
+def unread(cfg):
+    """Keys that were set and have no effect."""
+    before = leaves(defaults())
+    return {name for name in without_effect(cfg) if leaves(cfg)[name] != before.get(name)}
 
 
 def assign(cfg, name, value):
@@ -334,17 +338,3 @@ def test_the_command_line_refuses_files(data_root, tmp_path, capsys, file):
 
 
 # The configuration beside a run
-
-
-def test_the_settings_of_a_run_are_read_back_or_refused(file):
-    cfg = config("ZIP", "DATASET.ROOT", "/nowhere")
-    made, here = before_and_now(cfg, file(cfg.dump()))
-    assert {name: made[name] for name in here} == here == settings(cfg)
-    text = cfg.dump()
-    cut = [text[: len(text) * part // 8] for part in range(8)]
-    lacking = {**yaml.safe_load(text), "OPTIM": "adam"}
-    for damaged in (*cut, text.encode().replace(b"ZIP", b"\xff"), "- a\n", yaml.dump(lacking)):
-        path = file(damaged)
-        with ERROR(match=f"^{path} "):
-            before_and_now(cfg, path)
-    assert not grew("ORACLE.MAX_QUERIES", "many", "3") and grew("ORACLE.MAX_QUERIES", "3", "0")

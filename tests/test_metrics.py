@@ -3,12 +3,11 @@
 import json
 import re
 
-import parse_test_res
 import pytest
 from dassl_blackbox import results
-from dassl_blackbox.runs import is_finished, read_result, read_run
+from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
-from finished import DAMAGE, TOOLS, damaged, make, store
+from finished import make, store
 from support import OURS, TRAINED, bill, build, run
 
 
@@ -31,12 +30,9 @@ def test_metrics_are_what_was_printed(name, data_root, budget, tmp_path):
     if name in TRAINED:
         assert (section["steps"], section["ended_by"]) == (2, "budget")
         assert section["queries"]["lost"] == {"queries": 0, "image_queries": 0}
-    there, here = read_run(folder), read_result(folder)
-    for field in ("trainer", "counts", "dataset", "shots", "backbone", "classes"):
-        assert getattr(here, field) == getattr(there, field), field
-    assert abs(here.seconds - there.seconds) < 2
-    assert here.access != "?" and (here.access == "weights") == (name == "WhiteBox")
-    assert is_finished(folder)
+    here = read_result(folder)
+    assert (here["trainer"], here["dataset"], here["backbone"]) == (name, "Digits", "tiny")
+    assert here["access"] != "?" and (here["access"] == "weights") == (name == "WhiteBox")
 
 
 def test_an_evaluation_leaves_the_result_of_training(data_root, budget, tmp_path):
@@ -54,7 +50,7 @@ def test_an_evaluation_leaves_the_result_of_training(data_root, budget, tmp_path
             assert evaluated["queries"]["evaluation"] == bill(folder)["evaluation"]
         assert evaluated["accuracy"] == trained["accuracy"]
         assert stored(folder).get("end_of_training", trained) == trained
-        assert read_result(folder).counts["training"]["queries"] == 20
+        assert read_result(folder)["training"] == 20
 
 
 def test_a_look_at_val_is_no_result(data_root, budget, tmp_path):
@@ -110,49 +106,7 @@ def test_a_result_that_cannot_be_written_is_a_note(data_root, tmp_path, call):
     note = f"Note: {tmp_path / METRICS} could not be written \\(.*the result is in the log"
     assert re.search(note, (tmp_path / "log.txt").read_text())
     status, out, err = call(results.main, tmp_path)
-    assert status == 0 and "ZeroshotOracle" in out and err.startswith("note: ")
-
-
-@pytest.mark.parametrize("name", TOOLS)
-def test_damaged_metrics_are_a_note_and_the_log_is_read(sound, call, name):
-    main, *arguments = TOOLS[name][1](sound)
-    folder = sound / "ZIP_16shots" / "seed1"
-    expected = call(main, *arguments)
-    text = store(folder).joinpath(METRICS).read_text()
-    damages = {
-        **DAMAGE,
-        "a list": b"[1]",
-        "deep": b"[" * 5000,
-        "no sections": b'{"end_of_training": 3}',
-        "no accuracy": text.replace("accuracy", "precision").encode(),
-        "out of range": text.replace("70.04", "170").encode(),
-        "no number": text.replace("70.04", "NaN").encode(),
-        "true": text.replace("70.04", "true").encode(),
-        "no bill": text.replace("image_queries", "images").encode(),
-        "no counts": text.replace("8000", "-1").encode(),
-    }
-    for what, how in damages.items():
-        damaged(folder / METRICS, how)
-        status, out, err = call(main, *arguments)
-        assert (status, out) == expected[:2], what
-        assert (METRICS in err) == (main is not parse_test_res.main), (what, err)
-        if what == "a folder":
-            (folder / METRICS).rmdir()
-            (folder / METRICS).touch()
-
-
-def test_odd_values_in_metrics_are_not_known(tmp_path, call):
-    names = "trainer", "access", "dataset", "shots", "batches", "seconds"
-    odd: dict = {name: {} for name in names}
-    store(make(tmp_path / "a" / "seed1"), **odd)
-    store(make(tmp_path / "b" / "seed1"), access=["logits", "telepathy"], queries=None)
-    _, out, err = call(results.main, tmp_path, "--format", "csv")
-    rows = [line.split(",", 5) for line in out.splitlines()[1:]]
-    assert [[*row[:2], *row[3:5]] for row in rows] == [
-        ["a", "?", "1", "70.0"],
-        ["b", "ZIP", "1", "70.0"],
-    ]
-    assert read_result(tmp_path / "b" / "seed1").access == "?" and not err
+    assert status == 1 and not out and err.startswith("note: ")
 
 
 def test_metrics_stand_without_a_log(tmp_path, call):

@@ -1,12 +1,12 @@
 """What is installed: every package and its files, the version, the configurations."""
 
 import runpy
-import subprocess
-import sys
 
 import dassl_blackbox
 import pytest
 import setuptools
+from dassl_blackbox.configs import __main__ as configs
+from dassl_blackbox.trainers.blackbox.config import BACKBONES, defaults, leaves, merge_files
 from support import REPO
 
 CONFIGS = sorted(path.relative_to(REPO / "configs") for path in REPO.glob("configs/**/*.yaml"))
@@ -54,19 +54,26 @@ def test_the_version_is_that_of_the_change_log():
     assert dassl_blackbox.__version__ in log
 
 
-def test_the_page_of_keys_is_what_is_printed():
-    command = [sys.executable, "-m", "dassl_blackbox.configs", "--keys"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, encoding="utf-8")
-    assert done.stdout == (REPO / "docs" / "KEYS.md").read_text(encoding="utf-8"), "print it anew"
+def test_the_page_of_keys_is_what_is_printed(call):
+    page = (REPO / "docs" / "KEYS.md").read_text(encoding="utf-8")
+    assert call(configs.main, "--keys") == (0, page, ""), "print it anew"
 
 
-def test_the_configurations_are_copied_once(tmp_path):
-    command = [sys.executable, "-m", "dassl_blackbox.configs", str(tmp_path / "mine")]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert (
-        done.returncode == 0 and done.stdout == f"{tmp_path}/mine: {len(CONFIGS)} configurations\n"
-    )
+def test_the_configurations_are_copied_once(tmp_path, call):
+    status, out, _ = call(configs.main, tmp_path / "mine")
+    assert status == 0 and out == f"{tmp_path}/mine: {len(CONFIGS)} configurations\n"
     for path in CONFIGS:
         assert (tmp_path / "mine" / path).read_bytes() == (REPO / "configs" / path).read_bytes()
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 1 and "exist already. Choose another folder." in done.stderr
+    status, _, err = call(configs.main, tmp_path / "mine")
+    assert status == 1 and "exist already. Choose another folder." in err
+
+
+@pytest.mark.parametrize("name, backbone", BACKBONES.items())
+@pytest.mark.parametrize("trainer", [path.name for path in REPO.glob("configs/trainers/*")])
+def test_a_file_of_another_backbone_is_that_of_vit_b16_with_its_name(trainer, name, backbone):
+    made = []
+    for file in (name, "vit_b16.yaml"):
+        cfg = defaults()
+        merge_files(cfg, [str(REPO / "configs" / "trainers" / trainer / file)])
+        made.append(leaves(cfg))
+    assert made[0] == made[1] | {"MODEL.BACKBONE.NAME": backbone} != made[1]

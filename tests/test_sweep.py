@@ -1,5 +1,5 @@
-"""The grid of runs: its commands are those of the shell scripts, and its runs finish, fail, are
-tried again and stop.
+"""The grid of runs and the comparison of methods: their commands are those of the shell scripts,
+and their runs finish, fail, are tried again and stop.
 """
 
 import importlib.util
@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 from support import REPO, SMALL, process
 
+sys.path[:0] = [str(REPO / "scripts")]
+compare = import_module("compare")
 SWEEP = REPO / "scripts" / "sweep.py"
 QUICK = (*SMALL, "TRAINER.SONAR.TEXTS", "0", "TRAINER.SONAR.VIEWS", "0")
 # the first thing that every Python process does: `train.py` is counted, and its first start ends
@@ -32,8 +35,9 @@ def sweep(root, output, *args, options=QUICK):
     return process(SWEEP, "--root", root, "--output", output, *args, "--", *options)
 
 
-def alone(trainer, *args):
-    return "--trainers", trainer, "--datasets", "digits", "--shots", 1, "--seeds", 1, *args
+def grid(trainers, *args, datasets=("digits",), seeds=(1,), shots=(1,)):
+    words = "--trainers", *trainers, "--datasets", *datasets, "--shots", *shots, "--seeds", *seeds
+    return *words, *args
 
 
 @pytest.fixture
@@ -54,56 +58,36 @@ def starts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "trainer, dataset, cfg, shots, tag, options",
+    "trainer, dataset, cfg, tag, options",
     [
-        ("SONAR", "digits", "tiny", 4, "", ()),
-        ("ZIP", "caltech101", "vit_b16", 16, "w o", ("TRAINER.ZIP.CTX_INIT", "a photo of a")),
-        ("CraFT", "eurosat", "rn50", 1, "x", ("ORACLE.GRANTS", "('contexts', 'logits')")),
+        ("ZIP", "caltech101", "vit_b16", "w o", ("TRAINER.ZIP.CTX_INIT", "a photo of a")),
+        ("CraFT", "eurosat", "rn50", "", ("ORACLE.GRANTS", "('contexts', 'logits')")),
     ],
 )
-def test_the_commands_are_those_of_the_scripts(trainer, dataset, cfg, shots, tag, options):
-    seeds = (2, 0)
+def test_the_commands_are_those_of_the_scripts(trainer, dataset, cfg, tag, options):
+    given = {"DRY_RUN": "1", "SEEDS": "2 0", "TAG": tag, "DATA": "data", "OUTPUT": "output"}
     script = subprocess.run(
-        ["bash", "scripts/main.sh", trainer, dataset, cfg, str(shots), *options],
+        ["bash", "scripts/main.sh", trainer, dataset, cfg, "4", *options],
         cwd=REPO,
-        env={
-            **{name: value for name, value in os.environ.items() if name not in ("DATA", "OUTPUT")},
-            **{"DRY_RUN": "1", "SEEDS": " ".join(map(str, seeds)), "TAG": tag},
-        },
+        env={**os.environ, **given},
         capture_output=True,
         text=True,
     )
-    args = ["--trainers", trainer, "--datasets", dataset, "--cfg", cfg, "--shots", shots]
-    args += ["--seeds", *seeds, "--dry-run", *(("--tag", tag) if tag else ())]
-    printed = process(SWEEP, *args, "--", *options).stdout
+    args = grid([trainer, trainer], "--cfg", cfg, datasets=[dataset], seeds=(2, 0), shots=(4,))
+    done = process(SWEEP, *args, "--dry-run", *(("--tag", tag) if tag else ()), "--", *options)
     expected = [shlex.split(line) for line in script.stdout.splitlines()]
     assert len(expected) == 2
-    assert [shlex.split(line) for line in printed.splitlines()] == expected
-
-
-def test_a_grid_is_every_combination_once(tmp_path):
-    args = ["--trainers", "SONAR", "ZIP", "SONAR", "--datasets", "digits", "shapes"]
-    args += ["--shots", 4, 16, "--seeds", 1, 2, 1, "--dry-run"]
-    lines = sweep("data", tmp_path / "out", *args).stdout.splitlines()
-    folders = {shlex.split(line)[shlex.split(line).index("--output-dir") + 1] for line in lines}
-    assert len(lines) == 16 and folders == {
-        f"{tmp_path}/out/{dataset}/{trainer}/tiny_{shots}shots/seed{seed}"
-        for dataset in ("digits", "shapes")
-        for trainer in ("SONAR", "ZIP")
-        for shots in (4, 16)
-        for seed in (1, 2)
-    }
-    assert not (tmp_path / "out").exists()
+    assert [shlex.split(line) for line in done.stdout.splitlines()] == expected
 
 
 @pytest.mark.parametrize(
     "args, options, sentence",
     [
-        (alone("SONER"), (), "Unknown trainer (--trainers) 'SONER': did you mean SONAR"),
-        (("--trainers", "ZIP", "--datasets", "digit"), (), "'digit': did you mean digits"),
-        (alone("ZIP", "--cfg", "tyni"), (), "of ZIP (--cfg) 'tyni': did you mean tiny"),
-        (alone("ZIP"), ("ORACLE.MAX_QUERYS", "5"), "ORACLE.MAX_QUERIES"),
-        (alone("ZIP", "--ray"), (), "--ray needs Ray: pip install -e '.[ray]'"),
+        (grid(["SONER"]), (), "Unknown trainer 'SONER': did you mean SONAR"),
+        (grid(["ZIP"], datasets=["digit"]), (), "'digit': did you mean digits"),
+        (grid(["ZIP"], "--cfg", "tyni"), (), "of ZIP (--cfg) 'tyni': did you mean tiny"),
+        (grid(["ZIP"]), ("ORACLE.MAX_QUERYS", "5"), "ORACLE.MAX_QUERIES"),
+        (grid(["ZIP"], "--ray"), (), "--ray needs Ray: pip install -e '.[ray]'"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_starts(args, options, sentence, starts, tmp_path):
@@ -114,46 +98,31 @@ def test_what_cannot_run_is_said_before_anything_starts(args, options, sentence,
     assert sentence in done.stderr and not file.exists() and not (tmp_path / "out").exists()
 
 
-def test_runs_are_finished_once_and_have_a_table(data_root, tmp_path, starts):
-    file = starts()
-    args = ["--trainers", "SONAR", "ZeroshotOracle", "--datasets", "digits", "--shots", 1]
-    args += ["--seeds", 1, "--jobs", 2]
+def test_runs_are_finished_once_tried_again_and_have_a_table(data_root, tmp_path, starts):
+    """One process is killed, one run cannot be, and the others finish."""
+    file = starts(killed=1)
+    args = grid(["ZeroshotOracle", "SONAR"])
     first = sweep(data_root, tmp_path / "out", *args)
     assert first.returncode == 0, first.stderr
     logs = {path: path.read_bytes() for path in (tmp_path / "out").rglob("log.txt")}
-    assert len(logs) == 2 and file.read_text() == "++"
-    assert f"{tmp_path}/out/digits/ZeroshotOracle/tiny_1shots/seed1: " in first.stdout
-    assert re.search(r"^SONAR +tiny_1shots +words ", first.stdout, re.M)
-    again = sweep(data_root, tmp_path / "out", *args)
-    assert again.returncode == 0 and "2 runs, of which 2 are finished" in again.stdout
-    assert file.read_text() == "++" and all(path.read_bytes() == logs[path] for path in logs)
+    assert len(logs) == 2 and file.read_text() == "+++"
+    assert "(the first attempt: ended by SIGKILL)" in first.stdout
+    assert f"{tmp_path}/out/digits/SONAR/tiny_1shots/seed1: " in first.stdout
+    others = grid(["ZeroshotOracle", "SONAR"], "--jobs", 2, datasets=["digits", "caltech101"])
+    again = sweep(data_root, tmp_path / "out", *others)
+    assert again.returncode == 1 and "4 runs, of which 2 are finished" in again.stdout
+    assert file.read_text() == "+++" + "++++" and all(p.read_bytes() == logs[p] for p in logs)
+    assert "caltech101/SONAR/tiny_1shots/seed1 failed (no log): error: Caltech101" in again.stderr
     assert re.search(r"^SONAR +tiny_1shots +words ", again.stdout, re.M)
     # by `train.py` as well, and in its words where the options are others
-    other = sweep(data_root, tmp_path / "out", *args[:1], *args[2:], options=SMALL[:2])
+    other = sweep(data_root, tmp_path / "out", *grid(["SONAR"]), options=SMALL)
     assert other.returncode == 1 and "holds a finished run of another configuration" in other.stderr
-
-
-def test_a_run_that_was_killed_is_tried_again(data_root, tmp_path, starts):
-    file = starts(killed=1)
-    done = sweep(data_root, tmp_path / "out", *alone("ZeroshotOracle"))
-    assert done.returncode == 0 and file.read_text() == "++"
-    assert "(the first attempt: ended by SIGKILL)" in done.stdout
-
-
-def test_the_others_finish_when_one_fails(data_root, tmp_path, starts):
-    file = starts()
-    args = ["--trainers", "ZeroshotOracle", "--datasets", "caltech101", "digits", "--shots", 1]
-    done = sweep(data_root, tmp_path / "out", *args, "--seeds", 1, "--jobs", 2)
-    assert done.returncode == 1 and file.read_text() == "+++"
-    last = done.stderr.splitlines()[-1]
-    assert "caltech101/ZeroshotOracle/tiny_1shots/seed1 failed (no log): error: Caltech101" in last
-    assert re.search(r"^ZeroshotOracle +tiny_1shots +words ", done.stdout, re.M)
 
 
 def ended(root, output, signum, *args):
     """A sweep of ZIP that gets a signal while it trains: exit status and stderr."""
-    command = [sys.executable, SWEEP, "--root", root, "--output", output, *alone("ZIP"), *args]
-    command += ["--seeds", 1, 2, "--", *SMALL, "ORACLE.MAX_QUERIES", 100_000]
+    command = [sys.executable, SWEEP, "--root", root, "--output", output]
+    command += [*grid(["ZIP"], *args, seeds=(1, 2)), "--", *SMALL, "ORACLE.MAX_QUERIES", 100_000]
     log = output / "digits" / "ZIP" / "tiny_1shots" / "seed1" / "log.txt"
     with subprocess.Popen(
         list(map(str, command)), cwd=REPO, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
@@ -166,10 +135,9 @@ def ended(root, output, signum, *args):
         return child.wait(timeout=120), child.stderr.read().decode(), log
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_passed_on_and_ends_the_sweep(signum, data_root, tmp_path):
-    status, said, log = ended(data_root, tmp_path, signum)
-    assert status == 128 + signum and f"Stopped by {signum.name}: the same command" in said
+def test_a_signal_is_passed_on_and_ends_the_sweep(data_root, tmp_path):
+    status, said, log = ended(data_root, tmp_path, signal.SIGINT)
+    assert status == 130 and "Stopped by SIGINT: the same command goes on from here" in said
     assert "Stopped by SIGTERM" in log.read_text() and not (log.parent / ".lock").exists()
     assert (log.parent / "prompt_learner" / "checkpoint").is_file()
     assert not (log.parents[1] / "seed2").exists()
@@ -179,14 +147,64 @@ def test_a_signal_is_passed_on_and_ends_the_sweep(signum, data_root, tmp_path):
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="no Ray is installed")
 def test_runs_are_tasks_of_ray(data_root, tmp_path, starts):
     file = starts(killed=1)
-    args = ["--trainers", "SONAR", "ZeroshotOracle", "--datasets", "digits", "--shots", 1]
-    args += ["--seeds", 1, "--ray"]
+    args = grid(["SONAR", "ZeroshotOracle"], "--ray")
     done = sweep(data_root, tmp_path / "out", *args)
     assert done.returncode == 0, done.stderr
     assert file.read_text() == "+++"
-    assert re.search(r"^SONAR +tiny_1shots +words ", done.stdout, re.M)
     greedy = sweep(data_root, tmp_path / "greedy", *args, "--cpus-per-run", 1e6)
     assert greedy.returncode == 1 and "--cpus-per-run is 1e+06, and Ray has" in greedy.stderr
     status, said, log = ended(data_root, tmp_path / "ended", signal.SIGTERM, "--ray")
     assert status == 143 and "Stopped by SIGTERM" in said
     assert "Stopped by SIGTERM" in log.read_text() and not (log.parent / ".lock").exists()
+
+
+# The comparison
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--dataset", "digit"], "Unknown data set 'digit': did you mean digits"),
+        (["--cfg", "tinny"], "No method is left for --cfg tinny on digits"),
+        (["--queries", "0"], "argument --queries: 0 is not from 1"),
+        (["--seeds", "-1"], "argument --seeds: -1 is not from 0"),
+        (["--opts", "DATASET.NUM_SHOTS", "4"], "--opts may not set DATASET.NUM_SHOTS"),
+        (["--opts", "TEST.SPLIT", "foo"], "TEST.SPLIT is 'foo'; 'test' or 'val'"),
+        (
+            ["--methods", "head alone", "--opts", "TRAINER.SONAR.VIEWS", "4"],
+            "--opts may not set TRAINER.SONAR.VIEWS: head alone has it fixed",
+        ),
+        (["--methods", "ZIP, from words", "--dataset", "dtd"], "No method is left for --cfg tiny"),
+    ],
+)
+def test_a_comparison_that_cannot_be(tmp_path, call, arguments, words):
+    status, _, err = call(compare.main, "--output", tmp_path / "out", *arguments)
+    assert status and words in err and not (tmp_path / "out").exists()
+
+
+def test_a_comparison_has_a_table_and_a_plot_of_what_ended(tmp_path, data_root, call):
+    """CraFT cannot pay for a step; photo has no settings for BPT-VLM."""
+    options = ["--root", data_root, "--output", tmp_path, "--seeds", 1, "--shots", 1]
+    options += ["--queries", 10, "--methods", "white-box", "zero-shot", "CraFT", "ZIP"]
+    options += ["--opts", "OPTIM.MAX_EPOCH", 1]
+    status, out, err = call(compare.main, *options)
+    (table,) = (path.read_text() for path in tmp_path.rglob("table.md"))
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["zero-shot", "words"],
+        ["ZIP", "contexts"],
+        ["white-box", "weights"],
+    ]
+    assert status == 1 and "\nzero-shot  words " in out and "\nCraFT" not in out
+    assert "CraFT/seed1 failed (" in err and len([*tmp_path.rglob("val_curves.png")]) == 1
+
+
+def test_a_comparison_is_of_the_methods_that_have_settings(capsys):
+    class args:
+        methods, cfg, dataset = [], "photo", "x"
+
+    gone = {"BPT-VLM", "BPT-VLM, from words"}
+    assert {*compare.chosen(args, "a photo")} == compare.METHODS.keys() - gone
+    assert all(label in capsys.readouterr().out for label in [", ".join(sorted(gone))])
+    args.cfg = "rn50"
+    assert {*compare.chosen(args, "a photo")} == {*compare.METHODS}

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from dassl_blackbox.serve.__main__ import main as serve
+from dassl_blackbox.trainers.blackbox.config import defaults, merge_files
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from support import REPO, sentence
 
@@ -22,8 +23,8 @@ def test_commands_name_what_there_is(path):
     for file in FILE.findall(commands):
         assert (REPO / file).is_file(), file
     for trainer, dataset, cfg in re.findall(r"scripts/main\.sh (\w+) (\w+) (\w+)", commands):
-        assert (REPO / "configs" / "datasets" / f"{dataset}.yaml").is_file(), dataset
-        assert (REPO / "configs" / "trainers" / trainer / f"{cfg}.yaml").is_file(), (trainer, cfg)
+        settings = f"datasets/{dataset}", f"trainers/{trainer}/{cfg}"
+        merge_files(defaults(), [str(REPO / "configs" / f"{name}.yaml") for name in settings])
     assert not re.search(r"pip install ['\"]?dassl-blackbox", text), "no index has the package"
 
 

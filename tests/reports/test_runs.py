@@ -195,14 +195,14 @@ def test_scripts_pass_signals_on_and_stop(command, number, tmp_path):
 def test_a_signal_ends_the_loop_over_runs(tool, heeded, call, monkeypatch, tmp_path):
     begun = []
 
-    def attempt(command, environment, told, *folder):
-        begun.append(command)
+    def attempt(arguments, environment, told):
+        begun.append(arguments)
         kill(signal.SIGHUP)
         while not told:
             time.sleep(0.01)
         return "ended by SIGTERM"
 
-    monkeypatch.setattr(tool, "attempt", attempt)
+    monkeypatch.setattr(sweep, "attempt", attempt)
     monkeypatch.chdir(tmp_path)  # which a sweep leaves
     what = {
         compare: ["--methods", "zero-shot", "SONAR"],

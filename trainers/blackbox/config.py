@@ -189,6 +189,13 @@ HOST = {
     "TEST.FINAL_MODEL": one("last_step", "best_val"),
 }
 
+# CoOp's names of trainers' files, which differ by the backbone alone
+BACKBONES = {
+    "vit_b32.yaml": "ViT-B/32",
+    "vit_l14.yaml": "ViT-L/14",
+    "rn50.yaml": "RN50",
+    "rn101.yaml": "RN101",
+}
 PLAIN = "a photo of a {}."
 # the hand-written templates: CoOp's, then those of the later papers, then our own sets'
 TEMPLATES = {
@@ -348,14 +355,20 @@ def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
 
 
 def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
-    """Put the values of YAML files into a configuration, one after the other; "" is no file."""
-    for path in filter(None, paths):
+    """Put the values of YAML files into a configuration, one after the other; "" is no file.
+
+    The file of another CLIP backbone, such as `rn50.yaml`, is `vit_b16.yaml` with its name.
+    """
+    for path in map(Path, filter(None, paths)):
         cure = "A configuration is a YAML file such as those in configs/."
-        if not Path(path).is_file():
-            folder = next(place for place in (Path(path), *Path(path).parents) if place.is_dir())
+        base, given = path.with_name("vit_b16.yaml"), {}
+        if not path.is_file() and base.is_file() and path.name in BACKBONES:
+            path, given = base, {"MODEL.BACKBONE.NAME": BACKBONES[path.name]}
+        if not path.is_file():
+            folder = next(place for place in (path, *path.parents) if place.is_dir())
             names = sorted(file.name for file in folder.glob("*.yaml"))
             cure += f" {folder} has {', '.join(names) or 'none'}."
-        put(cfg, leaves(read_yaml(path, cure)), path)
+        put(cfg, leaves(read_yaml(path, cure)) | given, str(path))
 
 
 def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:

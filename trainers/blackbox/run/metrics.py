@@ -60,6 +60,8 @@ def entry(trainer: Any, before: dict[str, Counts] | None) -> dict[str, Any]:
         "steps": steps,
         "ended_by": ended_by,
         "seconds": seconds,
+        # what it was asked to do, as `--skip-done` compares it
+        "settings": getattr(trainer, "run_settings", None) or getattr(trainer, "request", None),
     }
 
 
@@ -79,8 +81,10 @@ def write(trainer: Any, before: dict[str, Counts] | None) -> None:
 
 
 def read(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The sections of a `metrics.json`; what they hold is not checked."""
-    cure = "The log is read in its place."
+    """The sections of a `metrics.json`, none without it; what they hold is not checked."""
+    cure = "Remove it, and the same command evaluates the run anew."
+    if not os.path.lexists(path):
+        return {}
     try:
         content = json.loads(read_text(path, cure))
         return {name: dict(section) for name, section in content.items()}
