@@ -12,6 +12,9 @@ from there.
 With --ray the runs are tasks of Ray: without an address, of one that is started for the sweep and
 listens on loopback alone; with one, of a cluster, on whose nodes the checkout, its Python
 environment, the data and the output must lie at the same paths, as on a shared file system.
+
+With --slurm FILE nothing runs: the file is a job array, a run a job, for `sbatch [OPTIONS] FILE`.
+A job that is preempted, or near its time limit, saves, is requeued and goes on where it was.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from dassl_blackbox.results import show, table
 from dassl_blackbox.runs import read, read_result
 from dassl_blackbox.trainers.blackbox.config import BACKBONES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, one_of
+from dassl_blackbox.trainers.blackbox.files import write_atomically
 from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from tqdm import tqdm
 
@@ -176,6 +180,27 @@ def on_ray(args: argparse.Namespace, signals: Sequence[int]) -> Call:
     return call
 
 
+def job_array(tasks: Mapping[str, list[str]]) -> str:
+    """A script for `sbatch`: Slurm tells its first process two minutes before a job's end."""
+    runs = "\n".join(f"{n}) run=({shlex.join(task)}) ;;" for n, task in enumerate(tasks.values()))
+    return f"""#!/bin/bash
+#SBATCH --job-name=dassl-blackbox
+#SBATCH --array=0-{len(tasks) - 1}
+#SBATCH --cpus-per-task=2
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+case $SLURM_ARRAY_TASK_ID in
+{runs}
+esac
+again() {{ kill -TERM $!; wait $!; scontrol requeue "$SLURM_JOB_ID"; exit; }}
+trap again TERM
+cd {shlex.quote(HOME)} || exit 1
+{shlex.quote(sys.executable)} train.py "${{run[@]}}" &
+wait $!
+"""
+
+
 def run_all(args: argparse.Namespace, tasks: Mapping[str, list[str]]) -> dict[str, str]:
     """Do what is not done of runs, by folder; returns the last sentences of those that failed.
 
@@ -244,6 +269,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="in place of --jobs")
     add("--cpus-per-run", type=float, default=1, help="with --ray: cores that a run takes")
     add("--gpus-per-run", type=float, default=0, help="with --ray: GPUs, such as 0.25")
+    add("--slurm", metavar="FILE", help="write a job array for Slurm, and run nothing")
     add("--dry-run", action="store_true", help="print the commands, and run nothing")
     add_common(parser, "output")
     further = "KEY VALUE options of every run; a -- before them ends the list of another option"
@@ -284,6 +310,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks[folder] = arguments(args, trainer, dataset, shots, seed, folder) + args.opts
     if args.dry_run:
         print("\n".join(shlex.join(["python", "train.py", *task]) for task in tasks.values()))
+        return 0
+    if args.slurm:
+        write_atomically(args.slurm, job_array(tasks).encode())
+        print(f"{args.slurm}: {len(tasks)} jobs; sbatch {shlex.quote(args.slurm)}")
         return 0
     failed = run_all(args, tasks)
     mine = {os.path.relpath(os.path.dirname(folder), args.output) for folder in tasks}
