@@ -568,6 +568,8 @@ def test_what_is_announced_holds_nothing_and_an_account_holds_its_share(served):
             with suppress(OSError):  # some are refused, and ended
                 connection.sendall(bytes(3 * length // 4))
         time.sleep(0.2)
+        own = pack({"images": torch.zeros(1300, 3, 32, 32, dtype=torch.uint8)})  # 4 MB
+        assert served.post("/v1/images", own).status == 200
         served.right()
         assert 503 in {*map(status, crowd)} <= {503, 408, 0}
     time.sleep(0.3)
