@@ -20,7 +20,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-pytest.register_assert_rewrite("hostile", "support")  # what they find wrong is shown as in tests
+pytest.register_assert_rewrite("served", "support")  # what they find wrong is shown as in tests
 
 ALLOWED_SKIPS = (
     r"no CUDA device",

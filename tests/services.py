@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import threading
-from functools import cache, lru_cache
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
@@ -32,13 +32,8 @@ def tiny():
 SCALE = tiny().description.logit_scale
 
 
-def embed_texts(texts):
-    return embedded(tuple(texts))
-
-
-@lru_cache(64)
 @torch.no_grad()
-def embedded(texts):
+def embed_texts(texts):
     return tiny().model.encode_text(tiny().tokenizer(list(texts)))
 
 
@@ -104,11 +99,8 @@ class Served:
 
 
 def openai(spelling, scale=1.0):
-    """Embeddings, out of order; base64 of little-endian float32 where that is asked for.
-
-    Args:
-        spelling: of a picture, as ORACLE.IMAGES; others are refused.
-        scale: of the features, which are not normalised then.
+    """Embeddings, out of order, with pictures in one `spelling` (ORACLE.IMAGES); features are
+    `scale` long, in base64 where that is asked for.
     """
 
     def answer(service, path, body):
@@ -127,17 +119,16 @@ def openai(spelling, scale=1.0):
                 pictures = [item.removeprefix(DATA) for item in items]
             else:
                 texts = items
-        if len(pictures) > MOST:
-            return 422, {}, too_long(body)
+        if len(pictures) > MOST:  # FastAPI says all of a list that is too long
+            told = f"List should have at most {MOST} items after validation, not {len(items)}"
+            place = {"type": "too_long", "loc": ["body", "image", "input"]}
+            return 422, {}, {"detail": [{**place, "msg": told, "input": items}]}
         rows = F.normalize(embed_images(pictures) if pictures else embed_texts(texts), dim=-1)
         service.pictures += len(pictures)
         service.texts += len(texts)
-        data = [
-            {"object": "embedding", "index": i, "embedding": coded(row, body)}
-            for i, row in enumerate(rows * scale)
-        ]
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
-        return 200, {}, {"object": "list", "data": data[::-1], "model": "m", "usage": usage}
+        found = enumerate(coded(row, body) for row in rows * scale)
+        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in found]
+        return 200, {}, {"object": "list", "data": data[::-1], "model": "m"}
 
     return Served(answer)
 
@@ -148,29 +139,12 @@ def coded(row, body):
     return row.tolist()
 
 
-def too_long(body):
-    """What FastAPI says of a list that is too long: all of it."""
-    told = f"List should have at most {MOST} items after validation, not {len(body['input'])}"
-    return {
-        "detail": [
-            {
-                "type": "too_long",
-                "loc": ["body", "image", "input"],
-                "msg": told,
-                "input": body["input"],
-                "ctx": {"field_type": "List", "max_length": MOST},
-            }
-        ]
-    }
-
-
 def zero_shot(scale):
     """Scores of the task zero-shot-image-classification, sorted, one picture a request."""
 
     def answer(service, path, body):
-        labels, template = (
-            body["parameters"][key] for key in ("candidate_labels", "hypothesis_template")
-        )
+        labels = body["parameters"]["candidate_labels"]
+        template = body["parameters"]["hypothesis_template"]
         image = F.normalize(embed_images([body["inputs"]]), dim=-1)
         text = F.normalize(embed_texts([template.format(label) for label in labels]), dim=-1)
         scores = (scale * image @ text.T)[0].softmax(-1)

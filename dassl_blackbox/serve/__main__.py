@@ -8,7 +8,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..console import parser_of, tool
 from ..trainers.blackbox.errors import BlackBoxError, first_line
@@ -17,51 +17,38 @@ from ..trainers.blackbox.oracle.interface import GRANTS
 
 if TYPE_CHECKING:
     from .access import Account
-    from .service import Options
-
-GRACE = 30  # seconds that requests have to end when the server is told to stop
-BACKLOG = 128
-BOUNDS = {"top_k": 0, "port": 0, "store_mb": 1, "max_mb": 1, "seconds": 1, "replicas": 0}
-HEADER_BYTES = 2**14  # of a request's headers
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of("-m dassl_blackbox.serve", __doc__)
     add = parser.add_argument
     add("--backbone", required=True, help="the model, as MODEL.BACKBONE.NAME names it")
-    add("--name", default="", help="under which clients know it (default: as --backbone)")
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=8900, help="0: any that is free")
-    add("--prec", default="fp32", help="fp32, fp16, bf16 or amp")
-    add("--device", default="", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    add("--keys", default="", help="YAML file of keys; see docs/REMOTE.md")
-    grants = f"of keys that name none of their own; of {', '.join(GRANTS)}"
-    add(
-        "--grants",
-        nargs="*",
-        default=["contexts", "logits"],
-        choices=GRANTS,
-        metavar="GRANT",
-        help=grants,
-    )
-    add("--top-k", type=int, default=0, help="log-probabilities let out an image; 0: logits")
-    add("--state", default="", help="folder of ledger and images (default: the user's)")
-    add("--store-mb", type=int, default=8192, help="bound of the images that are kept")
-    add("--max-mb", type=int, default=256, help="bound of a request and of an answer")
-    add("--seconds", type=int, default=60, help="within which a request must have come")
-    add("--replicas", type=int, default=0, help="so many, by Ray Serve; 0: one, without Ray")
-    add("--gpus-each", type=float, default=0.0, help="of a replica, perhaps a part of one")
-    args = parser.parse_args(arguments)
-    for name, least in BOUNDS.items():
-        if not least <= getattr(args, name) <= 2**31:
-            parser.error(f"--{name.replace('_', '-')} is out of range")
-    return args
+    of = f"of keys that name none of their own; of {', '.join(GRANTS)}"
+    default = ["contexts", "logits"]
+    add("--grants", nargs="*", default=default, choices=GRANTS, metavar="GRANT", help=of)
+    for option, value, words in (
+        ("--name", "", "under which clients know it (default: as --backbone)"),
+        ("--top-k", 0, "log-probabilities let out an image; 0: logits"),
+        ("--keys", "", "YAML file of keys; see docs/REMOTE.md"),
+        ("--host", "127.0.0.1", "address to listen on"),
+        ("--port", 8900, "0: any that is free"),
+        ("--prec", "fp32", "fp32, fp16, bf16 or amp"),
+        ("--device", "", "cpu, cuda, cuda:1 (default: cuda where there is one)"),
+        ("--state", "", "folder of ledger and images (default: the user's)"),
+        ("--store-mb", 8192, "bound of the images that are kept"),
+        ("--max-mb", 256, "bound of a request and of an answer"),
+        ("--seconds", 60, "within which a request must have come"),
+        ("--replicas", 0, "so many, by Ray Serve; 0: one, without Ray"),
+        ("--gpus-each", 0.0, "of a replica, perhaps a part of one"),
+    ):
+        add(option, type=type(value), default=value, help=words)
+    return parser.parse_args(arguments)
 
 
 def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        bound = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as e:
         raise BlackBoxError(f"Nothing can listen on {host}:{port} ({first_line(e)}).") from e
     # accepted connections take it over; else the last part of every answer waits for 40 ms
@@ -72,56 +59,48 @@ def listen(host: str, port: int) -> socket.socket:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     os.umask(0o077)  # what clients sent is for the owner alone, whatever the folder's own mode
-    with listen(args.host, args.port) as bound:
-        serve(args, bound)
-    return 0
-
-
-def serve(args: argparse.Namespace, bound: socket.socket) -> None:
     try:
         import uvicorn
 
         from .access import read_accounts
-        from .application import build_app
-        from .service import Options, build_service
+        from .application import build_app, serve_replicas
+        from .service import build_service
     except ImportError as e:
         raise BlackBoxError(
             f"The server needs the package {e.name}. In a clone of dassl-blackbox: "
             f"pip install -e '.[serve]'"
         ) from e
-    own = ("host", "port", "prec", "replicas", "gpus_each")
-    given = {name: value for name, value in vars(args).items() if name not in own}
-    options = Options(**given, precision=args.prec)
-    accounts, made = read_accounts(options.keys, options.grants, options.top_k)
-    if args.replicas:
-        from .ray import serve_replicas
-
+    accounts, made = read_accounts(args.keys, args.grants, args.top_k)
+    with listen(args.host, args.port) as bound:
         host, port = bound.getsockname()[:2]
-        bound.close()
-        tell(options, accounts, made, f"http://{host}:{port}")
-        serve_replicas(options, accounts, args.replicas, (host, port), args.gpus_each)
-        return
-    service = build_service(options, accounts)
-    config: dict[str, Any] = {
-        "http": "h11",
-        "ws": "none",
-        "h11_max_incomplete_event_size": HEADER_BYTES,
-        "timeout_keep_alive": 75,
-        "timeout_graceful_shutdown": GRACE,
-        "backlog": BACKLOG,
-        "log_level": "critical",  # the rest is about what clients send, or told by the application
-        "server_header": False,
-    }
-    host, port = bound.getsockname()[:2]
-    tell(options, accounts, made, url := f"http://{host}:{port}")
-    print(f"{service.description.name} listens on {url}", flush=True)
-    uvicorn.Server(uvicorn.Config(build_app(service), **config)).run(sockets=[bound])
+        url = f"http://{host}:{port}"
+        if args.replicas:
+            bound.close()
+            tell(args, accounts, made, url)
+            serve_replicas(args, accounts, host, port)
+            return 0
+        app = build_app(build_service(args, accounts))
+        tell(args, accounts, made, url)
+        print(f"{args.name or args.backbone} listens on {url}", flush=True)
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            h11_max_incomplete_event_size=2**14,  # bytes of a request's headers
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=30,
+            backlog=128,
+            log_level="critical",  # the rest is about what clients send, or told by the application
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=[bound])
+    return 0
 
 
-def tell(options: Options, accounts: Sequence[Account], made: str, url: str) -> None:
+def tell(args: argparse.Namespace, accounts: Sequence[Account], made: str, url: str) -> None:
     """Print what is served to whom, and, where a key was made, how a client is started."""
-    name = options.name or options.backbone
-    print(f"{name} is served; a request and an answer have at most {options.max_mb} MiB")
+    name = args.name or args.backbone
+    print(f"{name} is served; a request and an answer have at most {args.max_mb} MiB")
     for account in accounts:
         numbers = {
             "queries": account.max_queries,
@@ -133,12 +112,10 @@ def tell(options: Options, accounts: Sequence[Account], made: str, url: str) -> 
         print(f"  {account.name}: {', '.join(sorted(account.grants)) or 'no grants'}; {limits}")
     if made:
         cfg = name if name in EMBEDDED else "vit_b16"
-        print(
-            f"No keys were given; one was made for as long as the server runs. A client:\n"
-            f"BLACKBOX_KEY={made} bash scripts/main.sh SONAR digits {cfg} 16 ORACLE.URL {url}"
-            + f" MODEL.BACKBONE.NAME {shlex.quote(name)}"
-            * (name not in EMBEDDED)
-        )
+        named = "" if name in EMBEDDED else f" MODEL.BACKBONE.NAME {shlex.quote(name)}"
+        client = f"BLACKBOX_KEY={made} bash scripts/main.sh SONAR digits {cfg} 16 ORACLE.URL {url}"
+        print("No keys were given; one was made for as long as the server runs. A client:")
+        print(client + named)
 
 
 if __name__ == "__main__":

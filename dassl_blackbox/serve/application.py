@@ -1,138 +1,107 @@
-"""The server as a FastAPI application: keys, routes, answers, refusals and what is measured."""
+"""The server as an ASGI application: keys, routes, answers, refusals and what is measured."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import os
+import signal
 import sqlite3
 import sys
+import threading
 import time
 import traceback
-import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import diskcache
-import h11
-import prometheus_client
-from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from fastapi.security import HTTPBearer
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import ValidationError
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import __version__
-from ..trainers.blackbox.errors import first_line
+from ..trainers.blackbox.errors import BlackBoxError, first_line
 from ..trainers.blackbox.oracle.bill import UNITS
-from ..trainers.blackbox.oracle.wire import DIGEST, MEDIA, REQUEST, digest_of
-from .access import Account
-from .requests import Refusal, TextList, busy, wrong
-from .service import IMAGE_FEATURES, QUERY, TEXT_FEATURES, Service
+from ..trainers.blackbox.oracle.wire import DAMAGED, DIGEST, MEDIA, digest_of
+from .access import Account, Refusal, complaint, wrong
+from .service import IMAGE_FEATURES, QUERY, TEXT_FEATURES, Service, build_service
 
-ACCOUNT = "dassl_blackbox.account"  # of a request's scope
+VISIT = "dassl_blackbox.visit"  # of a request's scope
 HEALTH = "/health"  # the one path that needs no key
-NAME_LENGTH = 128  # characters of an Idempotency-Key
 PAUSE = 0.02  # seconds that a wrong key takes, one at a time
-JSON, PICTURES = "application/json", ("image/png", "image/jpeg")
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 STORAGE = (sqlite3.Error, OSError, diskcache.Timeout)  # of a disk that is full, or fails
-SENTENCES = {404: "There is no such path.", 405: "The path does not take this method."}
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": 'Refused: {"error": {"code", "message"}}'},
-    "503": {"description": "Busy: come again after Retry-After"},
-}
+ANSWERS: tuple[tuple[Any, int, str, str], ...] = (  # (error, status, code, sentence)
+    (BlackBoxError, 422, "invalid", ""),  # of what was sent, with a sentence of its own
+    (TimeoutError, 408, "too_slow", "The body did not come in time."),
+    (ClientDisconnect, 400, DAMAGED, "The client left before the body had come."),
+    (STORAGE, 503, "storage", "The server cannot store what it must; its owner is told."),
+    (Exception, 500, "failed", "The server failed at this request."),
+)
+CLOSE = (400, 401, 408, 411, 413, 503)  # where the rest of a body may still come
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+Endpoint = Callable[[Request, Any], Awaitable[Any]]
 
 
-# ---------------------------------------------------------------------- answers
-
-
-def answer_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps(value).encode()
-    return Response(body, status, {**(headers or {}), DIGEST: digest_of(body)}, media_type=JSON)
-
-
-def answer_refusal(refusal: Refusal) -> Response:
-    return answer_json(refusal.body(), refusal.status, refusal.headers)
-
-
-class Sent(Response):
-    """Tensors, after which `done` is called, sent or not."""
-
-    def __init__(self, body: bytes, done: Callable[[], object] = lambda: None) -> None:
-        super().__init__(body, headers={DIGEST: digest_of(body)}, media_type=MEDIA)
-        self.done = done
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.done()
-
-
-def answer_failures(app: FastAPI) -> None:
-    """Refusals and faults become answers with a sentence; none shows a traceback."""
-
-    @app.exception_handler(Refusal)
-    async def refuse(request: Request, refusal: Refusal) -> Response:
-        return answer_refusal(refusal)
-
-    @app.exception_handler(HTTPException)
-    async def no_such_path(request: Request, error: HTTPException) -> Response:
-        words = SENTENCES.get(error.status_code, f"{error.detail}.")
-        return answer_refusal(Refusal(error.status_code, "http", words, error.headers))
-
-    @app.exception_handler(RequestValidationError)
-    async def not_as_described(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))[:60]
-        return answer_refusal(wrong(f"{place}: {first['msg']}."))
-
-    async def no_storage(request: Request, error: Exception) -> Response:
-        say(f"What must be stored cannot be ({first_line(error)}).")
-        words = "The server cannot store what it must; its owner is told."
-        return answer_refusal(Refusal(503, "storage", words, {"Retry-After": "10"}))
-
-    for kind in STORAGE:
-        app.add_exception_handler(kind, no_storage)
-
-    @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> Response:
-        """The traceback is the owner's; what a client did to its connection is not told."""
-        if not isinstance(error, h11.ProtocolError):
-            say("".join(traceback.format_exception(error)))
-        return answer_refusal(Refusal(500, "failed", "The server failed at this request."))
-
-
-def say(line: str) -> None:
+def say(line: str, error: bool = True) -> None:
     """To the owner; a terminal that is gone, or a log on a full disk, is passed over."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr if error else sys.stdout, flush=True)
 
 
-# ---------------------------------------------------------------------- what every request passes
+def answer_of(content: Any, status: int = 200, **headers: str) -> Response:
+    """Tensors, a text, or what is said in JSON, with a digest."""
+    kind, body = MEDIA, content
+    if isinstance(content, str):
+        kind, body = "text/plain; version=0.0.4", content.encode()
+    elif not isinstance(content, bytes):
+        kind, body = "application/json", json.dumps(content).encode()
+    return Response(body, status, {**headers, DIGEST: digest_of(body)}, media_type=kind)
 
 
-def account_of(request: Request) -> Account:
-    """Whose key the request has, which the guard has looked at."""
-    return request.scope[ACCOUNT]
+async def refuse(request: Request, error: Exception) -> Response:
+    """The sentence that an error is answered with; the traceback is the owner's."""
+    if isinstance(error, Refusal):
+        refusal = error
+    elif isinstance(error, HTTPException):
+        refusal = Refusal(error.status_code, "http", f"{error.detail}.")
+        refusal.headers.update(error.headers or {})
+    elif isinstance(error, ValidationError):
+        where, words = complaint(error)
+        refusal = wrong(f"{'.'.join(map(str, where))[:60]} is not as expected: {words[:200]}.")
+    else:
+        status, code, words = next(row[1:] for row in ANSWERS if isinstance(error, row[0]))
+        refusal = Refusal(status, code, words or str(error))
+        if status == 503:
+            say(f"What must be stored cannot be ({first_line(error)}).")
+        if status == 500:
+            say("".join(traceback.format_exception(error)))
+    headers = {**HEADERS.get(refusal.status, {}), **refusal.headers}
+    if refusal.status in CLOSE:
+        headers["Connection"] = "close"
+    return answer_of(refusal.body, refusal.status, **headers)
 
 
 class Guard:
-    """Lets requests in that have a known key, so many of each at a time; counts the answers.
+    """Lets requests with a known key in; others are told nothing, not even of paths, and slowly."""
 
-    Others are told nothing, not even of paths, and slowly: one at a time.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service, measured: Measured) -> None:
-        self.app, self.service, self.measured = app, service, measured
-        self.inside = Counter[str]()  # requests of an account
+    def __init__(self, app: ASGIApp, service: Service, paths: Collection[str]) -> None:
+        self.app, self.accounts, self.paths = app, service.accounts, paths
         self.wrong, self.pause = 0, asyncio.Lock()
         self.met: set[str] = set()  # names of the accounts that have asked something
+        counts, times = ("blackbox_requests", "Requests"), ("blackbox_request_seconds", "Times")
+        self.requests = Counter(*counts, ("path", "status"), registry=service.registry)
+        self.seconds = Histogram(*times, ("path",), buckets=SECONDS, registry=service.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -142,42 +111,29 @@ class Guard:
 
         async def watched(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            status = message.get("status", status)
             await send(message)
 
         try:
             if scope["path"] == HEALTH:
                 await self.app(scope, receive, watched)
-                return
-            with self.let_in(scope):
-                await self.app(scope, receive, watched)
+            else:
+                account = self.accounts.of(Headers(scope=scope).get("authorization", ""))
+                with self.accounts.visit(account) as scope[VISIT]:
+                    if account.name not in self.met:
+                        self.met.add(account.name)
+                        say(f"{account.name} asks for the first time", error=False)
+                    await self.app(scope, receive, watched)
         except Refusal as refusal:
             if refusal.status == 401:
                 await self.slow_down(scope)
-            await answer_refusal(refusal)(scope, receive, watched)
+            answer = await refuse(Request(scope), refusal)
+            await answer(scope, receive, watched)
         finally:
             # other paths are one, so that nobody fills the metrics
-            path = getattr(scope.get("route"), "path", "other")
-            self.measured.done(path, status, time.perf_counter() - start)
-
-    @contextmanager
-    def let_in(self, scope: Scope) -> Iterator[None]:
-        """Raises a Refusal where the key is not known, asks too fast, or too much at once."""
-        account = self.service.accounts.of(Headers(scope=scope).get("authorization"))
-        self.service.accounts.spend(account)
-        if self.inside[account.name] >= self.service.limits.waiting:
-            raise busy("Too many requests of this key are on their way.")
-        if account.name not in self.met:
-            self.met.add(account.name)
-            with suppress(OSError):
-                print(f"{account.name} asks for the first time", flush=True)
-        scope[ACCOUNT] = account
-        self.inside[account.name] += 1
-        try:
-            yield
-        finally:
-            self.inside[account.name] -= 1
+            path = scope["path"] if scope["path"] in self.paths else "other"
+            self.requests.labels(path, str(status)).inc()
+            self.seconds.labels(path).observe(time.perf_counter() - start)
 
     async def slow_down(self, scope: Scope) -> None:
         self.wrong += 1
@@ -188,172 +144,85 @@ class Guard:
             await asyncio.sleep(PAUSE)
 
 
-class Measured:
-    """What is measured, in Prometheus' format; two servers in a process do not share it."""
-
-    def __init__(self, service: Service) -> None:
-        self.registry = prometheus_client.CollectorRegistry()
-        self.requests = prometheus_client.Counter(
-            "blackbox_requests", "Requests", ("path", "status"), registry=self.registry
-        )
-        self.seconds = prometheus_client.Histogram(
-            "blackbox_request_seconds",
-            "Time of a request",
-            ("path",),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        watched: dict[str, tuple[str, Callable[[], float]]] = {
-            "waiting": ("Requests that wait for the model", lambda: len(service.replica.jobs)),
-            "batches": ("Times that the model answered", service.replica.together.total),
-            "queries": ("Queries charged", lambda: service.charged[UNITS[0]]),
-            "image_queries": ("Candidate x image charged", lambda: service.charged[UNITS[1]]),
-        }
-        for name, (words, value) in watched.items():
-            gauge = prometheus_client.Gauge(f"blackbox_{name}", words, registry=self.registry)
-            gauge.set_function(value)
-
-    def done(self, path: str, status: int, seconds: float) -> None:
-        self.requests.labels(path, str(status)).inc()
-        self.seconds.labels(path).observe(seconds)
-
-
-# ---------------------------------------------------------------------- routes
-
-
-def takes(*media: str) -> dict[str, Any]:
-    """A request's body in the OpenAPI description."""
-    binary = {"type": "string", "format": "binary"}
-    shapes = {JSON: TextList.model_json_schema()}
-    content = {kind: {"schema": shapes.get(kind, binary)} for kind in media}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def tensors_out() -> dict[int | str, dict[str, Any]]:
-    content = {MEDIA: {"schema": {"type": "string", "format": "binary"}}}
-    return {
-        200: {"description": "A safetensors file with one tensor, 'answer'", "content": content}
+def build_app(service: Service) -> Starlette:
+    """The application; `service` is closed when it shuts down."""
+    charged, waiting = service.ledger.charged, service.replica.waiting
+    watched: dict[str, tuple[str, Callable[[], float]]] = {
+        "waiting": ("Requests that wait for the model", lambda: sum(map(len, [*waiting.values()]))),
+        "batches": ("Times that the model answered", lambda: service.replica.batches),
+        "queries": ("Queries charged", lambda: charged[UNITS[0]]),
+        "image_queries": ("Candidate x image charged", lambda: charged[UNITS[1]]),
+    }
+    for name, (words, value) in watched.items():
+        Gauge(f"blackbox_{name}", words, registry=service.registry).set_function(value)
+    endpoints: dict[str, tuple[str, Endpoint]] = {
+        HEALTH: ("GET", service.health),
+        "/metrics": ("GET", service.metrics),
+        "/v1/description": ("GET", service.describe),
+        "/v1/usage": ("GET", service.usage),
+        "/v1/embedding": ("GET", service.embedding),
+        "/v1/texts": ("POST", service.texts),
+        "/v1/images": ("POST", service.images),
+        "/v1/query": ("POST", partial(service.question, QUERY)),
+        "/v1/features/images": ("POST", partial(service.question, IMAGE_FEATURES)),
+        "/v1/features/texts": ("POST", partial(service.question, TEXT_FEATURES)),
     }
 
-
-def build_app(service: Service) -> FastAPI:
-    """The application; `service` is closed when it shuts down."""
+    async def answered(endpoint: Endpoint, request: Request) -> Response:
+        try:
+            return answer_of(await endpoint(request, request.scope.get(VISIT)))
+        except Exception as e:
+            return await refuse(request, e)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         service.close()
 
-    app = FastAPI(
-        title="dassl-blackbox",
-        version=__version__,
+    app = Starlette(
+        routes=[Route(p, partial(answered, e), methods=[m]) for p, (m, e) in endpoints.items()],
+        middleware=[Middleware(Guard, service=service, paths=endpoints)],
+        exception_handlers={HTTPException: refuse},
         lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
     )
-    measured, bodies = Measured(service), service.bodies
-    app.add_middleware(Guard, service=service, measured=measured)
-    answer_failures(app)
-    # the guard has looked at the key: this tells readers of the description
-    keyed: dict[str, Any] = {"dependencies": [Depends(HTTPBearer(auto_error=False))]}
-
-    @app.get(HEALTH, tags=["state"])
-    async def health() -> Response:
-        """Whether the model answers. Needs no key."""
-        if not service.replica.alive():
-            raise Refusal(503, "stopped", "The model has stopped.")
-        return answer_json({"status": "ok"})
-
-    @app.get("/metrics", tags=["state"], responses=REFUSALS, **keyed)
-    async def metrics(request: Request) -> Response:
-        """Prometheus' metrics, which sum over all keys, where they are granted."""
-        if not account_of(request).metrics:
-            raise Refusal(403, "not_granted", "The server's metrics are not granted to this key.")
-        text = prometheus_client.generate_latest(measured.registry)
-        return Response(text, media_type="text/plain; version=0.0.4")
-
-    @app.get("/v1/description", tags=["model"], responses=REFUSALS, **keyed)
-    async def description(request: Request) -> Response:
-        """What the model is, and what is granted to the key."""
-        return answer_json(service.describe(account_of(request)))
-
-    @app.get("/v1/usage", tags=["state"], responses=REFUSALS, **keyed)
-    async def usage(request: Request) -> Response:
-        """What the key has used."""
-        return answer_json(await service.usage(account_of(request)))
-
-    @app.get("/v1/embedding", tags=["model"], responses={**REFUSALS, **tensors_out()}, **keyed)
-    async def embedding(request: Request, words: str) -> Response:
-        """Token embeddings of words, where contexts are granted."""
-        return Sent(await service.embedding(account_of(request), words))
-
-    @app.post(
-        "/v1/texts", tags=["contents"], openapi_extra=takes(JSON), responses=REFUSALS, **keyed
-    )
-    async def texts(request: Request) -> Response:
-        """Name a list of texts: {"names": […], "template": "a photo of a {}."}."""
-        account = account_of(request)
-        async with bodies.of(request, account.name) as body:
-            return answer_json(await service.take_texts(account, body))
-
-    @app.post(
-        "/v1/images",
-        tags=["contents"],
-        openapi_extra=takes(MEDIA, *PICTURES),
-        responses=REFUSALS,
-        **keyed,
-    )
-    async def images(request: Request) -> Response:
-        """Send images: one PNG or JPEG, or a tensor 'images' `[B, 3, H, W]` of many.
-
-        The tensor is of uint8 (8-bit pictures) or float32 (normalised pixels).
-        """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in (MEDIA, *PICTURES):
-            raise Refusal(415, "media_type", f"{MEDIA}, {' or '.join(PICTURES)} is expected.")
-        account = account_of(request)
-        async with bodies.of(request, account.name) as body:
-            return answer_json(await service.take_images(account, body, kind in PICTURES))
-
-    async def ask(what: str, request: Request) -> Response:
-        account, name = account_of(request), request.headers.get(REQUEST, "")
-        if len(name) > NAME_LENGTH:
-            raise wrong(f"{REQUEST} has more than {NAME_LENGTH} characters.")
-        name = f"given {name}" if name else f"none {uuid.uuid4().hex}"
-        async with bodies.of(request, account.name) as body:
-            answer = asyncio.ensure_future(service.answer(what, account, name, body))
-            left = asyncio.ensure_future(request.receive())  # nothing is left to come but the end
-            try:
-                await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-                if not answer.done():
-                    raise Refusal(400, "left", "The client has left.")
-                content, room = await answer
-                return Sent(content, partial(bodies.hold, account.name, -room))
-            finally:
-                left.cancel()
-                answer.cancel()
-
-    question: dict[str, Any] = {
-        "tags": ["questions"],
-        "openapi_extra": takes(MEDIA),
-        "responses": {**REFUSALS, **tensors_out()},
-        **keyed,
-    }
-
-    @app.post("/v1/query", **question)
-    async def query(request: Request) -> Response:
-        """Score P candidates on B images: logits `[P, B, C + M]`."""
-        return await ask(QUERY, request)
-
-    @app.post("/v1/features/images", **question)
-    async def image_features(request: Request) -> Response:
-        """Normalised features of images `[B, E]`."""
-        return await ask(IMAGE_FEATURES, request)
-
-    @app.post("/v1/features/texts", **question)
-    async def text_features(request: Request) -> Response:
-        """Normalised features of texts `[P, C + M, E]`."""
-        return await ask(TEXT_FEATURES, request)
-
+    app.router.redirect_slashes = False
     return app
+
+
+def serve_replicas(
+    args: argparse.Namespace, accounts: Sequence[Account], host: str, port: int
+) -> None:
+    """Serve by Ray until SIGTERM or SIGINT; rates hold for each replica by itself.
+
+    Ray's ports are on the loopback address, but for one a replica (Ray 2.60 gives no choice).
+    """
+    # read by Ray when it is imported; the second: it listens on the loopback address alone
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if find_spec("ray") is None:
+        raise BlackBoxError("Replicas need Ray. In a clone: pip install -e '.[ray]'")
+    import ray
+    from ray import serve
+
+    ray.init(include_dashboard=False, log_to_driver=True)
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        deployment = serve.deployment(
+            serve.ingress(lambda: build_app(build_service(args, accounts)))(),
+            name="dassl-blackbox",
+            num_replicas=args.replicas,
+            max_ongoing_requests=64,
+            graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=10.0,
+            ray_actor_options={"num_cpus": 1, "num_gpus": args.gpus_each},
+        )
+        serve.run(deployment.bind(), name="dassl-blackbox", route_prefix="/")
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has its own while it starts
+            signal.signal(number, lambda *_: stop.set())
+        url = f"http://{host}:{port}"
+        print(f"{args.replicas} replicas of {args.backbone} listen on {url}", flush=True)
+        stop.wait()
+    finally:
+        serve.shutdown()
+        ray.shutdown()

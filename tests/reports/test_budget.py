@@ -6,15 +6,14 @@ import re
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
 import uvicorn
-from dassl_blackbox.serve.__main__ import listen
-from dassl_blackbox.serve.access import Account, digest_of
+from dassl_blackbox.serve.__main__ import listen, parse_args
+from dassl_blackbox.serve.access import Account
 from dassl_blackbox.serve.application import build_app
-from dassl_blackbox.serve.service import Options, build_service
+from dassl_blackbox.serve.service import build_service
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Meter, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.services import Http, Refused, RemoteOracle
@@ -30,10 +29,10 @@ BUDGETS = {"rich": 0, "nineteen": 19, "twenty": 20, "one": 1, "five": 5}
 def served(state):
     """A server of ours in this process, with a key of every budget; (service, URL)."""
     accounts = [
-        Account(name, digest_of(f"key-of-{name}"), frozenset(GRANTS), max_queries=most)
+        Account(name=name, key=f"key-of-{name}", grants=GRANTS, max_queries=most)
         for name, most in BUDGETS.items()
     ]
-    service = build_service(Options("tiny", state=str(state)), accounts)
+    service = build_service(parse_args(["--backbone", "tiny", "--state", str(state)]), accounts)
     bound = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -69,7 +68,7 @@ def key(ours, monkeypatch):
 def bound(ours, monkeypatch):
     """`bound(bytes)`: of a body and of an answer, for this test."""
     service, _ = ours
-    return lambda size: monkeypatch.setattr(service, "limits", replace(service.limits, body=size))
+    return lambda size: monkeypatch.setattr(service, "most", size)
 
 
 def far(ours, *options):

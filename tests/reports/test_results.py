@@ -13,7 +13,6 @@ from importlib.util import find_spec
 
 import parse_test_res
 import pytest
-import torch
 import train
 import uvicorn
 from dassl_blackbox import plots, results
@@ -217,8 +216,6 @@ def test_a_device_that_is_not_here(tmp_path, call, device):
     status, _, err = call(serve, *options(tmp_path / "state"), "--device", device)
     assert status == 1 and err.startswith(f"error: --device is {device}, which cannot be used: ")
     assert "Give one of cpu" in err and "fault" not in err
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        assert "there is no CUDA device here" in err
 
 
 def options(*state):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dassl_blackbox.serve import __main__ as serve
-from dassl_blackbox.serve.contents import Contents
+from dassl_blackbox.serve.replica import Contents
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state, write_atomically
 from dassl_blackbox.trainers.blackbox.openclip import models
@@ -77,7 +77,7 @@ def test_the_cache_of_a_server_unpickles_nothing(tmp_path):
     about, folder = SimpleNamespace(image_size=(2, 2)), tmp_path / "contents"
     contents = Contents(folder, 2**20, about, ["me"])
     contents.put_images("me", ["a"], torch.zeros(1, 3, 2, 2))
-    contents.close()
+    contents.caches["me"].close()
     planted = pickle.dumps(Planted(tmp_path / "made"))
     (own,) = folder.iterdir()
     with sqlite3.connect(own / "cache.db") as db:
