@@ -15,6 +15,7 @@ MODEL:
   BACKBONE: {NAME: tiny}
 TRAINER: {NAME: %s}
 """
+ASKED = {"queries": 1000, "image_queries": 8000}
 
 
 def make(folder, accuracy=70.0, trainer="ZIP", elapsed="0:01:00", **bill):
@@ -25,28 +26,19 @@ def make(folder, accuracy=70.0, trainer="ZIP", elapsed="0:01:00", **bill):
         f"* macro_f1: {accuracy}%\nElapsed: {elapsed}\n"
     )
     (folder / "config.yaml").write_text(CONFIG % trainer)
-    counts = {"queries": 1000, "image_queries": 8000}
-    content = {"training": counts, "evaluation": counts, **bill}
-    (folder / "queries.json").write_text(json.dumps(content))
+    (folder / "queries.json").write_text(
+        json.dumps({"training": ASKED, "evaluation": ASKED} | bill)
+    )
     (folder / "val_curve.csv").write_text("500,4000,50.0\n1000,8000,60.0\n")
     return folder
 
 
 def store(folder, kind="end_of_training", **changes):
     """A `metrics.json` beside the files of `make`; `changes` of its section."""
-    counts = {"queries": 1000, "image_queries": 8000}
-    section = {
-        "trainer": "ZIP",
-        "access": ["contexts", "logits"],
-        "backbone": "tiny",
-        "dataset": "Digits",
-        "classes": "all",
-        "shots": 16,
-        "batches": 10,
-        "accuracy": 70.04,
-        "queries": {**dict.fromkeys(("training", "evaluation"), counts), "test": counts},
-        "seconds": 60.0,
-    } | changes
+    about = {"trainer": "ZIP", "backbone": "tiny", "dataset": "Digits", "classes": "all"}
+    found = {"shots": 16, "batches": 10, "accuracy": 70.04, "seconds": 60.0}
+    queries = dict.fromkeys(("training", "evaluation", "test"), ASKED)
+    section = about | found | {"access": ["contexts", "logits"], "queries": queries} | changes
     (folder / METRICS).write_text(json.dumps({kind: section}))
     return folder
 
@@ -73,20 +65,19 @@ def called(capsys, monkeypatch, main, *args):
 
 # how each tool is called on a folder of runs, and the files that it reads
 LOG, BILL, YAML, CURVE = "log.txt", "queries.json", "config.yaml", "val_curve.csv"
+PLOTS = {"shots": (LOG, YAML), "queries": (LOG, CURVE), "gain": (YAML,), "budgets": (LOG, BILL)}
+
+
+def plot(kind):
+    return lambda root: (plots.main, kind, root, "--out", f"{root}.png")
+
+
 TOOLS = {
     "results": ((LOG, BILL, YAML), lambda root: (results.main, root)),
     "across": ((LOG, YAML), lambda root: (results.main, root, "--across")),
     "parse_test_res": ((LOG, BILL), lambda root: (parse_test_res.main, root / "ZIP_16shots")),
     "multi-exp": ((LOG, BILL), lambda root: (parse_test_res.main, root, "--multi-exp")),
-    **{
-        kind: (files, lambda root, kind=kind: (plots.main, kind, root, "--out", f"{root}.png"))
-        for kind, files in {
-            "shots": (LOG, YAML),
-            "queries": (LOG, CURVE),
-            "gain": (YAML,),
-            "budgets": (LOG, BILL),
-        }.items()
-    },
+    **{kind: (files, plot(kind)) for kind, files in PLOTS.items()},
 }
 DAMAGE = {
     "empty": b"",
