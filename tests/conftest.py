@@ -29,7 +29,6 @@ ALLOWED_SKIPS = (
     r"asks only compat: ",
     r"no Ray is installed",
 )
-skips = pytest.StashKey()
 
 
 def pytest_addoption(parser):
@@ -46,8 +45,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    config.stash[skips] = Skips()
-    config.pluginmanager.register(config.stash[skips])
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "long: runs with --long alone")
     config.addinivalue_line("markers", "services: runs with --services alone")
@@ -63,45 +60,24 @@ def pytest_runtest_setup(item):
         pytest.skip("no CUDA device")
 
 
-class Skips:
-    """A plugin that keeps (test, reason) of what was skipped, in this process or in those that it
-    hands tests to.
-    """
-
-    def __init__(self):
-        self.found = []
-
-    def pytest_runtest_logreport(self, report):
-        if report.skipped and not hasattr(report, "wasxfail"):
-            self.found.append((report.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
-
-    pytest_collectreport = pytest_runtest_logreport
-
-
-def unlisted(config):
-    return [
-        (test, reason)
-        for test, reason in config.stash[skips].found
-        if not any(re.match(allowed, reason) for allowed in ALLOWED_SKIPS)
-    ]
+def skipped(config):
+    """{test: why it was skipped}, and those of them that are not on the list."""
+    reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    found = {r.nodeid: str(r.longrepr[2]).removeprefix("Skipped: ") for r in reports}
+    return found, [test for test in found if not re.match("|".join(ALLOWED_SKIPS), found[test])]
 
 
 def pytest_sessionfinish(session):
-    if unlisted(session.config) and session.exitstatus == 0:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and skipped(session.config)[1] and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[skips].found:
-        terminalreporter.section("skipped")
-    for test, reason in config.stash[skips].found:
-        terminalreporter.line(f"{test}: {reason}")
-    for test, reason in unlisted(config):
-        terminalreporter.line(
-            f"FAILED: {test} was skipped for a reason that is not on the list in conftest.py: "
-            f"{reason}",
-            red=True,
-        )
+    found, unlisted = skipped(config)
+    for test, reason in found.items():
+        mark = "FAILED, for no reason on the list in conftest.py: " if test in unlisted else ""
+        terminalreporter.line(f"skipped: {mark}{test}: {reason}", red=test in unlisted)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import Linear
 
 COMPAT = getattr(dassl, "__compat__", False)
+PARTS = "train_x", "val", "test"
 
 
 @DATASET_REGISTRY.register(force=True)
@@ -20,16 +21,12 @@ class ContractToy(DatasetBase):
 
     def __init__(self, cfg):
         names = {0: "dark", 1: "bright"}
-        super().__init__(
-            **{
-                part: [
-                    Datum(f"{cfg.DATASET.ROOT}/{part}_{y}_{i}.png", y, 0, names[y])
-                    for y in names
-                    for i in range(5)
-                ]
-                for part in ("train_x", "val", "test")
-            }
-        )
+
+        def items(part):
+            path = f"{cfg.DATASET.ROOT}/{part}"
+            return [Datum(f"{path}_{y}_{i}.png", y, 0, names[y]) for y in names for i in range(5)]
+
+        super().__init__(**{part: items(part) for part in PARTS})
 
 
 @TRAINER_REGISTRY.register(force=True)
@@ -61,46 +58,23 @@ class ContractTrainer(TrainerX):
 
 def draw(folder):
     """The pictures of `ContractToy`; returns its DATASET.ROOT."""
-    for part in ("train_x", "val", "test"):
+    for part in PARTS:
         for i in range(5):
-            Image.new("RGB", (8, 8), (10 + i, 20, 30)).save(folder / f"{part}_0_{i}.png")
-            Image.new("RGB", (8, 8), (250 - i, 240, 230)).save(folder / f"{part}_1_{i}.png")
+            for label, colour in enumerate([(10 + i, 20, 30), (250 - i, 240, 230)]):
+                Image.new("RGB", (8, 8), colour).save(folder / f"{part}_{label}_{i}.png")
     return str(folder)
 
 
 def toy_cfg(root, out):
     """Configuration of a small run of `ContractTrainer` on `ContractToy`."""
     cfg = get_cfg_default()
-    cfg.merge_from_list(
-        [
-            "OUTPUT_DIR",
-            str(out),
-            "USE_CUDA",
-            False,
-            "INPUT.SIZE",
-            (8, 8),
-            "INPUT.TRANSFORMS",
-            ("normalize",),
-            "DATASET.NAME",
-            "ContractToy",
-            "DATASET.ROOT",
-            root,
-            "TRAINER.NAME",
-            "ContractTrainer",
-            "DATALOADER.NUM_WORKERS",
-            0,
-            "DATALOADER.TRAIN_X.BATCH_SIZE",
-            2,
-            "OPTIM.NAME",
-            "sgd",
-            "OPTIM.LR",
-            0.05,
-            "OPTIM.LR_SCHEDULER",
-            "cosine",
-            "OPTIM.MAX_EPOCH",
-            2,
-        ]
-    )
+    dataset = "DATASET.NAME", "ContractToy", "DATASET.ROOT", root, "OUTPUT_DIR", str(out)
+    trainer = "TRAINER.NAME", "ContractTrainer", "USE_CUDA", False
+    pictures = "INPUT.SIZE", (8, 8), "INPUT.TRANSFORMS", ("normalize",)
+    loaders = "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 2
+    optim = "OPTIM.NAME", "sgd", "OPTIM.LR", 0.05, "OPTIM.LR_SCHEDULER", "cosine"
+    options = *dataset, *trainer, *pictures, *loaders, *optim, "OPTIM.MAX_EPOCH", 2
+    cfg.merge_from_list(list(options))
     return cfg
 
 

@@ -3,12 +3,19 @@
 import multiprocessing
 import os
 import signal
+import sys
 from multiprocessing import forkserver
 
-import killed
+import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import pytest
+import torch
+import train
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.run import trainer as loop
+from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
 from support import REPO, arguments, bill, last_checkpoint, run
 
+torch.set_num_threads(1)
 server = multiprocessing.get_context("forkserver")
 
 
@@ -19,9 +26,77 @@ def processes():
         path = os.pathsep.join([str(REPO), str(REPO / "tests")])
         patch.setenv("PYTHONPATH", path, prepend=os.pathsep)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        server.set_forkserver_preload(["killed"])
+        server.set_forkserver_preload(["lives"])
         forkserver.ensure_running()
     yield
+
+
+def live(until, count_file, output_file, arguments):
+    """Run `train.py` in this process, and exit with its status.
+
+    Args:
+        until: `checkpoint:k`, right after the k-th checkpoint is written; `half:k`, when half of it
+            is written; `query:k`, when the model has been asked for the k-th time; `step:k`, right
+            after the k-th step; or `never`. By SIGKILL, unless another signal is named behind:
+            `query:3:SIGTERM`.
+        count_file: gets a letter a query, counted apart from the meter.
+        output_file: gets stdout and stderr.
+    """
+    # the loaders' workers begin as in any process that was not forked here
+    multiprocessing.set_start_method("fork", force=True)
+    with open(output_file, "ab") as f:
+        for number in (1, 2):
+            os.dup2(f.fileno(), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    given = until.split(":")
+    moment, number, name = [*given, *("never", "0", "SIGKILL")[len(given) :]]
+    left = {moment: int(number)}
+
+    def reach(what):
+        if what in left:
+            left[what] -= 1
+            if left[what] == 0:
+                os.kill(os.getpid(), getattr(signal, name))
+
+    def counted(operation, count):
+        """An operation of the model that is so many queries, by what it is asked for."""
+        original = getattr(LocalOracle, operation)
+
+        def ask(self, *asked):
+            with open(count_file, "a") as f:
+                f.write("q" * count(self, *asked))
+            reach("query")
+            return original(self, *asked)
+
+        setattr(LocalOracle, operation, ask)
+
+    def requests(oracle, prompt):
+        """Candidates, and lists of further texts, each as long as that of the classes."""
+        further = 0 if prompt.texts is None else len(prompt.texts)
+        return len(prompt) + len(range(0, further, len(oracle.text.names)))
+
+    def after(what, original):
+        def done(*args):
+            result = original(*args)
+            reach(what)
+            return result
+
+        return done
+
+    def dump(state, f):
+        f.write(b"half a checkpoint")
+        f.flush()
+        reach("half")
+        f.seek(0)
+        original_dump(state, f)
+
+    original_dump = torch.save
+    counted("query", lambda oracle, images, prompt: requests(oracle, prompt))
+    counted("image_features", lambda oracle, images: 1)
+    counted("text_features", requests)
+    loop.save, torch.save = after("checkpoint", loop.save), dump
+    ResumableTrainer.report = after("step", ResumableTrainer.report)
+    sys.exit(train.main(train.parse_args(arguments)))
 
 
 class Lives:
@@ -39,20 +114,18 @@ class Lives:
         return last_checkpoint(self.twin)
 
     def start(self, until="never"):
-        target = (until, self.counted, self.printed, self.arguments)
-        life = server.Process(target=killed.live, args=target)
+        life = server.Process(target=live, args=(until, self.counted, self.printed, self.arguments))
         life.start()
         return life
 
     def live(self, until="never", status=None):
-        """One life, see `killed.live`; it must end with `status`, by default that of its signal."""
+        """One life, see `live`; it must end with `status`, by default that of its signal."""
         life = self.start(until)
         life.join(120)
         if status is None:
-            ended_by = (until.split(":")[2:] or ["SIGKILL"])[0]
-            number = getattr(signal, ended_by)
-            status = -number if ended_by == "SIGKILL" else 128 + number
-            status = 0 if until == "never" else status
+            number = getattr(signal, (until.split(":")[2:] or ["SIGKILL"])[0])
+            ended = -number if number == signal.SIGKILL else 128 + number
+            status = 0 if until == "never" else ended
         assert life.exitcode == status, self.printed.read_text()
 
     def inside(self):

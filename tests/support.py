@@ -30,12 +30,10 @@ REPO = Path(__file__).resolve().parent.parent
 OURS = ours()
 BLACK_BOX = [name for name, cls in OURS.items() if issubclass(cls, BlackBoxTrainer)]
 TRAINED = [name for name in BLACK_BOX if name != "ZeroshotOracle"]
+CMA = {"sigma": 0.5, "population": 8, "bound": 0.0, "covariance": "full", "result": "mean"}
 SETTINGS = {
     "SPSA": [{"rule": rule} for rule in RULES],
-    "CMAES": [
-        {"sigma": 0.5, "population": 8, "bound": 0.0, "covariance": "full"}
-        | {"result": "mean", "options": ()}
-    ],
+    "CMAES": [{**CMA, "options": ()}],
     "DecayingDirections": [{"q": 5, "eps": 0.01, "first": 0.1, "last": 0.01, "steps": 50}],
     "RandomDirections": [{"q": 256, "clip": 5.0, "lr": 0.002, "weight_decay": 5e-4}],
 }
@@ -65,53 +63,32 @@ def examples(key, fit):
     return [value for value in (*VALUES, *key.valid.names) if key.fits(value) == fit]
 
 
+def own(name, **settings):
+    """Options that set a trainer's own keys."""
+    pairs = [(f"TRAINER.{name.upper()}.{key}", value) for key, value in settings.items()]
+    return tuple(word for pair in pairs for word in pair)
+
+
 # 30 images in batches of 8: three steps an epoch, so that budgets and kills fall inside one
 SMALL = (
-    "USE_CUDA",
-    "False",
-    "DATASET.NUM_SHOTS",
-    "3",
-    "DATALOADER.TRAIN_X.BATCH_SIZE",
-    "8",
-    "DATALOADER.TEST.BATCH_SIZE",
-    "40",
-    "TRAIN.PRINT_FREQ",
-    "1",
+    *("USE_CUDA", "False", "DATASET.NUM_SHOTS", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "8"),
+    *("DATALOADER.TEST.BATCH_SIZE", "40", "TRAIN.PRINT_FREQ", "1"),
 )
-# and few candidates in few dimensions, where the published numbers are large
+# few candidates in few dimensions, where the published numbers are large; of views, of which one is
+# an epoch, as many as the tests ask for
 SMALL_OF = {
-    # as many steps as the tests ask for: an epoch, a view of all images, is one
-    **{
-        name: (f"TRAINER.{name.upper()}.VIEWS", "59", *options)
-        for name, options in {
-            "CLAP": ("TRAINER.CLAP.EPOCHS", "50"),
-            "GDA": (),
-            "LFA": ("TRAINER.LFA.STEPS", "40"),
-            "RLA": ("TRAINER.RLA.STEPS", "40"),
-            "SONAR": ("TRAINER.SONAR.TEXTS", "40"),
-            "TipAdapterF": ("TRAINER.TIPADAPTERF.EPOCHS", "5"),
-        }.items()
-    },
-    "BAR": ("TRAINER.BAR.Q", "2"),
-    "BlackVIP": ("TRAINER.BLACKVIP.SP_AVG", "2"),
-    "CBBT": ("TRAINER.CBBT.Q", "6"),
-    "CraFT": (
-        "TRAINER.CRAFT.POPULATION",
-        "4",
-        "TRAINER.CRAFT.DIM",
-        "20",
-        "TRAINER.CRAFT.HEAD_BATCH",
-        "16",
-    ),
-    "JOLT": ("TRAINER.JOLT.DIRECTIONS", "8", "TRAINER.JOLT.HEAD_MEMORY", "20"),
-    "BPTVLM": (
-        "TRAINER.BPTVLM.POPULATION",
-        "6",
-        "TRAINER.BPTVLM.DIM_TEXT",
-        "12",
-        "TRAINER.BPTVLM.DIM_IMAGE",
-        "8",
-    ),
+    "BAR": {"Q": 2},
+    "BlackVIP": {"SP_AVG": 2},
+    "BPTVLM": {"POPULATION": 6, "DIM_TEXT": 12, "DIM_IMAGE": 8},
+    "CBBT": {"Q": 6},
+    "CLAP": {"VIEWS": 59, "EPOCHS": 50},
+    "CraFT": {"POPULATION": 4, "DIM": 20, "HEAD_BATCH": 16},
+    "GDA": {"VIEWS": 59},
+    "JOLT": {"DIRECTIONS": 8, "HEAD_MEMORY": 20},
+    "LFA": {"VIEWS": 59, "STEPS": 40},
+    "RLA": {"VIEWS": 59, "STEPS": 40},
+    "SONAR": {"VIEWS": 59, "TEXTS": 40},
+    "TipAdapterF": {"VIEWS": 59, "EPOCHS": 5},
 }
 
 
@@ -123,38 +100,21 @@ def quadratic(d, seed=0):
     """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: f(x) = x'Ax/2 + b'x, A positive
     definite.
     """
-    M, b = (
-        torch.randn(d, d, dtype=d64, generator=seeded(seed)),
-        torch.randn(d, dtype=d64, generator=seeded(seed + 1)),
-    )
+    M = torch.randn(d, d, dtype=d64, generator=seeded(seed))
+    b = torch.randn(d, dtype=d64, generator=seeded(seed + 1))
     A = M @ M.T / d + torch.eye(d, dtype=d64)
     return (lambda x: ((x @ A) * x).sum(-1) / 2 + x @ b), (lambda x: x @ A + b)
 
 
 def arguments(trainer, root, out, *options, seed=1, flags=()):
     """Command-line arguments of a small run on Digits with the embedded model."""
-    config = REPO / "configs" / "trainers" / trainer / "tiny.yaml"
-    return [
-        str(a)
-        for a in (
-            "--root",
-            root,
-            "--seed",
-            seed,
-            "--trainer",
-            trainer,
-            "--config-file",
-            config,
-            "--dataset-config-file",
-            REPO / "configs" / "datasets" / "digits.yaml",
-            "--output-dir",
-            out,
-            *flags,
-            *SMALL,
-            *SMALL_OF.get(trainer, ()),
-            *options,
-        )
-    ]
+    configs, small = REPO / "configs", own(trainer, **SMALL_OF.get(trainer, {}))
+    line = "--root", root, "--seed", seed, "--trainer", trainer, "--output-dir", out
+    files = (
+        *("--config-file", configs / "trainers" / trainer / "tiny.yaml"),
+        *("--dataset-config-file", configs / "datasets" / "digits.yaml"),
+    )
+    return [str(word) for word in (*line, *files, *flags, *SMALL, *small, *options)]
 
 
 def run(*args, **kwargs):
@@ -217,9 +177,8 @@ def printed(folder):
 def last_checkpoint(folder, name="prompt_learner"):
     """Content of the checkpoint that the pointer file names."""
     folder = Path(folder) / name
-    return torch.load(
-        folder / (folder / "checkpoint").read_text().split("\n")[0], weights_only=True
-    )
+    newest = (folder / "checkpoint").read_text().split("\n")[0]
+    return torch.load(folder / newest, weights_only=True)
 
 
 def random_sources(checkpoint):
@@ -318,10 +277,16 @@ class Spy(Wrapper):
             self.image_queries += images
         self.before()
 
-    def crossed(self, value):
-        if isinstance(value, torch.Tensor):
-            self.graphs.append(value.requires_grad or value.grad_fn is not None)
-        return value
+    def crossed(self, *values):
+        """The last of them."""
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self.graphs.append(value.requires_grad or value.grad_fn is not None)
+        return values[-1]
+
+    def let_in(self, prompt):
+        self.crossed(prompt.contexts, prompt.image_tokens, prompt.pictures)
+        return prompt
 
     def embed(self, words):
         return self.crossed(super().embed(words))
@@ -334,11 +299,6 @@ class Spy(Wrapper):
         self.count(len(prompt) + len(list(self.further(prompt))), len(images))
         self.image_queries = seen  # further texts see no image again
         return self.crossed(super().query(images, self.let_in(prompt)))
-
-    def let_in(self, prompt):
-        for part in (prompt.contexts, prompt.image_tokens, prompt.pictures):
-            self.crossed(part)
-        return prompt
 
     def image_features(self, images):
         self.count(1, len(images))
@@ -360,13 +320,9 @@ def spied(trainer):
 def test_logits(trainer):
     """Logits `[N, C]` of the whole test set."""
     trainer.set_model_mode("eval")
+    batches = [trainer.parse_batch_test(batch)[0] for batch in trainer.test_loader]
     with trainer.oracle.evaluation():
-        return torch.cat(
-            [
-                trainer.model_inference(trainer.parse_batch_test(batch)[0])
-                for batch in trainer.test_loader
-            ]
-        )
+        return torch.cat([trainer.model_inference(images) for images in batches])
 
 
 test_logits.__test__ = False  # a helper, whatever it is called

@@ -1,200 +1,208 @@
-"""Bad input on the command line: one sentence that says what is wrong, and nothing left behind."""
+"""Bad input on the command line, and checkpoints that do not fit: one sentence that says what is
+wrong, and nothing left behind.
+"""
 
 import re
+import shutil
 
 import pytest
 import torch
+from dassl_blackbox.trainers.blackbox.config import node_of
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
+from dassl_blackbox.trainers.blackbox.files import save_state
 from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
-from support import OURS, arguments, process, sentence
-
-BAD = {
-    "trainer": (["--trainer", "ZIPP"], [], "Unknown trainer.*'ZIPP': did you mean ZIP"),
-    "data set": ([], ["DATASET.NAME", "Digit"], "Unknown data set.*'Digit': did you mean Digits"),
-    "backbone": (
-        [],
-        ["MODEL.BACKBONE.NAME", "ViT-B/61"],
-        "Unknown backbone 'ViT-B/61'.*did you mean ViT-B/16",
-    ),
-    "precision": ([], ["ORACLE.PREC", "fp61"], "ORACLE.PREC is 'fp61'.*'fp32' or 'fp16'"),
-    "rule": ([], ["TRAINER.ZIP.RULE", "spsaclip"], "RULE is 'spsaclip'.*'spsa-clip'"),
-    "grant": (
-        [],
-        ["ORACLE.GRANTS", "['logit']"],
-        "GRANTS.*logit.*contexts, image_tokens, logits, features",
-    ),
-    "denied": (
-        [],
-        ["ORACLE.GRANTS", "['features']"],
-        "ZIP asked for 'contexts', which this oracle does not grant",
-    ),
-    "key": ([], ["TRAINER.ZIP.RANKS", "3"], "RANKS"),
-    "key without value": ([], ["TRAINER.ZIP.RANK"], "KEY VALUE"),
-    "type": ([], ["TRAINER.ZIP.RANK", "many"], "RANK is 'many'; a whole number .* is expected"),
-    "configuration file": (
-        ["--config-file", "no/such.yaml"],
-        [],
-        "no/such.yaml cannot be read",
-    ),
-    "no tokens": ([], ["TRAINER.ZIP.N_CTX", "0"], "N_CTX is 0; a whole number from 1"),
-    "too many tokens": ([], ["TRAINER.ZIP.N_CTX", "75"], "with 75 context tokens"),
-    "too many words": ([], ["TRAINER.ZIP.CTX_INIT", "x " * 80], "with 80 context tokens"),
-    "too small ID": ([], ["TRAINER.ZIP.ID", "7"], "ID // n = 0"),
-    "too large ID": ([], ["TRAINER.ZIP.ID", "1100"], "between 8 and 1031"),
-    "rank": ([], ["TRAINER.ZIP.RANK", "0"], "RANK is 0"),
-    "budget": (
-        [],
-        ["ORACLE.MAX_QUERIES", "9"],
-        "MAX_QUERIES does not pay for more: 0 of 9 queries are used, the next request costs 10",
-    ),
-    "image budget": (
-        [],
-        ["ORACLE.MAX_IMAGE_QUERIES", "79"],
-        "MAX_IMAGE_QUERIES does not pay .*: 0 of 79 image queries are used, the next .* costs 80",
-    ),
-    "input size": (
-        [],
-        ["INPUT.SIZE", "(64, 64)"],
-        r"INPUT.SIZE is \(64, 64\), but tiny expects \(32, 32\)",
-    ),
-    "input mean": ([], ["INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]"], "INPUT.PIXEL_MEAN"),
-    "transforms": ([], ["INPUT.TRANSFORMS", "['random_flip']"], "'normalize'"),
-    "options behind a flag that takes them": (
-        ["--transforms", "normalize"],
-        [],
-        "built .*INPUT.TRANSFORMS",
-    ),
-    "missing model": (
-        ["--eval-only", "--model-dir", "no/such/run"],
-        [],
-        "no/such/run: no such folder. Give the output folder",
-    ),
-    "no model": (["--eval-only"], [], "There is no .*--model-dir"),
-    "a tag of an embedded model": (
-        [],
-        ["MODEL.BACKBONE.NAME", "photo:x"],
-        "Unknown architecture of open_clip 'photo'",
-    ),
-}
-
-
-@pytest.mark.parametrize("flags, options, words", BAD.values(), ids=BAD)
-def test_bad_input_is_a_sentence_and_leaves_nothing(
-    data_root, tmp_path, capsys, flags, options, words
-):
-    assert re.search(
-        words, sentence(capsys, "ZIP", data_root, tmp_path / "out", *options, flags=flags)
-    )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", [name for name, cls in OURS.items() if "N_CTX" in cls.keys])
-def test_a_context_that_leaves_no_room_for_the_class_names(data_root, tmp_path, capsys, name):
-    options = f"TRAINER.{name.upper()}.N_CTX", 74, f"TRAINER.{name.upper()}.CTX_INIT", ""
-    text = sentence(capsys, name, data_root, tmp_path / "out", *options)
-    assert "The class name 'zero' takes 2 tokens with its template; with 74 context tokens" in text
-    assert not (tmp_path / "out").exists()
-
-
-def test_bad_input_in_a_process_of_its_own(data_root, tmp_path):
-    failed = process(
-        "train.py", *arguments("ZIP", data_root, tmp_path / "out", "MODEL.BACKBONE.NAME", "tinny")
-    )
-    assert failed.returncode == 1
-    assert (
-        failed.stderr.startswith("error: Unknown backbone 'tinny'")
-        and failed.stderr.count("\n") == 1
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_configuration_file_that_is_no_yaml(data_root, tmp_path, capsys):
-    (tmp_path / "bad.yaml").write_text("OPTIM: [unclosed\n")
-    assert str(tmp_path / "bad.yaml") in sentence(
-        capsys, "ZIP", data_root, tmp_path / "out", flags=("--config-file", tmp_path / "bad.yaml")
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_zero_shot_needs_a_slot(data_root, tmp_path, capsys):
-    assert "exactly one slot {}" in sentence(
-        capsys,
-        "ZeroshotOracle",
-        data_root,
-        tmp_path / "out",
-        "TRAINER.ZEROSHOT.TEMPLATE",
-        "a photo of it",
-    )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (None, "has no split file {}/split_zhou_Caltech101.json"),
-        ("", "has no split file {}/split_zhou_Caltech101.json"),
-        ("{", "{}/split_zhou_Caltech101.json is not a split"),
-        (
-            '{"train": [["a.jpg", 0, "a"]], "val": [], "test": []}',
-            "1 of the 1 images that {}/split_zhou_Caltech101.json names are missing.*a.jpg",
-        ),
-    ],
-)
-def test_data_that_are_missing(tmp_path, capsys, content, words):
-    folder = tmp_path / "caltech-101"
-    if content is not None:
-        folder.mkdir()
-    if content:
-        (folder / "split_zhou_Caltech101.json").write_text(content)
-    text = sentence(capsys, "ZIP", tmp_path, tmp_path / "out", "DATASET.NAME", "Caltech101")
-    assert re.search(words.format(folder), text) and str(folder) in text
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_class_name_that_is_too_long(vary_root, tmp_path, capsys):
-    def rename(split):
-        for part in ("train", "val", "test"):
-            split[part] = [
-                [image, label, " ".join("x" * 76) if label == 3 else name]
-                for image, label, name in split[part]
-            ]
-
-    assert "takes 77 tokens" in sentence(capsys, "ZIP", vary_root(rename), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+from support import OURS, TRAINED, build, examples, own, printed, run, seeded, sentence
 
 
 @pytest.fixture
-def broken(vary_root, tmp_path):
-    """A file that is no image, and a DATASET.ROOT whose test split names it."""
-    path = tmp_path / "broken.png"
-    path.write_bytes(b"no image")
-    return path, vary_root(
-        lambda split: split.update(test=split["test"] + [[str(path), 0, "zero"]])
-    )
+def refused(data_root, tmp_path, capsys):
+    """`refused(words, *options)`: a run ends with a sentence that has the words, and leaves
+    nothing.
+    """
+
+    def check(words, *options, name="ZIP", root=data_root, flags=()):
+        said = sentence(capsys, name, root, tmp_path / "out", *options, flags=flags)
+        assert re.search(words, said), said
+        assert not (tmp_path / "out").exists()
+
+    return check
 
 
-def test_an_image_that_cannot_be_decoded_is_named(broken, tmp_path, capsys):
-    text = sentence(capsys, "ZeroshotOracle", broken[1], tmp_path / "out")
-    assert text.startswith(f"error: The image {broken[0]} cannot be decoded (")
-    assert not (tmp_path / "out").exists()
+# options, and words of the sentence; keys whose value does not fit are in test_config.py
+BAD = [
+    ("DATASET.NAME Digit", "Unknown data set.*'Digit': did you mean Digits"),
+    ("MODEL.BACKBONE.NAME ViT-B/61", "Unknown backbone 'ViT-B/61'.*did you mean ViT-B/16"),
+    ("MODEL.BACKBONE.NAME photo:x", "Unknown architecture of open_clip 'photo'"),
+    ("TRAINER.ZIP.RULE spsaclip", "RULE is 'spsaclip'.*'spsa-clip'"),
+    ("ORACLE.GRANTS ['logit']", "GRANTS.*logit.*contexts, image_tokens, logits, features"),
+    ("ORACLE.GRANTS ['features']", "ZIP asked for 'contexts', which this oracle does not grant"),
+    ("TRAINER.ZIP.RANK", "KEY VALUE"),
+    ("TRAINER.ZIP.N_CTX 75", "with 75 context tokens"),
+    ("TRAINER.ZIP.ID 7", "ID // n = 0"),
+    ("TRAINER.ZIP.ID 1100", "between 8 and 1031"),
+    (
+        "ORACLE.MAX_QUERIES 9",
+        "MAX_QUERIES does not pay for more: 0 of 9 queries are used, the next request costs 10",
+    ),
+    (
+        "ORACLE.MAX_IMAGE_QUERIES 79",
+        "MAX_IMAGE_QUERIES does not pay .*: 0 of 79 image queries are used, the next .* costs 80",
+    ),
+    ("INPUT.SIZE (64,64)", r"INPUT.SIZE is \(64, 64\), but tiny expects \(32, 32\)"),
+    ("INPUT.PIXEL_MEAN [0.5,0.5,0.5]", "INPUT.PIXEL_MEAN"),
+    ("INPUT.TRANSFORMS ['random_flip']", "'normalize'"),
+]
+BAD_FLAGS = [
+    ("--trainer ZIPP", "Unknown trainer.*'ZIPP': did you mean ZIP"),
+    ("--config-file no/such.yaml", "no/such.yaml cannot be read"),
+    # options behind a flag that takes them
+    ("--transforms normalize", "built .*INPUT.TRANSFORMS"),
+    ("--eval-only --model-dir no/such/run", "no/such/run: no such folder. Give the output folder"),
+    ("--eval-only", "There is no .*--model-dir"),
+]
 
 
-def test_an_image_that_a_worker_cannot_decode_is_named(broken, tmp_path):
-    failed = process(
-        "train.py",
-        *arguments("ZeroshotOracle", broken[1], tmp_path / "out", "DATALOADER.NUM_WORKERS", 2),
-    )
-    assert failed.returncode == 1 and "Traceback" not in failed.stdout + failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith(
-        f"error: The image {broken[0]} cannot be decoded ("
-    )
+@pytest.mark.parametrize("options, words", BAD)
+def test_bad_options_are_a_sentence_and_leave_nothing(refused, options, words):
+    refused(words, *options.split())
 
 
-@pytest.mark.parametrize("name", ["ZIP", "WhiteBox"])
-def test_weights_that_are_not_finite_are_refused(name, data_root, tmp_path, capsys):
-    state = embedded_state_dict("tiny")
-    state["logit_scale"] = torch.tensor(float("nan"))
-    torch.save(state, tmp_path / "nan.pt")
-    options = "MODEL.BACKBONE.NAME", tmp_path / "nan.pt"
-    text = sentence(capsys, name, data_root, tmp_path / "out", *options)
-    assert "nan.pt cannot be loaded" in text and "no numbers in 'logit_scale'" in text
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("flags, words", BAD_FLAGS)
+def test_bad_flags_are_a_sentence_and_leave_nothing(refused, flags, words):
+    refused(words, flags=flags.split())
+
+
+@pytest.mark.parametrize("name", [name for name, cls in OURS.items() if "N_CTX" in cls.keys])
+def test_a_context_that_leaves_no_room_for_the_class_names(refused, name):
+    words = "The class name 'zero' takes 2 tokens with its template; with 74 context tokens"
+    refused(words, *own(name, N_CTX=74, CTX_INIT=""), name=name)
+
+
+def test_a_class_name_that_is_too_long(refused, vary_root):
+    def rename(split):
+        for part in ("train", "val", "test"):
+            for item in split[part]:
+                item[2] = " ".join("x" * 76) if item[1] == 3 else item[2]
+
+    refused("takes 77 tokens", root=vary_root(rename))
+
+
+def another_method(path):
+    state = torch.load(path, weights_only=True)
+    state["blackbox"]["identity"]["method"] = "Foreign"
+    save_state(path, state)
+
+
+def of_coop(path):
+    save_state(path, {"state_dict": {"ctx": torch.zeros(8, 128)}, "epoch": 200})
+
+
+UNFIT = {
+    "of another method": (another_method, {}, "Foreign.*ZIP"),
+    "of another prompt size": (None, {"N_CTX": 4}, "N_CTX: 8 there, 4 here"),
+    "of another rank": (None, {"RANK": 3}, "TRAINER.ZIP.RANK: 5 there, 3 here"),
+    "truncated": (
+        lambda path: path.write_bytes(path.read_bytes()[:5000]),
+        {},
+        "model.pth.tar-500 is not a checkpoint that can be read",
+    ),
+    "of CoOp": (of_coop, {}, "is no checkpoint of these trainers"),
+}
+
+
+@pytest.mark.parametrize("flags", [("--eval-only", "--model-dir"), ("--resume",)])
+@pytest.mark.parametrize("change, options, words", UNFIT.values(), ids=UNFIT)
+def test_an_unfit_checkpoint(runs, data_root, tmp_path, capsys, change, options, words, flags):
+    folder = tmp_path / "trained"
+    shutil.copytree(runs / "ZIP" / "seed1", folder)
+    if change:
+        change(folder / "prompt_learner" / "model.pth.tar-500")
+    line = "ZIP", data_root, tmp_path / "out", *own("ZIP", **options)
+    assert re.search(words, sentence(capsys, *line, flags=(*flags, folder)))
+    assert flags == ("--resume",) or not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, made, here",
+    [
+        ("CraFT", {"HEAD": True}, {"HEAD": False}),
+        ("CraFT", {"HEAD": False}, {"HEAD": True}),
+        ("JOLT", {"HEAD_FOLDS": 4}, {"HEAD_FOLDS": 2}),
+        # what the head's answers depend on
+        ("SONAR", {"TEMPLATE": "{}."}, {"TEMPLATE": "an odd {}"}),
+    ],
+)
+def test_a_head_that_is_not_of_the_settings(name, made, here, data_root, tmp_path, budget, refused):
+    options = *budget(name, 1), *own(name, **made)
+    assert run(name, data_root, tmp_path / "run", *options) == 0
+    ((key, there),) = made.items()
+    words = f"TRAINER.{name.upper()}.{key}: {there} there, {here[key]} here"
+    flags = "--eval-only", "--model-dir", tmp_path / "run"
+    refused(re.escape(words), *own(name, **here), name=name, flags=flags)
+    if name == "SONAR":
+        words = r"made with other settings \(ORACLE.TOP_K: "
+        refused(words, "ORACLE.TOP_K", 2, *own(name, **made), name=name, flags=flags)
+
+
+def test_a_setting_that_evaluation_reads_is_noted(data_root, budget, tmp_path, capsys):
+    assert run("BlackVIP", data_root, tmp_path / "run", *budget("BlackVIP", 2)) == 0
+    flags = "--eval-only", "--model-dir", tmp_path / "run"
+    assert run("BlackVIP", data_root, tmp_path, *own("BlackVIP", EPS=0.5), flags=flags) == 0
+    words = "other settings (TRAINER.BLACKVIP.EPS: 1.0 there, 0.5 here), which evaluation reads"
+    assert words in capsys.readouterr().out
+
+
+def test_an_epoch_that_was_not_saved(runs, refused):
+    folder = runs / "ZIP" / "seed1"
+    words = f"There is no {folder}/prompt_learner/model.pth.tar-77. In that folder: "
+    flags = "--eval-only", "--model-dir", folder, "--load-epoch", 77
+    refused(re.escape(f"{words}model.pth.tar-500."), flags=flags)
+
+
+def test_a_checkpoint_is_of_its_backbone_wherever_that_lies(runs, data_root, tmp_path, refused):
+    trained, key, path = runs / "ZIP" / "seed1", "MODEL.BACKBONE.NAME", tmp_path / "model.pt"
+    flags, state = ("--eval-only", "--model-dir", trained), embedded_state_dict("tiny")
+    torch.save(state, path)
+    assert run("ZIP", data_root, tmp_path / "same", key, path, flags=flags) == 0
+    assert printed(tmp_path / "same") == printed(trained)
+    state["positional_embedding"] *= 1.01
+    torch.save(state, path)
+    refused(f"tiny.*{path}", key, path, flags=flags)
+
+
+@pytest.mark.parametrize("folder", ["ZIP/seed1", "nothing"])
+def test_the_white_box_refuses_what_is_not_its_own(runs, refused, folder):
+    flags = "--eval-only", "--model-dir", runs / folder
+    refused(re.escape(str(runs / folder)), name="WhiteBox", flags=flags)
+
+
+def answers(trainer, folder):
+    """What the model of a run says of four images."""
+    pixels = torch.randn(4, 3, 32, 32, generator=seeded())
+    trainer.load_model(str(folder))
+    trainer.set_model_mode("eval")
+    with torch.no_grad(), trainer.evaluating():
+        return trainer.model_inference(pixels)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TRAINED)
+def test_evaluation_with_other_settings_is_the_same_or_says_so(
+    data_root, budget, tmp_path, capsys, name
+):
+    """Of every key of the method: a checkpoint carries it, or a note or an error names it."""
+    folder = tmp_path / "run"
+    assert not run(name, data_root, folder, *budget(name, 2))
+    expected = answers(build(name, data_root, tmp_path / "same"), folder)
+    for key, entry in OURS[name].keys.items():
+        full = f"TRAINER.{node_of(OURS[name])}.{key}"
+        for number, value in enumerate(examples(entry, True)[:3]):
+            out = tmp_path / f"{key}{number}"
+            capsys.readouterr()
+            try:
+                found = answers(build(name, data_root, out, full, value), folder)
+            except BlackBoxError as e:
+                assert str(e)
+                continue
+            if full not in capsys.readouterr().out:
+                assert torch.equal(found, expected), (full, value)

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 import torch
-from support import REPO, SMALL
+from support import REPO, SMALL, arguments, bill, printed
 
 HEAD_ALONE = '''
 """A linear head on the logits of the class texts."""
@@ -43,40 +43,6 @@ class HeadAlone(ProbeTrainer):
         return "50 steps"
 '''
 
-FRAME = '''
-"""One additive frame for all pictures, tuned by SPSA."""
-
-import torch
-
-from .blackbox.config import register_trainer
-from .blackbox.optimizers import SPSA
-from .blackbox.oracle import Prompt
-from .blackbox.prompts import Space
-from .blackbox.run.rng import child_seed
-from .blackbox.search import Recipe, SearchTrainer
-
-
-class FrameSpace(Space):
-    grants, changes_pictures = (), True
-
-    def __init__(self, size):
-        super().__init__()
-        mask = torch.ones(3, *size)
-        mask[:, 2:-2, 2:-2] = 0
-        self.register_buffer("mask", mask)
-        self.register_buffer("origin", torch.zeros(mask.numel()))
-
-    def forward(self, theta, pixels=None):
-        return Prompt(pictures=pixels + (theta.view(-1, 1, *self.mask.shape) * self.mask))
-
-
-@register_trainer
-class Frame(SearchTrainer):
-    def build_recipe(self, generator):
-        space = FrameSpace(self.description.image_size)
-        return Recipe(space, SPSA(space.origin, average=2, seed=child_seed(generator)))
-'''
-
 
 def python_blocks(name):
     """The Python code in a Markdown file, block by block."""
@@ -89,14 +55,15 @@ PROJECTED = next(code for code in python_blocks("CONTRIBUTING.md") if "build_rec
 # name: (its file, queries of a step, image queries of a step)
 METHODS = {
     "HeadAlone": (HEAD_ALONE, 1, 30),
-    "Frame": (FRAME, 4, 32),
     "Projected": (PROJECTED, 10, 80),
 }
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A copy of the checkout, in which only files are added."""
+def call(tmp_path_factory):
+    """`call(*command)`: stdout of a command in a copy of the checkout in which only files are
+    added.
+    """
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("trainers", "datasets", "dassl_blackbox", "compat", "configs", "scripts"):
         shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,56 +71,55 @@ def checkout(tmp_path_factory):
     for name, (source, *_) in METHODS.items():
         assert source.count("\n") < 60
         (copy / "trainers" / f"{name.lower()}.py").write_text(source)
-    return copy
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+
+    def run(*command, given=""):
+        line, kept = [sys.executable, *map(str, command)], {"capture_output": True, "text": True}
+        done = subprocess.run(line, cwd=copy, env=environment, input=given, **kept)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
 
 
-def call(checkout, *command):
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+RUN = """
+import json, sys, train
+for line in json.load(sys.stdin):
+    assert train.main(train.parse_args(line)) == 0
+"""
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_one_file(name, checkout, data_root, tmp_path):
-    _, cost, images = METHODS[name]
-    line = ["train.py", "--root", data_root, "--seed", 1, "--trainer", name, "--config-file"]
-    line += [REPO / "configs/trainers/ZIP/tiny.yaml", "--dataset-config-file"]
-    line += [REPO / "configs/datasets/digits.yaml", "--output-dir"]
-
-    def train(folder, steps, *flags):
-        budget = "ORACLE.MAX_QUERIES", steps * cost
-        return call(checkout, *line, tmp_path / folder, *flags, *SMALL, *budget)
-
-    whole = train("whole", 6)
-    bill = json.loads((tmp_path / "whole" / "queries.json").read_text())
-    assert bill["training"] == {"queries": 6 * cost, "image_queries": 6 * images}
-    train("parts", 3)
-    parts = train("parts", 6)
-    assert "Resume from" in parts
-    flags = "--eval-only", "--model-dir", tmp_path / "whole"
-    again = train("again", 6, *flags)
-    accuracies = {
-        re.findall(r"^\* accuracy: (.*)$", out, re.M)[-1] for out in (whole, parts, again)
-    }
-    assert len(accuracies) == 1
+def test_a_method_is_one_file(call, data_root, tmp_path):
+    """It trains, is billed, goes on where it stopped, and is evaluated."""
+    lines, flags = [], ("--config-file", REPO / "configs/trainers/ZIP/tiny.yaml")
+    for name, (_, cost, _) in METHODS.items():
+        whole = tmp_path / name / "whole"
+        for folder, steps, more in (
+            (whole, 6, ()),
+            (tmp_path / name / "parts", 3, ()),
+            (tmp_path / name / "parts", 6, ()),
+            (tmp_path / name / "again", 6, ("--eval-only", "--model-dir", whole)),
+        ):
+            budget = "ORACLE.MAX_QUERIES", steps * cost
+            lines.append(arguments(name, data_root, folder, *budget, flags=(*flags, *more)))
+    call("-c", RUN, given=json.dumps(lines))
+    for name, (_, cost, images) in METHODS.items():
+        spent = {"queries": 6 * cost, "image_queries": 6 * images}
+        for folder in ("whole", "parts"):
+            assert bill(tmp_path / name / folder)["training"] == spent
+        assert "Resume from" in (tmp_path / name / "parts" / "log.txt").read_text()
+        folders = ("whole", "parts", "again")
+        assert len({printed(tmp_path / name / folder) for folder in folders}) == 1
 
 
-def test_new_methods_are_compared(checkout, data_root, tmp_path):
+def test_new_methods_are_compared(call, data_root, tmp_path):
     options = ["--root", data_root, "--seeds", 1, "--queries", 40, "--shots", 3]
     options += ["--output", tmp_path, "--methods", "HeadAlone"]
     shots = SMALL.index("DATASET.NUM_SHOTS")  # which --shots sets
     small = SMALL[:shots] + SMALL[shots + 2 :]
-    printed = call(checkout, "scripts/compare.py", *options, "--opts", *small)
-    assert re.search(r"^HeadAlone +words ", printed, re.M)
-    helped = " ".join(call(checkout, "scripts/compare.py", "--help").split())
+    table = call("scripts/compare.py", *options, "--opts", *small)
+    assert re.search(r"^HeadAlone +words ", table, re.M)
+    helped = " ".join(call("scripts/compare.py", "--help").split())
     assert all(f" {name}" in helped for name in METHODS)
 
 

@@ -1,19 +1,15 @@
-"""The contract of every black-box trainer, by being registered; the white-box ceiling;
-registration, defaults, schedules, files.
-"""
+"""The contract of every black-box trainer, by being registered; the white-box ceiling."""
 
 import re
 from copy import deepcopy
+from itertools import zip_longest
 
 import pytest
 import torch
-from dassl.config import get_cfg_default
-from dassl_blackbox.trainers.blackbox import engine
-from dassl_blackbox.trainers.blackbox.config import TEMPLATES, extend_cfg
+from dassl_blackbox.trainers.blackbox.config import TEMPLATES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import newest
-from dassl_blackbox.trainers.blackbox.losses import mean_cross_entropies
-from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
+from dassl_blackbox.trainers.blackbox.oracle import GRANTS, AccessDenied
 from dassl_blackbox.trainers.blackbox.probe import ProbeTrainer
 from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 from support import (
@@ -25,135 +21,94 @@ from support import (
     build,
     difference,
     last_checkpoint,
+    own,
     spied,
     test_logits,
 )
 
 trained = pytest.mark.parametrize("name", TRAINED)
-
-
-def defaults():
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    return cfg
-
-
-def words_key(name):
-    """The option that starts a trainer from words; None where it has none."""
-    return (
-        f"TRAINER.{name.upper()}.CTX_INIT"
-        if "CTX_INIT" in defaults().TRAINER.get(name.upper(), {})
-        else None
-    )
+# a search, one with a teacher that reads a loader of its own, a probe
+KINDS = ["ZIP", "CraFT", "GDA"]
+SUM = "queries", "image_queries"
 
 
 def in_use(trainer):
-    """Copies of what the prompt changes, None where it changes nothing; of the head where nothing
-    is searched.
-    """
+    """Copies of what the prompt changes, None where it changes nothing, and of the head."""
     if isinstance(trainer, ProbeTrainer):
         parts = trainer.head.state_dict().values()  # or tensors and plain values in a dictionary
         parts = [p for part in parts for p in (part.values() if isinstance(part, dict) else [part])]
         return [part.clone() for part in parts if isinstance(part, torch.Tensor)]
-    pixels = torch.zeros(1, 3, *trainer.description.image_size)
-    prompt = trainer.learner.eval()(pixels)
-    found = prompt.contexts, prompt.image_tokens, prompt.pictures
+    prompt = trainer.learner.eval()(torch.zeros(1, 3, *trainer.description.image_size))
+    head = trainer.head.parameters() if trainer.head else ()
+    found = prompt.contexts, prompt.image_tokens, prompt.pictures, *head
     return [part if part is None else part.clone() for part in found]
+
+
+def assert_moved(before, after):
+    assert any(not torch.equal(a, b) for a, b in zip(before, after) if a is not None)
 
 
 @pytest.fixture(scope="module", params=TRAINED)
 def run(request, data_root, budget, tmp_path_factory):
     """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, what was
-    in use before training, sizes that were asked).
+    in use before training, numbers of candidates that were asked about).
     """
     name, out, asked = request.param, tmp_path_factory.mktemp(request.param), []
     trainer, spy = spied(build(name, data_root, out, *budget(name, 5, rest=1)))
-    before = in_use(trainer)
-    if isinstance(trainer, SearchTrainer):
-        ask = trainer.optim.ask
+    before, ask = in_use(trainer), getattr(trainer.optim, "ask", None)
 
-        def counted():
-            candidates = ask()
-            asked.append(len(candidates))
-            return candidates
+    def counted():
+        candidates = ask()
+        asked.append(len(candidates))
+        return candidates
 
+    if ask:
         trainer.optim.ask = counted
     trainer.train()
     return name, trainer, spy, out, before, asked
 
 
-# A run
-
-
-def test_asked_is_metered_is_answered(run):
-    _, trainer, spy, out, _, asked = run
-    counts = bill(out)
-    queries, images = trainer.plan.until(5)
-    if asked:
-        optimizer = trainer.optim
-        assert len(asked) == 5 * optimizer.rounds and sum(asked) == 5 * optimizer.population
-    assert counts["training"] == {"queries": queries, "image_queries": images}
-    assert spy.queries == counts["training"]["queries"] + counts["evaluation"]["queries"]
-    assert (
-        spy.image_queries
-        == counts["training"]["image_queries"] + counts["evaluation"]["image_queries"]
-    )
+def test_asked_is_announced_is_metered_is_answered(run, data_root, budget, tmp_path):
+    """And evaluation runs after a spent budget."""
+    name, trainer, spy, out, _, asked = run
+    counts, optimizer = bill(out), trainer.optim
     assert trainer.oracle.counts == counts
-
-
-def test_evaluation_runs_after_a_spent_budget(run):
-    _, trainer, _, out, _, _ = run
-    queries, images = trainer.evaluation(["test"])
-    assert images == len(trainer.dm.dataset.test) > 50
-    assert bill(out)["evaluation"] == {"queries": queries, "image_queries": images}
-
-
-def test_the_run_costs_what_no_train_announces(run, data_root, budget, tmp_path):
-    name, _, _, out, _, _ = run
+    assert counts["training"] == dict(zip(SUM, trainer.plan.until(5)))
+    assert counts["evaluation"] == dict(zip(SUM, trainer.evaluation(["test"])))
+    assert counts["evaluation"]["image_queries"] == len(trainer.dm.dataset.test) > 50
+    for unit in SUM:
+        assert getattr(spy, unit) == counts["training"][unit] + counts["evaluation"][unit]
+    if isinstance(trainer, SearchTrainer):
+        assert len(asked) == 5 * optimizer.rounds and sum(asked) == 5 * optimizer.population
     line = build(name, data_root, tmp_path, *budget(name, 5, rest=1)).describe_cost()
-    queries, images = (
-        int(n.replace(",", ""))
-        for n in re.search(r"([\d,]+) training queries, ([\d,]+) image queries", line).groups()
-    )
-    assert {"queries": queries, "image_queries": images} == bill(out)["training"]
+    told = re.search(r"([\d,]+) training queries, ([\d,]+) image queries", line).groups()
+    assert [int(number.replace(",", "")) for number in told] == [*counts["training"].values()]
     assert not (tmp_path / "queries.json").exists()
 
 
-def test_nothing_that_crossed_the_wall_had_a_graph(run):
-    _, _, spy, _, _, _ = run
+def test_nothing_that_crossed_the_wall_had_a_graph_and_what_is_in_use_moved(run):
+    _, trainer, spy, _, before, _ = run
     assert len(spy.graphs) > 10 and not any(spy.graphs)
-
-
-def test_what_is_in_use_moved(run):
-    _, trainer, _, _, before, _ = run
-    after = in_use(trainer)
-    assert any(not torch.equal(a, b) for a, b in zip(before, after) if a is not None)
+    assert_moved(before, in_use(trainer))
     if isinstance(trainer, SearchTrainer):
         assert torch.equal(trainer.learner.theta, trainer.optim.theta)
 
 
 def test_the_checkpoint_holds_everything(run):
     name, trainer, _, out, _, _ = run
-    path = (
-        out / trainer.model_name / f"model.pth.tar-{trainer.max_epoch}"
-    )  # so that --load-epoch finds it
+    # so that --load-epoch finds it
+    path = out / trainer.model_name / f"model.pth.tar-{trainer.max_epoch}"
     assert newest(path.parent) == path
     state = torch.load(path, weights_only=True)
-    assert {
-        "state_dict",
-        "epoch",
-        "optimizer",
-        "scheduler",
-        "val_result",
-        "blackbox",
-    } <= state.keys()
-    assert {"identity", "batches_done", "rng", "best_result", "counts"} <= state["blackbox"].keys()
+    dassls = {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    ours = {"identity", "batches_done", "rng", "best_result", "counts"}
+    assert dassls <= state.keys() and ours <= state["blackbox"].keys()
     assert state["epoch"] < trainer.max_epoch  # the true one
     assert state["blackbox"]["counts"]["training"] == bill(out)["training"]
     assert state["blackbox"]["identity"]["method"] == name
     assert_same(state["state_dict"], trainer.learner.state_dict())
-    saved = {part: part in state and state[part] is not None for part in trainer.parts()}
-    assert saved == {name: part is not None for name, part in trainer.parts().items()}
+    for part, found in trainer.parts().items():
+        assert (state.get(part) is None) == (found is None), part
 
 
 def test_evaluation_elsewhere_with_another_seed_is_the_same_to_the_bit(run, data_root, tmp_path):
@@ -166,132 +121,86 @@ def test_evaluation_elsewhere_with_another_seed_is_the_same_to_the_bit(run, data
     assert fresh.test() == trainer.test()
 
 
-def test_the_seed_decides_the_run(run, data_root, budget, tmp_path):
-    name, trainer, _, _, _, _ = run
-    for seed in (1, 0):
-        other = build(name, data_root, tmp_path / str(seed), *budget(name, 5, rest=1), seed=seed)
-        other.train()
-        states = (dict(part.learner.state_dict()) for part in (other, trainer))
-        if seed == 1:
-            assert_same(*states)
-        else:
-            with pytest.raises(AssertionError):
-                assert_same(*states)
-
-
-def test_what_the_model_draws_while_it_is_built_does_not_reach_the_loaders(
-    data_root, tmp_path, monkeypatch
-):
-    def drawing(*args, **kwargs):
-        torch.rand(3)
-        return build_oracle(*args, **kwargs)
-
-    build_oracle, batches = engine.build_oracle, []
-    for patch in (build_oracle, drawing):
-        monkeypatch.setattr(engine, "build_oracle", patch)
-        batches.append(next(iter(build("ZIP", data_root, tmp_path).train_loader_x)))
-    assert batches[0]["impath"] == batches[1]["impath"] and torch.equal(
-        batches[0]["img"], batches[1]["img"]
-    )
-
-
-def test_fitness_is_the_mean_cross_entropy_of_each_candidate():
-    logits, labels = (
-        torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([0, 1, 2, 2, 1, 0]),
-    )
-    expected = torch.stack([-part.log_softmax(-1)[range(6), labels].mean() for part in logits])
-    assert torch.allclose(mean_cross_entropies(logits, labels), expected)
-
-
-# Budget, epochs, continuing
-
 # whose losses or steps follow the share of the budget that is spent
-UNBOUND = {"BAR": ("TRAINER.BAR.A_LAST", 10.0), "CraFT": ("TRAINER.CRAFT.LAMBDA", 0.0)}
+UNBOUND = {"BAR": own("BAR", A_LAST=10.0), "CraFT": own("CraFT", LAMBDA=0.0)}
+
+
+# Small runs of two epochs, and how far they led: the norm of what they changed, and its sum with
+# weights of either sign. A row is a setting that changes the mathematics or the draws of a method.
+RECORDED = [
+    ("BAR", {"A_LAST": 10.0}, 42.81, 32.34),
+    ("BAR", {}, 37.28, 14.69),
+    ("BPTVLM", {"N_IMAGE": 0}, 1.332, -1.55),
+    ("BPTVLM", {}, 63.5, -1.469),
+    ("BlackVIP", {}, 22.75, -1.724),
+    ("CBBT", {"ADAPTER": True, "ADAPTER_EPOCH": 1}, 0.4184, 0.4424),
+    ("CBBT", {"CUTOUT": 0.0}, 0.02916, -0.02233),
+    ("CBBT", {}, 0.02908, 0.003125),
+    ("CLAP", {"WEIGHT": 0.0}, 5.692, 1.615),
+    ("CLAP", {}, 4.147, 0.7563),
+    ("CraFT", {"BOUND": 0.1}, 1.396, -0.8442),
+    ("CraFT", {"COVARIANCE": "diagonal"}, 24.64, -18.44),
+    ("CraFT", {"COVARIANCE": "vd"}, 26.63, 15.64),
+    ("CraFT", {"COVARIANCE": "vkd"}, 5.192, 1.449),
+    ("CraFT", {"HEAD": False}, 24.73, -18.37),
+    ("CraFT", {"SPACE": "context"}, 27.6, 18.43),
+    ("CraFT", {}, 24.73, -18.47),
+    ("GDA", {}, 504.8, 221.6),
+    ("JOLT", {"FEATURES": True}, 4.444, 1.009),
+    ("JOLT", {"HEAD_FOLDS": 1}, 1.682, 0.519),
+    ("JOLT", {"SPACE": "projection"}, 2.899, 0.2085),
+    ("JOLT", {}, 4.444, 1.009),
+    ("LFA", {"TRANSFER": True}, 11.28, -0.08887),
+    ("LFA", {}, 11.33, -3.647),
+    ("RLA", {}, 11.33, 0.4402),
+    ("SONAR", {"TEXTS": 0}, 38.6, 9.585),
+    ("SONAR", {}, 50.74, 2.246),
+    ("TipAdapterF", {"FINETUNE": False}, 38.34, 32.66),
+    ("TipAdapterF", {}, 22.67, 18.86),
+    ("ZIP", {"RULE": "spsa"}, 10.45, -2.783),
+    ("ZIP", {"RULE": "spsa-gc"}, 46.09, -14.6),
+    ("ZIP", {"SPACE": "context"}, 0.4522, -0.07129),
+    ("ZIP", {"SPACE": "projection"}, 2.037, -0.5517),
+    ("ZIP", {}, 0.808, 0.6652),
+]
+
+
+@pytest.mark.parametrize("name, settings, norm, turn", RECORDED)
+def test_a_run_leads_where_it_did(name, settings, norm, turn, data_root, tmp_path):
+    assert {row[0] for row in RECORDED} == set(TRAINED)
+    everything = "ORACLE.MAX_QUERIES", 0, "OPTIM.MAX_EPOCH", 2, "TEST.NO_TEST", True
+    granted = "ORACLE.GRANTS", list(GRANTS)
+    trainer = build(name, data_root, tmp_path, *everything, *granted, *own(name, **settings))
+    before = [] if isinstance(trainer, ProbeTrainer) else in_use(trainer)
+    trainer.train()
+    after = in_use(trainer)
+    moved = [b if a is None else b - a for a, b in zip_longest(before, after) if b is not None]
+    numbers = torch.cat([part.double().flatten() for part in moved])
+    assert numbers.norm().item() == pytest.approx(norm, rel=0.02)
+    weights = torch.arange(len(numbers)).double().cos()
+    assert (numbers @ weights).item() == pytest.approx(turn, rel=0.02, abs=0.002 * norm)
 
 
 @trained
-def test_continuing_a_finished_run_equals_a_larger_budget_from_the_start(
-    name, data_root, budget, tmp_path
-):
-    for out, options in (
-        ("two lives", budget(name, 4, rest=1)),
-        ("two lives", budget(name, 8)),
-        ("one life", budget(name, 8)),
-    ):
-        build(name, data_root, tmp_path / out, *options, *UNBOUND.get(name, ())).train()
-    one, two = (last_checkpoint(tmp_path / out) for out in ("one life", "two lives"))
+def test_a_finished_run_goes_on_as_if_its_budget_had_been_larger(name, data_root, budget, tmp_path):
+    spare, whole = budget(name, 4, rest=1), budget(name, 8)
+    for life, limit in (("two", spare), ("two", whole), ("one", whole)):
+        build(name, data_root, tmp_path / life, *limit, *UNBOUND.get(name, ())).train()
+    one, two = (last_checkpoint(tmp_path / life) for life in ("one", "two"))
     assert_same(one["state_dict"], two["state_dict"])
-    assert (one["epoch"], one["blackbox"]["batches_done"]) == (
-        two["epoch"],
-        two["blackbox"]["batches_done"],
-    )
-    assert bill(tmp_path / "one life")["training"] == bill(tmp_path / "two lives")["training"]
+    assert one["epoch"] == two["epoch"]
+    assert one["blackbox"]["batches_done"] == two["blackbox"]["batches_done"]
+    assert bill(tmp_path / "one")["training"] == bill(tmp_path / "two")["training"]
 
 
-@trained
-def test_epochs_that_end_before_the_budget_say_what_is_left(
-    name, data_root, budget, tmp_path, capsys
-):
-    options = budget(name, 40)
-    trainer = build(name, data_root, tmp_path, *options, "OPTIM.MAX_EPOCH", 2)
-    trainer.train()
-    spent = bill(tmp_path)["training"]["queries"]
-    assert 0 < spent == trainer.plan.until(trainer.steps_total())[0] < options[1]
-    line = (
-        f"OPTIM.MAX_EPOCH 2 ended training with {options[1] - spent:,} of {options[1]:,} queries "
-        "left"
-    )
-    # views of the training set are read once: there is nothing to raise
-    assert (line in capsys.readouterr().out) == isinstance(trainer, SearchTrainer)
-    state = last_checkpoint(tmp_path)
-    assert (state["epoch"], state["blackbox"]["batches_done"]) == (2, 0)
-
-
-@trained
-def test_image_queries_are_a_budget_of_their_own(name, data_root, tmp_path):
-    _, images = build(name, data_root, tmp_path).plan.step(0)
-    trainer = build(
-        name,
-        data_root,
-        tmp_path,
-        "ORACLE.MAX_QUERIES",
-        0,
-        "ORACLE.MAX_IMAGE_QUERIES",
-        3 * images - 1,
-    )
-    trainer.train()
-    assert bill(tmp_path)["training"]["image_queries"] == 2 * images
-
-
-# Selection on val
-
-
-class Forbidden:
-    """A loader that must not be read until it is opened."""
-
-    def __init__(self, loader):
-        self.loader, self.open = loader, False
-
-    def __iter__(self):
-        assert self.open, "the test split was looked at during training"
-        return iter(self.loader)
-
-    def __len__(self):
-        return len(self.loader)
-
-
-def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_path):
-    name, plain = run[:2]
-    trainer = build(
-        name, data_root, tmp_path, *budget(name, 5, rest=1), "TEST.FINAL_MODEL", "best_val"
-    )
-    trainer.test_loader, test, end, results = (
-        Forbidden(trainer.test_loader),
-        trainer.test,
-        trainer.after_train,
-        [],
-    )
+@pytest.mark.parametrize("name", [*KINDS, "SONAR"])
+def test_best_val_selects_on_val_and_never_on_test(name, data_root, budget, tmp_path):
+    plain = build(name, data_root, tmp_path / "plain", *budget(name, 5, rest=1))
+    plain.train()
+    options = *budget(name, 5, rest=1), "TEST.FINAL_MODEL", "best_val"
+    trainer = build(name, data_root, tmp_path / "best", *options)
+    loader, test, end, results = trainer.test_loader, trainer.test, trainer.after_train, []
+    trainer.test_loader = [None] * len(loader)  # batches that cannot be read
 
     def tested(split=None):
         result = test(split)
@@ -299,32 +208,34 @@ def test_best_val_selects_on_val_and_never_on_test(run, data_root, budget, tmp_p
         return result
 
     def ended():
-        trainer.test_loader.open = True
+        trainer.test_loader = loader
         end()
 
     trainer.test, trainer.after_train = tested, ended
     trainer.train()
-    on_val = [entry for entry in results if entry[0] == "val"]
-    assert len(on_val) >= 2 and [split for split, _, _ in results[len(on_val) :]] == [None]
+    *on_val, deployed = results
+    splits = [split for split, _, _ in results]
+    assert len(on_val) >= 2 and splits == ["val"] * len(on_val) + [None]
     # where the budget ended is looked at too, and looking changes nothing
     assert_same(on_val[-1][2], plain.learner.state_dict())
     best = max(result for _, result, _ in on_val)
     found = next(found for _, result, found in on_val if result == best)
-    assert_same(results[-1][2], found)  # what is deployed
-    state = torch.load(tmp_path / trainer.model_name / "model-best.pth.tar", weights_only=True)
+    assert_same(deployed[2], found)
+    folder = tmp_path / "best" / trainer.model_name
+    state = torch.load(folder / "model-best.pth.tar", weights_only=True)
     assert state["val_result"] == best
     assert_same(dict(state["state_dict"]), dict(found))
-    # the pointer is not redirected
-    assert newest(tmp_path / trainer.model_name).name != "model-best.pth.tar"
+    assert newest(folder).name != "model-best.pth.tar"  # the pointer is not redirected
     passes = [*["val"] * len(on_val), "test"]
-    assert bill(tmp_path)["evaluation"]["queries"] == trainer.evaluation(passes)[0]
+    assert bill(tmp_path / "best")["evaluation"]["queries"] == trainer.evaluation(passes)[0]
 
 
-@pytest.mark.parametrize(
-    "option", [("TEST.FINAL_MODEL", "best_val"), ("ORACLE.VAL_EVERY", 10), ("TEST.SPLIT", "val")]
-)
+LOOKS = ("TEST.FINAL_MODEL", "best_val"), ("ORACLE.VAL_EVERY", 10), ("TEST.SPLIT", "val")
+
+
+@pytest.mark.parametrize("option", LOOKS)
 @pytest.mark.parametrize("val", ["none", "the test split"])
-@pytest.mark.parametrize("name", [name for name in OURS if name != "ZeroshotOracle"])
+@pytest.mark.parametrize("name", [*KINDS, "WhiteBox"])
 def test_val_that_is_missing_or_test_is_refused(name, vary_root, val, option, tmp_path):
     root = vary_root(lambda split: split.update(val=[] if val == "none" else split["test"]))
     with pytest.raises(BlackBoxError, match="Digits has no validation split of its own"):
@@ -332,131 +243,63 @@ def test_val_that_is_missing_or_test_is_refused(name, vary_root, val, option, tm
     assert not (tmp_path / "out").exists()
 
 
-# Where it starts
-
 # what else changes the model before the first step
-PLAIN = {"CraFT": ("TRAINER.CRAFT.HEAD", False), "BPTVLM": ("TRAINER.BPTVLM.N_IMAGE", 0)}
+PLAIN = {"CraFT": own("CraFT", HEAD=False), "BPTVLM": own("BPTVLM", N_IMAGE=0)}
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if words_key(name)])
+@pytest.mark.parametrize("name", [name for name, cls in OURS.items() if "CTX_INIT" in cls.keys])
 def test_at_step_0_from_the_templates_words_it_is_zero_shot(name, data_root, tmp_path):
     zeroshot = build("ZeroshotOracle", data_root, tmp_path / "zero-shot")
-    trainer = build(
-        name,
-        data_root,
-        tmp_path / "run",
-        words_key(name),
-        TEMPLATES["Digits"].split(" {}")[0],
-        *PLAIN.get(name, ()),
-    )
+    words = own(name, CTX_INIT=TEMPLATES["Digits"].split(" {}")[0])
+    trainer = build(name, data_root, tmp_path / "run", *words, *PLAIN.get(name, ()))
     with torch.no_grad():
         assert trainer.test() == zeroshot.test()
         if name in BLACK_BOX:
             assert difference(test_logits(trainer), test_logits(zeroshot)) < 1e-5
 
 
-def test_zero_shot_spends_no_training_query(data_root, tmp_path):
-    trainer, spy = spied(build("ZeroshotOracle", data_root, tmp_path))
-    trainer.train()
-    assert bill(tmp_path)["training"] == {"queries": 0, "image_queries": 0}
-    assert bill(tmp_path)["evaluation"] == {
-        "queries": spy.queries,
-        "image_queries": len(trainer.dm.dataset.test),
-    }
-    assert not any(spy.graphs)
-
-
 @trained
 def test_what_a_method_needs_must_be_granted(name, data_root, tmp_path):
     needs = build(name, data_root, tmp_path / "out").needs
     for missing in needs:
-        with pytest.raises(
-            AccessDenied, match=f"^{name} asked for '{missing}', which this oracle does not grant"
-        ):
-            build(
-                name,
-                data_root,
-                tmp_path / "out",
-                "ORACLE.GRANTS",
-                [grant for grant in needs if grant != missing],
-            )
+        granted = "ORACLE.GRANTS", [grant for grant in needs if grant != missing]
+        words = f"^{name} asked for '{missing}', which this oracle does not grant"
+        with pytest.raises(AccessDenied, match=words):
+            build(name, data_root, tmp_path / "out", *granted)
     assert not (tmp_path / "out").exists()
 
 
-# White-box
-
-
-@pytest.fixture(scope="module")
-def white_box(data_root, tmp_path_factory):
-    """A trained ceiling, its steps' losses, the weights before, the pictures encoded meanwhile."""
-    out = tmp_path_factory.mktemp("WhiteBox")
-    trainer = build(
-        "WhiteBox",
-        data_root,
-        out,
-        "DATALOADER.TRAIN_X.BATCH_SIZE",
-        30,
-        "OPTIM.MAX_EPOCH",
-        12,
-        "OPTIM.LR",
-        0.05,
-        "INPUT.TRANSFORMS",
-        ["normalize"],
-    )
-    weights = {k: v.clone() for k, v in trainer.loaded.model.state_dict().items()}
-    losses, step = [], trainer.forward_backward
-    encoded, encode = [], trainer.local.encode_pixels
+def test_the_white_box_learns_the_context_alone(data_root, tmp_path, monkeypatch):
+    options = "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.05
+    plain = "INPUT.TRANSFORMS", ["normalize"]
+    trainer = build("WhiteBox", data_root, tmp_path, *options, *plain)
+    weights = deepcopy(trainer.loaded.model.state_dict())
+    losses, step, local = [], trainer.forward_backward, trainer.local
+    encoded, encode, prompts, text = [], local.encode_pixels, [], local.text
 
     def kept(batch):
         summary = step(batch)
         losses.append(summary["loss"])
         return summary
 
-    def noted(pixels):
-        encoded.append(len(pixels))
-        return encode(pixels)
-
-    trainer.forward_backward, trainer.local.encode_pixels = kept, noted
+    monkeypatch.setattr(trainer, "forward_backward", kept)
+    monkeypatch.setattr(local, "encode_pixels", lambda x: encoded.append(len(x)) or encode(x))
     trainer.train()
-    return trainer, losses, weights, encoded, out
-
-
-def test_the_white_box_learns_the_context_alone(white_box):
-    trainer, losses, weights, _, _ = white_box
-    assert losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
+    assert sum(encoded) == len(trainer.dm.dataset.train_x) + len(trainer.dm.dataset.test)
     assert [name for name, _ in trainer.model.named_parameters()] == ["ctx"]
-    assert_same(dict(trainer.loaded.model.state_dict()), weights)
+    assert_same(dict(trainer.loaded.model.state_dict()), dict(weights))
     assert all(p.grad is None and not p.requires_grad for p in trainer.loaded.model.parameters())
-
-
-def test_the_white_box_encodes_a_picture_once(white_box):
-    trainer, losses, _, encoded, _ = white_box
-    pictures = len(trainer.dm.dataset.train_x) + len(trainer.dm.dataset.test)
-    assert len(losses) == 12 and sum(encoded) == pictures
-
-
-def test_the_white_box_encodes_its_prompt_once_an_evaluation(white_box, monkeypatch):
-    trainer, prompts = white_box[0], []
+    assert not (tmp_path / "queries.json").exists() and not hasattr(trainer, "oracle")
+    assert set(last_checkpoint(tmp_path)["state_dict"]) == {"ctx"}
+    # evaluation encodes the prompt once, and answers as training does
     batches = [batch["img"] for batch in trainer.test_loader]
-    logits = [trainer.model_inference(images).detach() for images in batches]  # as in training
-    text = trainer.local.text
-    monkeypatch.setattr(trainer.local, "text", lambda ctx: prompts.append(ctx) or text(ctx))
-    trainer.local.last = None
+    logits = [trainer.model_inference(images).detach() for images in batches]
+    monkeypatch.setattr(local, "text", lambda ctx: prompts.append(ctx) or text(ctx))
+    local.last = None
     with torch.no_grad():
-        evaluated = [trainer.model_inference(images) for images in batches]
+        assert_same([trainer.model_inference(images) for images in batches], logits)
     assert len(batches) > 1 and len(prompts) == 1
-    assert_same(evaluated, logits)
-
-
-def test_the_white_box_counts_no_query(white_box):
-    trainer, _, _, _, out = white_box
-    assert not (out / "queries.json").exists() and not hasattr(trainer, "oracle")
-    assert set(
-        torch.load(out / "prompt_learner" / "model.pth.tar-12", weights_only=True)["state_dict"]
-    ) == {"ctx"}
-
-
-# On a GPU
 
 
 @pytest.mark.cuda
@@ -465,8 +308,8 @@ def test_a_run_on_cuda(name, data_root, budget, tmp_path):
     trainer = build(name, data_root, tmp_path, *budget(name, 3), "USE_CUDA", True)
     before = in_use(trainer)
     trainer.train()
-    assert trainer.learner.theta.is_cuda
-    assert any(not torch.equal(a, b) for a, b in zip(before, in_use(trainer)) if a is not None)
+    assert all(part.is_cuda for part in trainer.learner.buffers())
+    assert_moved(before, in_use(trainer))
     assert bill(tmp_path)["training"]["queries"] == trainer.plan.until(3)[0]
     cpu = build(name, data_root, tmp_path / "cpu")
     cpu.load_model(str(tmp_path))

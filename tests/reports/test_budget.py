@@ -19,7 +19,7 @@ from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Meter, Prompt
 from dassl_blackbox.trainers.blackbox.oracle.services import Http, Refused, RemoteOracle
 from dassl_blackbox.trainers.blackbox.probe import Answers
 from services import TEXTS, at, embed_texts, local_logits, oracle_at
-from support import assert_same, bill, build, difference, last_checkpoint, run, sentence
+from support import assert_same, bill, build, difference, last_checkpoint, own, run, sentence
 
 UNITS = ("queries", "image_queries")
 BUDGETS = {"rich": 0, "nineteen": 19, "twenty": 20, "one": 1, "five": 5}
@@ -81,14 +81,11 @@ def asked(ours, classes=3):
     return oracle
 
 
-# What a run costs, evaluation too
-
-
-def test_a_budget_that_does_not_pay_for_evaluation_is_not_begun(
+def test_a_budget_below_training_and_evaluation_is_not_begun(
     ours, key, data_root, tmp_path, capsys
 ):
     """A step costs 10 and a test batch 5; the test set has two batches."""
-    options = far(ours, "TRAINER.SONAR.TEXTS", 90, "ORACLE.MAX_QUERIES", 10)
+    options = far(ours, *own("SONAR", TEXTS=90), "ORACLE.MAX_QUERIES", 10)
     used = key("nineteen")
     said = sentence(capsys, "SONAR", data_root, tmp_path / "a", *options)
     assert "20 queries are needed (10 for training, 10 for evaluation)" in said
@@ -113,16 +110,13 @@ def test_a_method_without_training_is_told_before_it_spends(ours, key, data_root
     assert "2 queries are needed" in said and used() == 0
 
 
-def test_no_train_tells_evaluation_and_what_is_left(
-    ours, key, service, data_root, tmp_path, capsys
-):
+def test_no_train_tells_evaluation_and_the_rest(ours, key, service, data_root, tmp_path, capsys):
     def told(trainer, *options):
         assert run(trainer, data_root, tmp_path, *options, flags=("--no-train",)) == 0
         return capsys.readouterr().out.splitlines()[-1]
 
-    server = service()
-    options = at(server)
-    said = told("GDA", *options, "TRAINER.GDA.VIEWS", 1)
+    options = at(service())
+    said = told("GDA", *options, *own("GDA", VIEWS=1))
     assert "3 training queries, 60 image queries; 3 evaluation queries, 61 image queries" in said
     assert re.search(r"about 3 call.*, 60 picture.*; evaluation about 2 call.*, 61 picture", said)
     said = told("ZeroshotOracle", *options)
@@ -133,22 +127,20 @@ def test_no_train_tells_evaluation_and_what_is_left(
     assert used() == 0 and not list(tmp_path.iterdir())
 
 
-BEST = ("TEST.FINAL_MODEL", "best_val")
-CURVE = ("ORACLE.VAL_EVERY", "20")
+LOOKS = "ORACLE.VAL_EVERY", 20
+BEST = (*LOOKS, "TEST.FINAL_MODEL", "best_val")
 
 
 @pytest.mark.parametrize(
     "name, options",
     [
-        ("ZIP", (*BEST, *CURVE, "TEST.SPLIT", "val", "ORACLE.MAX_QUERIES", 50)),
-        ("GDA", (*BEST, *CURVE, "TRAINER.GDA.VIEWS", 1)),
-        ("GDA", (*CURVE, "TEST.NO_TEST", "True", "ORACLE.MAX_QUERIES", 3)),
-        ("CBBT", ("TRAINER.CBBT.ADAPTER", "True", "ORACLE.MAX_QUERIES", 20)),
+        ("ZIP", (*BEST, "TEST.SPLIT", "val", "ORACLE.MAX_QUERIES", 50)),
+        ("GDA", (*BEST, *own("GDA", VIEWS=1))),
+        ("GDA", (*LOOKS, "TEST.NO_TEST", True, "ORACLE.MAX_QUERIES", 3)),
+        ("CBBT", (*own("CBBT", ADAPTER=True), "ORACLE.MAX_QUERIES", 20)),
     ],
 )
-def test_what_evaluation_is_said_to_cost_is_what_it_costs(
-    name, options, data_root, tmp_path, capsys
-):
+def test_evaluation_costs_what_it_is_said_to_cost(name, options, data_root, tmp_path, capsys):
     granted = "ORACLE.GRANTS", str(GRANTS), "DATASET.NUM_SHOTS", 2
     trainer = build(name, data_root, tmp_path, *granted, *options)
     told = re.search(r"([\d,]+) evaluation queries, ([\d,]+) image", trainer.describe_cost())
@@ -159,27 +151,23 @@ def test_what_evaluation_is_said_to_cost_is_what_it_costs(
     assert ("GDA: fitting the head\nGDA: alpha" in capsys.readouterr().out) == (name == "GDA")
 
 
-# Refusals that waiting does not change
-
-
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
+HARD = {"error": {"message": "Limit", "code": "billing_hard_limit_reached"}}
+SPENT = [
+    (429, {"error": {"message": QUOTA, "type": "insufficient_quota", "code": None}}),
+    (429, HARD),
+    (400, HARD),
+    (429, {"detail": QUOTA}),
+    (429, "Your team has either used all available credits or reached its spending limit."),
+    (429, {"detail": "Account balance not enough to run this query, please recharge."}),
+    (403, {"error": {"message": "Quota", "code": "insufficient_user_quota"}}),
+    (429, {"message": "You have reached your monthly limit."}),
+    (429, {"message": "You are using a trial key, limited to 1000 API calls / month."}),
+    (402, {"error": "You have exceeded your monthly included credits for Inference."}),
+]
 
 
-@pytest.mark.parametrize(
-    "status, content",
-    [
-        (429, {"error": {"message": QUOTA, "type": "insufficient_quota", "code": None}}),
-        (429, {"error": {"message": "Limit", "code": "billing_hard_limit_reached"}}),
-        (400, {"error": {"message": "Limit", "code": "billing_hard_limit_reached"}}),
-        (429, {"detail": QUOTA}),
-        (429, "Your team has either used all available credits or reached its spending limit."),
-        (429, {"detail": "Account balance not enough to run this query, please recharge."}),
-        (403, {"error": {"message": "Quota", "code": "insufficient_user_quota"}}),
-        (429, {"message": "You have reached your monthly limit."}),
-        (429, {"message": "You are using a trial key, limited to 1000 API calls / month."}),
-        (402, {"error": "You have exceeded your monthly included credits for Inference."}),
-    ],
-)
+@pytest.mark.parametrize("status, content", SPENT)
 def test_no_money_is_said_at_once(status, content, service, data_root, tmp_path, capsys):
     server = service()
     server.always = status, {}, content
@@ -189,16 +177,16 @@ def test_no_money_is_said_at_once(status, content, service, data_root, tmp_path,
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize(
-    "headers, message",
-    [
-        ({}, "Rate limit reached for requests per min. Check your billing to raise it."),
-        ({}, f"{QUOTA} Please retry in 0.1s."),
-        ({"Retry-After": "0"}, QUOTA),
-        ({}, "You have used 100 of your 100 credits per hour."),
-        ({}, "The load balancer has reached its limit."),
-    ],
-)
+HASTE = [
+    ({}, "Rate limit reached for requests per min. Check your billing to raise it."),
+    ({}, f"{QUOTA} Please retry in 0.1s."),
+    ({"Retry-After": "0"}, QUOTA),
+    ({}, "You have used 100 of your 100 credits per hour."),
+    ({}, "The load balancer has reached its limit."),
+]
+
+
+@pytest.mark.parametrize("headers, message", HASTE)
 def test_haste_is_waited_for(headers, message, service, digits):
     server = service()
     oracle = oracle_at(server)
@@ -206,9 +194,7 @@ def test_haste_is_waited_for(headers, message, service, digits):
     assert oracle.query(oracle.upload(digits[:3]), Prompt()).shape == (1, 3, 3)
 
 
-def test_a_quota_that_ends_within_training_leaves_a_checkpoint(
-    service, data_root, tmp_path, capsys
-):
+def test_a_quota_that_ends_in_training_leaves_a_checkpoint(service, data_root, tmp_path, capsys):
     server, budget = service(), "ORACLE.MAX_QUERIES"
     assert run("GDA", data_root, tmp_path, *at(server), budget, 2) == 0
     server.always = 429, {}, {"error": {"message": QUOTA, "code": "insufficient_quota"}}
@@ -220,19 +206,17 @@ def test_a_quota_that_ends_within_training_leaves_a_checkpoint(
     assert bill(tmp_path)["training"]["queries"] == 3
 
 
-# Indices of embeddings
-
-
-def rows_of(*indices):
+def indexed(*indices):
+    """An answer about the three texts, its rows with such indices."""
     rows = embed_texts(TEXTS).tolist()
-    return {"data": [{**index, "embedding": row} for index, row in zip(indices, rows)]}
+    return 200, {}, {"data": [{**at, "embedding": row} for at, row in zip(indices, rows)]}
 
 
 @pytest.mark.parametrize("index", [{}, {"index": None}])
 def test_embeddings_without_an_index_are_in_order(index, service, digits):
     server = service()
     oracle = oracle_at(server)
-    server.faults = [(200, {}, rows_of(index, index, index))]
+    server.faults = [indexed(index, index, index)]
     answer = oracle.query(oracle.upload(digits[:3]), Prompt())[0]
     assert difference(answer, local_logits(digits[:3], TEXTS)) < 1e-5
     assert len(server.requests) == 3  # the sample, the texts, the pictures
@@ -242,14 +226,11 @@ def test_embeddings_without_an_index_are_in_order(index, service, digits):
 def test_indices_that_are_none_are_named(indices, service, digits):
     server = service()
     oracle = oracle_at(server, PATIENCE=30.0)
-    server.always = 200, {}, rows_of(*({"index": i} for i in indices))
+    server.always = indexed(*({"index": i} for i in indices))
     words = re.escape(f"an index of {list(indices)}, not of 0 to 2")
     with pytest.raises(BlackBoxError, match=words):
         oracle.query(oracle.upload(digits[:3]), Prompt())
     assert len(server.requests) == 3  # the sample, and two tries
-
-
-# What was answered is paid
 
 
 def test_a_refused_part_leaves_the_parts_before_it_on_the_bill(ours, key, bound, tmp_path):
@@ -273,9 +254,7 @@ def test_a_refused_part_leaves_the_parts_before_it_on_the_bill(ours, key, bound,
     assert used() - before == 5 and bill(tmp_path)["training"]["queries"] == 6
 
 
-def test_a_service_that_refuses_the_second_call_was_paid_the_first(
-    service, data_root, tmp_path, capsys
-):
+def test_when_the_second_call_is_refused_the_first_was_paid(service, data_root, tmp_path, capsys):
     """The texts are answered, 40 pictures are too many."""
     options = at(service(), BATCH=40)
     said = sentence(capsys, "ZeroshotOracle", data_root, tmp_path, *options)
@@ -285,30 +264,23 @@ def test_a_service_that_refuses_the_second_call_was_paid_the_first(
     assert found["service"]["texts"] == 11
 
 
-# Answers above the server's bound
-
-
-ADAPTED = "TRAINER.CBBT.ADAPTER", "True", "TRAINER.CBBT.ADAPTER_EPOCH", "0"
-
-
 @pytest.mark.parametrize(
-    "name, options",
+    "name, budget, settings",
     [
-        ("CraFT", ("TRAINER.CRAFT.POPULATION", 20, "ORACLE.MAX_QUERIES", 24)),
-        ("CBBT", (*ADAPTED, "TRAINER.CBBT.Q", 12, "ORACLE.MAX_QUERIES", 14)),
+        ("CraFT", 24, {"POPULATION": 20}),
+        ("CBBT", 14, {"ADAPTER": True, "ADAPTER_EPOCH": 0, "Q": 12}),
     ],
 )
-def test_answers_above_the_bound_come_in_parts(
-    name, options, ours, key, bound, data_root, tmp_path
-):
+def test_answers_come_in_parts(name, budget, settings, ours, key, bound, data_root, tmp_path):
     used, found = key("rich"), []
+    options = far(ours, "DATASET.NUM_SHOTS", 6, *own(name, **settings))
     for size in (2**28, 2**15):
         bound(size)
         before, out = used(), tmp_path / str(size)
-        assert run(name, data_root, out, *far(ours, "DATASET.NUM_SHOTS", 6), *options) == 0
+        assert run(name, data_root, out, *options, "ORACLE.MAX_QUERIES", budget) == 0
         counts = bill(out)
         assert used() - before == sum(counts[part]["queries"] for part in counts)
-        assert counts["training"]["queries"] == options[-1]
+        assert counts["training"]["queries"] == budget
         found.append(last_checkpoint(out)["state_dict"])
     if name == "CraFT":
         assert_same(*found)
@@ -326,9 +298,6 @@ def test_an_answer_about_one_prompt_above_the_bound_is_a_sentence(ours, key, bou
     assert used() == before
 
 
-# Heads that are fitted to answers
-
-
 def test_answers_are_loaded_onto_the_device_of_the_run(data_root, tmp_path):
     kept = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.arange(4)
     answers = Answers(torch.device("meta"))  # the only other one that is everywhere
@@ -341,10 +310,9 @@ def test_answers_are_loaded_onto_the_device_of_the_run(data_root, tmp_path):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["SONAR", "GDA", "CLAP", "LFA", "RLA", "TipAdapterF"])
 def test_a_probe_goes_on_on_cuda(name, data_root, budget, tmp_path):
-    for steps in (1, 3):
-        assert run(name, data_root, tmp_path, *budget(name, steps), "USE_CUDA", "True") == 0
-    trainer = build(name, data_root, tmp_path / "whole", *budget(name, 3), "USE_CUDA", "True")
-    trainer.train()
-    assert_same(
-        last_checkpoint(tmp_path / "whole")["state_dict"], last_checkpoint(tmp_path)["state_dict"]
-    )
+    states, cuda = [], ("USE_CUDA", True)
+    for folder, steps in (("parts", 1), ("parts", 3), ("whole", 3)):
+        out = tmp_path / folder
+        assert run(name, data_root, out, *budget(name, steps), *cuda) == 0
+        states.append(last_checkpoint(out)["state_dict"])
+    assert_same(*states[1:])

@@ -38,9 +38,6 @@ def finished(data_root, tmp_path_factory):
     return folder
 
 
-# The log
-
-
 def test_the_log_and_the_configuration_are_what_was_used(finished):
     log = (finished / "log.txt").read_text()
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -61,9 +58,6 @@ def test_what_is_finished_is_known_by_them(finished, data_root, tmp_path, capsys
     for options, skipped in ((HEAD_ALONE, False), (HEAD_ALONE, True), (other, False)):
         assert run("SONAR", data_root, tmp_path, *options, flags=flags) == 0
         assert ("holds this evaluation: skipped" in capsys.readouterr().out) == skipped
-
-
-# Signals
 
 
 @pytest.fixture
@@ -159,14 +153,13 @@ for _ in {1..999}; do sleep 0.02; done
     "command, number",
     [
         ("main.sh ZIP digits tiny 1", signal.SIGTERM),
-        ("zip/main.sh digits tiny 1", signal.SIGHUP),
         ("base2new_train.sh ZIP digits tiny 1", signal.SIGUSR1),
         ("eval.sh ZeroshotOracle digits tiny 1", signal.SIGXCPU),
         ("zeroshot.sh digits tiny", signal.SIGTERM),
         ("xd_train.sh ZIP tiny 1", signal.SIGUSR2),
         ("xd_test.sh ZeroshotOracle tiny 1", signal.SIGTERM),
         ("jolt/ablations.sh digits tiny 1", signal.SIGINT),
-        ("quickstart.sh", signal.SIGTERM),
+        ("quickstart.sh", signal.SIGHUP),
     ],
 )
 def test_scripts_pass_signals_on_and_stop(command, number, tmp_path):
@@ -204,56 +197,42 @@ def test_a_signal_ends_the_loop_over_runs(tool, heeded, call, monkeypatch, tmp_p
 
     monkeypatch.setattr(sweep, "attempt", attempt)
     monkeypatch.chdir(tmp_path)  # which a sweep leaves
-    what = {
-        compare: ["--methods", "zero-shot", "SONAR"],
-        sweep: ["--trainers", "SONAR", "--datasets", "digits"],
-    }
-    status, _, err = call(tool.main, *what[tool], "--seeds", 1, 2, "--output", tmp_path)
+    what = ["--methods", "zero-shot", "SONAR"]
+    what = what if tool is compare else ["--trainers", "SONAR", "--datasets", "digits"]
+    status, _, err = call(tool.main, *what, "--seeds", 1, 2, "--output", tmp_path)
     assert status == 128 + signal.SIGHUP and len(begun) == 1
     assert "Stopped by SIGHUP: the same command goes on from here" in err
     assert "| 0/" in err and "| 1/" not in err  # of the bar
 
 
-# Names
+NAMES = [
+    ("SONNAR digits tiny", "Unknown trainer (--trainer) 'SONNAR': did you mean SONAR"),
+    ("SONAR digits ViT-B/16", "configs/trainers/SONAR has photo.yaml, "),
+    ("SONAR digits RN50x4", "configs/trainers/SONAR has photo.yaml, "),
+    ("SONAR Caltech-101 tiny", "configs/datasets has caltech101.yaml, "),
+    ("SONAR tiny digits", "configs/datasets has caltech101.yaml, "),
+    ("SONAR configs/datasets/digits.yaml tiny", ", digits.yaml, "),
+]
 
 
-@pytest.mark.parametrize(
-    "command, words",
-    [
-        ("SONNAR digits tiny", "Unknown trainer (--trainer) 'SONNAR': did you mean SONAR"),
-        (
-            "SONAR digits ViT-B/16",
-            "configs/trainers/SONAR has photo.yaml, ",
-        ),
-        ("SONAR digits Tinny", "configs/trainers/SONAR has photo.yaml, "),
-        ("SONAR Caltech-101 tiny", "configs/datasets has caltech101.yaml, "),
-        ("SONAR configs/datasets/digits.yaml tiny", ", digits.yaml, "),
-        ("SONAR tiny digits", "configs/datasets has caltech101.yaml, "),
-        ("SONAR digits RN50x4", "configs/trainers/SONAR has photo.yaml, "),
-    ],
-)
+@pytest.mark.parametrize("command, words", NAMES)
 def test_a_name_that_a_script_is_given(command, words, capsys, monkeypatch):
-    printed = subprocess.run(
-        ["bash", "scripts/main.sh", *command.split(), "1"],
-        cwd=REPO,
-        env={**os.environ, "DRY_RUN": "1", "SEEDS": "1"},
-        capture_output=True,
-        text=True,
-    ).stdout
     monkeypatch.chdir(REPO)
+    line = ["bash", "scripts/main.sh", *command.split(), "1"]
+    env = {**os.environ, "DRY_RUN": "1", "SEEDS": "1"}
+    printed = subprocess.run(line, env=env, capture_output=True, text=True).stdout
     assert train.main(train.parse_args(shlex.split(printed)[2:])) == 1
-    said = capsys.readouterr().err
-    assert words in said
+    assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "flag, words",
-    [
-        ("--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
-        ("--dataset-config-file", "pass --dataset-config-file configs/datasets/digits.yaml"),
-        ("--trainer", "No trainer is named: pass --trainer."),
-    ],
-)
+FLAGS = [
+    ("--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
+    ("--dataset-config-file", "pass --dataset-config-file configs/datasets/digits.yaml"),
+    ("--trainer", "No trainer is named: pass --trainer."),
+]
+
+
+@pytest.mark.parametrize("flag, words", FLAGS)
 def test_a_flag_that_was_forgotten(flag, words, data_root, tmp_path, capsys):
     given = arguments("SONAR", data_root, tmp_path / "out")
     at = given.index(flag)
@@ -261,21 +240,17 @@ def test_a_flag_that_was_forgotten(flag, words, data_root, tmp_path, capsys):
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flags", [("--eval-only", "--model-dir"), ("--resume",)])
-def test_a_folder_that_is_not_there(flags, data_root, tmp_path, capsys):
-    flags = *flags, tmp_path / "nope"
-    words = sentence(capsys, "ZIP", data_root, tmp_path / "out", flags=flags)
-    assert f"{tmp_path}/nope" in words and ": no such folder" in words
-
-
 @pytest.mark.parametrize(
     "flags, below", [(("--eval-only", "--model-dir"), ""), (("--resume",), "seed1/prompt_learner")]
 )
-def test_a_folder_beside_that_of_the_run(flags, below, finished, data_root, tmp_path, call, capsys):
+def test_a_folder_that_is_no_runs(flags, below, finished, data_root, tmp_path, call, capsys):
+    line = "SONAR", data_root, tmp_path / "out"
+    said = sentence(capsys, *line, flags=(*flags, tmp_path / "nope"))
+    assert f"{tmp_path}/nope" in said and ": no such folder" in said
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "seed1").symlink_to(finished)
     given, meant = tmp_path / "a" / below, f"Did you mean {tmp_path}/a/seed1?"
-    assert meant in sentence(capsys, "SONAR", data_root, tmp_path / "o", flags=(*flags, given))
+    assert meant in sentence(capsys, *line, flags=(*flags, given))
     assert meant in call(interpret_prompt.main, given)[2]
 
 
@@ -287,15 +262,12 @@ def test_words_of_a_run_without_a_context(finished, call, monkeypatch):
 
 
 def test_the_settings_of_another_trainer_are_noted(tmp_path, capsys):
-    other = REPO / "configs" / "trainers" / "SONAR" / "tiny.yaml"
-    for config, noted in ((other, True), (str(other).replace("SONAR", "ZIP"), False)):
-        given = "MODEL.BACKBONE.NAME", "none"
-        assert run("ZIP", tmp_path, tmp_path / "o", *given, flags=("--config-file", config)) == 1
-        note = f"Note: {config} is SONAR's, and the trainer is ZIP\n"
-        assert (note in capsys.readouterr().out) == noted
-
-
-# The machine
+    for other in ("SONAR", "ZIP"):
+        config = REPO / "configs" / "trainers" / other / "tiny.yaml"
+        given, flags = ("MODEL.BACKBONE.NAME", "none"), ("--config-file", config)
+        assert run("ZIP", tmp_path, tmp_path / "o", *given, flags=flags) == 1
+        note = f"Note: {config} is {other}'s, and the trainer is ZIP\n"
+        assert (note in capsys.readouterr().out) == (other != "ZIP")
 
 
 @pytest.mark.parametrize("own, small", [(None, 1), ("2", 2)])
