@@ -263,17 +263,3 @@ def test_it_is_refused_before_anything_is_loaded(data_root, tmp_path, capsys, mo
         said = sentence(capsys, trainer, data_root, tmp_path / "out", name, value)
         assert said.startswith(f"error: {name} is ")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_settings_of_a_run_are_read_back_or_refused(file):
-    cfg = config("ZIP", "DATASET.ROOT", "/nowhere")
-    made, here = before_and_now(cfg, file(cfg.dump()))
-    assert {name: made[name] for name in here} == here == settings(cfg)
-    text = cfg.dump()
-    cut = [text[: len(text) * part // 8] for part in range(8)]
-    lacking = {**yaml.safe_load(text), "OPTIM": "adam"}
-    for damaged in (*cut, text.encode().replace(b"ZIP", b"\xff"), "- a\n", yaml.dump(lacking)):
-        path = file(damaged)
-        with ERROR(match=f"^{path} "):
-            before_and_now(cfg, path)
-    assert not grew("ORACLE.MAX_QUERIES", "many", "3") and grew("ORACLE.MAX_QUERIES", "3", "0")
