@@ -14,7 +14,6 @@ import sys
 import traceback
 from contextlib import ExitStack, redirect_stdout, suppress
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
 from types import FrameType
 
@@ -38,7 +37,7 @@ from dassl_blackbox.trainers.blackbox.config import (
     ours,
     put,
     read_yaml,
-    without_effect,
+    values_read,
 )
 from dassl_blackbox.trainers.blackbox.data import OF_THE_MODEL, training_images
 from dassl_blackbox.trainers.blackbox.errors import (
@@ -55,16 +54,15 @@ from dassl_blackbox.trainers.blackbox.files import (
     newest,
     write_atomically,
 )
-from dassl_blackbox.trainers.blackbox.run.matching import (
-    BUDGETS,
+from dassl_blackbox.trainers.blackbox.run.record import (
     IMAGES,
     as_text,
     counted,
     differences,
-    settings,
+    grew,
     with_contents,
 )
-from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.run.record import NAME as METRICS
 from dassl_blackbox.trainers.blackbox.run.trainer import handled
 from yacs.config import CfgNode
 
@@ -81,11 +79,11 @@ def header(args, cfg):
     arguments = "\n".join(f"{key}: {value}" for key, value in sorted(vars(args).items()))
     config, stars = cfg, "*" * 15
     if cfg.TRAINER.NAME in ours():
-        hidden, told = without_effect(cfg), changed(cfg)
+        told = changed(cfg)
         config = "\n".join(
             f"{name}: {value}"
-            for name, value in leaves(cfg).items()
-            if name not in hidden and (name in told or not name.startswith(QUIET))
+            for name, value in values_read(cfg).items()
+            if name in told or not name.startswith(QUIET)
         )
     return masked(
         f"{stars}\n{LIFE}\n{stars}\n{arguments}\n{stars[3:]}\n** Config **\n{stars[3:]}\n{config}"
@@ -94,7 +92,7 @@ def header(args, cfg):
 
 def unread(cfg: CfgNode) -> set[str]:
     """Names of keys that were set and have no effect on the run."""
-    return without_effect(cfg) & changed(cfg)
+    return changed(cfg) - values_read(cfg).keys()
 
 
 def changed(cfg: CfgNode) -> set[str]:
@@ -180,11 +178,9 @@ def run(args: argparse.Namespace, log: RunLog, held: ExitStack) -> None:
         cfg = without_folder(cfg)
         print(header(args, cfg))
         trainer = build(cfg)
-        counted = hasattr(trainer, "describe_cost")
-        print(f"This run would cost {trainer.describe_cost()}" if counted else NO_QUERIES)
+        asks = getattr(trainer, "counted", False)
+        print(f"This run would cost {trainer.describe_cost()}" if asks else NO_QUERIES)
         return
-    if not cfg.OUTPUT_DIR:
-        raise BlackBoxError("OUTPUT_DIR is empty: name the run's folder with --output-dir.")
     lock = FolderLock(cfg.OUTPUT_DIR)  # before anything in the folder is read
     held.callback(lock.release)
     log.folder = lock.folder
@@ -252,7 +248,7 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     A checkpoint tells of training images and a bank's content too. A run without one (zero-shot)
     knows its data by their folder. Where they are gone, there is nothing to compare.
     """
-    content, here = read_yaml(config, CURE), settings(cfg)
+    content, here = read_yaml(config, CURE), counted(values_read(cfg))
     if not leaves(get_cfg_default()).keys() <= leaves(content).keys():
         raise BlackBoxError(f"{config} is damaged: keys of Dassl are missing. {CURE}")
     made = counted(content)
@@ -272,11 +268,6 @@ def before_and_now(cfg: CfgNode, config: Path) -> tuple[dict[str, str], dict[str
     files = {name for name, key in all_keys().items() if key.names_file}
     told = {name: known[name] for name in {IMAGES, *files} & known.keys()}
     return {**made, **told}, with_contents(here, images)
-
-
-def grew(name: str, there: str, here: str) -> bool:
-    """Whether a difference is a budget that has grown; 0 is no limit."""
-    return name in BUDGETS and there.isdigit() and (int(here) or inf) > (int(there) or inf)
 
 
 def marks(folder: str) -> str:
@@ -305,7 +296,7 @@ def evaluate(trainer: TrainerBase, args: argparse.Namespace, log: RunLog) -> Non
     if not config.exists():  # that of a training run stays
         write_atomically(config, cfg.dump().encode())
     trainer.test()
-    if hasattr(trainer, "oracle"):
+    if getattr(trainer, "counted", False):
         print(trainer.oracle.summary())
 
 

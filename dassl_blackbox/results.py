@@ -26,7 +26,7 @@ from .published import DATASETS, FIGURES
 from .runs import ACCESS, Run, once, read_result
 from .trainers.blackbox.config import ours
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
-from .trainers.blackbox.run import metrics
+from .trainers.blackbox.run import record
 
 Cell = TypeVar("Cell", bound=Hashable)
 ZERO_SHOT = "ZeroshotOracle"
@@ -123,7 +123,7 @@ def groups(root: str | Path) -> list[Group]:
     """
     found: dict[Path, list[Run]] = {}
     for name, folders, files in sorted(os.walk(root, onerror=lambda e: note(first_line(e)))):
-        traces = {"log.txt", metrics.NAME} & {*folders, *files}
+        traces = {"log.txt", record.NAME} & {*folders, *files}
         if not traces:
             continue
         folder = Path(name)
@@ -165,7 +165,7 @@ def some_groups(directory: str) -> list[Group]:
     found = groups(directory)
     if not found:
         raise SystemExit(
-            f"error: no finished run (a {metrics.NAME}, or a log.txt with an accuracy) below "
+            f"error: no finished run (a {record.NAME}, or a log.txt with an accuracy) below "
             f"{directory}"
         )
     return found

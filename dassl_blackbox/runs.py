@@ -28,7 +28,7 @@ from .trainers.blackbox.config import read_yaml
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
 from .trainers.blackbox.files import MODEL, read_text
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
-from .trainers.blackbox.run import metrics as stored
+from .trainers.blackbox.run import record as stored
 
 OWN_PICTURES = "ImageFolder"  # the data set whose name does not tell what it is
 LEFT_OUT, UNCOUNTED = "The run is left out.", "Its queries are shown as '?'."
@@ -175,7 +175,7 @@ def run_of(folder: Path, section: dict[str, Any]) -> Run:
     counts, test_queries = None, None
     if section.get("queries") is not None:
         counts = counts_of(section["queries"])
-        asked, once = counts_in(section["queries"], stored.TEST), found(section, int, 0, "batches")
+        asked, once = counts_in(section["queries"], "test"), found(section, int, 0, "batches")
         test_queries = asked["queries"] / once if once > 0 else None
     needs, shots = found(section, list, ["?"], "access"), found(section, int, 0, "shots")
     seed = found(section, int, -1, "seed")

@@ -13,7 +13,7 @@ import torch
 import train
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.run import trainer as loop
-from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
+from dassl_blackbox.trainers.blackbox.run.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -79,10 +79,10 @@ def live(until, count_file, output_file, arguments):
         reach("step")
 
     original_save, original_dump = loop.save, torch.save
-    original_report = ResumableTrainer.report
+    original_report = Trainer.report
     counted("query", lambda oracle, images, prompt: requests(oracle, prompt))
     counted("image_features", lambda oracle, images: 1)
     counted("text_features", requests)
     loop.save, torch.save = save, dump
-    ResumableTrainer.report = report
+    Trainer.report = report
     sys.exit(train.main(train.parse_args(arguments)))

@@ -18,12 +18,13 @@ from dassl_blackbox.trainers.blackbox.config import (
     put,
     register_trainer,
     table,
+    values_read,
     whole,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
-from dassl_blackbox.trainers.blackbox.run.matching import settings
+from dassl_blackbox.trainers.blackbox.run.record import counted
 from support import OURS, REPO, defaults, examples, run
 from train import before_and_now, grew, unread
 
@@ -339,7 +340,7 @@ def test_the_command_line_refuses_files(data_root, tmp_path, capsys, file):
 def test_the_settings_of_a_run_are_read_back_or_refused(file):
     cfg = config("ZIP", "DATASET.ROOT", "/nowhere")
     made, here = before_and_now(cfg, file(cfg.dump()))
-    assert {name: made[name] for name in here} == here == settings(cfg)
+    assert {name: made[name] for name in here} == here == counted(values_read(cfg))
     text = cfg.dump()
     cut = [text[: len(text) * part // 8] for part in range(8)]
     lacking = {**yaml.safe_load(text), "OPTIM": "adam"}

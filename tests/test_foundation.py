@@ -12,7 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox import files
 from dassl_blackbox.trainers.blackbox.config import build_schedule, extend_cfg, register_trainer
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from support import OURS, REPO, arguments, defaults
+from support import OURS, REPO, arguments, build, defaults, sentence
 
 # Registration and defaults
 
@@ -104,6 +104,13 @@ def test_the_schedule_is_dassls(warm_up):
 # Files are whole or not there
 
 
+def test_a_run_without_a_folder_is_refused(data_root, capsys):
+    said = "OUTPUT_DIR is empty: name the run's folder with --output-dir."
+    with pytest.raises(BlackBoxError, match=said):
+        build("ZIP", data_root, "").train()
+    assert said in sentence(capsys, "ZIP", data_root, "")
+
+
 def write_half(f):
     f.write(b"half of")
     raise OSError(28, "No space left on device")
@@ -154,7 +161,7 @@ def test_the_package_is_imported_without_open_clip_and_pycma():
     """Everything but the local model runs where open_clip is not installed; pycma is slow."""
     code = (
         "import sys; sys.modules['open_clip'] = None; import dassl_blackbox;"
-        "from dassl_blackbox.trainers.blackbox import engine, oracle, prompts, optimizers;"
+        "from dassl_blackbox.trainers.blackbox import oracle, prompts, optimizers, search;"
         "from dassl_blackbox import plots, results; assert 'cma' not in sys.modules"
     )
     done = subprocess.run(

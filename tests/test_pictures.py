@@ -2,11 +2,13 @@
 
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from dassl.data import DatasetWrapper
+from dassl.data.datasets import Datum
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import data
 from dassl_blackbox.trainers.blackbox.data import (
@@ -14,6 +16,7 @@ from dassl_blackbox.trainers.blackbox.data import (
     ImageReader,
     Pictures,
     ordered_loader,
+    training_images,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.run.rng import rng_state
@@ -58,6 +61,15 @@ def test_each_file_is_decoded_once(files, read):
         pictures.load("train")
         assert all(same(pictures, path) for path in files)
     assert len(read) == 6
+
+
+def test_what_training_knows_its_images_by_is_read_with_them(files, monkeypatch):
+    items = [Datum(path, classname="a") for path in files]
+    pictures, expected = keeper(files, 0), training_images(items)
+    pictures.load("train")
+    monkeypatch.setattr(Path, "read_bytes", None)
+    monkeypatch.setattr("os.stat", None)
+    assert training_images(items, pictures) == expected
 
 
 @pytest.mark.parametrize("limit, kept", [(0, 0), (3 * 4800 + 100, 3), (10**6, 5)])

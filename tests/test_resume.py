@@ -136,6 +136,7 @@ def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, c
     for option, then, now in (
         ("TRAINER.ZIP.SP_AVG", 5, 2),
         ("INPUT.VIEWS", 0, 2),
+        ("ORACLE.MAX_QUERIES", 20, 10),
     ):
         assert run("ZIP", data_root, tmp_path, *budget("ZIP", 4), option, now) == 1
         assert (

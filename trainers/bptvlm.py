@@ -2,7 +2,7 @@
 
 import torch
 
-from .blackbox.config import SIZE, Key, cma_keys, one, register_trainer, whole
+from .blackbox.config import CMA_KEYS, SIZE, Key, one, register_trainer, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import TwoProjections, context_keys, initial_context
@@ -26,7 +26,8 @@ class BPTVLM(SearchTrainer):
         "N_IMAGE": Key(5, whole(0, 1000), "image tokens n_V (grant image_tokens); 0: text alone"),
         "DIM_TEXT": Key(500, whole(1, SIZE), "d_L"),
         "DIM_IMAGE": Key(500, whole(1, SIZE), "d_V", lambda node: node.N_IMAGE > 0),
-        **cma_keys(30),
+        **CMA_KEYS,
+        "POPULATION": Key(30, whole(2, SIZE), "candidates of a generation"),
         "LOSS": Key("ce", one(*LOSSES), "focal: with gamma 2"),
     }
 

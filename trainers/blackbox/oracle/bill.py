@@ -200,6 +200,29 @@ class Meter(Wrapper):
                     f"{unit.replace('_', ' ')} are used, the next request costs {amount:,}."
                 )
 
+    def describe(self, training: Price, tested: Price, texts: int) -> str:
+        """What a run with so many texts would take, in words: of the model, a service, a key."""
+        (queries, images), (asked, shown) = training, tested
+        line = f"{queries:,} training queries, {images:,} image queries; "
+        line += f"{asked:,} evaluation queries, {shown:,} image queries"
+        if quote := self.quote(images, texts):
+            test = self.quote(shown, 0)
+            line += f". Of the service, where it has no answers yet: {quote}; evaluation {test}"
+        for unit, left in self.allowance().items():
+            line += f". The budget of this key has {left:,} {unit.replace('_', ' ')} left"
+        return line
+
+    def check_allowance(self, training: Price, tested: Price) -> None:
+        """Raise unless the owner's budget pays for both, without which there is no result."""
+        allowed = self.allowance()
+        for unit, first, then in zip(UNITS, training, tested, strict=True):
+            if first + then > allowed.get(unit, first + then):
+                raise BlackBoxError(
+                    f"{first + then:,} {unit.replace('_', ' ')} are needed ({first:,} for training,"
+                    f" {then:,} for evaluation), and the budget of this key has {allowed[unit]:,} "
+                    f"left. Ask its owner for more, or lower ORACLE.MAX_{unit.upper()}."
+                )
+
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.inner.set_classes(names, template)
         self.classes = max(1, len(names))
