@@ -17,10 +17,10 @@ import open_clip
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
+from dassl_blackbox.trainers.blackbox import record
 from dassl_blackbox.trainers.blackbox.config import check_cfg, defaults, merge_files
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.files import missing
-from dassl_blackbox.trainers.blackbox.run import record
 from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 
 

@@ -54,7 +54,7 @@ from dassl_blackbox.trainers.blackbox.files import (
     newest,
     write_atomically,
 )
-from dassl_blackbox.trainers.blackbox.run.record import (
+from dassl_blackbox.trainers.blackbox.record import (
     IMAGES,
     as_text,
     counted,
@@ -62,8 +62,8 @@ from dassl_blackbox.trainers.blackbox.run.record import (
     grew,
     with_contents,
 )
-from dassl_blackbox.trainers.blackbox.run.record import NAME as METRICS
-from dassl_blackbox.trainers.blackbox.run.trainer import handled
+from dassl_blackbox.trainers.blackbox.record import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.trainer import handled
 from yacs.config import CfgNode
 
 NO_QUERIES = "No queries are counted here"

@@ -24,9 +24,9 @@ from .console import note, parser_of, tool
 from .datasets.table import ROWS
 from .published import DATASETS, FIGURES
 from .runs import ACCESS, Run, once, read_result
+from .trainers.blackbox import record
 from .trainers.blackbox.config import ours
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
-from .trainers.blackbox.run import record
 
 Cell = TypeVar("Cell", bound=Hashable)
 ZERO_SHOT = "ZeroshotOracle"

@@ -24,11 +24,11 @@ from .textlog import (
     seed_in,
     trainer_in,
 )
+from .trainers.blackbox import record as stored
 from .trainers.blackbox.config import read_yaml
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
 from .trainers.blackbox.files import MODEL, read_text
 from .trainers.blackbox.oracle.bill import LOST, PURPOSES, UNITS, Counts, counts_in
-from .trainers.blackbox.run import record as stored
 
 OWN_PICTURES = "ImageFolder"  # the data set whose name does not tell what it is
 LEFT_OUT, UNCOUNTED = "The run is left out.", "Its queries are shown as '?'."

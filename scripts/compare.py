@@ -23,7 +23,7 @@ from dassl_blackbox.results import HEADERS, LOST, SHOWN, Group, narrow, row, sho
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES, ours, read_yaml
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, nearest
-from dassl_blackbox.trainers.blackbox.run.trainer import handled
+from dassl_blackbox.trainers.blackbox.trainer import handled
 from sweep import as_they_end, attempt, end_if
 from tabulate import tabulate
 from tqdm import tqdm

@@ -37,7 +37,7 @@ from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import groups, show, table
 from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, one_of
-from dassl_blackbox.trainers.blackbox.run.trainer import handled
+from dassl_blackbox.trainers.blackbox.trainer import handled
 from tqdm import tqdm
 
 HOME = str(Path(__file__).resolve().parents[1])

@@ -7,7 +7,7 @@ import sys
 import parse_test_res
 from dassl_blackbox import plots, results
 from dassl_blackbox.console import tool
-from dassl_blackbox.trainers.blackbox.run.record import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.record import NAME as METRICS
 
 CONFIG = """\
 DATASET: {NAME: Digits, NUM_SHOTS: 16, SUBSAMPLE_CLASSES: all}

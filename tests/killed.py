@@ -11,9 +11,9 @@ import sys
 import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import torch
 import train
+from dassl_blackbox.trainers.blackbox import trainer as loop
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.run import trainer as loop
-from dassl_blackbox.trainers.blackbox.run.trainer import Trainer
+from dassl_blackbox.trainers.blackbox.trainer import Trainer
 
 torch.set_num_threads(1)
 

@@ -24,7 +24,7 @@ from dassl_blackbox.trainers.blackbox.config import (
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
-from dassl_blackbox.trainers.blackbox.run.record import counted
+from dassl_blackbox.trainers.blackbox.record import counted
 from support import OURS, REPO, defaults, examples, run
 from train import before_and_now, grew, unread
 

@@ -5,7 +5,7 @@ import random
 import signal
 
 import pytest
-from dassl_blackbox.trainers.blackbox.run.trainer import Trainer
+from dassl_blackbox.trainers.blackbox.trainer import Trainer
 from lives import Lives, processes  # noqa: F401  a fixture
 from support import OURS, TRAINED, assert_same, build, last_checkpoint
 

@@ -7,7 +7,7 @@ import parse_test_res
 import pytest
 from dassl_blackbox import results
 from dassl_blackbox.runs import is_finished, read_result, read_run
-from dassl_blackbox.trainers.blackbox.run.record import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.record import NAME as METRICS
 from finished import DAMAGE, TOOLS, damaged, make, store
 from support import OURS, TRAINED, bill, build, run, sentence
 

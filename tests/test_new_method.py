@@ -52,7 +52,7 @@ from .blackbox.config import register_trainer
 from .blackbox.optimizers import SPSA
 from .blackbox.oracle import Prompt
 from .blackbox.prompts import Space
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 

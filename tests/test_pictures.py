@@ -19,7 +19,7 @@ from dassl_blackbox.trainers.blackbox.data import (
     training_images,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.rng import rng_state
+from dassl_blackbox.trainers.blackbox.rng import rng_state
 from PIL import Image
 from support import assert_same, build, last_checkpoint, random_sources, run
 

@@ -8,13 +8,13 @@ from copy import deepcopy
 import pytest
 import torch
 from dassl.config import get_cfg_default
+from dassl_blackbox.trainers.blackbox import trainer as loop
 from dassl_blackbox.trainers.blackbox.config import TEMPLATES, extend_cfg
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import newest
 from dassl_blackbox.trainers.blackbox.losses import mean_cross_entropies
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.probe import ProbeTrainer
-from dassl_blackbox.trainers.blackbox.run import trainer as loop
 from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 from support import (
     BLACK_BOX,

@@ -6,7 +6,7 @@ from .blackbox.config import SIZE, TEMPLATE_KEYS, Key, number, register_trainer,
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers import DecayingDirections
 from .blackbox.prompts.pictures import FrameSpace
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 

@@ -15,7 +15,7 @@ from .blackbox.config import (
 )
 from .blackbox.optimizers import SPSA
 from .blackbox.prompts.pictures import CoordinatorSpace, PaddingSpace, PictureSpace
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 

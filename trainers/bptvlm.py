@@ -6,7 +6,7 @@ from .blackbox.config import CMA_KEYS, SIZE, Key, one, register_trainer, whole
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import TwoProjections, context_keys, initial_context
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 LOSSES = {"ce": mean_cross_entropies, "focal": mean_focal_losses}

@@ -20,7 +20,7 @@ from .blackbox.config import (
 from .blackbox.data import crop_or_cutout
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed, seeded
+from .blackbox.rng import child_seed, seeded
 from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 ADAPTED = where("ADAPTER", True)

@@ -11,7 +11,7 @@ from .blackbox.config import CMA_KEYS, SIZE, Key, flag, number, one, register_tr
 from .blackbox.losses import mean_cross_entropies
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed, seeded
+from .blackbox.rng import child_seed, seeded
 from .blackbox.search import Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .blackbox.config import Key, flag, number, register_trainer, whole
 from .blackbox.heads.selection import FeatureHead, Gathered, choose, mapped
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 
 BETAS = tuple(1 - step / 24 for step in range(25))  # from the identity on
 TRANSFER_BETA, NOISE, DROPOUT = 0.9, 0.035, 0.05

@@ -13,7 +13,7 @@ from .blackbox.heads.selection import Gathered
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.oracle.bill import batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
-from .blackbox.run.record import few
+from .blackbox.record import few
 
 
 def affordable_texts(cfg: Any, classes: int, images: int) -> int:

@@ -7,7 +7,7 @@ from .blackbox.config import build_schedule, register_trainer
 from .blackbox.oracle import Oracle, Prompt
 from .blackbox.oracle.bill import Price
 from .blackbox.prompts import context_keys, initial_context
-from .blackbox.run.trainer import Trainer
+from .blackbox.trainer import Trainer
 
 
 @register_trainer

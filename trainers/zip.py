@@ -5,7 +5,7 @@ import torch
 from .blackbox.config import SPSA_KEYS, Key, number, one, register_trainer, where
 from .blackbox.optimizers import RULES, SPSA
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 

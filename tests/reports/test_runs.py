@@ -16,9 +16,9 @@ import pytest
 import torch
 import train
 import yaml
+from dassl_blackbox.trainers.blackbox import trainer as loop
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.run import trainer as loop
-from dassl_blackbox.trainers.blackbox.run.trainer import Trainer
+from dassl_blackbox.trainers.blackbox.trainer import Trainer
 from dassl_blackbox.trainers.sonar import SONAR
 from support import REPO, arguments, last_checkpoint, run, sentence
 

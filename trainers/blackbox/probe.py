@@ -14,7 +14,7 @@ from .errors import BlackBoxError
 from .heads.selection import Gathered, folds_of
 from .oracle import QUERY_IMAGES, Prompt
 from .oracle.bill import Price, batches_of, price
-from .run.trainer import Trainer
+from .trainer import Trainer
 
 SMALL = 2**20  # images x classes below which a fit is small work
 

@@ -13,7 +13,7 @@ from .optimizers.contract import Optimizer
 from .oracle import Prompt
 from .oracle.bill import Price, batches_of, query_cost, total
 from .prompts import Space
-from .run.trainer import Trainer
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)

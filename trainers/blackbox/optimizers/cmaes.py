@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BlackBoxError, first_line
-from ..run.rng import numpy_state, set_numpy_state
+from ..rng import numpy_state, set_numpy_state
 from .contract import Optimizer
 
 # Restricted models of the covariance cost a tenth at a thousand dimensions, and less memory.

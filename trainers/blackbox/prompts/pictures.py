@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from ..oracle import Description, Prompt
-from ..run.rng import seeded
+from ..rng import seeded
 from . import Space
 
 CHANNELS = 32  # of the maps that the coordinator's decoder begins with

@@ -11,10 +11,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ..config import all_keys, defaults, leaves
-from ..errors import BlackBoxError, first_line
-from ..files import load_state, read_text, write_atomically
-from ..oracle.bill import Counts, batches_of, larger, query_cost
+from .config import all_keys, defaults, leaves
+from .errors import BlackBoxError, first_line
+from .files import load_state, read_text, write_atomically
+from .oracle.bill import Counts, batches_of, larger, query_cost
 
 # where data lie, how often and in what portions they are read and written, how a service is reached
 HARMLESS = (

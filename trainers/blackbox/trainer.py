@@ -23,13 +23,13 @@ from threadpoolctl import ThreadpoolController
 from torch import nn
 from tqdm import tqdm
 
-from ..config import Key, Validator, check_cfg, template_for, values_read
-from ..data import build_data, match_input, naming_workers, ordered_loader, training_images
-from ..errors import BlackBoxError, BudgetSpent
-from ..files import BEST, MODEL, RESUME, FolderLock, digest, missing, newest, save
-from ..oracle import Meter, Oracle, Prompt, build_oracle
-from ..oracle.bill import Plan, Price, batches_of, query_cost, total
 from . import record
+from .config import Key, Validator, check_cfg, template_for, values_read
+from .data import build_data, match_input, naming_workers, ordered_loader, training_images
+from .errors import BlackBoxError, BudgetSpent
+from .files import BEST, MODEL, RESUME, FolderLock, digest, missing, newest, save
+from .oracle import Meter, Oracle, Prompt, build_oracle
+from .oracle.bill import Plan, Price, batches_of, query_cost, total
 from .rng import rng_state, seeded_generator, set_rng_state
 
 PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
