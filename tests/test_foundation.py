@@ -12,7 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox import files
 from dassl_blackbox.trainers.blackbox.config import build_schedule, extend_cfg, register_trainer
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from support import OURS, REPO, arguments, build, defaults, sentence
+from support import OURS, REPO, arguments, defaults
 
 # Registration and defaults
 
@@ -102,13 +102,6 @@ def test_the_schedule_is_dassls(warm_up):
 
 
 # Files are whole or not there
-
-
-def test_a_run_without_a_folder_is_refused(data_root, capsys):
-    said = "OUTPUT_DIR is empty: name the run's folder with --output-dir."
-    with pytest.raises(BlackBoxError, match=said):
-        build("ZIP", data_root, "").train()
-    assert said in sentence(capsys, "ZIP", data_root, "")
 
 
 def write_half(f):
