@@ -17,10 +17,10 @@ import open_clip
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
+from dassl_blackbox.trainers.blackbox import record
 from dassl_blackbox.trainers.blackbox.config import check_cfg, defaults, merge_files
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, one_of
 from dassl_blackbox.trainers.blackbox.files import missing
-from dassl_blackbox.trainers.blackbox.run import metrics
 from dassl_blackbox.trainers.blackbox.search import SearchTrainer
 
 
@@ -53,7 +53,7 @@ def load_run(folder: str, root: str) -> TrainerBase:
 def told_needs(folder: str) -> list[list[str]]:
     """The grants that a run's results tell its method needs; none where they tell nothing."""
     try:
-        results = metrics.read(Path(folder) / metrics.NAME).values()
+        results = record.read(Path(folder) / record.NAME).values()
     except BlackBoxError:
         return []
     return [result["access"] for result in results if isinstance(result.get("access"), list)]

@@ -13,7 +13,6 @@ import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
-from math import inf
 from pathlib import Path
 
 import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a Dassl
@@ -23,11 +22,10 @@ from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from dassl_blackbox.console import RunLog, parser_of, tool
-from dassl_blackbox.trainers.blackbox import config
+from dassl_blackbox.trainers.blackbox import config, record
 from dassl_blackbox.trainers.blackbox.data import OF_THE_MODEL, training_images
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, nearest, one_of
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, masked, nearest, one_of
 from dassl_blackbox.trainers.blackbox.files import write_atomically
-from dassl_blackbox.trainers.blackbox.run import matching, metrics
 from yacs.config import CfgNode
 
 PACKAGES = "torch", "torchvision", "open_clip_torch", "numpy", "cma"
@@ -95,13 +93,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 def print_args(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Arguments, what of the configuration is read, versions; `config.yaml` has everything."""
     keys, default = config.leaves(cfg), config.leaves(config.defaults())
-    unread = config.without_effect(cfg)
+    unread = keys.keys() - config.values_read(cfg).keys()
     changed = {key for key, value in keys.items() if value != default.get(key, value)}
     told = {key for key in keys if key in changed or not key.startswith(QUIET)} - unread
     print("***************\n** Arguments **\n***************")
-    print(config.masked("\n".join(f"{key}: {vars(args)[key]}" for key in sorted(vars(args)))))
+    print(masked("\n".join(f"{key}: {vars(args)[key]}" for key in sorted(vars(args)))))
     print("************\n** Config **\n************")
-    print(config.masked("\n".join(f"{key}: {keys[key]}" for key in keys if key in told)))
+    print(masked("\n".join(f"{key}: {keys[key]}" for key in keys if key in told)))
     compat = " (our stand-in for it: no Dassl is installed)" * hasattr(dassl, "__compat__")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
@@ -116,7 +114,7 @@ def print_args(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 def asked(args: argparse.Namespace, cfg: CfgNode) -> dict[str, str]:
     """What a run is asked to do: its settings, on what data, and the model that is evaluated."""
-    here = matching.settings(cfg)
+    here = record.counted(config.values_read(cfg))
     for key in OF_THE_MODEL:  # which was not asked here, and is compared itself
         here.pop(f"INPUT.{key}", None)
     models = Path(args.model_dir).glob("*/*") if args.model_dir else ()
@@ -128,14 +126,14 @@ def asked(args: argparse.Namespace, cfg: CfgNode) -> dict[str, str]:
 def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     """Whether the folder holds what was asked for; a BlackBoxError for a run of other settings."""
     folder, stage = cfg.OUTPUT_DIR, ("end_of_training", "evaluation")[args.eval_only]
-    result, here = metrics.read(Path(folder, metrics.NAME)).get(stage, {}), asked(args, cfg)
+    result, here = record.read(Path(folder, record.NAME)).get(stage, {}), asked(args, cfg)
     made = result.get("settings") or {}
     if made == here:  # an evaluation, or zero-shot
         print(f"{folder} holds this evaluation: skipped")
         return True
     if not made or args.eval_only:
         return False
-    images = made.get(matching.IMAGES, "")
+    images = made.get(record.IMAGES, "")
     if not os.path.isdir(here["DATASET.ROOT"]):  # there is nothing to compare
         here.pop("DATASET.ROOT")
     elif images:
@@ -143,16 +141,14 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
             set_random_seed(cfg.SEED)  # as before the draw of a run's shots
         with redirect_stdout(StringIO()):
             images = training_images(build_dataset(cfg).train_x)
-    differ = matching.differences(made, matching.with_contents(here, images))
-    told = matching.as_text(differ)
+    differ = record.differences(made, record.with_contents(here, images))
+    told = record.as_text(differ)
     if not differ:
         bill = result["queries"] or {"lost": {"queries": 0}, "training": {"queries": 0}}
         lost = 10 * bill["lost"]["queries"] > bill["training"]["queries"]
         mark = " (it lost more than a tenth of its training queries)" * lost
         print(f"{folder} holds a finished run of this configuration: skipped{mark}")
-    elif differ.keys() <= {*matching.BUDGETS} and all(
-        (int(now) or inf) > (int(was) or inf) for was, now in differ.values()
-    ):
+    elif all(record.grew(name, *values) for name, values in differ.items()):
         print(f"{folder} holds a finished run of a smaller budget ({told}): it goes on")
     else:
         raise BlackBoxError(
@@ -189,7 +185,7 @@ def run(args: argparse.Namespace, log: RunLog) -> None:
         write_atomically(path, trainer.cfg.dump().encode())  # with the input of the model
     trainer.request = asked(args, cfg)
     trainer.test() if args.eval_only else trainer.train()
-    if args.eval_only and hasattr(trainer, "oracle"):
+    if args.eval_only and getattr(trainer, "counted", False):
         print(trainer.oracle.summary())
 
 

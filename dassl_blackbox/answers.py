@@ -25,7 +25,7 @@ from .trainers.blackbox.data import FEW, Augmentation, ImageReader, Pictures, lo
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.oracle import QUERY_IMAGES, Meter, Prompt, Texts, build_oracle
 from .trainers.blackbox.oracle.bill import batches_of, price, total
-from .trainers.blackbox.run.matching import few
+from .trainers.blackbox.record import few
 
 KEPT = 20_000  # pictures whose answers are kept, beside those of training
 Key = tuple[str, int]  # a picture's content, and which view of it

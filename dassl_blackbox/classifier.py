@@ -26,7 +26,7 @@ from .trainers.blackbox.heads.scores import ScoreHead, Space, nearness, pooled, 
 from .trainers.blackbox.heads.selection import Gathered, folds_of
 from .trainers.blackbox.oracle import Texts
 from .trainers.blackbox.probe import SMALL
-from .trainers.blackbox.run.rng import seeded_generator
+from .trainers.blackbox.rng import seeded_generator
 from .trainers.sonar import kept_texts
 
 FOLDS = 5  # parts of the training pictures, held out in turn

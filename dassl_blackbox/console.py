@@ -14,10 +14,9 @@ from types import FrameType
 from typing import Any, TextIO
 
 from .datasets.base import DatasetError
-from .trainers.blackbox.config import masked
-from .trainers.blackbox.errors import BlackBoxError, first_line, printable
+from .trainers.blackbox.errors import BlackBoxError, first_line, masked, printable
 from .trainers.blackbox.files import FolderLock
-from .trainers.blackbox.run.trainer import handled
+from .trainers.blackbox.trainer import handled
 
 
 class Help(argparse.HelpFormatter):

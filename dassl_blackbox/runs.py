@@ -1,4 +1,4 @@
-"""What finished runs left in the `metrics.json` of their folders: a table with a row a run."""
+"""What finished runs left in the `record.json` of their folders: a table with a row a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pandas as pd
 
 from .console import note
 from .datasets.table import ROWS
+from .trainers.blackbox import record
 from .trainers.blackbox.config import ours
 from .trainers.blackbox.errors import BlackBoxError, first_line, printable
 from .trainers.blackbox.files import MODEL
 from .trainers.blackbox.oracle.bill import LOST, counts_in
-from .trainers.blackbox.run import metrics
 
 # from the least that must cross the wall to the most: what is needed beside words and pictures
 ACCESS = ["words", "contexts", "image tokens", "features", "weights"]
@@ -36,11 +36,11 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
         what the method needs; `COUNTS`, of which `batch` is the queries of a batch of test images;
         `lost_much`, more than a tenth; `seed`, the name that the folder should have.
     """
-    path = Path(folder, metrics.NAME)
-    sections = metrics.read(path)
-    told = sections.get(metrics.END_OF_TRAINING)
+    path = Path(folder, record.NAME)
+    sections = record.read(path)
+    told = sections.get(record.END_OF_TRAINING)
     if told is None and not Path(folder, MODEL).is_dir():
-        told = sections.get(metrics.EVALUATION)
+        told = sections.get(record.EVALUATION)
     try:
         return None if told is None else row_of(Path(folder), told)
     except (BlackBoxError, KeyError, TypeError, ValueError) as e:
@@ -48,7 +48,7 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 
 
 def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """The row of a section of `metrics.json`."""
+    """The row of a section of `record.json`."""
     row: dict[str, Any] = {name: printable(str(told.get(name, "?"))) for name in KNOWN}
     row |= {"folder": folder, "shots": int(told.get("shots", -1)), "lost_much": False}
     row |= {**dict.fromkeys(COUNTS, nan), "seconds": float(told.get("seconds") or nan)}
@@ -63,7 +63,7 @@ def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     seed, bill = int(told.get("seed", -1)), told.get("queries")  # a white-box run has none
     row["seed"] = f"seed{seed}" if seed >= 0 else folder.name
     if bill is not None:
-        training, test = counts_in(bill, "training"), counts_in(bill, metrics.TEST)
+        training, test = counts_in(bill, "training"), counts_in(bill, record.TEST)
         row["training"], row["pictures"] = training.values()
         row["lost"] = counts_in(bill, LOST)["queries"] if LOST in bill else 0
         row["lost_much"] = 10 * row["lost"] > row["training"]
@@ -80,11 +80,11 @@ def rows_below(root: str | Path) -> Iterator[dict[str, Any]]:
     configs = {row.name: row.config for row in ROWS}
     for name, folders, files in sorted(os.walk(root, onerror=lambda e: note(first_line(e)))):
         folder, row = Path(name), None
-        if not {"log.txt", metrics.NAME} & {*folders, *files}:
+        if not {"log.txt", record.NAME} & {*folders, *files}:
             continue
         try:
             row = read_result(folder)
-            problem = f"{folder} has no result in {metrics.NAME}: it is not finished, and"
+            problem = f"{folder} has no result in {record.NAME}: it is not finished, and"
         except BlackBoxError as e:
             problem = f"{e} The run"
         if row is None:
@@ -121,7 +121,7 @@ def read(directory: str | Path) -> pd.DataFrame:
     """
     runs = pd.DataFrame(list(rows_below(directory)))
     if runs.empty:
-        raise BlackBoxError(f"There is no finished run, with a {metrics.NAME}, below {directory}.")
+        raise BlackBoxError(f"There is no finished run, with a {record.NAME}, below {directory}.")
     runs["access"] = pd.Categorical(runs.access, [*ACCESS, "?"], ordered=True)
     # of copies, and folders made with another's seed, those that are named so are kept
     runs["renamed"] = [row.folder.name != row.seed for row in runs.itertuples()]

@@ -43,7 +43,7 @@ from dassl_blackbox.runs import read, read_result
 from dassl_blackbox.trainers.blackbox.config import BACKBONES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line, one_of
 from dassl_blackbox.trainers.blackbox.files import write_atomically
-from dassl_blackbox.trainers.blackbox.run.trainer import handled
+from dassl_blackbox.trainers.blackbox.trainer import handled
 from tqdm import tqdm
 
 HOME = str(Path(__file__).resolve().parents[1])

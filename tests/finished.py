@@ -6,7 +6,7 @@ import os
 import parse_test_res
 from dassl_blackbox import plots, results
 from dassl_blackbox.console import tool
-from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.record import NAME as METRICS
 
 ASKED = {"queries": 1000, "image_queries": 8000}
 ACCESS = {"SONAR": ["logits"], "ZeroshotOracle": [], "GDA": ["features"], "WhiteBox": ["weights"]}

@@ -10,9 +10,9 @@ import dassl_blackbox  # noqa: F401  # isort: skip  finds a Dassl
 import pytest
 import torch
 import train
+from dassl_blackbox.trainers.blackbox import trainer as loop
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.run import trainer as loop
-from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
+from dassl_blackbox.trainers.blackbox.trainer import Trainer
 from support import REPO, arguments, bill, last_checkpoint, run
 
 torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def live(until, count_file, output_file, arguments):
     counted("image_features", lambda oracle, images: 1)
     counted("text_features", requests)
     loop.save, torch.save = after("checkpoint", loop.save), dump
-    ResumableTrainer.report = after("step", ResumableTrainer.report)
+    Trainer.report = after("step", Trainer.report)
     sys.exit(train.main(train.parse_args(arguments)))
 
 

@@ -4,7 +4,6 @@ import os
 from functools import partial
 
 import pytest
-import yaml
 from dassl.engine import TRAINER_REGISTRY
 from dassl_blackbox.trainers.blackbox.config import (
     HOST,
@@ -23,9 +22,8 @@ from dassl_blackbox.trainers.blackbox.config import (
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
 from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
-from dassl_blackbox.trainers.blackbox.run.matching import settings
 from support import OURS, REPO, defaults, examples, sentence
-from train import before_and_now, grew, unread
+from train import unread
 
 CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
 ERROR = partial(pytest.raises, BlackBoxError)

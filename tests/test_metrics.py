@@ -7,7 +7,7 @@ import parse_test_res
 import pytest
 from dassl_blackbox import results
 from dassl_blackbox.runs import is_finished, read_result
-from dassl_blackbox.trainers.blackbox.run.metrics import NAME as METRICS
+from dassl_blackbox.trainers.blackbox.record import NAME as METRICS
 from finished import DAMAGE, TOOLS, damaged, make, store
 from support import TRAINED, bill, build, run, trained
 

@@ -16,7 +16,7 @@ from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import data
 from dassl_blackbox.trainers.blackbox.data import CLEAR, DEEP, DIM, TURNED, Pictures, look
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.run.rng import rng_state
+from dassl_blackbox.trainers.blackbox.rng import rng_state
 from PIL import Image
 from support import assert_same, build, sentence
 from torch.utils.data import DataLoader

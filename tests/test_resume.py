@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from dassl_blackbox.trainers.blackbox.files import newest, save_state
-from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
+from dassl_blackbox.trainers.blackbox.trainer import Trainer
 from lives import Lives, processes  # noqa: F401  a fixture
 from support import (
     OURS,
@@ -110,7 +110,7 @@ MANY = [*TRAINED, "WhiteBox"]
 def test_killed_at_random_it_is_at_each_step_as_undisturbed(
     name, data_root, budget, tmp_path, monkeypatch
 ):
-    resumable = {name for name, cls in OURS.items() if issubclass(cls, ResumableTrainer)}
+    resumable = {name for name, cls in OURS.items() if issubclass(cls, Trainer)}
     assert {*MANY, "ZeroshotOracle"} == resumable
     rng, states = random.Random(name), {}
     limit = ("OPTIM.MAX_EPOCH", 20) if name == "WhiteBox" else budget(name, 60)

@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.config import SIZE, Key, number, register_trainer, template_for, template_keys, whole
+from .blackbox.config import SIZE, TEMPLATE_KEYS, Key, number, register_trainer, whole
 from .blackbox.losses import mean_focal_losses
 from .blackbox.optimizers import OneSided
 from .blackbox.oracle import Prompt
 from .blackbox.prompts import PaddingSpace
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 
@@ -60,7 +60,7 @@ class BAR(SearchTrainer):
     """
 
     keys = {
-        **template_keys(),
+        **TEMPLATE_KEYS,
         "Q": Key(5, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
         "EPS": Key(0.01, number(above=0), "length of the shift along a direction"),
         "A_FIRST": Key(10.0, number(above=0), "step size that the decay begins with"),
@@ -69,9 +69,11 @@ class BAR(SearchTrainer):
 
     def build_recipe(self, generator: torch.Generator) -> Recipe:
         node, space = self.cfg.TRAINER.BAR, FrameSpace(self.description, generator)
-        steps = 0.9 * max(1, self.steps_of(node.Q + 1))  # fewer than one is an error of the run
         origin, seed = space.origin.to(self.device), child_seed(generator)
-        optimizer = DecayingDirections(
-            origin, node.Q, node.EPS, node.A_FIRST, node.A_LAST, steps, seed
-        )
-        return Recipe(space, optimizer, fitness=mean_focal_losses, template=template_for(self.cfg))
+        sizes = node.A_FIRST, node.A_LAST
+        optimizer = DecayingDirections(origin, node.Q, node.EPS, *sizes, 1.0, seed)
+        return Recipe(space, optimizer, fitness=mean_focal_losses)
+
+    def build_model(self) -> None:
+        super().build_model()
+        self.optim.steps = 0.9 * max(1, self.steps_total())  # fewer than one is an error of the run

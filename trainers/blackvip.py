@@ -5,19 +5,17 @@ from typing import Any
 import torch
 
 from .blackbox.config import (
+    SPSA_KEYS,
+    TEMPLATE_KEYS,
     Key,
     flag,
     number,
     one,
     register_trainer,
-    spsa_keys,
-    spsa_settings,
-    template_for,
-    template_keys,
 )
-from .blackbox.optimizers import SPSA
+from .blackbox.optimizers import GAINS, SPSA
 from .blackbox.prompts import CoordinatorSpace, PaddingSpace, PictureSpace
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 
@@ -39,12 +37,12 @@ class BlackVIP(SearchTrainer):
 
     keys = {
         "METHOD": Key("scratch", one("scratch", "pca", "padding"), "the encoder; padding: none"),
-        **template_keys(),
+        **TEMPLATE_KEYS,
         "EPS": Key(1.0, number(above=0), "factor of the prompt", coordinated, True),
         # published: False
         "ZERO_INIT": Key(False, flag(), "start at zero-shot, the last layer zero", coordinated),
         # of padding: A 10 to 40, ALPHA 0.5
-        **spsa_keys(),
+        **SPSA_KEYS,
         "BETA": Key(0.8, number(0, below=1), "momentum"),
     }
 
@@ -56,5 +54,5 @@ class BlackVIP(SearchTrainer):
             else PaddingSpace(model, generator)
         )
         origin, seed = space.origin.to(self.device), child_seed(generator)
-        optimizer = SPSA(origin, "spsa-gc", **spsa_settings(node), seed=seed)
-        return Recipe(space, optimizer, template=template_for(self.cfg))
+        gains = {name: node[name.upper()] for name in GAINS}
+        return Recipe(space, SPSA(origin, "spsa-gc", node.SP_AVG, seed, **gains))

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blackbox.config import SIZE, Key, cma_keys, one, register_trainer, whole
+from .blackbox.config import CMA_KEYS, SIZE, Key, one, register_trainer, whole
 from .blackbox.errors import BlackBoxError
 from .blackbox.losses import mean_cross_entropies, mean_focal_losses
 from .blackbox.optimizers import CMAES
 from .blackbox.oracle import Description, Prompt
 from .blackbox.prompts import Space, context_keys, initial_context
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 LOSSES = {"ce": mean_cross_entropies, "focal": mean_focal_losses}
@@ -67,7 +67,8 @@ class BPTVLM(SearchTrainer):
         "N_IMAGE": Key(5, whole(0, 1000), "image tokens n_V (grant image_tokens); 0: text alone"),
         "DIM_TEXT": Key(500, whole(1, SIZE), "d_L"),
         "DIM_IMAGE": Key(500, whole(1, SIZE), "d_V", lambda node: node.N_IMAGE > 0),
-        **cma_keys(30),
+        **CMA_KEYS,
+        "POPULATION": Key(30, whole(2, SIZE), "candidates of a generation"),
         "LOSS": Key("ce", one(*LOSSES), "focal: with gamma 2"),
     }
 

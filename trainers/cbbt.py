@@ -6,11 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blackbox.config import SIZE, Key, build_schedule, flag, number, register_trainer, where, whole
+from .blackbox.config import (
+    SIZE,
+    Key,
+    build_schedule,
+    flag,
+    number,
+    one,
+    register_trainer,
+    where,
+    whole,
+)
 from .blackbox.data import crop_or_cutout
 from .blackbox.optimizers import RandomDirections
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed, seeded
+from .blackbox.rng import child_seed, seeded
 from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 ADAPTED = where("ADAPTER", True)
@@ -87,7 +97,7 @@ class CBBT(SearchTrainer):
         "ADAPTER_WIDTH": Key(0.25, number(above=0, high=100), "hidden / feature width", ADAPTED),
         "ADAPTER_EPOCH": Key(10, whole(0), "epochs of the prompt alone before it joins", ADAPTED),
     }
-    scheduled, optimizers = True, ("adam",)
+    reads, host = ("OPTIM", "ORACLE"), {"OPTIM.NAME": one("adam")}
 
     def train_transform(self) -> Any:
         share = self.cfg.TRAINER.CBBT.CUTOUT

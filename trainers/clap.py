@@ -7,7 +7,7 @@ from torch import Tensor
 from .blackbox.config import Key, number, register_trainer, whole
 from .blackbox.heads.selection import BATCH, FeatureHead, Gathered, minibatches
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 
 
 def logits(scale: float, image: Tensor, text: Tensor, shift: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .blackbox.config import SIZE, Key, cma_keys, flag, number, one, register_trainer, where, whole
-from .blackbox.data import ordered_loader
+from .blackbox.config import CMA_KEYS, SIZE, Key, flag, number, one, register_trainer, where, whole
 from .blackbox.losses import mean_cross_entropies
 from .blackbox.optimizers import CMAES
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed, seeded
+from .blackbox.rng import child_seed, seeded
 from .blackbox.search import Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)
@@ -85,7 +84,8 @@ class CraFT(SearchTrainer):
     keys = {
         **context_keys(4, "a photo of a"),
         **space_keys("projection"),
-        **cma_keys(40),
+        **CMA_KEYS,
+        "POPULATION": Key(40, whole(2, SIZE), "candidates of a generation"),
         "BOUND": Key(5.0, number(0), "bounds of z, plus and minus; 0: none"),
         "RESULT": Key("mean", one("mean", "best"), "prompt in use: the mean, or the best so far"),
         "LAMBDA": Key(0.1, number(0), "weight of the KL terms", HEADED),
@@ -109,8 +109,6 @@ class CraFT(SearchTrainer):
         with seeded(generator):
             head = PredictionRefinement(self.num_classes, node.HEAD_WIDTH).to(self.device)
         items, size = self.dm.dataset.train_x, node.HEAD_BATCH
-        loader = ordered_loader(
-            self.cfg, items, self.pictures, self.augmentation, size, shuffled=True
-        )
+        loader = self.loader(items, self.augmentation, size, shuffled=True)
         teacher = RefinementTeacher(head, loader, node)
         return Recipe(space, optimizer, head, teacher, fitness=teacher.fitness, whole_set=True)

@@ -10,7 +10,7 @@ from .blackbox.config import SIZE, Key, Validator, flag, number, register_traine
 from .blackbox.heads.selection import folds_of, stacking_weight
 from .blackbox.optimizers import SubspaceGaussNewton
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed, seeded
+from .blackbox.rng import child_seed, seeded
 from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
 
 HEADED = where("HEAD", True)

@@ -1,7 +1,9 @@
 """LFA: a linear map of image features onto the class texts (ICCV 2023)."""
 
 from collections.abc import Iterator
+from itertools import count
 from math import exp
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 from .blackbox.config import Key, flag, number, register_trainer, whole
 from .blackbox.heads.selection import FeatureHead, Gathered, choose, mapped
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 
 BETAS = tuple(1 - step / 24 for step in range(25))  # from the identity on
 TRANSFER_BETA, NOISE, DROPOUT = 0.9, 0.035, 0.05
@@ -92,12 +94,15 @@ class LFA(ProbeTrainer):
                 x = x * torch.rand(x.shape, generator=source).ge(DROPOUT).to(x)
             return reranking(F.normalize(x @ matrix, dim=-1), text, gathered.labels[rows])
 
-        def follow(step: int) -> None:
+        steps = count()
+
+        def follow(*_: Any) -> None:
             # what stays of the average grows from 0.9 to almost 1 in the first half
-            stays = 0.9 + 0.1 * (1 - exp(-5 * min(1.0, 2 * step / node.STEPS)))
+            stays = 0.9 + 0.1 * (1 - exp(-5 * min(1.0, 2 * next(steps) / node.STEPS)))
             average.lerp_(matrix.detach(), 1 - stays)
 
         adam = torch.optim.AdamW([matrix], lr=node.LR, weight_decay=5e-4)
-        descend(adam, node.STEPS, loss, lowest=1e-7, after=follow)
+        adam.register_step_post_hook(follow)
+        descend(adam, node.STEPS, loss, lowest=1e-7)
         self.head.load_state_dict({"matrix": average if node.TRANSFER else matrix.detach()})
         return f"beta {beta:.3f}"

@@ -6,14 +6,14 @@ import torch
 
 from .blackbox.bank import NAMES, PHRASES, further_texts
 from .blackbox.config import Key, flag, register_trainer, text, whole
-from .blackbox.data import of_all_classes, ordered_loader
+from .blackbox.data import of_all_classes
 from .blackbox.errors import BlackBoxError
 from .blackbox.heads.scores import Pool, ScoreHead
 from .blackbox.heads.selection import Gathered
 from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
 from .blackbox.oracle.bill import Price, batches_of
 from .blackbox.probe import ProbeTrainer, probe_keys
-from .blackbox.run.matching import few
+from .blackbox.record import few
 
 
 def affordable_texts(cfg: Any, classes: int, images: int) -> int:
@@ -132,8 +132,8 @@ class SONAR(ProbeTrainer):
         )
         if not items:  # another data set
             return total
-        with self.evaluating():
-            for batch in ordered_loader(self.cfg, items, self.pictures, None, QUERY_IMAGES):
+        with self.oracle.evaluation():
+            for batch in self.loader(items, None, QUERY_IMAGES):
                 scores = self.oracle.query(self.oracle.upload(batch["img"]), Prompt())[0]
                 total += (scores - scores.mean(-1, keepdim=True)).sum(0)
         return total / len(items)

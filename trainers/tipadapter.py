@@ -7,7 +7,7 @@ from torch import Tensor
 from .blackbox.config import Key, flag, number, register_trainer, where, whole
 from .blackbox.heads.selection import BATCH, FeatureHead, Gathered, away, blended, minibatches
 from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 
 BETAS = tuple(2.0**exponent for exponent in range(-1, 7))
 TUNED = where("FINETUNE", True)

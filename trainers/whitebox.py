@@ -4,14 +4,14 @@ import torch
 from dassl.optim import build_optimizer
 
 from .blackbox.config import build_schedule, register_trainer
-from .blackbox.oracle import Prompt
+from .blackbox.oracle import Oracle, Prompt
+from .blackbox.oracle.bill import Price
 from .blackbox.prompts import context_keys, initial_context
-from .blackbox.run.rng import seeded_generator
-from .blackbox.run.trainer import ResumableTrainer
+from .blackbox.trainer import Trainer
 
 
 @register_trainer
-class WhiteBox(ResumableTrainer):
+class WhiteBox(Trainer):
     """ZIP's start, back-propagation, CoOp's SGD and schedule, with its YAMLs' rate and batch.
 
     Local models only. No query is counted: a gradient is not one. An image or view is encoded when
@@ -19,32 +19,31 @@ class WhiteBox(ResumableTrainer):
     """
 
     keys = context_keys(8, "")
-    reads = ()  # nothing of ORACLE
-    scheduled = True
+    reads = ("OPTIM",)
+    counted, unit, needs = False, "steps", ("weights",)
 
-    def open_model(self) -> None:
+    def open_model(self) -> Oracle:
         # open_clip is loaded where a model is, not with the trainers
         from .blackbox.openclip.local import LocalOracle
         from .blackbox.openclip.models import load_model
 
         self.loaded = load_model(self.cfg.MODEL.BACKBONE.NAME, "fp32", self.device)
         self.local = LocalOracle(self.loaded, client="WhiteBox")
-        self.description = self.loaded.description
+        return self.local
+
+    def prices(self) -> list[Price]:
+        return [(0, 0)] * len(self.train_loader_x)
 
     def build_model(self) -> None:
         print("White-box: gradients cross the model, nothing here is a black-box result")
         self.local.set_classes(self.dm.dataset.classnames)
-        node, generator = self.cfg.TRAINER.WHITEBOX, seeded_generator(self.cfg.SEED)
-        start = initial_context(self.local, node.CTX_INIT, node.N_CTX, generator)
+        node = self.cfg.TRAINER.WHITEBOX
+        start = initial_context(self.local, node.CTX_INIT, node.N_CTX, self.generator)
         self.local.check(len(start))
         self.learner = self.model = torch.nn.ParameterDict({"ctx": start}).to(self.device)
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_schedule(self.optim, self.cfg.OPTIM)
         self.register_model(self.model_name, self.model, self.optim, self.sched)
-
-    def before_train(self) -> None:
-        super().before_train()
-        self.open_bar(self.steps_total())
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)

@@ -2,10 +2,10 @@
 
 import torch
 
-from .blackbox.config import Key, number, one, register_trainer, spsa_keys, spsa_settings, where
-from .blackbox.optimizers import RULES, SPSA
+from .blackbox.config import SPSA_KEYS, Key, number, one, register_trainer, where
+from .blackbox.optimizers import GAINS, RULES, SPSA
 from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.run.rng import child_seed
+from .blackbox.rng import child_seed
 from .blackbox.search import Recipe, SearchTrainer
 
 
@@ -21,7 +21,7 @@ class ZIP(SearchTrainer):
         **context_keys(8, ""),
         **space_keys("lowrank"),
         "RULE": Key("spsa-clip", one(*RULES), "update rule"),
-        **spsa_keys(),
+        **SPSA_KEYS,
         "BETA": Key(0.8, number(0, below=1), "momentum of spsa-gc", where("RULE", "spsa-gc")),
     }
 
@@ -29,4 +29,5 @@ class ZIP(SearchTrainer):
         node = self.cfg.TRAINER.ZIP
         space = build_space(self.oracle, node, generator)
         origin, seed = space.origin.to(self.device), child_seed(generator)
-        return Recipe(space, SPSA(origin, node.RULE, **spsa_settings(node), seed=seed))
+        gains = {name: node[name.upper()] for name in GAINS}
+        return Recipe(space, SPSA(origin, node.RULE, node.SP_AVG, seed, **gains))

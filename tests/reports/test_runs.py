@@ -16,9 +16,9 @@ import pytest
 import torch
 import train
 import yaml
+from dassl_blackbox.trainers.blackbox import trainer as loop
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-from dassl_blackbox.trainers.blackbox.run import trainer as loop
-from dassl_blackbox.trainers.blackbox.run.trainer import ResumableTrainer
+from dassl_blackbox.trainers.blackbox.trainer import Trainer
 from dassl_blackbox.trainers.sonar import SONAR
 from support import REPO, arguments, last_checkpoint, run, sentence
 
@@ -63,7 +63,7 @@ def test_what_is_finished_is_known_by_them(finished, data_root, tmp_path, capsys
 @pytest.fixture
 def at_step(monkeypatch):
     """`at_step(number, call)` has something done after a step of any trainer."""
-    report = ResumableTrainer.report
+    report = Trainer.report
 
     def do(number, call):
         def reported(self, summary):
@@ -71,7 +71,7 @@ def at_step(monkeypatch):
             if self.steps_done == number:
                 call()
 
-        monkeypatch.setattr(ResumableTrainer, "report", reported)
+        monkeypatch.setattr(Trainer, "report", reported)
 
     return do
 

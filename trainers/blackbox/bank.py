@@ -1,15 +1,30 @@
-"""Further texts to score images on: a bank of generic names, a file of one's own, or phrases."""
+"""Texts to score images on: class templates; generic names, a file of one's own, or phrases."""
 
 from collections.abc import Sequence
 
 import torch
 
-from .config import PLAIN
 from .files import read_text
 from .oracle import Texts
 
 NAMES, PHRASES = "names", "phrases"
 WORDS_BEFORE = 4  # of a phrase, before the class name
+PLAIN = "a photo of a {}."
+# the hand-written templates: CoOp's, then those of the later papers, then our own sets'
+TEMPLATES = {
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "Food101": "a photo of {}, a type of food.",
+    "UCF101": "a photo of a person doing {}.",
+    "Svhn": "This is a photo of a {}.",
+    "Resisc45": "This is a photo of a {}.",
+    "CLEVR": "This is a photo of {} objects.",
+    "Digits": "a scan of a handwritten {}.",
+    "Letters": "a photo of the letter {}.",
+}
 
 
 def generic_names() -> list[str]:

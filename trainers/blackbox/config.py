@@ -1,7 +1,4 @@
-"""The configuration: keys and what they may hold, files and options, and what a run reads of them.
-
-A method's own keys stand in its file, as `keys` of the trainer.
-"""
+"""The configuration: keys (a method's own stand in its file), YAML files and options, checks."""
 
 import re
 import sys
@@ -13,7 +10,7 @@ from functools import reduce
 from io import StringIO
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import yaml
@@ -23,29 +20,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, SequentialLR
 from yacs.config import CfgNode
 
-from .errors import BlackBoxError
+from .bank import PLAIN, TEMPLATES
+from .errors import BlackBoxError, masked
 from .files import read_text
 from .oracle.interface import GRANTS
 
 SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
-Trainer = TypeVar("Trainer", bound=type)
-
-# names in a URL that stand before a secret, and how keys of services begin, wherever they stand
-SECRET = re.compile(
-    r"(?i)key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$"
-)
-TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")
-# in a URL, or what a path makes of it: user and password, which may have a slash; name and value
-USER = re.compile(r"(?<=[:/])/([^/\s]*|[^/\s:]+:(?!\d+/)[^\s@]*)(@|%40)")
-ASKED = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=['\"]?[^&#;\s'\"]+")
-
-
-def masked(text: str) -> str:
-    """A text without the passwords and keys of the URLs in it."""
-    return ASKED.sub(
-        lambda found: f"{found[1]}=…" if SECRET.search(unquote(found[1])) else found[0],
-        USER.sub("/…@", text),
-    )
+TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")  # how keys of services begin
 
 
 class Validator(NamedTuple):
@@ -78,9 +59,7 @@ def where(name: str, value: Any, has: bool = True) -> Callable[[Any], bool]:
 
 
 def whole(low: int, high: int = 10**12) -> Validator:
-    """Whole numbers from `low` to `high`."""
-    expects = f"a whole number from {low:,} to {high:,}"
-    return Validator(expects, lambda value: low <= value <= high)
+    return Validator(f"a whole number from {low:,} to {high:,}", lambda n: low <= n <= high)
 
 
 def number(
@@ -94,7 +73,6 @@ def number(
 
 
 def one(*names: Any) -> Validator:
-    """One of some values."""
     return Validator(" or ".join(map(repr, names)), lambda value: value in names, names)
 
 
@@ -114,60 +92,50 @@ def is_url(value: str) -> bool:
     return bool(sound) and masked(plain) == plain and not TOKEN.search(value)
 
 
-LOCAL, REMOTE, SERVICE = where("URL", ""), where("URL", "", False), where("API", "blackbox", False)
+LOCAL, REMOTE = where("URL", ""), where("URL", "", False)
+OUR_SERVER, SERVICE = where("API", "blackbox"), where("API", "blackbox", False)
 URL = Validator("a URL without user, password or key (see BLACKBOX_KEY), http(s)://…,", is_url)
-API = Validator(
-    "blackbox, openai, hf or module:Class",
-    re.compile(r"blackbox|openai|hf|[^\W\d][\w.]*:\w+").fullmatch,
-)
+SPOKEN = re.compile(r"blackbox|openai|hf|[^\W\d][\w.]*:\w+")
+API = Validator("blackbox, openai, hf or module:Class", SPOKEN.fullmatch)
 LET_IN = Validator(f"a tuple out of {', '.join(GRANTS)}", set(GRANTS).issuperset)
 # where the model is, and what its owner lets in and out; a service's key is in BLACKBOX_KEY
 ACCESS = {
     "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", LOCAL),
     "GRANTS": Key(("contexts", "logits"), LET_IN, "let in or out", LOCAL),
-    # log-probabilities of an image; other services give all that they are asked about
-    "TOP_K": Key(0, whole(0), "k largest; 0: logits", where("API", "blackbox"), True),
+    "TOP_K": Key(0, whole(0), "k largest log-probabilities; 0: logits", OUR_SERVER, True),
     "URL": Key("", URL, "of a service that holds the model; empty: it is in this process"),
-    # blackbox is our own server, and a class of one's own may do without a URL
+    # a class of one's own may do without a URL
     "API": Key("blackbox", API, "what it speaks", lambda node: node.URL or ":" in node.API),
     "TIMEOUT": Key(60.0, number(above=0), "seconds without a byte before a new try", REMOTE),
     "PATIENCE": Key(300.0, number(0), "seconds before a request is given up", REMOTE),
-    # for OpenAI's and OpenCLIP's CLIP models; no service tells it
-    "LOGIT_SCALE": Key(100.0, number(above=0), "logits = scale x cosine", SERVICE, True),
+    "LOGIT_SCALE": Key(100.0, number(above=0), "of CLIP: logits = scale x cosine", SERVICE, True),
     "IMAGES": Key("modality", one("modality", "items", "data_uri"), "in openai's JSON", SERVICE),
     "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", SERVICE),
     "THREADS": Key(8, whole(1, 100), "calls at a time, about a picture or texts", SERVICE),
     "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", SERVICE),
     "CACHE": Key("~/.cache/dassl-blackbox", text(), "folder of answers; empty: none", SERVICE),
 }
-KEYS: dict[str, Mapping[str, Key]] = {
-    "DATASET": {"SUBSAMPLE_CLASSES": Key("all", one("all", "base", "new"), "CoOp's: those in use")},
-    "INPUT": {
-        "CACHE_MB": Key(2048, whole(0), "memory for decoded training pictures; 0: none is kept"),
-        # they take turns by epoch: once all were met, nothing is encoded again
-        "VIEWS": Key(0, whole(0), "augmented views of a training picture; 0: ever new ones"),
-    },
-    # A query is one candidate on one batch of at most 128 images.
-    "ORACLE": {
-        **ACCESS,
-        "MAX_QUERIES": Key(5000, whole(0), "training budget in queries; 0: no limit"),
-        "MAX_IMAGE_QUERIES": Key(0, whole(0), "the same in candidates x images; 0: no limit"),
-        # besides, every tenth of a run is saved
-        "SAVE_EVERY": Key(500, whole(0), "queries between checkpoints; 0: no more than the tenths"),
-        "VAL_EVERY": Key(0, whole(0), "queries between looks at val (val_curve.csv); 0: never"),
-    },
+KEYS = {
+    "DATASET.SUBSAMPLE_CLASSES": Key("all", one("all", "base", "new"), "CoOp's: those in use"),
+    "INPUT.CACHE_MB": Key(2048, whole(0), "memory for decoded training pictures; 0: none is kept"),
+    "INPUT.VIEWS": Key(0, whole(0), "augmented views of a picture, in turn; 0: ever new ones"),
+    **{f"ORACLE.{name}": key for name, key in ACCESS.items()},
+    # a query is one candidate on one batch of at most 128 images
+    "ORACLE.MAX_QUERIES": Key(5000, whole(0), "training budget in queries; 0: no limit"),
+    "ORACLE.MAX_IMAGE_QUERIES": Key(0, whole(0), "the same in candidates x images; 0: no limit"),
+    "ORACLE.SAVE_EVERY": Key(500, whole(0), "queries between checkpoints; 0: tenths alone"),
+    "ORACLE.VAL_EVERY": Key(0, whole(0), "queries between looks at val (val_curve.csv); 0: never"),
 }
 DOMAINS = Validator(
     "a tuple of domains' names (options KEY VALUE that follow such a flag become its own)",
     lambda names: not any(re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", str(name)) for name in names),
 )
+NAMED = "a name (pass --{} configs/{}.yaml)"
 # Dassl's own keys whose wrong value it would take in silence, or name by its line of code alone
 HOST = {
     "OUTPUT_DIR": text(),
     "SEED": whole(-(2**31), 2**32 - 1),  # negative: every run another, as in Dassl
-    "DATASET.NAME": Validator(
-        "a name (pass --dataset-config-file configs/datasets/digits.yaml)", bool
-    ),
+    "DATASET.NAME": Validator(NAMED.format("dataset-config-file", "datasets/digits"), bool),
     "DATASET.SOURCE_DOMAINS": DOMAINS,
     "DATASET.TARGET_DOMAINS": DOMAINS,
     "DATASET.NUM_SHOTS": Validator("-1 (all images), or 1 or more", lambda n: n == -1 or n > 0),
@@ -196,68 +164,37 @@ BACKBONES = {
     "rn50.yaml": "RN50",
     "rn101.yaml": "RN101",
 }
-PLAIN = "a photo of a {}."
-# the hand-written templates: CoOp's, then those of the later papers, then our own sets'
-TEMPLATES = {
-    "OxfordPets": "a photo of a {}, a type of pet.",
-    "OxfordFlowers": "a photo of a {}, a type of flower.",
-    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
-    "DescribableTextures": "{} texture.",
-    "EuroSAT": "a centered satellite photo of {}.",
-    "Food101": "a photo of {}, a type of food.",
-    "UCF101": "a photo of a person doing {}.",
-    "Svhn": "This is a photo of a {}.",
-    "Resisc45": "This is a photo of a {}.",
-    "CLEVR": "This is a photo of {} objects.",
-    "Digits": "a scan of a handwritten {}.",
-    "Letters": "a photo of the letter {}.",
+SLOT = re.compile(r"([^{}\0\ud800-\udfff]*\{\}[^{}\0\ud800-\udfff]*)?")
+TEMPLATE = Validator("text with exactly one slot {}, or nothing,", SLOT.fullmatch)
+# of a method that reads class texts without a context
+TEMPLATE_KEYS = {
+    "TEMPLATE": Key("", TEMPLATE, "of class texts; empty: the set's", inferred_with=True)
 }
-
-
-def template_keys() -> dict[str, Key]:
-    """The key of a method that reads class texts without a context."""
-    slot = re.compile(r"([^{}\0\ud800-\udfff]*\{\}[^{}\0\ud800-\udfff]*)?")
-    valid = Validator("text with exactly one slot {}, or nothing,", slot.fullmatch)
-    return {"TEMPLATE": Key("", valid, "of class texts; empty: the set's", inferred_with=True)}
+# of SPSA and its gains; the momentum, `BETA`, stands with the method
+SPSA_KEYS = {
+    "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
+    "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
+    "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
+    "A": Key(0.01, number(above=0), "numerator of the step size"),
+    "ALPHA": Key(0.4, number(0, 10), "its exponent"),
+    "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
+}
+SET_HERE = {"popsize", "seed", "randn"}
+CMA_OPTIONS = Validator(
+    "a list of pairs [key, value, ...] of pycma's options, but popsize, seed and randn",
+    lambda items: len(items) % 2 == 0 and SET_HERE.isdisjoint(map(str, items[::2])),
+)
+CMA_KEYS = {
+    "SIGMA": Key(1.0, number(above=0), "step size that CMA-ES starts with"),
+    "COVARIANCE": Key("full", one("full", "diagonal", "vd", "vkd"), "model of the covariance"),
+    "CMA_OPTIONS": Key((), CMA_OPTIONS, "further options of pycma, [key, value, ...]"),
+}
 
 
 def template_for(cfg: CfgNode) -> str:
     """The template of the class texts: the trainer's key, if any, else the data set's."""
     own = cfg.TRAINER.get(node_of(ours()[cfg.TRAINER.NAME]), {})
     return own.get("TEMPLATE") or TEMPLATES.get(cfg.DATASET.NAME, PLAIN)
-
-
-def spsa_keys() -> dict[str, Key]:
-    """Those of SPSA and its gains; the momentum, `BETA`, stands with the method."""
-    return {
-        "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
-        "O": Key(1.0, number(above=-1), "step size a_k = A / (k + O) ** ALPHA"),
-        "C": Key(0.01, number(above=0), "perturbation scale c_k = C / k ** GAMMA"),
-        "A": Key(0.01, number(above=0), "numerator of the step size"),
-        "ALPHA": Key(0.4, number(0, 10), "its exponent"),
-        "GAMMA": Key(0.1, number(0, 10), "exponent of the perturbation scale"),
-    }
-
-
-def spsa_settings(node: CfgNode) -> dict[str, Any]:
-    """Arguments of `SPSA`, from the method's node of the configuration."""
-    settings = {name: node[name.upper()] for name in ("o", "c", "a", "alpha", "gamma", "beta")}
-    return {"average": node.SP_AVG, **settings}
-
-
-def cma_keys(population: int) -> dict[str, Key]:
-    """Those of CMA-ES, with this default of `POPULATION`."""
-    set_here = {"popsize", "seed", "randn"}
-    options = Validator(
-        "a list of pairs [key, value, ...] of pycma's options, but popsize, seed and randn",
-        lambda items: len(items) % 2 == 0 and set_here.isdisjoint(map(str, items[::2])),
-    )
-    return {
-        "SIGMA": Key(1.0, number(above=0), "step size that CMA-ES starts with"),
-        "POPULATION": Key(population, whole(2, SIZE), "candidates of a generation"),
-        "COVARIANCE": Key("full", one("full", "diagonal", "vd", "vkd"), "model of the covariance"),
-        "CMA_OPTIONS": Key((), options, "further options of pycma, [key, value, ...]"),
-    }
 
 
 def build_schedule(optimizer: Optimizer, optim: CfgNode) -> LRScheduler:
@@ -270,13 +207,12 @@ def build_schedule(optimizer: Optimizer, optim: CfgNode) -> LRScheduler:
     return SequentialLR(optimizer, [warm_up, cosine], milestones=[optim.WARMUP_EPOCH])
 
 
-def register_trainer(cls: Trainer) -> Trainer:
+def register_trainer(cls: Any) -> Any:
     """Class decorator: register with Dassl, unless a trainer of that name is registered already."""
-    cls.dassl_blackbox_trainer = True  # type: ignore[attr-defined]
     name = cls.__name__
     if name not in TRAINER_REGISTRY.registered_names():
         TRAINER_REGISTRY.register(cls)
-    elif name not in ours():  # which is installed *and* copied into a fork
+    elif name not in ours():  # else it is installed *and* copied into a fork
         owner = TRAINER_REGISTRY.get(name).__module__
         note = f"Note: a trainer named {name} is registered already, by {owner}; ours is left out"
         print(note, file=sys.stderr)
@@ -286,7 +222,7 @@ def register_trainer(cls: Trainer) -> Trainer:
 def ours() -> dict[str, Any]:
     """The trainers of this project that are registered, by name."""
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-    return {name: cls for name, cls in found.items() if hasattr(cls, "dassl_blackbox_trainer")}
+    return {name: cls for name, cls in found.items() if hasattr(cls, "reads")}
 
 
 def node_of(trainer: type) -> str:
@@ -297,22 +233,20 @@ def node_of(trainer: type) -> str:
 
 def all_keys() -> dict[str, Key]:
     """Our keys by full name: `KEYS`, and what each trainer brings in its own file as `keys`."""
-    tables = KEYS | {f"TRAINER.{node_of(cls)}": cls.keys for cls in ours().values()}
-    return {f"{node}.{key}": entry for node, keys in tables.items() for key, entry in keys.items()}
+    own = {f"TRAINER.{node_of(cls)}.": cls.keys for cls in ours().values()}
+    return KEYS | {node + name: key for node, keys in own.items() for name, key in keys.items()}
 
 
-def extend_cfg(cfg: CfgNode) -> None:
+def extend_cfg(cfg: CfgNode) -> CfgNode:
     """Add our nodes to a Dassl configuration, in place; what it has of them already stays."""
     for name, entry in all_keys().items():
         node, key = place_of(cfg, name)
         node.setdefault(key, entry.default)
+    return cfg
 
 
 def defaults() -> CfgNode:
-    """Dassl's configuration with our nodes."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    return cfg
+    return extend_cfg(get_cfg_default())
 
 
 def place_of(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
@@ -335,10 +269,9 @@ class StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            problem = f"{twice[0]} is given twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.MarkedYAMLError(None, None, f"{name} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -378,8 +311,6 @@ def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:
         if name not in known:
             close = get_close_matches(name.upper()[:100], known, n=1)
             hint = "".join(f" Did you mean {near}?" for near in close)
-            if name == "TRAINER.SONAR.PROBES":  # multiples of C, which few classes starved
-                hint = " TRAINER.SONAR.TEXTS is their number, whatever the number of classes."
             raise BlackBoxError(f"There is no key '{masked(name)}' (in {source}).{hint}")
         kind = type(known[name])
         with suppress(Exception):  # it is no literal, or too large for a float
@@ -394,15 +325,14 @@ def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:
 
 def table(cfg: CfgNode) -> dict[str, Key]:
     """Dassl's keys and ours, as the trainer that is named takes them, by full name."""
-    valid, running = dict(HOST), ours().get(cfg.TRAINER.NAME)
-    file = f"--config-file configs/trainers/{cfg.TRAINER.NAME}/tiny.yaml"
-    valid["MODEL.BACKBONE.NAME"] = Validator(f"a name (pass {file})", bool)
-    if running and running.scheduled:  # by a cosine that begins after the warm-up
+    trainer, valid = cfg.TRAINER.NAME, dict(HOST)
+    running, file = ours().get(trainer), NAMED.format("config-file", f"trainers/{trainer}/tiny")
+    valid["MODEL.BACKBONE.NAME"] = Validator(file, bool)
+    if running and "OPTIM" in running.reads:  # a cosine that begins after the warm-up
         valid |= {"OPTIM.LR_SCHEDULER": one("cosine"), "OPTIM.WARMUP_RECOUNT": one(True)}
         if cfg.OPTIM.WARMUP_EPOCH not in (-1, 0):
             valid["OPTIM.WARMUP_TYPE"] = one("constant")
-    if running and running.optimizers:
-        valid["OPTIM.NAME"] = one(*running.optimizers)
+    valid |= getattr(running, "host", {})
     return {
         name: Key(default, valid.get(name, Validator(f"a value such as {default!r}")), "Dassl's")
         for name, default in leaves(get_cfg_default()).items()
@@ -420,18 +350,13 @@ def check_cfg(cfg: CfgNode) -> None:
             raise BlackBoxError(f"{name} is {told}; {key.valid.expects} is expected.")
 
 
-def without_effect(cfg: CfgNode) -> set[str]:
-    """Names of keys that the run does not read; a trainer that is not ours reads everything."""
-    running, keys = ours().get(cfg.TRAINER.NAME), all_keys()
-    if running is None:
-        return set()
-    read = {"TRAINER", f"TRAINER.{node_of(running)}", *running.reads}
-    if running.scheduled:
-        read.add("OPTIM")
-
-    def is_read(name: str) -> bool:
-        own = not name.startswith(("OPTIM.", "ORACLE.", "TRAINER."))
-        on = name not in keys or keys[name].when(place_of(cfg, name)[0])
-        return bool(on and (own or read & {name, name.rpartition(".")[0]}))
-
-    return {name for name in leaves(cfg) if not is_read(name)}
+def values_read(cfg: CfgNode) -> dict[str, Any]:
+    """What the run reads, by full name; a trainer that is not ours reads everything."""
+    running, keys, read = ours().get(cfg.TRAINER.NAME), all_keys(), leaves(cfg)
+    nodes = {"TRAINER", f"TRAINER.{node_of(running)}", *running.reads} if running else set()
+    for name in list(read) if running else ():
+        named = name.startswith(("OPTIM.", "ORACLE.", "TRAINER."))
+        unread = named and not nodes & {name, name.rpartition(".")[0]}
+        if unread or (name in keys and not keys[name].when(place_of(cfg, name)[0])):
+            del read[name]
+    return read

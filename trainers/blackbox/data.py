@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,17 @@ CLEAR = "with transparency (composited on white, where CoOp drops it)"
 TURNED = "with an EXIF orientation (applied, where CoOp ignores it)"
 
 
-def look(path: str, decoding: bool = True) -> tuple[Image.Image, list[str]]:
-    """The RGB picture of a file, and the rules that touch it; or, not decoding, its header."""
+def look(
+    path: str, decoding: bool = True, hashes: dict[str, str] | None = None
+) -> tuple[Image.Image, list[str]]:
+    """The RGB picture of a file, and the rules that touch it; or, not decoding, its header.
+
+    The SHA-256 of the file goes into `hashes`.
+    """
     try:
         if not os.path.isfile(path):  # a pipe would be waited for
             raise OSError("there is no regular file of that name")
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:
             if max(image.size) > LONGEST * min(image.size):
                 width, height = image.size
                 raise ValueError(f"it is {width:,} x {height:,} pixels, too narrow: crop it")
@@ -58,6 +63,9 @@ def look(path: str, decoding: bool = True) -> tuple[Image.Image, list[str]]:
             rules = rules_of(image)
             if decoding and DEEP in rules and 0 < int(np.asarray(picture).max()) < 32:
                 rules.append(DIM)  # it ends below an eighth of the range
+            if hashes is not None:
+                file.seek(0)
+                hashes[path] = hashlib.sha256(file.read()).hexdigest()
             return picture, rules
     except Exception as e:  # of many kinds on damaged data, those of `struct` and `zlib` among them
         raise BlackBoxError(
@@ -128,11 +136,21 @@ def shallow(image: Image.Image, tags: Any) -> Image.Image:
 
 
 class Pictures:
-    """Keeps the decoded RGB pictures of the training images in `paths` within a bound of bytes."""
+    """What was seen of files: their state, SHA-256, and the decoded pictures of training images.
+
+    Those in `paths` are kept, as RGB, within a bound of bytes.
+    """
 
     def __init__(self, limit: int) -> None:
         self.room, self.paths = limit, set[str]()
         self.decoded: dict[str, Image.Image] = {}
+        self.stats, self.hashes = dict[str, os.stat_result](), dict[str, str]()
+
+    def stat(self, path: str) -> os.stat_result:
+        """Of a file, when it was first asked for."""
+        if path not in self.stats:
+            self.stats[path] = os.stat(path)
+        return self.stats[path]
 
     def open(self, path: str) -> Image.Image:
         """The picture of any file, not to be changed in place; raises as `look`."""
@@ -140,15 +158,19 @@ class Pictures:
 
     def load(self, what: str) -> None:
         """Check those in `paths`, once; what is kept is there for processes that are forked."""
-        self.check(sorted(self.paths), max(WHOLE, self.room // 8), what)  # JPEG's eighth
+        paths, most = sorted(self.paths), max(WHOLE, self.room // 8)  # JPEG's eighth
+        hashed = sum(self.stat(path).st_size for path in paths) <= WHOLE
+        self.check(paths, most, what, self.hashes if hashed else None)
         self.paths.clear()
 
-    def check(self, paths: Sequence[str], most: int, what: str) -> None:
+    def check(
+        self, paths: Sequence[str], most: int, what: str, hashes: dict[str, str] | None = None
+    ) -> None:
         """Look at all files, and decode the first ones, of `most` bytes; raises as `look`."""
         counts: Counter[str] = Counter()
-        decoding = (np.cumsum([os.path.getsize(path) for path in paths]) <= most).tolist()
+        decoding = (np.cumsum([self.stat(path).st_size for path in paths]) <= most).tolist()
         with ThreadPoolExecutor(4) as pool:  # Pillow and disks work beside Python
-            looked = pool.map(look, paths, decoding)
+            looked = pool.map(look, paths, decoding, repeat(hashes))
             for path, decoded, (picture, rules) in zip(paths, decoding, looked, strict=True):
                 counts.update(rules)
                 size = picture.width * picture.height * 4  # Pillow keeps four bytes a pixel
@@ -159,46 +181,45 @@ class Pictures:
             words = ", ".join(f"{number:,} {rule}" for rule, number in counts.items())
             print(f"Note: {what}: of {len(paths):,} images {words}. CoOp's results may differ")
 
+    def shared(self, items: Sequence[Any], others: Sequence[Any]) -> str:
+        """An image of the first list that is in the second, by whatever name or link, or ""."""
+        files = {self.stat(item.impath)[1:3] for item in others}  # inode and device
+        return next((item.impath for item in items if self.stat(item.impath)[1:3] in files), "")
 
-def shared(items: Sequence[Any], others: Sequence[Any]) -> str:
-    """An image of the first list that is in the second, by whatever name or link; or nothing."""
-    files = {os.stat(item.impath)[1:3] for item in others}  # inode and device
-    return next((item.impath for item in items if os.stat(item.impath)[1:3] in files), "")
+    def need_val(self, dataset: Any, name: str) -> None:
+        """Raise unless there are validation images, none of them a test or a training image."""
+        for part, others in (("test", dataset.test), ("training", dataset.train_x)):
+            same = self.shared(dataset.val or [], others)
+            if same or not dataset.val:
+                raise BlackBoxError(
+                    f"{name} has no validation split of its own: TEST.FINAL_MODEL best_val, "
+                    f"TEST.SPLIT val and ORACLE.VAL_EVERY would look at the {part} images"
+                    f"{same and f' ({same})'}."
+                )
 
-
-def need_val(dataset: Any, name: str) -> None:
-    """Raise unless there are validation images, and none of them is a test or a training image."""
-    for part, others in (("test", dataset.test), ("training", dataset.train_x)):
-        same = shared(dataset.val or [], others)
-        if same or not dataset.val:
+    def need_apart(self, dataset: Any, name: str) -> None:
+        """Raise where a training image is a test image (ImageNet's variants have nothing else)."""
+        if same := self.shared(dataset.train_x, dataset.test):
             raise BlackBoxError(
-                f"{name} has no validation split of its own: TEST.FINAL_MODEL best_val, TEST.SPLIT "
-                f"val and ORACLE.VAL_EVERY would look at the {part} images{same and f' ({same})'}."
+                f"{name}: the training image {same} and a test image are the same file. Take it "
+                f"out of one of them; a data set for testing only needs --eval-only --model-dir."
             )
 
 
-def need_apart(dataset: Any, name: str) -> None:
-    """Raise where a training image is a test image (ImageNet's variants have nothing else)."""
-    same = shared(dataset.train_x, dataset.test)
-    if same:
-        raise BlackBoxError(
-            f"{name}: the training image {same} and a test image are the same file. Take it out of "
-            f"one of them; a data set for testing only needs --eval-only --model-dir DIR."
-        )
-
-
-def training_images(items: Sequence[Any]) -> str:
+def training_images(items: Sequence[Any], pictures: Pictures | None = None) -> str:
     """A SHA-256 of the training images, wherever they lie: names, labels and contents.
 
     The content is the files' bytes where these are at most `WHOLE` together, else their sizes and
     times of change, which a copy elsewhere may not keep.
     """
-    every, whole = hashlib.sha256(), sum(os.path.getsize(item.impath) for item in items) <= WHOLE
+    seen, every = pictures or Pictures(0), hashlib.sha256()
+    whole = sum(seen.stat(item.impath).st_size for item in items) <= WHOLE
     for item in items:
-        path, found = Path(item.impath), os.stat(item.impath)
+        path, found = Path(item.impath), seen.stat(item.impath)
         content = f"{found.st_size} {found.st_mtime_ns}"
         if whole:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            known = seen.hashes.get(item.impath)
+            content = known or hashlib.sha256(path.read_bytes()).hexdigest()
         names = (unicodedata.normalize("NFC", part) for part in path.parts[-2:])
         every.update(json.dumps([*names, item.label, item.classname, content]).encode())
     return every.hexdigest()
@@ -290,6 +311,7 @@ def match_input(cfg: Any, description: Any) -> Any:
                 f"INPUT.{key} is {given}, but {model.name} expects {value}: omit it."
             )
         cfg.INPUT[key] = value
+        print(f"INPUT.{key}: {value}")
     cfg.freeze()
     return cfg
 
@@ -309,7 +331,7 @@ def build_data(cfg: Any, transform: Any = None) -> tuple[DataManager, Pictures, 
         ) from e
     dataset = manager.dataset
     if cfg.TEST.SPLIT == "val":
-        need_val(dataset, name)
+        pictures.need_val(dataset, name)
     tested = {item.impath for item in (*(dataset.val or ()), *dataset.test)}
     pictures.check(sorted(tested), FEW, f"{name}, val and test")
     pictures.paths = {item.impath for item in dataset.train_x}

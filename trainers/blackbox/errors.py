@@ -1,8 +1,18 @@
 """Errors that a user can mend: a sentence or a few of what was wrong, and what to do."""
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from unicodedata import category
+from urllib.parse import unquote
+
+# names in a URL that stand before a secret
+SECRET = re.compile(
+    r"(?i)key|token|secret|passw|signature|auth|credential|jwt|bearer|subscription|^(sig|sas|code|pass|pwd?)$"
+)
+# in a URL, or what a path makes of it: user and password, which may have a slash; name and value
+USER = re.compile(r"(?<=[:/])/([^/\s]*|[^/\s:]+:(?!\d+/)[^\s@]*)(@|%40)")
+ASKED = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=['\"]?[^&#;\s'\"]+")
 
 
 class BlackBoxError(Exception):
@@ -17,6 +27,14 @@ def printable(text: str) -> str:
     r"""The text with escapes such as `\x1b` for what a terminal would obey or not show."""
     kept = (c if c.isprintable() or category(c) == "Zs" else ascii(c)[1:-1] for c in text)
     return "".join(kept)
+
+
+def masked(text: str) -> str:
+    """A text without the passwords and keys of the URLs in it."""
+    return ASKED.sub(
+        lambda found: f"{found[1]}=…" if SECRET.search(unquote(found[1])) else found[0],
+        USER.sub("/…@", text),
+    )
 
 
 def first_line(error: BaseException) -> str:

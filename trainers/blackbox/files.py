@@ -163,6 +163,8 @@ class FolderLock:
     made: list[Path]
 
     def __init__(self, folder: str | Path) -> None:
+        if not folder:
+            raise BlackBoxError("OUTPUT_DIR is empty: name the run's folder with --output-dir.")
         self.folder = Path(os.path.realpath(folder))
         former = self.held.get(self.folder)
         if former and former.file and former.file.is_locked:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import BlackBoxError, first_line
 from .losses import mean_cross_entropies, softmax_model
-from .run.rng import numpy_state, set_numpy_state
+from .rng import numpy_state, set_numpy_state
 
 
 class Optimizer:

@@ -9,14 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .config import Key, node_of, template_for, template_keys, whole
-from .data import ordered_loader
-from .engine import BlackBoxTrainer
+from .config import TEMPLATE_KEYS, Key, node_of, whole
 from .errors import BlackBoxError
 from .heads.selection import Gathered, folds_of
 from .oracle import QUERY_IMAGES, Prompt
 from .oracle.bill import Price, batches_of, price
-from .run.rng import seeded_generator
+from .trainer import Trainer
 
 SMALL = 2**20  # images x classes below which a fit is small work
 
@@ -25,31 +23,31 @@ def probe_keys(folds: bool = False) -> dict[str, Key]:
     """Keys of every probe; with `folds`, that of methods which choose by held-out images."""
     views = Key(4, whole(0, 1000), "augmented views of a training image, beside itself")
     parts = Key(5, whole(2, 100), "parts of the training images that are held out in turn")
-    return {**template_keys(), "VIEWS": views, **({"FOLDS": parts} if folds else {})}
+    return {**TEMPLATE_KEYS, "VIEWS": views, **({"FOLDS": parts} if folds else {})}
 
 
 class Answers:
     """What came back so far: batches of rows, labels and numbers; the class texts' features."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.batches = device, list[tuple[torch.Tensor, ...]]()
-        self.text: torch.Tensor | None = None
+        self.device, self.batches = device, list[list[torch.Tensor]]()
+        self.text = torch.empty(0)
 
     def gathered(self) -> Gathered:
-        parts = [torch.cat(parts) for parts in zip(*self.batches, strict=True)]
-        found = Gathered(*parts, *([] if self.text is None else [self.text]))
+        rows, labels, index = map(torch.cat, zip(*self.batches, strict=True))
+        found = Gathered(rows, labels, index, self.text)
         # a view's images were asked about in another order than theirs, for the budget's sake
         return found.part((found.views * (found.index.max() + 1) + found.index).argsort())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": [list(parts) for parts in self.batches], "text": self.text}
+        return {"batches": self.batches, "text": self.text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches = [tuple(p.to(self.device) for p in parts) for parts in state["batches"]]
-        self.text = None if state["text"] is None else state["text"].to(self.device)
+        self.batches = [[part.to(self.device) for part in parts] for parts in state["batches"]]
+        self.text = state["text"].to(self.device)
 
 
-class ProbeTrainer(BlackBoxTrainer):
+class ProbeTrainer(Trainer):
     """A method gives `build_head` and `fit`.
 
     An epoch is a view of the training set, in order and in batches of 128: the images as they are,
@@ -80,11 +78,11 @@ class ProbeTrainer(BlackBoxTrainer):
         return folds_of(self.dm.dataset.train_x, self.settings.FOLDS)
 
     def build_model(self) -> None:
-        self.name_classes(template_for(self.cfg), "features" if self.reads_features else "logits")
-        self.head = self.build_head(seeded_generator(self.cfg.SEED))
+        self.name_classes("features" if self.reads_features else "logits")
+        self.head = self.build_head(self.generator)
         self.max_epoch = min(self.max_epoch, 1 + self.settings.get("VIEWS", 0))
-        if self.augmentation.views and self.trains:  # the same view would be asked about again
-            print(f"Note: {self.cfg.TRAINER.NAME} has views of its own and reads no INPUT.VIEWS")
+        if self.augmentation.views and self.max_epoch:  # the same view would be asked about again
+            print(f"Note: {type(self).__name__} has views of its own and reads no INPUT.VIEWS")
             self.augmentation.views = 0
         self.answers = Answers(self.device)
         self.learner = nn.ModuleDict({} if self.head is None else {"head": self.head})
@@ -110,9 +108,7 @@ class ProbeTrainer(BlackBoxTrainer):
     def before_epoch(self) -> None:
         super().before_epoch()
         items, augmentation = self.dm.dataset.train_x, self.augmentation if self.epoch else None
-        self.batches = ordered_loader(
-            self.cfg, items, self.pictures, augmentation, QUERY_IMAGES, in_turns=True
-        )
+        self.batches = self.loader(items, augmentation, QUERY_IMAGES, in_turns=True)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """Ask about a batch; it draws nothing from the global random sources."""
@@ -120,25 +116,23 @@ class ProbeTrainer(BlackBoxTrainer):
         images, answers = self.oracle.upload(pixels), self.answers
         if self.reads_features:
             rows = self.oracle.image_features(images)
-            if answers.text is None:
+            if not len(answers.text):
                 answers.text = self.oracle.text_features(self.prompt())[0]
             logits = self.description.logit_scale * rows @ answers.text.mT
         else:
             rows = self.oracle.query(images, self.prompt())[0]
             logits = rows[:, : self.num_classes]
-        answers.batches.append((rows, labels, batch["index"].to(self.device)))
+        answers.batches.append([rows, labels, batch["index"].to(self.device)])
         right = (logits.argmax(-1) == labels).float().mean().item()
         return {"loss": F.cross_entropy(logits, labels).item(), "acc": 100 * right}
 
     def finish(self) -> None:
         if self.answers.batches:
-            tqdm.write(f"{self.cfg.TRAINER.NAME}: fitting the head")  # which may take long
+            tqdm.write(f"{type(self).__name__}: fitting the head")  # which may take long
             small = len(self.dm.dataset.train_x) * self.num_classes < SMALL
             with self.one_thread() if small else nullcontext():
                 line = self.fit(self.answers.gathered())
-            tqdm.write(f"{self.cfg.TRAINER.NAME}: {line}")
-        if self.cfg.ORACLE.VAL_EVERY:
-            self.look_at_val()
+            tqdm.write(f"{type(self).__name__}: {line}")
 
 
 def descend(
@@ -146,12 +140,8 @@ def descend(
     steps: int,
     loss: Callable[[int], torch.Tensor],
     lowest: float = 0.0,
-    after: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Steps on `loss(number of the step)`, the learning rate on a cosine to `lowest`.
-
-    `after` is called behind each of them. Raises BlackBoxError where what was fitted is not finite.
-    """
+    """Steps on `loss(number of the step)`, the learning rate on a cosine to `lowest`."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps), lowest)
     for number in range(steps):
         with torch.enable_grad():
@@ -159,7 +149,6 @@ def descend(
             loss(number).backward()
         optimizer.step()
         schedule.step()
-        after(number)
     fitted = [part for group in optimizer.param_groups for part in group["params"]]
     if not all(part.isfinite().all() for part in fitted):
         raise BlackBoxError("The fitted head is not finite. Lower its learning rate (LR).")

@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector
 from .config import SIZE, Key, number, one, text, where, whole
 from .errors import BlackBoxError
 from .oracle import Description, Prompt
-from .run.rng import seeded
+from .rng import seeded
 
 
 class Space(nn.Module):

@@ -8,14 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .data import ordered_loader
-from .engine import BlackBoxTrainer
 from .losses import mean_cross_entropies
 from .optimizers import Optimizer
 from .oracle import Prompt
-from .oracle.bill import Plan, Price, batches_of, query_cost, total
+from .oracle.bill import Price, batches_of, query_cost, total
 from .prompts import Space
-from .run.rng import seeded_generator
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Teacher:
     loader: DataLoader | None = None  # read for the head alone after every step, and billed
 
     def begin(self, epoch: int, steps_done: int, steps_total: int) -> None:
-        """A step begins: in this epoch, after so many of the steps that are paid for."""
+        """A step begins, after so many of the steps that are paid for."""
 
     def through(self, answer: Answer) -> torch.Tensor:
         """Logits `[P, B, C]` that the prompt is tuned on."""
@@ -56,14 +54,11 @@ class Teacher:
 class Recipe(nn.Module):
     """The parts of a method, and all that evaluation needs; `SearchTrainer` does the rest."""
 
-    theta: torch.Tensor  # the vector in use `[d]`
-
     def __init__(
         self,
         space: Space,  # vectors `[P, d]` to a `Prompt`; its kind decides what must be let in
         optimizer: Optimizer,  # asks for candidates, is told about them; its `theta` is in use
-        # logits `[B, C]` of those that came back; where its `reads` is "features", of the images'
-        # features `[B, E]` and the texts' `[C, E]`
+        # of logits `[B, C]`, or of features `[B, E]` and `[C, E]` where its `reads` is "features"
         head: nn.Module | None = None,
         teacher: Teacher | None = None,  # of the head
         schedule: Any = None,  # of the optimiser's learning rate, one step an epoch
@@ -71,20 +66,18 @@ class Recipe(nn.Module):
         fitness: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = mean_cross_entropies,
         whole_set: bool = False,  # a step is about the whole un-augmented training set
         features: bool = False,  # steps read features, from which logits are made here
-        template: str = "{}.",  # of a class's text, behind the context where there is one
     ) -> None:
         super().__init__()
         self.space, self.optimizer, self.head, self.teacher = space, optimizer, head, teacher
-        self.schedule, self.fitness, self.whole_set = schedule, fitness, whole_set
-        self.features, self.template = features, template
-        self.register_buffer("theta", optimizer.theta.clone())
+        self.schedule, self.fitness, self.features = schedule, fitness, features
+        self.whole_set, self.theta = whole_set, nn.Buffer(optimizer.theta.clone())
 
     def forward(self, pixels: torch.Tensor | None = None) -> Prompt:
         """The prompt in use, P = 1."""
         return self.space(self.theta[None], pixels)
 
 
-class SearchTrainer(BlackBoxTrainer):
+class SearchTrainer(Trainer):
     """A method gives its `build_recipe`; grants, costs, steps and evaluation follow from that.
 
     An epoch is one pass over Dassl's train loader, or, with `Recipe.whole_set`, one step on the
@@ -95,7 +88,7 @@ class SearchTrainer(BlackBoxTrainer):
     build_recipe: Callable[[torch.Generator], Recipe]  # its random numbers from the generator
 
     def build_model(self) -> None:
-        recipe = self.build_recipe(seeded_generator(self.cfg.SEED)).to(self.device)
+        recipe = self.build_recipe(self.generator).to(self.device)
         self.recipe = self.learner = recipe
         self.space, self.head, self.teacher = recipe.space, recipe.head, recipe.teacher
         self.optim, self.sched = recipe.optimizer, recipe.schedule
@@ -105,12 +98,12 @@ class SearchTrainer(BlackBoxTrainer):
             needs.append("logits")
         if recipe.features or self.reads_features:
             needs.append("features")
-        self.name_classes(recipe.template, *needs)
+        self.name_classes(*needs)
         self.register_model(self.model_name, recipe, self.optim, self.sched)
         if "contexts" in needs:
             # one that does not fit is an error now, not in evaluation
             self.oracle.check(recipe().tokens)
-        print(f"{self.cfg.TRAINER.NAME}: {len(recipe.theta):,} tuned numbers")
+        print(f"{type(self).__name__}: {len(recipe.theta):,} tuned numbers")
 
     def parts(self) -> dict[str, Any]:
         return {**super().parts(), "teacher": self.teacher}
@@ -118,18 +111,10 @@ class SearchTrainer(BlackBoxTrainer):
     def asked(self, pixels: torch.Tensor) -> Prompt:
         return self.learner(pixels)
 
-    def batch_size(self) -> int:
-        """Images of each batch of Dassl's train loader."""
-        return min(self.train_loader_x.batch_size, len(self.dm.dataset.train_x))
-
-    def steps_of(self, candidates: int) -> int:
-        """Steps that the run has if each is about so many candidates on a batch of the loader."""
-        prices = [query_cost(candidates, self.batch_size())] * len(self.train_loader_x)
-        return Plan(prices, self.max_epoch).steps(self.oracle.limits)
-
     def prices(self) -> list[Price]:
         whole, items = self.recipe.whole_set, len(self.dm.dataset.train_x)
-        images, candidates = items if whole else self.batch_size(), self.optim.population
+        batch, candidates = self.train_loader_x.batch_size, self.optim.population
+        images = items if whole else min(batch, items)
         asked = [query_cost(candidates, images)]
         if self.recipe.features:
             asked = [query_cost(1, images), (candidates, 0)]
@@ -138,13 +123,13 @@ class SearchTrainer(BlackBoxTrainer):
         return [total(asked)] * (1 if whole else len(self.train_loader_x))
 
     def prepare(self) -> None:
+        items = self.dm.dataset.train_x
         if not self.steps_done:  # else the checkpoint has what was learnt
             self.space.fit(self.shown())
         if self.recipe.whole_set:
-            items = self.dm.dataset.train_x
             # one by one into their place: there may be gigabytes
             pixels = torch.empty(len(items), 3, *self.description.image_size)
-            for batch in ordered_loader(self.cfg, items, self.pictures):
+            for batch in self.loader(items):
                 pixels[batch["index"]] = batch["img"]
             labels, index = torch.tensor([item.label for item in items]), torch.arange(len(items))
             whole = {"images": self.oracle.upload(pixels), "label": labels, "index": index}
@@ -152,15 +137,15 @@ class SearchTrainer(BlackBoxTrainer):
             self.batches = [whole]
 
     def shown(self) -> Iterator[torch.Tensor]:
-        """The un-augmented training pictures, batch by batch."""
-        for batch in ordered_loader(self.cfg, self.dm.dataset.train_x, self.pictures):
+        """The un-augmented training pictures; nothing is drawn before the first is asked for."""
+        for batch in self.loader(self.dm.dataset.train_x):
             yield batch["img"].to(self.device)
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
-        """One step; it draws nothing from the global random sources, save with `whole_set`.
+        """One step, and what the log says of it: loss and accuracy of the last round's candidates.
 
-        (A resumed epoch replays its loader alone.) Returns the means over the last round's
-        candidates of loss and accuracy, and what the head's teacher tells.
+        A resumed epoch replays its loader alone: nothing else draws from the global random sources
+        (with `whole_set`, a teacher's loader may).
         """
         optim, teacher = self.optim, self.teacher or Teacher()
         pixels, labels = self.parse_batch_train(batch)

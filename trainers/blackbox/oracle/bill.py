@@ -16,7 +16,7 @@ import torch
 from ..errors import BlackBoxError, BudgetSpent, first_line
 from ..files import read_text, write_atomically
 from .interface import QUERY_IMAGES, Images, Oracle, Refused, Wrapper
-from .prompt import Prompt
+from .prompt import Prompt, Texts
 
 PURPOSES = ("training", "evaluation")
 LOST, SERVICE = "lost", "service"
@@ -198,6 +198,31 @@ class Meter(Wrapper):
                 raise BudgetSpent(
                     f"ORACLE.MAX_{unit.upper()} does not pay for more: {used:,} of {limit:,} "
                     f"{unit.replace('_', ' ')} are used, the next request costs {amount:,}."
+                )
+
+    def describe(self, training: Price, tested: Price, lists: Sequence[Texts]) -> str:
+        """What a run with these texts would take, in words: of the model, a service, a key."""
+        (queries, images), (asked, shown) = training, tested
+        line = f"{queries:,} training queries, {images:,} image queries; "
+        line += f"{asked:,} evaluation queries, {shown:,} image queries"
+        if quote := self.quote([([images], lists)]):
+            quotes = quote, self.quote([([shown], [])])
+            parts = [", ".join(f"{n:,} {unit}" for unit, n in of.items()) for of in quotes]
+            line += ". Of the service, where it has no answers yet: about "
+            line += "; evaluation ".join(parts)
+        for unit, left in self.allowance().items():
+            line += f". The budget of this key has {left:,} {unit.replace('_', ' ')} left"
+        return line
+
+    def check_allowance(self, training: Price, tested: Price) -> None:
+        """Raise unless the owner's budget pays for both, without which there is no result."""
+        allowed = self.allowance()
+        for unit, first, then in zip(UNITS, training, tested, strict=True):
+            if first + then > allowed.get(unit, first + then):
+                raise BlackBoxError(
+                    f"{first + then:,} {unit.replace('_', ' ')} are needed ({first:,} for training,"
+                    f" {then:,} for evaluation), and the budget of this key has {allowed[unit]:,} "
+                    f"left. Ask its owner for more, or lower ORACLE.MAX_{unit.upper()}."
                 )
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:

@@ -41,12 +41,9 @@ def set_numpy_state(state: dict[str, Any]) -> None:
 
 def rng_state() -> dict[str, Any]:
     """Python's, NumPy's, torch's and CUDA's global states, for a checkpoint."""
-    return {
-        "python": random.getstate(),
-        "numpy": numpy_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    sources = {"python": random.getstate(), "numpy": numpy_state()}
+    return {**sources, "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:

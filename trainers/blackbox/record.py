@@ -1,0 +1,199 @@
+"""What a run leaves on disk: whether a checkpoint belongs to another run, and `metrics.json`."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from .config import all_keys, defaults, leaves
+from .errors import BlackBoxError, first_line
+from .files import load_state, read_text, write_atomically
+from .oracle.bill import Counts, batches_of, larger, query_cost
+
+# where data lie, how often and in what portions they are read and written, how a service is reached
+HARMLESS = (
+    *("OUTPUT_DIR", "RESUME", "TRAIN.", "USE_CUDA", "VERBOSE", "VERSION", "DATASET.ROOT"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.TEST.", "INPUT.CACHE_MB", "ORACLE.BATCH"),
+    *("ORACLE.CACHE", "ORACLE.GRANTS", "ORACLE.IMAGES", "ORACLE.PATIENCE", "ORACLE.PRICE"),
+    *("ORACLE.SAVE_EVERY", "ORACLE.THREADS", "ORACLE.TIMEOUT", "ORACLE.URL"),
+)
+BUDGETS = "ORACLE.MAX_QUERIES", "ORACLE.MAX_IMAGE_QUERIES", "OPTIM.MAX_EPOCH"
+NOT_TRAINING = "TEST.", "ORACLE.VAL_EVERY", "MODEL."  # a checkpoint knows the model by its weights
+IMAGES = "training images"
+NAME = "metrics.json"  # a section for each kind of evaluation, the last of its kind
+END_OF_TRAINING, EVALUATION = "end_of_training", "evaluation"
+Settings = Mapping[str, str]
+
+
+def counted(content: Mapping[str, Any]) -> dict[str, str]:
+    """What of a configuration, of its file, or of what is read of it may make a run what it is."""
+    return {
+        name: str(list(value) if isinstance(value, tuple) else value)
+        for name, value in leaves(content).items()
+        if not name.startswith(HARMLESS)
+    }
+
+
+def with_contents(run: dict[str, str], images: str) -> dict[str, str]:
+    """Settings, with what lies behind names: training images, and the content of files."""
+    found = {**run, IMAGES: images}
+    for name, key in all_keys().items():
+        path = Path(run.get(name, ""))
+        if key.names_file and run.get(name) not in key.valid.names and path.is_file():
+            sha = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = f"{path.name}, SHA-256 {sha[:12]}"
+    return found
+
+
+def differences(made: Settings, here: Settings) -> dict[str, tuple[str, str]]:
+    """The settings of this run that another was not made with, as name: (there, here).
+
+    One that the other does not tell was added between versions, and had today's default.
+    """
+    there = {**here, **counted(defaults()), **made}
+    return {name: (there[name], value) for name, value in here.items() if there[name] != value}
+
+
+def grew(name: str, there: str, here: str) -> bool:
+    """Whether a difference is a budget that has grown; 0 is no limit."""
+    return name in BUDGETS and there.isdigit() and (int(here) or inf) > (int(there) or inf)
+
+
+def as_text(differing: dict[str, tuple[str, str]]) -> str:
+    """The first few of them."""
+    words = [
+        name if name == IMAGES else f"{name}: {there or 'nothing'} there, {here or 'nothing'} here"
+        for name, (there, here) in differing.items()
+    ]
+    return "; ".join(words[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
+
+
+def few(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
+
+
+def identity(trainer: Any) -> dict[str, Any]:
+    """What a checkpoint and a run have in common; class names where the head is tied to them."""
+    model, tied = trainer.description, getattr(trainer.head, "class_bound", False)
+    classes = list(trainer.dm.dataset.classnames) if tied else None
+    own = {"method": type(trainer).__name__, "backbone": model.name}
+    return {**own, "weights": model.fingerprint, "classes": classes}
+
+
+def load(path: Path, trainer: Any, run: Settings, resumed: bool = False) -> dict[str, Any]:
+    """Read a checkpoint into the `learner` of a run with these settings; its rest is returned too.
+
+    It is evaluated, or the run goes on from it. Raises BlackBoxError where it is of another method,
+    model or size, of other classes or settings.
+    """
+    state, here, head = load_state(path), identity(trainer), trainer.head
+    extra, model, given, keys = state.get("blackbox", {}), "weights", here["classes"], all_keys()
+    made = extra.get("identity")
+    if made is None:
+        raise BlackBoxError(f"{path} is no checkpoint of these trainers. Give another --model-dir.")
+    if "format" not in extra:
+        old, model = f"{path} was written by version 0.1.0", "backbone"
+        if resumed:
+            raise BlackBoxError(f"{old} and can only be evaluated. Choose another --output-dir.")
+        print(f"Note: {old}: neither damage nor other weights would show")
+    if made["method"] != here["method"] or made[model] != here[model]:
+        raise BlackBoxError(
+            f"{path} is of {made['method']} on {made['backbone']}, this run of {here['method']} on "
+            f"{here['backbone']}, or their weights differ. Give the same --trainer and backbone."
+        )
+    former = made.get("classes")
+    if former and given and former != given and not getattr(head, "moves", False):
+        raise BlackBoxError(
+            f"{path} has a head for the classes {few(former)}; here they are {few(given)}. "
+            f"It cannot move to others: evaluate on the same, or train a prompt alone, which moves."
+        )
+    differ = differences(extra.get("settings", {}), run)
+    counts = {}
+    for name, pair in differ.items():
+        # a schedule ends with the epochs that it was made for
+        grown = grew(name, *pair) and not (trainer.sched and name == "OPTIM.MAX_EPOCH")
+        barred = not grown and not name.startswith(NOT_TRAINING)
+        if barred if resumed else name in keys and keys[name].inferred_with:
+            counts[name] = pair
+    told = f"{path} was made with other settings ({as_text(counts)})"
+    if counts and resumed:
+        cure = "choose another --output-dir: only budgets may grow, not the epochs of a schedule"
+        raise BlackBoxError(f"{told}. Give the same, or {cure}.")
+    if counts and getattr(head, "class_bound", False):
+        raise BlackBoxError(f"{told}, to which its head was fitted. Give the same in evaluation.")
+    if counts:
+        print(f"Note: {told}, which evaluation reads")
+    try:
+        trainer.learner.load_state_dict(state["state_dict"])
+    except RuntimeError as e:
+        own = as_text({name: pair for name, pair in differ.items() if name.startswith("TRAINER.")})
+        raise BlackBoxError(
+            f"{path} has a prompt or a head of another size, or of an earlier version "
+            f"({own or str(e).splitlines()[-1].strip()}). Give the same settings as in training."
+        ) from e
+    return state
+
+
+def entry(trainer: Any, before: dict[str, Counts]) -> dict[str, Any]:
+    """What is told of an evaluation that has just ended; `before`: the counts at its beginning."""
+    cfg, dataset, loaded = trainer.cfg, trainer.dm.dataset, trainer.loaded_from
+    images = len(dataset.val if cfg.TEST.SPLIT == "val" else dataset.test)
+    batches = batches_of(images, cfg.DATALOADER.TEST.BATCH_SIZE)
+    queries = steps = ended_by = seconds = None
+    if trainer.counted:
+        queries = {**trainer.oracle.counts, "lost": trainer.oracle.lost}
+        asked, earlier = queries["evaluation"], before["evaluation"]
+        # of this evaluation alone
+        queries["test"] = {unit: asked[unit] - earlier[unit] for unit in asked}
+        if loaded and trainer.stage == EVALUATION:
+            queries["training"] = larger(queries["training"], loaded["counts"]["training"])
+    if trainer.stage == END_OF_TRAINING:
+        steps = trainer.steps_done
+        inside = trainer.epoch_rng is not None and trainer.start_epoch < trainer.max_epoch
+        if trainer.steps_total():
+            ended_by = "budget" if inside else "epochs"
+        if trainer.time_meter.count == steps:  # else an earlier process made some
+            seconds = time.time() - trainer.time_start
+    data, backbone = cfg.DATASET, cfg.MODEL.BACKBONE.NAME
+    return {
+        "version": getattr(sys.modules.get("dassl_blackbox"), "__version__", None),
+        **{"trainer": cfg.TRAINER.NAME, "access": list(trainer.needs), "backbone": backbone},
+        **{"dataset": data.NAME, "classes": data.SUBSAMPLE_CLASSES, "shots": data.NUM_SHOTS},
+        "root": os.path.abspath(os.path.expanduser(data.ROOT)),
+        # of the training, whose settings version 0.1.0 did not tell
+        "seed": int(loaded.get("settings", {}).get("SEED", -1)) if loaded else cfg.SEED,
+        **{"split": cfg.TEST.SPLIT, "images": images},
+        # what one candidate on all of them costs, in queries
+        "batches": sum(query_cost(1, size)[0] for size in batches),
+        **trainer.results,
+        **{"queries": queries, "steps": steps, "ended_by": ended_by, "seconds": seconds},
+        # what it was asked to do, as `--skip-done` compares it
+        "settings": trainer.made_with or trainer.request,
+    }
+
+
+def write(trainer: Any, before: dict[str, Counts]) -> None:
+    """Put an evaluation that has just ended into `metrics.json`."""
+    path, kept = Path(trainer.output_dir, NAME), {}
+    with suppress(BlackBoxError):
+        kept = read(path)
+    kept[trainer.stage] = entry(trainer, before)
+    write_atomically(path, json.dumps(kept, indent=1).encode())
+
+
+def read(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The sections of a `metrics.json`, none without it; what they hold is not checked."""
+    cure = "Remove it, and the same command evaluates the run anew."
+    if not os.path.lexists(path):
+        return {}
+    try:
+        content = json.loads(read_text(path, cure))
+        return {name: dict(section) for name, section in content.items()}
+    except (AttributeError, TypeError, ValueError, RecursionError) as e:
+        raise BlackBoxError(f"{path} is damaged ({first_line(e)}). {cure}") from e
