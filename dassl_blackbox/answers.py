@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .datasets.listing import ending, picture_endings
+from .datasets.listing import are_pictures
 from .trainers.blackbox.config import check_cfg, defaults, put
 from .trainers.blackbox.data import FEW, Augmentation, ImageReader, Pictures, look, match_input
 from .trainers.blackbox.errors import BlackBoxError
@@ -45,9 +45,8 @@ def listed(X: Any) -> list[Any]:
         return [str(X)]
     if not Path(X).is_dir():
         raise BadExamples(f"{X} is neither a picture nor a folder of pictures.")
-    endings = picture_endings()
-    found = sorted(path for path in Path(X).rglob("*") if ending(path.name) in endings)
-    return [str(path) for path in found if path.is_file()]
+    files = [str(path) for path in sorted(Path(X).rglob("*")) if path.is_file()]
+    return are_pictures(files)
 
 
 def labelled(X: Any, y: Any = None) -> tuple[list[Any], list[Any]]:

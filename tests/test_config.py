@@ -17,16 +17,20 @@ from dassl_blackbox.trainers.blackbox.config import (
     put,
     register_trainer,
     table,
+    values_read,
     whole,
 )
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip.models import PRECISIONS
-from dassl_blackbox.trainers.blackbox.optimizers.cmaes import COVARIANCES
+from dassl_blackbox.trainers.blackbox.optimizers import COVARIANCES
 from support import OURS, REPO, defaults, examples, sentence
-from train import unread
 
 CONFIGS = sorted((REPO / "configs" / "trainers").rglob("*.yaml"))
 ERROR = partial(pytest.raises, BlackBoxError)
+
+
+def unread(cfg):
+    return leaves(cfg).keys() - values_read(cfg).keys()
 
 
 def config(trainer="ZIP", *options, path=None):

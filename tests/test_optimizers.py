@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+from dassl_blackbox.trainers.bar import DecayingDirections
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import load_state, save_state
-from dassl_blackbox.trainers.blackbox.optimizers import SPSA, DecayingDirections
+from dassl_blackbox.trainers.blackbox.optimizers import SPSA
 from support import OPTIMIZERS, d64, quadratic, seeded
 
 BOWL, _ = quadratic(12)
@@ -41,11 +42,11 @@ def test_asks_for_its_population_and_lowers_a_quadratic(make):
     start = torch.full((12,), 2.0, dtype=d64)
     optimizer = make(start)
     asked = optimizer.ask()
-    assert torch.equal(optimizer.solution, start)  # asking moves nothing
+    assert torch.equal(optimizer.theta, start)  # asking moves nothing
     optimizer = make(start)
     asked = walk(optimizer, 60)
     assert asked.shape == (60 * optimizer.population, 12) and asked.dtype == d64
-    assert BOWL(optimizer.solution[None]) < BOWL(start[None])
+    assert BOWL(optimizer.theta[None]) < BOWL(start[None])
     assert torch.equal(start, torch.full((12,), 2.0, dtype=d64))  # the start is the caller's
 
 
@@ -84,7 +85,7 @@ def test_continues_from_its_saved_state(make, settings, before, tmp_path):
     assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"]
     for _ in range(4):
         assert torch.equal(walk(first), walk(second))
-        assert torch.equal(first.solution, second.solution)
+        assert torch.equal(first.theta, second.theta)
 
 
 def test_estimate_on_a_quadratic_is_its_closed_form():
@@ -107,7 +108,7 @@ def test_the_step_of_each_rule(rule, scale):
     for k in (1, 2, 3):
         optimizer.ask()
         losses = scale * torch.randn(2, dtype=d64, generator=seeded(k))
-        before, g = optimizer.solution.clone(), optimizer.estimate(losses)
+        before, g = optimizer.theta.clone(), optimizer.estimate(losses)
         a = 0.01 / (k + 1) ** 0.4
         assert optimizer.param_groups[0]["lr"] == pytest.approx(a)
         assert optimizer.c_k == pytest.approx(0.01 / k**0.1)
@@ -115,7 +116,7 @@ def test_the_step_of_each_rule(rule, scale):
         m = 0.8 * m + g
         clipped = g * min(1, 3 / g.norm().item())  # sqrt(9)
         wanted = {"spsa": g, "spsa-clip": clipped, "spsa-gc": g + 0.8 * m}[rule]
-        close((before - optimizer.solution) / a, wanted)
+        close((before - optimizer.theta) / a, wanted)
 
 
 def test_one_sided_estimate_is_bars_loop():

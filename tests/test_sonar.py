@@ -11,7 +11,7 @@ from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import scores
-from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead, Views, centred, pooled
+from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead, centred, pooled
 from dassl_blackbox.trainers.blackbox.heads.selection import Gathered
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
@@ -32,10 +32,10 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=seeded(seed), dtype=d64)
 
 
-def views(rows, labels=None, noise=0.0):
+def views(rows, labels=None):
     """Of images that are each a class of its own, where no labels are given."""
     number = torch.arange(len(rows))
-    return Views(rows, number if labels is None else labels, number, noise)
+    return Gathered(rows, number if labels is None else labels, number)
 
 
 def gathered(texts=16, seed=0):
@@ -77,8 +77,9 @@ def test_components_that_rounding_filled_are_cut():
     rows = normal(300, 4) @ normal(4, 20, seed=1)
     rounded = (rows / 0.25).round() * 0.25
     noise = scores.resolution(rounded)
-    parts = views(rows), views(rounded), views(0 * rows), views(rounded, noise=noise)
-    assert [scores.whitening(part)[1].shape[1] for part in parts] == [4, 20, 0, 4]
+    parts = (rows, 0), (rounded, 0), (0 * rows, 0), (rounded, noise)
+    kept = [scores.whitening(views(part), step)[1].shape[1] for part, step in parts]
+    assert kept == [4, 20, 0, 4]
     assert noise == pytest.approx(0.25, rel=0.2) and scores.resolution(rows) == 0
 
 
