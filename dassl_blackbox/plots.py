@@ -4,10 +4,12 @@ python -m dassl_blackbox.plots shots output/letters --out shots.png
 python -m dassl_blackbox.plots queries output/letters --out queries.png
 python -m dassl_blackbox.plots gain output --out gain.png
 python -m dassl_blackbox.plots budgets output/compare/digits --out budgets.png
+python -m dassl_blackbox.plots reliability output/digits --out reliability.png
 
 That is test accuracy against shots; on val against queries (ORACLE.VAL_EVERY); the gain over
-zero-shot; on test against the queries of training. A line's style tells what its method asks of the
-model beside words and pictures; bars are standard errors over seeds.
+zero-shot; on test against the queries of training; and against what the probabilities promise. A
+line's style tells what its method asks of the model beside words and pictures; bars are standard
+errors over seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from io import StringIO
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ import pandas as pd
 from .console import note, parser_of, tool
 from .results import ZERO_SHOT, below_shared, grouped, note_fewer_seeds, placed
 from .runs import ACCESS, read
+from .trainers.blackbox import record
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import read_text
 
@@ -40,6 +43,7 @@ AXES = {
     "queries": ("training queries (one candidate on at most 128 images)", "validation accuracy, %"),
     "budgets": ("training queries (one candidate on at most 128 images)", "test accuracy, %"),
     "gain": ("", "gain over zero-shot, points"),
+    "reliability": ("mean confidence, %", "test accuracy, %"),
 }
 
 
@@ -111,6 +115,20 @@ def read_curve(folder: Path) -> pd.Series:
     raise BlackBoxError(f"{path} is damaged: it is cut off, or has what is no accuracy.")
 
 
+def reliability(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+    """A point is a bin of confidence, over all seeds; the diagonal is what is promised."""
+    lines = []
+    for group in groups.itertuples():
+        stored = (record.read(folder / record.NAME).values() for folder in group.folders)
+        rows = [row for part in chain(*stored) for row in part.get("reliability", ())]
+        bins = pd.DataFrame(rows, columns=["images", "x", "accuracy"])
+        place = (record.BINS * bins.x).astype(int).rename("bin")
+        sums = bins[["x", "accuracy"]].mul(100 * bins.images, axis=0).groupby(place).sum()
+        points = sums.div(bins.images.groupby(place).sum(), axis=0)
+        lines.append(points.assign(error=0.0, label=group.path, access=group.access))
+    return pd.concat(lines), {}
+
+
 def gain(groups: pd.DataFrame) -> pd.DataFrame:
     """Accuracy above zero-shot on the same classes by the same backbone."""
     zero = zero_shot(groups)[[*KIND, "accuracy"]].rename(columns={"accuracy": "zero"})
@@ -128,7 +146,8 @@ def draw(kind: str, groups: pd.DataFrame, axes: Axes) -> bool:
             bars["gain"].plot.bar(ax=axes, yerr=errors, width=0.8, rot=30, colormap="tab20")
             axes.axhline(0, color="black", linewidth=0.8)
         return len(bars) > 0
-    lines, levels = {"shots": shots, "queries": queries, "budgets": budgets}[kind](groups)
+    of = {"shots": shots, "queries": queries, "budgets": budgets, "reliability": reliability}
+    lines, levels = of[kind](groups)
     if lines.empty:
         return False
     for (label, access), points in lines.groupby(LINE, sort=False, observed=True):
@@ -137,7 +156,9 @@ def draw(kind: str, groups: pd.DataFrame, axes: Axes) -> bool:
         axes.errorbar(x, y, errors, label=f"{label} ({access})", **style)
     for (name, accuracy), dashes in zip(levels.items(), cycle((":", "--", "-."))):
         axes.axhline(accuracy, color="black", linewidth=1, linestyle=dashes, label=name)
-    if kind == "shots" or lines.x.max() > 100 * lines.x.min():  # more than two decades
+    if kind == "reliability":
+        axes.axline((0, 0), (100, 100), color="black", linewidth=0.8, linestyle=":")
+    elif kind == "shots" or lines.x.max() > 100 * lines.x.min():  # more than two decades
         axes.set_xscale("log")
         # those of matplotlib are formulas, which are not parsed here
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")

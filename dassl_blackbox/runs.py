@@ -63,7 +63,7 @@ def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     seed, bill = int(told.get("seed", -1)), told.get("queries")  # a white-box run has none
     row["seed"] = f"seed{seed}" if seed >= 0 else folder.name
     if bill is not None:
-        training, test = counts_in(bill, "training"), counts_in(bill, record.TEST)
+        training, test = counts_in(bill, "training"), counts_in(bill, "test")
         row["training"], row["pictures"] = training.values()
         row["lost"] = counts_in(bill, LOST)["queries"] if LOST in bill else 0
         row["lost_much"] = 10 * row["lost"] > row["training"]

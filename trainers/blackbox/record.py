@@ -11,6 +11,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .config import all_keys, defaults, leaves
 from .errors import BlackBoxError, first_line
 from .files import load_state, read_text, write_atomically
@@ -26,6 +28,7 @@ HARMLESS = (
 BUDGETS = "ORACLE.MAX_QUERIES", "ORACLE.MAX_IMAGE_QUERIES", "OPTIM.MAX_EPOCH"
 NOT_TRAINING = "TEST.", "ORACLE.VAL_EVERY", "MODEL."  # a checkpoint knows the model by its weights
 IMAGES = "training images"
+BINS = 15
 NAME = "metrics.json"  # a section for each kind of evaluation, the last of its kind
 END_OF_TRAINING, EVALUATION = "end_of_training", "evaluation"
 Settings = Mapping[str, str]
@@ -140,6 +143,46 @@ def load(path: Path, trainer: Any, run: Settings, resumed: bool = False) -> dict
     return state
 
 
+class Calibrated:
+    """An evaluator around Dassl's, which also tells how far probabilities are to be believed.
+
+    In per cent: `ece`, the expected calibration error over bins of equal width (Guo et al., ICML
+    2017, https://arxiv.org/abs/1706.04599), and `coverage_90` and `coverage_95`, the most images
+    that can be labelled with that precision, the surest first. `reliability` has images, mean
+    confidence and accuracy of each bin that is not empty.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.reliability = inner, list[list[float]]()
+
+    def reset(self) -> None:
+        self.told: list[torch.Tensor] = []
+        self.inner.reset()
+
+    def process(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        sure, label = logits.double().softmax(1).max(1)
+        self.told.append(torch.stack([torch.ones_like(sure), sure, label == labels]).cpu())
+        self.inner.process(logits, labels)
+
+    def evaluate(self) -> dict[str, float]:
+        told = torch.cat(self.told, dim=1)
+        places = (told[1] * BINS).long().clamp(max=BINS - 1)
+        sums = told.new_zeros(3, BINS).index_add_(1, places, told)
+        count, sure, right = sums[:, sums[0] > 0]
+        self.reliability = torch.stack([count, sure / count, right / count], dim=1).tolist()
+        ranked = told[2, told[1].argsort(descending=True)].cumsum(0) / told[0].cumsum(0)
+        found = {
+            **self.inner.evaluate(),
+            "ece": 100 * ((sure - right).abs().sum() / told.shape[1]).item(),
+        }
+        for precision in (90, 95):
+            enough = (100 * ranked >= precision).nonzero()
+            most = int(enough.max()) + 1 if len(enough) else 0
+            found[f"coverage_{precision}"] = 100 * most / told.shape[1]
+        print(f"* expected calibration error: {found['ece']:.1f}%")
+        return found
+
+
 def entry(trainer: Any, before: dict[str, Counts]) -> dict[str, Any]:
     """What is told of an evaluation that has just ended; `before`: the counts at its beginning."""
     cfg, dataset, loaded = trainer.cfg, trainer.dm.dataset, trainer.loaded_from
@@ -172,6 +215,7 @@ def entry(trainer: Any, before: dict[str, Counts]) -> dict[str, Any]:
         # what one candidate on all of them costs, in queries
         "batches": sum(query_cost(1, size)[0] for size in batches),
         **trainer.results,
+        "reliability": trainer.calibrated.reliability,
         **{"queries": queries, "steps": steps, "ended_by": ended_by, "seconds": seconds},
         # what it was asked to do, as `--skip-done` compares it
         "settings": trainer.made_with or trainer.request,

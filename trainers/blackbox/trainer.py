@@ -99,6 +99,10 @@ class Trainer(TrainerX):
     check_cfg = staticmethod(check_cfg)
     parse_batch_train = TrainerX.parse_batch_test  # images and labels, without Dassl's domains
 
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.evaluator = self.calibrated = record.Calibrated(self.evaluator)
+
     def nothing(self) -> Any:
         """What a hook does that a subclass leaves out."""
 

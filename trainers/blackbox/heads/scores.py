@@ -586,5 +586,6 @@ class Pool:
         prototypes = self.head.prototypes
         if not self.head.at_home:  # which are of other classes
             prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
-        self.inner.process(pooled(logits, rows, prototypes), labels)
+        answers = pooled(logits, rows, prototypes).clamp_min(1e-30)
+        self.inner.process(answers.log(), labels)
         return self.inner.evaluate()
