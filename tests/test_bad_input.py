@@ -181,7 +181,7 @@ def answers(trainer, folder):
     pixels = torch.randn(4, 3, 32, 32, generator=seeded())
     trainer.load_model(str(folder))
     trainer.set_model_mode("eval")
-    with torch.no_grad(), trainer.evaluating():
+    with torch.no_grad(), trainer.oracle.evaluation():
         return trainer.model_inference(pixels)
 
 

@@ -6,15 +6,25 @@ import pickle
 import random
 import struct
 from multiprocessing.synchronize import SemLock
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from dassl.data import DatasetWrapper
+from dassl.data.datasets import Datum
 from dassl.utils import set_random_seed
 from dassl_blackbox.trainers.blackbox import data
-from dassl_blackbox.trainers.blackbox.data import CLEAR, DEEP, DIM, TURNED, Pictures, look
+from dassl_blackbox.trainers.blackbox.data import (
+    CLEAR,
+    DEEP,
+    DIM,
+    TURNED,
+    Pictures,
+    look,
+    training_images,
+)
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.rng import rng_state
 from PIL import Image
@@ -303,3 +313,15 @@ def test_after_its_views_no_image_is_encoded_again(batch, queries, data_root, tm
         assert sum(encoded) == 60
     else:  # a few unknown ones have company, at most seven
         assert sum(encoded) <= 60 + 7 * len(encoded) and len(encoded) < 30  # of sixty steps
+
+
+def test_what_training_knows_its_images_by_is_read_with_them(tmp_path, monkeypatch):
+    items = [Datum(str(tmp_path / f"{number}.png"), classname="a") for number in range(3)]
+    for number, item in enumerate(items):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(item.impath)
+    pictures, expected = Pictures(0), training_images(items)
+    pictures.paths = {item.impath for item in items}
+    pictures.load("train")
+    monkeypatch.setattr(Path, "read_bytes", None)
+    monkeypatch.setattr("os.stat", None)
+    assert training_images(items, pictures) == expected
