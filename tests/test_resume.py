@@ -175,7 +175,8 @@ def test_a_run_goes_on_only_with_its_own_settings(data_root, budget, tmp_path, c
     others = *own("JOLT", DAMPING=2.0), *own("SONAR", TEXTS=7), "OPTIM.LR", 0.5
     assert run("ZIP", data_root, tmp_path, *less, *others, flags=done) == 0
     assert "finished run of this configuration: skipped" in capsys.readouterr().out
-    for option, then, now in (("TRAINER.ZIP.SP_AVG", 5, 2), ("INPUT.VIEWS", 0, 2)):
+    smaller = "ORACLE.MAX_QUERIES", 20, 10
+    for option, then, now in (("TRAINER.ZIP.SP_AVG", 5, 2), ("INPUT.VIEWS", 0, 2), smaller):
         words = f"was made with other settings ({option}: {then} there, {now} here)"
         assert run("ZIP", data_root, tmp_path, *more, option, now) == 1
         assert words in capsys.readouterr().err
