@@ -169,7 +169,8 @@ class Answers:
     def match(self) -> None:
         """Take the input's size from the model, if it is the one that was asked before."""
         description = self.oracle.description
-        self.cfg = match_input(self.cfg, description)
+        with redirect_stdout(None):  # which tells of it
+            self.cfg = match_input(self.cfg, description)
         if self.weights not in ("", description.fingerprint):
             raise BlackBoxError(
                 f"The head is of another model than {description.name}, which answers: their "
@@ -230,7 +231,7 @@ class Answers:
         oracle.set_classes(asked.classes.names, asked.classes.template)
         for augmentation.epoch in range(1 + views):
             keys = gallery.keys(augmentation.epoch)
-            with redirect_stdout(None):  # Dassl tells of the transform
+            with redirect_stdout(None):  # as Dassl does of the transform
                 transform = build_transform(self.cfg, is_train=augmentation.epoch > 0)
             reader = ImageReader(gallery.pictures, augmentation, self.cfg, gallery.items, transform)
             for prompt, numbers in self.missing(keys, asked).items():
