@@ -30,7 +30,10 @@ ERROR = partial(pytest.raises, BlackBoxError)
 
 
 def unread(cfg):
-    return leaves(cfg).keys() - values_read(cfg).keys()
+    """Keys that are not at their defaults, and have no effect."""
+    default = leaves(defaults())
+    changed = {name for name, value in leaves(cfg).items() if value != default[name]}
+    return changed - values_read(cfg).keys()
 
 
 def config(trainer="ZIP", *options, path=None):

@@ -10,7 +10,7 @@ from dassl_blackbox.trainers.blackbox import probe
 from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from dassl_blackbox.trainers.blackbox.heads import scores
+from dassl_blackbox.trainers.blackbox.heads import scores, selection
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead, centred, pooled
 from dassl_blackbox.trainers.blackbox.heads.selection import Gathered
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
@@ -120,7 +120,7 @@ def test_fewer_texts_lead_to_the_same_answers_and_a_checkpoint_holds_them(tmp_pa
 
 
 def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean(monkeypatch):
-    monkeypatch.setattr(scores, "agreement", lambda *parts: 0.7)
+    monkeypatch.setattr(selection, "agreement", lambda *parts: 0.7)
     answers, order = gathered(), [3, 1, 0, 2]
     head, moved = fitted(answers), fitted(answers)
     rows, z = answers.rows, centred(answers.rows[:, :4], [4])
