@@ -176,7 +176,7 @@ class FinishedRun:
         merge_files(cfg, [f"{folder}/config.yaml"])
         put(cfg, {"OUTPUT_DIR": "", "RESUME": "", **pairs(opts)}, "options")
         self.trainer = trainer = build_trainer(cfg)
-        if not hasattr(trainer, "oracle"):
+        if not getattr(trainer, "counted", False):
             raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")
         trainer.load_model(folder)
         trainer.set_model_mode("eval")
@@ -187,7 +187,7 @@ class FinishedRun:
         trainer, gallery, found = self.trainer, Gallery(pictures), []
         if pool:
             raise BlackBoxError("--pool is for a saved head; a run's has TRAINER.SONAR.POOL True.")
-        with trainer.evaluating():
+        with trainer.oracle.evaluation():
             loader = ordered_loader(trainer.cfg, gallery.items, gallery.pictures, None, 128)
             for batch in tqdm(loader):
                 logits = trainer.model_inference(batch["img"].to(trainer.device))

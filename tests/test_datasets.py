@@ -412,7 +412,7 @@ def test_ids_for_names_are_noted_and_a_file_of_names_is_the_cure(pictures, capsy
         for path in pictures.glob(f"*/{name.replace(' ', '_')}"):
             path.rename(path.with_name(wnid))
     load("ImageFolder", pictures)
-    note = "called by ids or numbers, which tell a model little: n01440764, n01443537, n02007558"
+    note = "called by ids or numbers, which say little: n01440764, n01443537, n02007558"
     assert note in capsys.readouterr().out
     lines = [f"{wnid} {name}" for wnid, name in named.items()]
     (pictures / "classnames.txt").write_text("\n".join(lines))

@@ -58,7 +58,7 @@ def test_the_package_is_imported_without_open_clip_and_pycma():
     """Everything but the local model runs where open_clip is not installed; pycma is slow."""
     python(
         "import sys; sys.modules['open_clip'] = None; import dassl_blackbox;"
-        "from dassl_blackbox.trainers.blackbox import engine, oracle, prompts, optimizers;"
+        "from dassl_blackbox.trainers.blackbox import oracle, prompts, optimizers, trainer;"
         "from dassl_blackbox import plots, results; assert 'cma' not in sys.modules"
     )
 

@@ -71,6 +71,7 @@ def call(tmp_path_factory):
     for name, (source, *_) in METHODS.items():
         assert source.count("\n") < 60
         (copy / "trainers" / f"{name.lower()}.py").write_text(source)
+        shutil.copytree(copy / "configs" / "trainers" / "ZIP", copy / "configs" / "trainers" / name)
     environment = {**os.environ, "PYTHONPATH": str(copy)}
 
     def run(*command, given=""):

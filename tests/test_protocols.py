@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import trees
-from dassl_blackbox import plots, results
+from dassl_blackbox import results
 from finished import CURVE, make, store
 from support import REPO, SMALL, accuracy, bill, own, run
 
@@ -184,16 +184,6 @@ def test_base_new_and_their_harmonic_mean(tree, table, call):
     ]
     status, _, err = call(results.main, tree / "eurosat", "--base2new")
     assert status == 1 and "has no experiment in both train_base and test_new" in err
-
-
-def test_plots_join_shots_and_average_seeds(tree, tmp_path):
-    found = [group for group in results.groups(tree) if "base2new" not in str(group.path)]
-    assert plots.shots([g for g in found if "eurosat" in str(g.path)], tmp_path / "a.png", "") == 1
-    assert plots.gain(found, tmp_path / "b.png", "") == 3
-    assert plots.budgets(found, tmp_path / "c.png", "") == len(found)
-    seeds = [tree / "eurosat" / "ZIP" / "tiny_2shots" / f"seed{seed}" for seed in (1, 2)]
-    assert plots.curve(seeds) == [(10, 52.0), (20, 62.0)]
-    assert plots.curve([*seeds, tree / "ZeroshotOracle" / "tiny" / "eurosat"]) == []
 
 
 def test_the_words_of_a_prompt_that_starts_from_words(root, tmp_path, call):

@@ -79,6 +79,7 @@ class Trainer(TrainerX):
     prices: Callable[[], list[Price]]  # of the steps of an epoch
     asked: Callable[[torch.Tensor], Prompt]  # in evaluation, about pictures `[B, 3, H, W]`
     text = "", torch.empty(0)  # the last prompt's digest, and its texts' features `[C, E]`
+    template = "{}."  # of a class's text
     model_name = MODEL
     stage = record.EVALUATION  # or "training", then its end
     cfg: Any

@@ -206,7 +206,8 @@ class Meter(Wrapper):
         line = f"{queries:,} training queries, {images:,} image queries; "
         line += f"{asked:,} evaluation queries, {shown:,} image queries"
         if quote := self.quote([([images], lists)]):
-            quotes = quote, self.quote([([shown], [])])
+            both = self.quote([([images], lists), ([shown], [])])
+            quotes = quote, {unit: n - quote[unit] for unit, n in both.items()}
             parts = [", ".join(f"{n:,} {unit}" for unit, n in of.items()) for of in quotes]
             line += ". Of the service, where it has no answers yet: about "
             line += "; evaluation ".join(parts)
