@@ -19,6 +19,15 @@ from .trainers.blackbox.oracle import Texts
 
 ENTRY = "dassl_blackbox"  # of the metadata
 MOST = 4_000_000  # bytes of answers in a file
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    RecursionError,
+)
 
 
 def write(clf: Any, path: str | Path) -> None:
@@ -63,5 +72,5 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], str]:
         }
         found["head"].set_extra_state({**about["head"], **tensors})
         return params, {f"{name}_": part for name, part in found.items()}, about["weights"]
-    except (SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError) as e:
+    except (*UNREADABLE, RecursionError) as e:
         raise BlackBoxError(f"{path} is no head that was saved ({first_line(e)}).") from e
