@@ -210,8 +210,8 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     centre = 2.0**-task.bold, 0.1 * (3 * max(1.0, selection.spread(z)) ** 2) ** (1 - task.bold)
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
-    if len(numbers) < 2:  # zero-shot keeps the temperature that the images gave it
-        return *centre, 1 / centre[0], 0.0
+    if len(numbers) < 2:  # by val of six sets, where zero-shot about keeps its temperature
+        return *centre, 0.8 * 2.7**task.bold, 0.0
     held_out, x = (task.folds == numbers[:, None]) & out, task.x
     plain_z, plain_s, plain_x = task.plain
     others = [views.part(~rows[views.index]) for rows in held_out]
