@@ -34,6 +34,7 @@ def store(folder, kind="end_of_training", **changes):
         **{"trainer": trainer, "access": ACCESS.get(trainer, ["contexts", "logits"])},
         **{"backbone": "tiny", "dataset": "Digits", "classes": "all", "shots": 16, "batches": 10},
         **{"accuracy": 70.04, "split": "test", "seconds": 60.0},
+        "reliability": [[30, 0.5, 0.4], [70, 0.9, 0.8]],
         "queries": dict.fromkeys(("training", "evaluation", "test"), ASKED),
     }
     (folder / METRICS).write_text(json.dumps({kind: section | changes}))

@@ -316,9 +316,10 @@ def test_after_its_views_no_image_is_encoded_again(batch, queries, data_root, tm
 
 
 def test_what_training_knows_its_images_by_is_read_with_them(tmp_path, monkeypatch):
-    items = [Datum(str(tmp_path / f"{number}.png"), classname="a") for number in range(3)]
-    for number, item in enumerate(items):
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(item.impath)
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    items = [Datum(path, classname="a") for path in paths]
     pictures, expected = Pictures(0), training_images(items)
     pictures.paths = {item.impath for item in items}
     pictures.load("train")
