@@ -224,8 +224,9 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
             raise BadExamples("There are no pictures.")
         rows = self._ask(gallery, 0, self._question(head.kept))[0]
         logits, read = head(rows), head.read(rows)
-        found = pooled(logits, read, head.prototypes) if pool else logits.double().softmax(1)
-        return found.numpy(), read
+        if pool:
+            return pooled(head.tempered * logits, read, head.prototypes).numpy(), read
+        return logits.double().softmax(1).numpy(), read
 
     def save(self, path: str | Path) -> None:
         """Write tensors and JSON, never code: the head, and the answers behind it up to 4 MB."""

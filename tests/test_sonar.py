@@ -162,7 +162,7 @@ def test_a_run_that_pools_tells_the_pooled_accuracy(data_root, tmp_path):
     trainer.load_model(str(a))
     logits, rows = test_logits(trainer).tensor_split([10], dim=1)
     labels = torch.tensor([item.label for item in trainer.dm.dataset.test])
-    answers = pooled(logits, rows, trainer.head.prototypes)
+    answers = pooled(trainer.head.tempered * logits, rows, trainer.head.prototypes)
     assert run("SONAR", data_root, b, *options, flags=("--eval-only", "--model-dir", a)) == 0
     assert printed(a) == f"{100 * right(answers, labels):.1f}%"
     assert printed(b) == f"{100 * right(logits, labels):.1f}%"

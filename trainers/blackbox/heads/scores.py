@@ -25,7 +25,7 @@ PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last o
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 NUMBERS = 2**22  # that are looked at for how scores are rounded
 # what a checkpoint holds beside tensors
-PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level"
+PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level", "tempered"
 LEVELS = tuple(half / 2 for half in range(17))  # by which classes without images may be raised
 # of the pool: pictures that are alike get alike answers
 NEIGHBOURS, CUBED = 5, 3  # of a picture, and of a cosine, which is the weight of a pair
@@ -326,6 +326,7 @@ class ScoreHead(nn.Module):
         self.names = self.classes = list(names)
         # of the classes without images: temperature, how much of the means they are less, level
         self.further, self.fresh, self.bold, self.level = further, 1.0, 0.0, 0.0
+        self.tempered = 1.0  # what logits are multiplied by where pictures are pooled
         self.texts, self.template, self.kept = list[str](), "{}.", list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
         self.scale: Tensor = nn.Buffer(torch.ones(C), persistent=False)
@@ -435,6 +436,8 @@ class ScoreHead(nn.Module):
         if added:
             matrix, bias = matrix + normal.weight, bias + normal.bias
         self.fresh = factor * temperature * share**0.5
+        # chosen at the temperature of the fit, which with one image a class is lower
+        self.tempered = 1.0 if selection.judged(labels).any() else 1 / factor
         self.scale = z.new_full((C,), factor * share * temperature)
         self.matrix, self.bias = z.new_zeros(s.shape[1], C), z.new_zeros(C)
         self.matrix[:, present], self.bias[present] = factor * matrix.float(), factor * bias.float()
@@ -586,6 +589,6 @@ class Pool:
         prototypes = self.head.prototypes
         if not self.head.at_home:  # which are of other classes
             prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
-        answers = pooled(logits, rows, prototypes).clamp_min(1e-30)
+        answers = pooled(self.head.tempered * logits, rows, prototypes).clamp_min(1e-30)
         self.inner.process(answers.log(), labels)
         return self.inner.evaluate()
