@@ -28,6 +28,7 @@ from .trainers.blackbox.oracle.bill import batches_of, price, total
 from .trainers.blackbox.record import few
 
 KEPT = 20_000  # pictures whose answers are kept, beside those of training
+FEATURES = 2**22  # bytes of features that a local model keeps
 Key = tuple[str, int]  # a picture's content, and which view of it
 Bill = dict[str, int | float]
 BILLED = "queries", "pictures", "calls"
@@ -164,7 +165,10 @@ class Answers:
         """The model, opened when it is first asked."""
         device = "cuda" if self.cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
         self.calls = 0
-        return Meter(build_oracle(self.cfg, torch.device(device), "ScoreClassifier"))
+        oracle = build_oracle(self.cfg, torch.device(device), "ScoreClassifier")
+        if hasattr(oracle, "store"):  # a local model's features; answers are kept here
+            oracle.store.limit = FEATURES
+        return Meter(oracle)
 
     def match(self) -> None:
         """Take the input's size from the model, if it is the one that was asked before."""
