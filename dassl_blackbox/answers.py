@@ -87,21 +87,22 @@ class Gallery:
     """
 
     def __init__(self, given: Sequence[Any], known: Sequence[str] = ()) -> None:
-        self.pictures, self.items, self.contents = Pictures(0), list[Any](), [*known]
-        files = []
+        self.pictures, self.items, digests = Pictures(0), list[Any](), dict[str, str]()
         for number, one in enumerate(given):
-            name = os.fspath(one) if isinstance(one, (str, os.PathLike)) else f"picture {number}"
+            is_path = isinstance(one, (str, os.PathLike))
+            name = os.fspath(one) if is_path else f"picture {number}"
             self.items.append(SimpleNamespace(impath=name, label=0, domain=0))
-            if name is not one and not isinstance(one, os.PathLike):
+            if not is_path:
                 self.pictures.decoded[name] = picture = in_memory(one, number)
                 content = repr(picture.size).encode() + picture.tobytes()
-            elif number >= len(known):
-                look(name, decoding=False)
-                content = Path(name).read_bytes()
-                files.append(name)
-            if number >= len(known):
-                self.contents.append(hashlib.sha256(content).hexdigest())
-        self.pictures.check(sorted(set(files)), FEW, "the pictures")
+                digests[name] = hashlib.sha256(content).hexdigest()
+        new = [item.impath for item in self.items[len(known) :]]
+        files = sorted(set(new) - digests.keys())
+        for name in files:
+            if not os.path.isfile(name):
+                look(name)  # which says so
+        self.pictures.check(files, FEW, "the pictures", digests)
+        self.contents = [*known, *(digests[name] for name in new)]
 
     def there(self, number: int) -> bool:
         """Whether a picture can be asked about."""
@@ -243,8 +244,8 @@ class Answers:
                 for batch in DataLoader(reader, QUERY_IMAGES, sampler=numbers, num_workers=workers):
                     answer = oracle.query(oracle.upload(batch["img"]), prompt)[0].cpu()
                     self.calls += 1
-                    named = [keys[number] for number in batch["index"].tolist()]
-                    self.put(named, answer, asked.classes, prompt.texts)
+                    shown = [keys[number] for number in batch["index"].tolist()]
+                    self.put(shown, answer, asked.classes, prompt.texts)
                     bar.update(len(answer))
         if views:
             self.learnt.update(key for view in range(1 + views) for key in gallery.keys(view))
