@@ -74,9 +74,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             node[name] = given
     if args.seed >= 0:
         cfg.SEED = args.seed
-    if len(args.opts) % 2:
-        raise BlackBoxError(f"{len(args.opts)} words at the end are no KEY VALUE pairs.")
-    config.put(cfg, dict(zip(args.opts[::2], args.opts[1::2], strict=True)), "the options")
+    config.put(cfg, config.pairs(args.opts), "the options")
     if not cfg.TRAINER.NAME:
         raise BlackBoxError(f"No trainer is named: pass --trainer. {nearest('', trainers)}")
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, trainers)

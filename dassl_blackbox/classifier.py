@@ -27,9 +27,9 @@ from .trainers.blackbox.heads.selection import Gathered, folds_of
 from .trainers.blackbox.oracle import Texts
 from .trainers.blackbox.probe import SMALL
 from .trainers.blackbox.rng import seeded_generator
-from .trainers.sonar import kept_texts
+from .trainers.sonar import SONAR, kept_texts
 
-FOLDS = 5  # parts of the training pictures, held out in turn
+FOLDS = SONAR.keys["FOLDS"].default  # parts of the training pictures, held out in turn
 
 
 class ScoreClassifier(ClassifierMixin, BaseEstimator):
@@ -73,8 +73,8 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         classes: Sequence[Any] | Mapping[Any, str] | None = None,
         *,
         template: str = PLAIN,
-        texts: int = 500,
-        views: int = 4,
+        texts: int = SONAR.keys["TEXTS"].default,
+        views: int = SONAR.keys["VIEWS"].default,
         flip: bool = True,
         unknown: Any = None,
         max_queries: int = 0,

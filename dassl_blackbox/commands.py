@@ -32,16 +32,19 @@ import torch
 from dassl.engine import build_trainer
 from tqdm import tqdm
 
-from .answers import BadExamples, Gallery, labelled, listed
+from .answers import Gallery, labelled, listed
 from .classifier import ScoreClassifier
 from .console import Help, note, tool
 from .datasets.generated import digits
-from .trainers.blackbox.config import PLAIN, defaults, merge_files, put
+from .trainers.blackbox.config import defaults, merge_files, pairs, put
 from .trainers.blackbox.data import look, ordered_loader
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import write_atomically
+from .trainers.blackbox.oracle.bill import in_words
 
 OTHERS = "serve", "results", "plots", "datasets", "configs"
+# of ScoreClassifier, which are options of `fit` and `quote` too
+SETTINGS = "model", "template", "texts", "views", "max_queries", "max_pictures"
 THUMBNAIL = 160  # pixels of the longer side
 
 
@@ -58,37 +61,19 @@ def sound(paths: Sequence[str], skip: bool) -> list[int]:
     return kept
 
 
-def opened(args: argparse.Namespace) -> Any:
-    """The classifier that was saved, or a run's; it is for `predict_proba` and `bill_`."""
-    if Path(args.head).is_dir():
-        return FinishedRun(args.head, args.opts)
-    return ScoreClassifier.load(args.head, options=pairs(args.opts))
-
-
 def fresh(args: argparse.Namespace) -> ScoreClassifier:
-    names = "model", "template", "texts", "views", "max_queries", "max_pictures"
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in SETTINGS}
     return ScoreClassifier(
         **given, flip=not args.no_flip, random_state=args.seed, options=pairs(args.opts)
     )
 
 
-def pairs(words: Sequence[str]) -> dict[str, str]:
-    """Options KEY VALUE."""
-    if len(words) % 2:
-        raise BadExamples(f"Options are pairs KEY VALUE, and {words[-1]} has no value.")
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-def told(bill: Mapping[str, float]) -> str:
-    return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in bill.items())
-
-
 def quote(args: argparse.Namespace) -> None:
     if args.head:
-        print(told(opened(args).quote(args.folder, purpose="predict")))
+        clf = ScoreClassifier.load(args.head, options=pairs(args.opts))
+        print(in_words(clf.quote(args.folder, purpose="predict")))
     else:
-        print(told(fresh(args).quote(args.folder)))
+        print(in_words(fresh(args).quote(args.folder)))
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -97,14 +82,16 @@ def fit(args: argparse.Namespace) -> None:
     clf = fresh(args).fit([pictures[i] for i in kept], [labels[i] for i in kept])
     clf.save(args.out)
     print(f"{args.out}: {len(kept):,} pictures of {len(clf.classes_):,} classes")
-    print(f"asked: {told(clf.bill_)}")
+    print(f"asked: {in_words(clf.bill_)}")
 
 
 def predict(args: argparse.Namespace) -> None:
     pictures = listed(args.folder)
     pictures = [pictures[i] for i in sound(pictures, args.skip_broken)]
     with redirect_stdout(sys.stderr):  # the labels alone go to stdout
-        clf = opened(args)
+        options = pairs(args.opts)
+        of_run = Path(args.head).is_dir()
+        clf: Any = (FinishedRun if of_run else ScoreClassifier.load)(args.head, options=options)
         found = clf.predict_proba(pictures, pool=args.pool)
     best = (-found).argsort(axis=1)[:, :2]
     rows = [
@@ -129,7 +116,7 @@ def predict(args: argparse.Namespace) -> None:
         write_atomically(args.out, table.getvalue().encode(errors="surrogateescape"))
     else:
         print(table.getvalue(), end="")
-    print(f"asked: {told(clf.bill_)}", file=sys.stderr)
+    print(f"asked: {in_words(clf.bill_)}", file=sys.stderr)
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
@@ -171,10 +158,10 @@ class FinishedRun:
     the names of its classes.
     """
 
-    def __init__(self, folder: str, opts: Sequence[str]) -> None:
+    def __init__(self, folder: str, options: Mapping[str, str]) -> None:
         cfg = defaults()
         merge_files(cfg, [f"{folder}/config.yaml"])
-        put(cfg, {"OUTPUT_DIR": "", "RESUME": "", **pairs(opts)}, "options")
+        put(cfg, {"OUTPUT_DIR": "", "RESUME": "", **options}, "options")
         self.trainer = trainer = build_trainer(cfg)
         if not getattr(trainer, "counted", False):
             raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")
@@ -221,15 +208,17 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("folder", help="of the pictures")
         one.add_argument("--skip-broken", action="store_true", help="leave out broken pictures")
         one.epilog = "At the end: KEY VALUE of docs/KEYS.md, such as ORACLE.URL https://..."
+    defaults_of = ScoreClassifier().get_params()
     for one in (make, price):
-        one.add_argument("--model", default="photo", help="its name, or the URL of a server")
-        one.add_argument("--template", default=PLAIN, help="of the class texts")
-        one.add_argument("--texts", type=int, default=500, help="further texts")
-        one.add_argument("--views", type=int, default=4, help="augmented views of a picture")
+        one.add_argument("--model", help="its name, or the URL of a server")
+        one.add_argument("--template", help="of the class texts")
+        one.add_argument("--texts", type=int, help="further texts")
+        one.add_argument("--views", type=int, help="augmented views of a picture")
         one.add_argument("--no-flip", action="store_true", help="no mirror images (of letters)")
-        one.add_argument("--max-queries", type=int, default=0, help="budget; 0: none")
-        one.add_argument("--max-pictures", type=int, default=0, help="budget; 0: none")
+        one.add_argument("--max-queries", type=int, help="budget; 0: none")
+        one.add_argument("--max-pictures", type=int, help="budget; 0: none")
         one.add_argument("--seed", type=int, default=0, help="of the views and the further texts")
+        one.set_defaults(**{name: defaults_of[name] for name in SETTINGS})
     make.add_argument("--out", required=True, help="file of the head, such as head.safetensors")
     price.add_argument("--head", default="", help="a file of `fit`")
     label.add_argument("--format", choices=["csv", "jsonl"], default="csv", help="of the labels")

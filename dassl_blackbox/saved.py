@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .answers import BadExamples
+from .datasets.listing import UNREADABLE
 from .trainers.blackbox.errors import BlackBoxError, first_line
 from .trainers.blackbox.files import write_atomically
 from .trainers.blackbox.heads.scores import ScoreHead
@@ -19,15 +20,6 @@ from .trainers.blackbox.oracle import Texts
 
 ENTRY = "dassl_blackbox"  # of the metadata
 MOST = 4_000_000  # bytes of answers in a file
-UNREADABLE = (
-    SafetensorError,
-    OSError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    RecursionError,
-)
 
 
 def write(clf: Any, path: str | Path) -> None:
@@ -72,5 +64,5 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], str]:
         }
         found["head"].set_extra_state({**about["head"], **tensors})
         return params, {f"{name}_": part for name, part in found.items()}, about["weights"]
-    except (*UNREADABLE, RecursionError) as e:
+    except (*UNREADABLE, SafetensorError, AttributeError, LookupError) as e:
         raise BlackBoxError(f"{path} is no head that was saved ({first_line(e)}).") from e

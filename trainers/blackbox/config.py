@@ -3,7 +3,7 @@
 import re
 import sys
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import reduce
@@ -302,6 +302,13 @@ def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
             names = sorted(file.name for file in folder.glob("*.yaml"))
             cure += f" {folder} has {', '.join(names) or 'none'}."
         put(cfg, leaves(read_yaml(path, cure)) | given, str(path))
+
+
+def pairs(words: Sequence[str]) -> dict[str, str]:
+    """Options KEY VALUE, by key."""
+    if len(words) % 2:
+        raise BlackBoxError(f"{len(words)} words at the end are no KEY VALUE pairs.")
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def put(cfg: CfgNode, given: Mapping[str, Any], source: str) -> None:

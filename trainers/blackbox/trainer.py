@@ -188,9 +188,9 @@ class Trainer(TrainerX):
     def describe_cost(self) -> str:
         """What the whole run would ask of the model, as a line; `--no-train` prints it."""
         steps, most = self.steps_total(), max(self.plan.epoch)[0]
-        lists, head = [Texts.of(self.dm.dataset.classnames, self.template)], vars(self.head or self)
-        if further := head.get("texts"):
-            lists.append(Texts.of(further, head["template"]))
+        lists = [Texts.of(self.dm.dataset.classnames, self.template)]
+        if further := getattr(self.head, "texts", ()):
+            lists.append(Texts.of(further, self.head.template))
         prices = self.plan.until(steps), self.evaluation(self.passes())
         return f"{steps:,} steps of {most:,} queries: {self.oracle.describe(*prices, lists)}"
 

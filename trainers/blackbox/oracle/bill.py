@@ -86,6 +86,10 @@ class Plan:
         return bisect_left(range(1, 1 + self.epochs * len(self.epoch)), True, key=above)
 
 
+def in_words(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{n:,} {unit.replace('_', ' ')}" for unit, n in counts.items())
+
+
 def counts_in(bill: Any, name: str) -> Counts:
     """The counts of one section of a bill; BlackBoxError where it has no such section."""
     section = bill.get(name) if isinstance(bill, Mapping) else None
@@ -208,9 +212,8 @@ class Meter(Wrapper):
         if quote := self.quote([([images], lists)]):
             both = self.quote([([images], lists), ([shown], [])])
             quotes = quote, {unit: n - quote[unit] for unit, n in both.items()}
-            parts = [", ".join(f"{n:,} {unit}" for unit, n in of.items()) for of in quotes]
             line += ". Of the service, where it has no answers yet: about "
-            line += "; evaluation ".join(parts)
+            line += "; evaluation ".join(map(in_words, quotes))
         for unit, left in self.allowance().items():
             line += f". The budget of this key has {left:,} {unit.replace('_', ' ')} left"
         return line
