@@ -142,9 +142,8 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     differ = record.differences(made, record.with_contents(here, images))
     told = record.as_text(differ)
     if not differ:
-        bill = result["queries"] or {"lost": {"queries": 0}, "training": {"queries": 0}}
-        lost = 10 * bill["lost"]["queries"] > bill["training"]["queries"]
-        mark = " (it lost more than a tenth of its training queries)" * lost
+        lost_much = record.lost_much(result["queries"])
+        mark = " (it lost more than a tenth of its training queries)" * lost_much
         print(f"{folder} holds a finished run of this configuration: skipped{mark}")
     elif all(record.grew(name, *values) for name, values in differ.items()):
         print(f"{folder} holds a finished run of a smaller budget ({told}): it goes on")

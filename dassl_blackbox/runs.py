@@ -1,4 +1,4 @@
-"""What finished runs left in the `record.json` of their folders: a table with a row a run."""
+"""What finished runs left in the `metrics.json` of their folders: a table with a row a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 
 
 def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """The row of a section of `record.json`."""
+    """The row of a section of `metrics.json`."""
     row: dict[str, Any] = {name: printable(str(told.get(name, "?"))) for name in KNOWN}
     row |= {"folder": folder, "shots": int(told.get("shots", -1)), "lost_much": False}
     row |= {**dict.fromkeys(COUNTS, nan), "seconds": float(told.get("seconds") or nan)}
@@ -66,7 +66,7 @@ def row_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
         training, test = counts_in(bill, "training"), counts_in(bill, "test")
         row["training"], row["pictures"] = training.values()
         row["lost"] = counts_in(bill, LOST)["queries"] if LOST in bill else 0
-        row["lost_much"] = 10 * row["lost"] > row["training"]
+        row["lost_much"] = record.lost_much(bill)
         row["evaluation"] = counts_in(bill, "evaluation")["queries"]
         row["batch"] = test["queries"] / told["batches"] if told.get("batches") else nan
     return row

@@ -222,6 +222,12 @@ def entry(trainer: Any, before: dict[str, Counts]) -> dict[str, Any]:
     }
 
 
+def lost_much(bill: Mapping[str, Any] | None) -> bool:
+    """Whether more than a tenth of a run's training queries trained nothing."""
+    lost = (bill or {}).get("lost", {"queries": 0})["queries"]
+    return bill is not None and 10 * lost > bill["training"]["queries"]
+
+
 def write(trainer: Any, before: dict[str, Counts]) -> None:
     """Put an evaluation that has just ended into `metrics.json`."""
     path, kept = Path(trainer.output_dir, NAME), {}
