@@ -151,7 +151,8 @@ def test_commands_do_not_ask_the_shell_for_a_backend(sound, tmp_path, data_root,
 # Commands
 
 
-def test_the_package_lists_its_commands(capsys):
+def test_the_package_lists_its_commands(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dassl_blackbox"])  # pytest's arguments are not commands
     runpy.run_module("dassl_blackbox", run_name="__main__")
     out = capsys.readouterr().out
     assert re.findall(r"^python -m dassl_blackbox\.(\w+) ", out, re.M) == list(MODULES)
