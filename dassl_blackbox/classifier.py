@@ -22,7 +22,7 @@ from .answers import Answers, BadExamples, Bill, Gallery, Question, labelled, li
 from .trainers.blackbox.bank import NAMES, further_texts
 from .trainers.blackbox.config import PLAIN
 from .trainers.blackbox.errors import BudgetSpent
-from .trainers.blackbox.heads.scores import ScoreHead, Space, nearness, pooled, spread_out
+from .trainers.blackbox.heads.scores import ScoreHead, nearest, nearness, pooled, spread_out
 from .trainers.blackbox.heads.selection import Gathered, folds_of
 from .trainers.blackbox.oracle import Texts
 from .trainers.blackbox.probe import SMALL
@@ -109,8 +109,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         labels = self.classes_[found.argmax(1)]
         if self.unknown is None:
             return labels
-        near = Space(self.near_["mean"], self.near_["axes"])(read) @ self.near_["directions"].mT
-        return np.where(near.amax(1) < self.near_["least"], self.unknown, labels)
+        return np.where(nearest(read, self.near_) < self.near_["least"], self.unknown, labels)
 
     def suggest(self, X: Any, n: int = 10) -> list[int]:
         """Numbers of the n pictures of X that are most worth a label: between two classes, and

@@ -78,7 +78,7 @@ def test_components_that_rounding_filled_are_cut():
     rounded = (rows / 0.25).round() * 0.25
     noise = scores.resolution(rounded)
     parts = (rows, 0), (rounded, 0), (0 * rows, 0), (rounded, noise)
-    kept = [scores.whitening(views(part), step)[1].shape[1] for part, step in parts]
+    kept = [scores.whitening(views(part), step).weight.shape[1] for part, step in parts]
     assert kept == [4, 20, 0, 4]
     assert noise == pytest.approx(0.25, rel=0.2) and scores.resolution(rows) == 0
 

@@ -61,18 +61,24 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
+    @classmethod
+    def about(cls, mean: Tensor, weight: Tensor) -> Linear:
+        """`(x - mean) W`."""
+        return cls(weight, -mean @ weight)
+
     def __call__(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        return x @ self.weight.to(x) + self.bias.to(x)
 
 
 def whitening(
     views: Gathered, noise: float = 0.0, power: float = POWER, mixed: bool = True
-) -> tuple[Tensor, Tensor]:
-    """The mean of rows `[A]`, and `V S^-power` `[A, r]`: S, V are deviations and directions.
+) -> Linear:
+    """`V S^-power` `[A, r]` about the mean of rows: S, V are deviations and directions.
 
     They are of the covariance about the mean of all, `mixed` with that about the classes' means: 1
     - 1/n of it with n images a class. Kept are the r deviations above `CUT` of the largest and
-    above twice what rounding to steps of `noise` gives; none where all rows are alike.
+    above twice what rounding to steps of `noise` gives; none where all rows are alike. With a power
+    of a half and not mixed, distances are like features'.
     """
     mean = views.rows.mean(0)
     rows = views.rows - mean
@@ -87,32 +93,22 @@ def whitening(
     # the largest deviation of a random matrix of this shape (uniform rounding error)
     floor = noise / 12**0.5 * (1 + (rows.shape[1] / len(rows)) ** 0.5)
     kept = (values > CUT * values[:1]) & (values > 2 * floor)
-    return mean, vectors.flip(1)[:, kept] * values[kept] ** -power
-
-
-def coordinates(views: Gathered, noise: float = 0.0) -> Linear:
-    """Of `V S^-0.5` about the mean of all: there, distances are like features'."""
-    mean, units = whitening(views, noise, 0.5, mixed=False)
-    return Linear(units, -mean @ units)
+    return Linear.about(mean, vectors.flip(1)[:, kept] * values[kept] ** -power)
 
 
 def gaussian(views: Gathered, classes: int, axes: Linear) -> Linear:
-    """Logits `[..., C]` of scores `[..., A]`: GDA (arXiv:2402.04087) in the `coordinates`."""
+    """Logits `[..., C]` of scores `[..., A]`: GDA (arXiv:2402.04087) along these axes."""
     weight, bias = selection.discriminant(axes(views.rows), views.labels, classes)
     weight, bias = weight - weight.mean(0), bias - bias.mean()
     return Linear(axes.weight @ weight.mT, axes.bias @ weight.mT + bias)
 
 
-def components(s: Tensor, views: Gathered, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Whitened scores `[N, r]` of `[N, A]`, and the mean `[A]` and the map `[A, r]` to them."""
-    mean, white = whitening(views, noise)
-    x = whitened(s, mean, white)
+def components(s: Tensor, views: Gathered, noise: float) -> tuple[Tensor, Linear]:
+    """Whitened scores `[N, r]` of `[N, A]`, and the map to them."""
+    white = whitening(views, noise)
+    x = white(s)
     norm = length(x)
-    return x / norm, mean, white / norm
-
-
-def whitened(s: Tensor, mean: Tensor, white: Tensor) -> Tensor:
-    return (s - mean.float()) @ white.float()
+    return x / norm, Linear(white.weight / norm, white.bias / norm)
 
 
 def length(x: Tensor) -> Tensor:
@@ -172,7 +168,7 @@ class Task(NamedTuple):
     labels: Tensor  # [N]
     folds: Tensor  # [N]
     usual: Tensor  # what the shares of the classes among the images add [C]
-    axes: Linear  # coordinates of the views, in which no label has a part
+    axes: Linear  # of the Gaussian part: no label has a part in them
     bold: float  # how far images are believed by themselves, from 0 to 1
 
     def part(self) -> Task:
@@ -202,12 +198,13 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     ones at which held-out images surprise least, beside a prior.
 
     That alone decides where every image is the only one of its class: from all of zero-shot where
-    `bold` is 0, at a penalty of 0.3 times the square of what zero-shot is worth (the spread of its
-    logits, if above 1), to half of it at 0.1 where it is 1. The Gaussian logits are weighed alone
-    first. Where images are `many`, those held out would whiten all no better.
+    `bold` is 0, at a penalty of 0.3, or more where zero-shot is worth much (the spread of its
+    logits is above 1), to half of it at 0.1 where it is 1. The Gaussian logits are weighed alone
+    first, beside that share. Where images are `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
-    centre = 2.0**-task.bold, 0.1 * (3 * max(1.0, selection.spread(z)) ** 2) ** (1 - task.bold)
+    caution, known = 1 - task.bold, max(1.0, selection.spread(z))
+    centre = 2.0**-task.bold, min(10.0, 0.1 * (3 * known ** (8 * caution)) ** caution)
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # by val of six sets, where zero-shot about keeps its temperature
@@ -217,9 +214,9 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     others = [views.part(~rows[views.index]) for rows in held_out]
     if not many:
         parts = [components(s, part, task.noise) for part in others]
-        r = max(part.shape[1] for part, _, _ in parts)
-        x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part, _, _ in parts])
-        plain = [whitened(plain_s, mean, white) for _, mean, white in parts]
+        r = max(part.shape[1] for part, _ in parts)
+        x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part, _ in parts])
+        plain = [white(plain_s) for _, white in parts]
         plain_x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in plain])
     told = labels.expand(len(held_out), -1)[held_out]
     fits = [gaussian(part, z.shape[1], task.axes) for part in others]
@@ -229,12 +226,12 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     added = unit * min(
         RATIOS,
         key=lambda ratio: (
-            selection.surprise((z + ratio * unit * normal)[held_out], told)
+            selection.surprise((centre[0] * z + ratio * unit * normal)[held_out], told)
             + selection.away(ratio, usually, 0.5)
         ),
     )
     best = None
-    for share, weight in (*((share, 0.0) for share in SHARES), (1.0, added)):
+    for share, weight in (*((share, 0.0) for share in SHARES), (centre[0], added)):
         prior, found = share * z + weight * normal, None
         for penalty in PENALTIES:
             found = fit(prior + task.usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
@@ -407,8 +404,8 @@ class ScoreHead(nn.Module):
         named = torch.searchsorted(present, gathered.labels[::every].contiguous())
         # by all views, so that what differs between views of an image counts for less
         views = Gathered(self.read(some)[:, -s.shape[1] :].double(), named, of_image[::every])
-        x, middle, white = components(s, views, noise)
-        if not white.shape[1] or len(present) < 2:
+        x, white = components(s, views, noise)
+        if not x.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
         told = torch.searchsorted(present, labels)
         # classes with more images than others are no likelier in evaluation
@@ -417,9 +414,9 @@ class ScoreHead(nn.Module):
         # without further texts there is nothing to agree with
         self.bold = bold = selection.agreement(z, s) if self.further else 0.0
         zero_shot = temperature * z[:, present]
-        folds, axes = folds.to(images.device)[images], coordinates(views, noise)
+        folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
         plain_s = plain[:, -s.shape[1] :]
-        single = temperature * plain[:, :C][:, present], plain_s, whitened(plain_s, middle, white)
+        single = temperature * plain[:, :C][:, present], plain_s, white(plain_s)
         task = Task(zero_shot, s, x, single, views, noise, told, folds, usual, axes, bold)
         small = task.part()
         share, penalty, factor, added = choice = chosen_for(small, small is not task)
@@ -431,8 +428,8 @@ class ScoreHead(nn.Module):
             offset += normal(s.double()).float()
         del views, task, small
         found = fit(offset, x, told, penalty)
-        matrix = white @ found.weight[0].double()
-        bias = found.bias[0, 0].double() - middle @ matrix
+        weight = found.weight[0].double()
+        matrix, bias = white.weight @ weight, found.bias[0, 0].double() + white.bias @ weight
         if added:
             matrix, bias = matrix + normal.weight, bias + normal.bias
         self.fresh = factor * temperature * share**0.5
@@ -450,7 +447,7 @@ class ScoreHead(nn.Module):
         self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
-            f"head on {rows.shape[1]:,} scores, {white.shape[1]} components; {share:.2g} of "
+            f"head on {rows.shape[1]:,} scores, {x.shape[1]} components; {share:.2g} of "
             f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, {how}"
         )
 
@@ -481,34 +478,29 @@ class ScoreHead(nn.Module):
         self.short_bias = self.bias + (logits.mean(0) - middle @ short).float()
 
 
-class Space(NamedTuple):
-    """Whitened rows of unit length, whose products tell which pictures are alike."""
+def axes_of(rows: Tensor) -> Linear:
+    """Whitened axes of rows `[N, A]`: cosines along these tell which pictures are alike."""
+    mean = rows.double().mean(0)
+    centred = rows.double() - mean
+    values, vectors = torch.linalg.eigh(centred.mT @ centred)
+    values = values.clamp_min(0)
+    ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
+    # rows that are all alike have no spread
+    return Linear.about(mean, vectors * (values + ridge).clamp_min(1e-30).rsqrt())
 
-    mean: Tensor  # [A]
-    axes: Tensor  # [A, r]
 
-    @classmethod
-    def of(cls, rows: Tensor) -> Space:
-        """That of rows `[N, A]`."""
-        mean = rows.double().mean(0)
-        centred = rows.double() - mean
-        values, vectors = torch.linalg.eigh(centred.mT @ centred)
-        values = values.clamp_min(0)
-        ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
-        # rows that are all alike have no spread
-        return cls(mean, vectors * (values + ridge).clamp_min(1e-30).rsqrt())
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return F.normalize(((rows.double() - self.mean) @ self.axes).float(), dim=1)
+def unit_rows(rows: Tensor, axes: Linear) -> Tensor:
+    """Rows `[N, A]` along these axes, of length 1: `[N, r]`."""
+    return F.normalize(axes(rows.double()).float(), dim=1)
 
 
 def nearness(rows: Tensor, gathered: Gathered, classes: int) -> dict[str, Tensor]:
-    """What tells whether a picture is of one of the classes: the `Space` of what is read of all
-    views `[N, A]`, the classes' mean `directions` in it `[C, r]`, and the `least` cosine with the
+    """What tells whether a picture is of one of the classes: the axes of what is read of all views
+    `[N, A]`, the classes' mean `directions` along them `[C, r]`, and the `least` cosine with the
     nearest of them: 95 % of the images reach it that are held out in turn, of classes with two.
     """
-    space, own = Space.of(rows), F.one_hot(gathered.labels, classes).float()
-    z, first = space(rows), gathered.views == 0
+    axes, own = axes_of(rows), F.one_hot(gathered.labels, classes).float()
+    z, first = unit_rows(rows, axes), gathered.views == 0
     sums, labels, numbers = own.mT @ z, gathered.labels[first], gathered.index[first]
     of_image = z.new_zeros(int(gathered.index.max()) + 1, z.shape[1])
     of_image = of_image.index_add_(0, gathered.index, z)[numbers]
@@ -516,14 +508,20 @@ def nearness(rows: Tensor, gathered: Gathered, classes: int) -> dict[str, Tensor
     others = F.normalize(sums[labels] - of_image, dim=1)
     cosines.scatter_(1, labels[:, None], (z[first] * others).sum(1, keepdim=True))
     least = cosines.amax(1)[selection.judged(labels)].quantile(0.05)
-    return {**space._asdict(), "directions": F.normalize(sums, dim=1), "least": least}
+    return {**axes._asdict(), "directions": F.normalize(sums, dim=1), "least": least}
+
+
+def nearest(rows: Tensor, near: Mapping[str, Tensor]) -> Tensor:
+    """Cosines `[N]` of rows `[N, A]` with the nearest class, by what `nearness` told."""
+    directions = unit_rows(rows, Linear(near["weight"], near["bias"]))
+    return (directions @ near["directions"].mT).amax(1)
 
 
 def spread_out(worth: Tensor, rows: Tensor, others: Tensor, count: int) -> list[int]:
     """Numbers of so many rows `[N, A]` that are of worth `[N]` and unlike others `[M, A]`, and each
     other: one by one that of the largest `worth (1 - cosine with the nearest)`.
     """
-    z = Space.of(rows)(torch.cat([others, rows]))
+    z = unit_rows(torch.cat([others, rows]), axes_of(rows))
     mine, nearest, chosen = z[len(others) :], torch.zeros(len(rows)), list[int]()
     if len(others):
         nearest = (mine @ z[: len(others)].mT).amax(1)
@@ -537,7 +535,7 @@ def spread_out(worth: Tensor, rows: Tensor, others: Tensor, count: int) -> list[
 
 def neighbours(rows: Tensor) -> Tensor:
     """Sparse symmetric weights `[N, N]`: cos^3 of pairs of rows `[N, A]` that are near."""
-    z = Space.of(rows)(rows)
+    z = unit_rows(rows, axes_of(rows))
     n, pairs, weights = len(z), [], []
     for first in range(0, n, CHUNK):
         cosines = z[first : first + CHUNK] @ z.mT
