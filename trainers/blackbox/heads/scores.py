@@ -61,11 +61,6 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    @classmethod
-    def about(cls, mean: Tensor, weight: Tensor) -> Linear:
-        """`(x - mean) W`."""
-        return cls(weight, -mean @ weight)
-
     def __call__(self, x: Tensor) -> Tensor:
         return x @ self.weight.to(x) + self.bias.to(x)
 
@@ -93,7 +88,8 @@ def whitening(
     # the largest deviation of a random matrix of this shape (uniform rounding error)
     floor = noise / 12**0.5 * (1 + (rows.shape[1] / len(rows)) ** 0.5)
     kept = (values > CUT * values[:1]) & (values > 2 * floor)
-    return Linear.about(mean, vectors.flip(1)[:, kept] * values[kept] ** -power)
+    axes = vectors.flip(1)[:, kept] * values[kept] ** -power
+    return Linear(axes, -mean @ axes)
 
 
 def gaussian(views: Gathered, classes: int, axes: Linear) -> Linear:
@@ -178,14 +174,14 @@ class Task(NamedTuple):
             return self
         some = torch.arange(0, self.z.shape[1], size, device=self.z.device).long().unique()
         rows = torch.isin(self.labels, some)
-        seen, x = self.views.part(rows[self.views.index]), self.x[rows]
-        plain_z, plain_s, plain_x = (part[rows] for part in self.plain)
+        seen, norm = self.views.part(rows[self.views.index]), length(self.x[rows])
         labels, index = torch.searchsorted(some, seen.labels), (rows.cumsum(0) - 1)[seen.index]
+        plain_z, plain_s, plain_x = (part[rows] for part in self.plain)
         return self._replace(
             z=self.z[rows][:, some],
             s=self.s[rows],
-            x=x / length(x),
-            plain=(plain_z[:, some], plain_s, plain_x / length(x)),
+            x=self.x[rows] / norm,
+            plain=(plain_z[:, some], plain_s, plain_x / norm),
             views=replace(seen, labels=labels, index=index),
             labels=torch.searchsorted(some, self.labels[rows]),
             folds=self.folds[rows],
@@ -230,7 +226,7 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
             + selection.away(ratio, usually, 0.5)
         ),
     )
-    best = None
+    tries = []
     for share, weight in (*((share, 0.0) for share in SHARES), (centre[0], added)):
         prior, found = share * z + weight * normal, None
         for penalty in PENALTIES:
@@ -238,10 +234,8 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
             answers = (prior + found(x))[held_out]
             cost = selection.surprise(answers, told) + selection.away(share, centre[0], WIDTHS[0])
             cost += selection.away(penalty, centre[1], WIDTHS[1])
-            if best is None or cost < best[0]:
-                best = cost, share, penalty, weight, found
-    assert best is not None
-    _, share, penalty, weight, found = best
+            tries.append((cost, share, penalty, weight, found))
+    _, share, penalty, weight, found = min(tries, key=lambda tried: tried[0])
     # of single views, as evaluation sees them: means over views are surer
     answers = share * plain_z + found(plain_x)
     if weight:
@@ -486,7 +480,8 @@ def axes_of(rows: Tensor) -> Linear:
     values = values.clamp_min(0)
     ridge = RIDGE * values[values >= 1e-6 * values[-1]].mean()
     # rows that are all alike have no spread
-    return Linear.about(mean, vectors * (values + ridge).clamp_min(1e-30).rsqrt())
+    axes = vectors * (values + ridge).clamp_min(1e-30).rsqrt()
+    return Linear(axes, -mean @ axes)
 
 
 def unit_rows(rows: Tensor, axes: Linear) -> Tensor:
@@ -522,9 +517,8 @@ def spread_out(worth: Tensor, rows: Tensor, others: Tensor, count: int) -> list[
     other: one by one that of the largest `worth (1 - cosine with the nearest)`.
     """
     z = unit_rows(torch.cat([others, rows]), axes_of(rows))
-    mine, nearest, chosen = z[len(others) :], torch.zeros(len(rows)), list[int]()
-    if len(others):
-        nearest = (mine @ z[: len(others)].mT).amax(1)
+    mine, chosen = z[len(others) :], list[int]()
+    nearest = F.pad(mine @ z[: len(others)].mT, (1, 0)).amax(1)  # 0 at least
     while len(chosen) < min(count, len(rows)):
         left = worth * (1 - nearest)
         left[chosen] = -1.0
