@@ -180,7 +180,7 @@ def run(args: argparse.Namespace, log: RunLog) -> None:
     path = Path(cfg.OUTPUT_DIR, "config.yaml")
     if not (args.eval_only and path.exists()):  # that of a training run stays
         write_atomically(path, trainer.cfg.dump().encode())  # with the input of the model
-    trainer.request = asked(args, cfg)
+    trainer.made_with = getattr(trainer, "made_with", None) or asked(args, cfg)
     trainer.test() if args.eval_only else trainer.train()
     if args.eval_only and getattr(trainer, "counted", False):
         print(trainer.oracle.summary())

@@ -18,8 +18,7 @@ import torch
 from common import configuration, parser, show
 from dassl.engine import build_trainer
 from dassl_blackbox.trainers import jolt
-from dassl_blackbox.trainers.blackbox.bank import further_texts
-from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES
+from dassl_blackbox.trainers.blackbox.bank import PLAIN, TEMPLATES, further_texts
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
 from dassl_blackbox.trainers.blackbox.heads.selection import Gathered, folds_of
@@ -56,7 +55,7 @@ def scores(trainer, prompts, items, augmented):
     """Scores of images under every prompt side by side `[N, A]`, and labels `[N]`."""
     rows, labels, cfg = [], [], trainer.cfg
     augmentation = trainer.augmentation if augmented else None
-    for batch in ordered_loader(cfg, items, trainer.pictures, augmentation, 128):
+    for batch in ordered_loader(cfg, trainer.pictures, items, augmentation, 128):
         images, answers = trainer.oracle.upload(batch["img"]), []
         for prompt in prompts:
             known = TEMPLATES.get(cfg.DATASET.NAME, PLAIN)

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from . import saved
 from .answers import Answers, BadExamples, Bill, Gallery, Question, labelled, listed, named
-from .trainers.blackbox.bank import NAMES, further_texts
-from .trainers.blackbox.config import PLAIN
+from .trainers.blackbox.bank import NAMES, PLAIN, further_texts
 from .trainers.blackbox.errors import BudgetSpent
 from .trainers.blackbox.heads.scores import ScoreHead, nearest, nearness, pooled, spread_out
 from .trainers.blackbox.heads.selection import Gathered, folds_of

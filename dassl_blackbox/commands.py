@@ -175,7 +175,7 @@ class FinishedRun:
         if pool:
             raise BlackBoxError("--pool is for a saved head; a run's has TRAINER.SONAR.POOL True.")
         with trainer.oracle.evaluation():
-            loader = ordered_loader(trainer.cfg, gallery.items, gallery.pictures, None, 128)
+            loader = ordered_loader(trainer.cfg, gallery.pictures, gallery.items, None, 128)
             for batch in tqdm(loader):
                 logits = trainer.model_inference(batch["img"].to(trainer.device))
                 found.append(logits[:, : len(self.classes_)].double().softmax(1).cpu())

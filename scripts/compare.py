@@ -22,7 +22,8 @@ from dassl_blackbox.datasets.table import ROWS
 from dassl_blackbox.plots import plot
 from dassl_blackbox.results import LOST, SHOWN, grouped, show, table
 from dassl_blackbox.runs import read
-from dassl_blackbox.trainers.blackbox.config import PLAIN, TEMPLATES, ours
+from dassl_blackbox.trainers.blackbox.bank import PLAIN, TEMPLATES
+from dassl_blackbox.trainers.blackbox.config import ours
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from sweep import HOME, add_common, arguments, run_all, settings_of, tell, whole
 

@@ -58,8 +58,8 @@ Call = Callable[[list[str]], list[str]]  # does what `work` does with the argume
 
 def settings_of(trainer: str) -> set[str]:
     """What --cfg may be: a trainer's YAMLs, and those that differ from one by the backbone."""
-    names = {path.name for path in Path(HOME, "configs/trainers", trainer).glob("*.yaml")}
-    return {Path(name).stem for name in names.union(BACKBONES if "vit_b16.yaml" in names else ())}
+    names = {path.stem for path in Path(HOME, "configs/trainers", trainer).glob("*.yaml")}
+    return names.union(BACKBONES if "vit_b16" in names else ())
 
 
 def arguments(

@@ -110,7 +110,7 @@ def test_it_is_the_trainer_s_head(data_root, tmp_path):
     clf.fit([i.impath for i in dataset.train_x], [i.classname for i in dataset.train_x])
     assert clf.bill_["queries"] == trainer.oracle.counts["training"]["queries"]
     score = clf.score([i.impath for i in dataset.test], [i.classname for i in dataset.test])
-    assert 100 * score == pytest.approx(trainer.results["accuracy"])
+    assert 100 * score == pytest.approx(trainer.calibrated.results["accuracy"])
 
 
 def test_a_saved_head_needs_no_data(fitted, folder, tmp_path):
@@ -329,7 +329,8 @@ def test_a_run_of_any_trainer_labels_pictures(data_root, folder, tmp_path, monke
     status, said = command(monkeypatch, capsys, "predict", tmp_path / "run", tmp_path / "test")
     rows = list(csv.DictReader(said.out.splitlines()))
     right = [row["label"] == i.classname for row, i in zip(rows, trainer.dm.dataset.test)]
-    assert status == 0 and 100 * np.mean(right) == pytest.approx(trainer.results["accuracy"])
+    found = trainer.calibrated.results["accuracy"]
+    assert status == 0 and 100 * np.mean(right) == pytest.approx(found)
 
 
 def test_the_blocks_of_the_page_run(tmp_path, monkeypatch):

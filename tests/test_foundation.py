@@ -50,7 +50,7 @@ assert train.main(train.parse_args(sys.argv[1:])) == 0
 def test_a_fork_with_a_zip_of_its_own_keeps_it_and_has_the_others(data_root, tmp_path):
     line = arguments("SONAR", data_root, tmp_path, *own("SONAR", TEXTS=0))
     out, err = python(FORK, *line)
-    assert err.startswith("Note: a trainer named ZIP is registered already, by __main__;")
+    assert err.startswith("Note: __main__ has a trainer named ZIP; ours is left out")
     assert "=> result" in out
 
 

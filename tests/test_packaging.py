@@ -72,7 +72,7 @@ def test_the_configurations_are_copied_once(tmp_path, call):
 @pytest.mark.parametrize("trainer", [path.name for path in REPO.glob("configs/trainers/*")])
 def test_a_file_of_another_backbone_is_that_of_vit_b16_with_its_name(trainer, name, backbone):
     made = []
-    for file in (name, "vit_b16.yaml"):
+    for file in (f"{name}.yaml", "vit_b16.yaml"):
         cfg = defaults()
         merge_files(cfg, [str(REPO / "configs" / "trainers" / trainer / file)])
         made.append(leaves(cfg))

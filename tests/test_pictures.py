@@ -212,7 +212,7 @@ def test_each_file_is_decoded_once_within_the_bound(limit, kept, tmp_path, monke
 
 def loaders(trainer):
     """Every loader of training images, and those of val and test."""
-    made = trainer.cfg, trainer.dm.dataset.train_x, trainer.pictures, trainer.augmentation, 16
+    made = trainer.cfg, trainer.pictures, trainer.dm.dataset.train_x, trainer.augmentation, 16
     every = (
         trainer.train_loader_x,
         data.ordered_loader(*made, shuffled=True),

@@ -230,8 +230,8 @@ PRICES = st.tuples(st.integers(0, 20), st.integers(0, 300))
 @given(st.lists(PRICES, min_size=1, max_size=4), st.integers(1, 4), PRICES, st.integers(0, 100))
 @settings(max_examples=100, deadline=None)
 def test_a_plan_counts_what_its_steps_cost(prices, epochs, first, limit):
-    plan = Plan(prices, epochs, first)
-    steps = plan.steps({"queries": limit, "image_queries": 20 * limit})
+    plan = Plan(prices, epochs, {"queries": limit, "image_queries": 20 * limit}, first)
+    steps = plan.steps
     costs = [plan.step(k) for k in range(epochs * len(prices))]
     assert total(costs) == total([*epochs * prices, first]) == plan.until(len(costs))
     assert plan.until(steps) == total(costs[:steps])
@@ -314,7 +314,7 @@ def test_classes_take_turns_and_are_told_without_images(data_root, tmp_path, cap
     monkeypatch.setattr(probe, "QUERY_IMAGES", 8)
     trainer = build("GDA", data_root, tmp_path, "ORACLE.MAX_IMAGE_QUERIES", "8")
     items = trainer.dm.dataset.train_x
-    loader = ordered_loader(trainer.cfg, items, trainer.pictures, batch_size=10, in_turns=True)
+    loader = ordered_loader(trainer.cfg, trainer.pictures, items, batch_size=10, in_turns=True)
     for batch in loader:
         assert sorted(batch["label"].tolist()) == list(range(10))
         assert batch["label"].tolist() == [items[number].label for number in batch["index"]]

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 import torch
-from dassl_blackbox.trainers.blackbox.config import TEMPLATES
+from dassl_blackbox.trainers.blackbox.bank import TEMPLATES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import newest
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, AccessDenied
@@ -107,7 +107,7 @@ def test_the_checkpoint_holds_everything(run):
     assert state["blackbox"]["counts"]["training"] == bill(out)["training"]
     assert state["blackbox"]["identity"]["method"] == name
     assert_same(state["state_dict"], trainer.learner.state_dict())
-    for part, found in trainer.parts().items():
+    for part, found in trainer.parts.items():
         assert (state.get(part) is None) == (found is None), part
 
 

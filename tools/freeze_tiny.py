@@ -56,7 +56,7 @@ def template_accuracy() -> float:
     own template.
     """
     import tiny
-    from dassl_blackbox.trainers.blackbox.config import TEMPLATES
+    from dassl_blackbox.trainers.blackbox.bank import TEMPLATES
     from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
     from dassl_blackbox.trainers.blackbox.openclip.models import load_model
     from dassl_blackbox.trainers.blackbox.oracle import Prompt

@@ -76,4 +76,4 @@ class BAR(SearchTrainer):
 
     def build_model(self) -> None:
         super().build_model()
-        self.optim.steps = 0.9 * max(1, self.steps_total())  # fewer than one is an error of the run
+        self.optim.steps = 0.9 * max(1, self.plan.steps)  # fewer than one is an error of the run

@@ -56,3 +56,10 @@ class BlackVIP(SearchTrainer):
         origin, seed = space.origin.to(self.device), child_seed(generator)
         gains = {name: node[name.upper()] for name in GAINS}
         return Recipe(space, SPSA(origin, "spsa-gc", node.SP_AVG, seed, **gains))
+
+    def prepare(self) -> None:
+        if isinstance(self.space, CoordinatorSpace) and not self.steps_done:
+            # else the checkpoint has what the encoder learnt
+            batches = self.loader(self.dm.dataset.train_x)
+            self.space.fit(batch["img"].to(self.device) for batch in batches)
+        super().prepare()

@@ -43,6 +43,7 @@ class WhiteBox(Trainer):
         self.learner = self.model = torch.nn.ParameterDict({"ctx": start}).to(self.device)
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_schedule(self.optim, self.cfg.OPTIM)
+        self.parts = {"optimizer": self.optim, "scheduler": self.sched}
         self.register_model(self.model_name, self.model, self.optim, self.sched)
 
     def forward_backward(self, batch: dict) -> dict[str, float]:

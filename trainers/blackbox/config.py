@@ -20,13 +20,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, SequentialLR
 from yacs.config import CfgNode
 
-from .bank import PLAIN, TEMPLATES
 from .errors import BlackBoxError, masked
 from .files import read_text
 from .oracle.interface import GRANTS
 
 SIZE = 100_000  # of a dimension, a width, a population: a typing error, not memory, ends the run
-TOKEN = re.compile(r"\b(sk-|hf_|eyJ)\w")  # how keys of services begin
 
 
 class Validator(NamedTuple):
@@ -86,10 +84,10 @@ def text(*names: str) -> Validator:
 
 
 def is_url(value: str) -> bool:
-    """Whether it is nothing, or a service's URL without a secret, which logs would show."""
+    """Whether it is nothing, or a service's URL without a secret or key, which logs would show."""
     address = r"(https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?([/?#]\S*)?)?"
     plain, sound = unquote(value), re.fullmatch(address, value) and text().fits(value)
-    return bool(sound) and masked(plain) == plain and not TOKEN.search(value)
+    return bool(sound) and masked(plain) == plain and not re.search(r"\b(sk-|hf_|eyJ)\w", value)
 
 
 LOCAL, REMOTE = where("URL", ""), where("URL", "", False)
@@ -157,19 +155,12 @@ HOST = {
     "TEST.FINAL_MODEL": one("last_step", "best_val"),
 }
 
-# CoOp's names of trainers' files, which differ by the backbone alone
-BACKBONES = {
-    "vit_b32.yaml": "ViT-B/32",
-    "vit_l14.yaml": "ViT-L/14",
-    "rn50.yaml": "RN50",
-    "rn101.yaml": "RN101",
-}
+# CoOp's names of trainers' files, which are `vit_b16.yaml` with another backbone
+BACKBONES = {"vit_b32": "ViT-B/32", "vit_l14": "ViT-L/14", "rn50": "RN50", "rn101": "RN101"}
 SLOT = re.compile(r"([^{}\0\ud800-\udfff]*\{\}[^{}\0\ud800-\udfff]*)?")
 TEMPLATE = Validator("text with exactly one slot {}, or nothing,", SLOT.fullmatch)
 # of a method that reads class texts without a context
-TEMPLATE_KEYS = {
-    "TEMPLATE": Key("", TEMPLATE, "of class texts; empty: the set's", inferred_with=True)
-}
+TEMPLATE_KEYS = {"TEMPLATE": Key("", TEMPLATE, "of class texts; '': the set's", inferred_with=True)}
 # of SPSA and its gains; the momentum, `BETA`, stands with the method
 SPSA_KEYS = {
     "SP_AVG": Key(5, whole(1, SIZE), "perturbations averaged in a step, two queries each"),
@@ -191,15 +182,8 @@ CMA_KEYS = {
 }
 
 
-def template_for(cfg: CfgNode) -> str:
-    """The template of the class texts: the trainer's key, if any, else the data set's."""
-    own = cfg.TRAINER.get(node_of(ours()[cfg.TRAINER.NAME]), {})
-    return own.get("TEMPLATE") or TEMPLATES.get(cfg.DATASET.NAME, PLAIN)
-
-
 def build_schedule(optimizer: Optimizer, optim: CfgNode) -> LRScheduler:
-    """A cosine over `MAX_EPOCH`; `WARMUP_EPOCH` at `WARMUP_CONS_LR` first do not shorten it."""
-    # as Dassl's own, whose warm-up does not run with torch >= 2.7
+    """Dassl's, whose warm-up does not run with torch >= 2.7: a constant rate, then a cosine."""
     if optim.WARMUP_EPOCH <= 0:
         return CosineAnnealingLR(optimizer, optim.MAX_EPOCH)
     warm_up = ConstantLR(optimizer, optim.WARMUP_CONS_LR / optim.LR, total_iters=optim.WARMUP_EPOCH)
@@ -214,8 +198,7 @@ def register_trainer(cls: Any) -> Any:
         TRAINER_REGISTRY.register(cls)
     elif name not in ours():  # else it is installed *and* copied into a fork
         owner = TRAINER_REGISTRY.get(name).__module__
-        note = f"Note: a trainer named {name} is registered already, by {owner}; ours is left out"
-        print(note, file=sys.stderr)
+        print(f"Note: {owner} has a trainer named {name}; ours is left out", file=sys.stderr)
     return cls
 
 
@@ -288,15 +271,12 @@ def read_yaml(path: str | Path, cure: str) -> dict[Any, Any]:
 
 
 def merge_files(cfg: CfgNode, paths: Iterable[str]) -> None:
-    """Put the values of YAML files into a configuration, one after the other; "" is no file.
-
-    The file of another CLIP backbone, such as `rn50.yaml`, is `vit_b16.yaml` with its name.
-    """
+    """Put the values of YAML files into a configuration, one after the other; "" is no file."""
     for path in map(Path, filter(None, paths)):
         cure = "A configuration is a YAML file such as those in configs/."
         base, given = path.with_name("vit_b16.yaml"), {}
-        if not path.is_file() and base.is_file() and path.name in BACKBONES:
-            path, given = base, {"MODEL.BACKBONE.NAME": BACKBONES[path.name]}
+        if not path.is_file() and base.is_file() and path.stem in BACKBONES:
+            path, given = base, {"MODEL.BACKBONE.NAME": BACKBONES[path.stem]}
         if not path.is_file():
             folder = next(place for place in (path, *path.parents) if place.is_dir())
             names = sorted(file.name for file in folder.glob("*.yaml"))

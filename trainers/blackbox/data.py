@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from itertools import count, repeat
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +198,22 @@ class Pictures:
                     f"{same and f' ({same})'}."
                 )
 
-    def need_apart(self, dataset: Any, name: str) -> None:
-        """Raise where a training image is a test image (ImageNet's variants have nothing else)."""
-        if same := self.shared(dataset.train_x, dataset.test):
-            raise BlackBoxError(
-                f"{name}: the training image {same} and a test image are the same file. Take it "
-                f"out of one of them; a data set for testing only needs --eval-only --model-dir."
-            )
+
+def checked_training(cfg: Any, dataset: Any, pictures: Pictures) -> str:
+    """Check the training images, and what they are held against; returns `training_images`."""
+    name = cfg.DATASET.NAME
+    if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
+        pictures.need_val(dataset, name)
+    # ImageNet's variants have nothing else
+    if same := pictures.shared(dataset.train_x, dataset.test):
+        raise BlackBoxError(
+            f"{name}: the training image {same} and a test image are the same file. Take it out of "
+            f"one of them; a data set for testing only needs --eval-only --model-dir."
+        )
+    if cfg.DATALOADER.NUM_WORKERS and get_start_method() != "fork":
+        pictures.room = 0  # every worker would keep its own, for an epoch
+    pictures.load(f"{name}, train")
+    return training_images(dataset.train_x, pictures)
 
 
 def training_images(items: Sequence[Any], pictures: Pictures | None = None) -> str:
@@ -340,8 +350,8 @@ def build_data(cfg: Any, transform: Any = None) -> tuple[DataManager, Pictures, 
 
 def ordered_loader(
     cfg: Any,
-    items: Sequence[Any],
     pictures: Pictures,
+    items: Sequence[Any],
     augmentation: Augmentation | None = None,
     batch_size: int = 0,
     in_turns: bool = False,

@@ -1,15 +1,13 @@
 """Methods that read every view of the training images once, and fit a head to the answers."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
-from .config import TEMPLATE_KEYS, Key, node_of, whole
+from .config import TEMPLATE_KEYS, Key, whole
 from .errors import BlackBoxError
 from .heads.selection import Gathered, folds_of
 from .oracle import QUERY_IMAGES, Prompt
@@ -33,12 +31,6 @@ class Answers:
         self.device, self.batches = device, list[list[torch.Tensor]]()
         self.text = torch.empty(0)
 
-    def gathered(self) -> Gathered:
-        rows, labels, index = map(torch.cat, zip(*self.batches, strict=True))
-        found = Gathered(rows, labels, index, self.text)
-        # a view's images were asked about in another order than theirs, for the budget's sake
-        return found.part((found.views * (found.index.max() + 1) + found.index).argsort())
-
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self.batches, "text": self.text}
 
@@ -57,7 +49,7 @@ class ProbeTrainer(Trainer):
 
     reads_features = True
     learns_by_steps = False
-    build_head: Callable[[torch.Generator], nn.Module | None]  # its random numbers from that
+    build_head: Callable[[torch.Generator], torch.nn.Module | None]  # its random numbers from that
     fit: Callable[[Gathered], str]  # fits the head anew, in place; returns a line for the log
 
     def prompt(self, tested: bool = False) -> Prompt:
@@ -68,11 +60,6 @@ class ProbeTrainer(Trainer):
         return self.prompt(tested=True)
 
     @property
-    def settings(self) -> Any:
-        """The method's node of the configuration."""
-        return self.cfg.TRAINER[node_of(type(self))]
-
-    @property
     def folds(self) -> torch.Tensor:
         """Which part a training image is held out with `[N]`."""
         return folds_of(self.dm.dataset.train_x, self.settings.FOLDS)
@@ -80,16 +67,14 @@ class ProbeTrainer(Trainer):
     def build_model(self) -> None:
         self.name_classes("features" if self.reads_features else "logits")
         self.head = self.build_head(self.generator)
-        self.max_epoch = min(self.max_epoch, 1 + self.settings.get("VIEWS", 0))
+        self.max_epoch: int = min(self.max_epoch, 1 + self.settings.get("VIEWS", 0))
         if self.augmentation.views and self.max_epoch:  # the same view would be asked about again
             print(f"Note: {type(self).__name__} has views of its own and reads no INPUT.VIEWS")
             self.augmentation.views = 0
         self.answers = Answers(self.device)
-        self.learner = nn.ModuleDict({} if self.head is None else {"head": self.head})
+        self.parts = {"optimizer": None, "scheduler": None, "answers": self.answers}
+        self.learner = torch.nn.ModuleDict({} if self.head is None else {"head": self.head})
         self.register_model(self.model_name, self.learner.to(self.device))
-
-    def parts(self) -> dict[str, Any]:
-        return {**super().parts(), "answers": self.answers}
 
     def price(self, images: int, tested: bool = True) -> Price:
         prompt = None if self.reads_features else self.prompt(tested)
@@ -100,13 +85,11 @@ class ProbeTrainer(Trainer):
         return [self.price(size, tested=False) for size in sizes]
 
     def prepare(self) -> None:
-        _, images = self.plan.until(self.steps_total())  # of classes in turn
-        if images < self.num_classes:
-            others = self.num_classes - images
+        images = self.plan.until(self.plan.steps)[1]  # of classes in turn
+        if (others := self.num_classes - images) > 0:
             print(f"Note: the budget pays for {images:,} images; {others:,} classes have none")
 
     def before_epoch(self) -> None:
-        super().before_epoch()
         items, augmentation = self.dm.dataset.train_x, self.augmentation if self.epoch else None
         self.batches = self.loader(items, augmentation, QUERY_IMAGES, in_turns=True)
 
@@ -127,12 +110,19 @@ class ProbeTrainer(Trainer):
         return {"loss": F.cross_entropy(logits, labels).item(), "acc": 100 * right}
 
     def finish(self) -> None:
-        if self.answers.batches:
-            tqdm.write(f"{type(self).__name__}: fitting the head")  # which may take long
-            small = len(self.dm.dataset.train_x) * self.num_classes < SMALL
-            with self.one_thread() if small else nullcontext():
-                line = self.fit(self.answers.gathered())
-            tqdm.write(f"{type(self).__name__}: {line}")
+        if not self.answers.batches:
+            return
+        tqdm.write(f"{type(self).__name__}: fitting the head")  # which may take long
+        rows, labels, index = map(torch.cat, zip(*self.answers.batches, strict=True))
+        gathered = Gathered(rows, labels, index, self.answers.text)
+        # a view's images were asked about in another order than theirs, for the budget's sake
+        images = len(self.dm.dataset.train_x)
+        gathered = gathered.part((gathered.views * images + index).argsort())
+        with self.one_thread(images * self.num_classes < SMALL):
+            line = self.fit(gathered)
+        tqdm.write(f"{type(self).__name__}: {line}")
+        if self.cfg.ORACLE.VAL_EVERY:
+            self.look_at_val()
 
 
 def descend(

@@ -27,9 +27,6 @@ class Space(nn.Module):
     changes_pictures = False
     origin: Tensor
 
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Learn from the un-augmented training pictures `[B, 3, H, W]`, before the first step."""
-
 
 class TokenSpace(Space):
     """`theta` is the context itself, flattened (CBBT)."""
@@ -299,6 +296,7 @@ class CoordinatorSpace(PictureSpace):
         return F.pad(pixels, (0, w * self.unit - width, 0, h * self.unit - height))
 
     def fit(self, batches: Iterable[Tensor]) -> None:
+        """Learn from the un-augmented training pictures `[B, 3, H, W]`, before the first step."""
         self.encoder.fit(map(self.padded, batches))
 
     def prompts(self, z: Tensor, theta: Tensor) -> Tensor:

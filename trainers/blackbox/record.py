@@ -31,7 +31,6 @@ IMAGES = "training images"
 BINS = 15
 NAME = "metrics.json"  # a section for each kind of evaluation, the last of its kind
 END_OF_TRAINING, EVALUATION = "end_of_training", "evaluation"
-Settings = Mapping[str, str]
 
 
 def counted(content: Mapping[str, Any]) -> dict[str, str]:
@@ -54,7 +53,7 @@ def with_contents(run: dict[str, str], images: str) -> dict[str, str]:
     return found
 
 
-def differences(made: Settings, here: Settings) -> dict[str, tuple[str, str]]:
+def differences(made: Mapping[str, str], here: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """The settings of this run that another was not made with, as name: (there, here).
 
     One that the other does not tell was added between versions, and had today's default.
@@ -84,38 +83,29 @@ def few(names: list[str]) -> str:
 def identity(trainer: Any) -> dict[str, Any]:
     """What a checkpoint and a run have in common; class names where the head is tied to them."""
     model, tied = trainer.description, getattr(trainer.head, "class_bound", False)
-    classes = list(trainer.dm.dataset.classnames) if tied else None
-    own = {"method": type(trainer).__name__, "backbone": model.name}
-    return {**own, "weights": model.fingerprint, "classes": classes}
+    own = {"method": type(trainer).__name__, "backbone": model.name, "weights": model.fingerprint}
+    return {**own, "classes": list(trainer.dm.dataset.classnames) if tied else None}
 
 
-def load(path: Path, trainer: Any, run: Settings, resumed: bool = False) -> dict[str, Any]:
-    """Read a checkpoint into the `learner` of a run with these settings; its rest is returned too.
-
-    It is evaluated, or the run goes on from it. Raises BlackBoxError where it is of another method,
-    model or size, of other classes or settings.
-    """
-    state, here, head = load_state(path), identity(trainer), trainer.head
-    extra, model, given, keys = state.get("blackbox", {}), "weights", here["classes"], all_keys()
+def load(path: Path, trainer: Any, run: Mapping[str, str], resumed: bool) -> dict[str, Any]:
+    """Read a checkpoint into the `learner` of a run with these settings, if it is fit for that."""
+    state, here, head, keys = load_state(path), identity(trainer), trainer.head, all_keys()
+    extra, known = state.get("blackbox", {}), ["method", "weights"]
     made = extra.get("identity")
     if made is None:
         raise BlackBoxError(f"{path} is no checkpoint of these trainers. Give another --model-dir.")
     if "format" not in extra:
-        old, model = f"{path} was written by version 0.1.0", "backbone"
+        old, known = f"{path} was written by version 0.1.0", ["method", "backbone"]
         if resumed:
             raise BlackBoxError(f"{old} and can only be evaluated. Choose another --output-dir.")
         print(f"Note: {old}: neither damage nor other weights would show")
-    if made["method"] != here["method"] or made[model] != here[model]:
-        raise BlackBoxError(
-            f"{path} is of {made['method']} on {made['backbone']}, this run of {here['method']} on "
-            f"{here['backbone']}, or their weights differ. Give the same --trainer and backbone."
-        )
-    former = made.get("classes")
+    if any(made[name] != here[name] for name in known):
+        told = f"{path} is of {made['method']} on {made['backbone']}, this run of {here['method']}"
+        raise BlackBoxError(f"{told} on {here['backbone']}, or weights differ: give the same.")
+    former, given = made.get("classes"), here["classes"]
     if former and given and former != given and not getattr(head, "moves", False):
-        raise BlackBoxError(
-            f"{path} has a head for the classes {few(former)}; here they are {few(given)}. "
-            f"It cannot move to others: evaluate on the same, or train a prompt alone, which moves."
-        )
+        told = f"{path} has a head for the classes {few(former)}; here they are {few(given)}"
+        raise BlackBoxError(f"{told}. It cannot move to others: give the same, or train a prompt.")
     differ = differences(extra.get("settings", {}), run)
     counts = {}
     for name, pair in differ.items():
@@ -125,35 +115,30 @@ def load(path: Path, trainer: Any, run: Settings, resumed: bool = False) -> dict
         if barred if resumed else name in keys and keys[name].inferred_with:
             counts[name] = pair
     told = f"{path} was made with other settings ({as_text(counts)})"
-    if counts and resumed:
-        cure = "choose another --output-dir: only budgets may grow, not the epochs of a schedule"
-        raise BlackBoxError(f"{told}. Give the same, or {cure}.")
-    if counts and getattr(head, "class_bound", False):
-        raise BlackBoxError(f"{told}, to which its head was fitted. Give the same in evaluation.")
+    if counts and (resumed or getattr(head, "class_bound", False)):
+        cure = "Give the same, or train in another --output-dir"
+        raise BlackBoxError(f"{told}. {cure}: only budgets may grow, not the epochs of a schedule.")
     if counts:
         print(f"Note: {told}, which evaluation reads")
     try:
         trainer.learner.load_state_dict(state["state_dict"])
     except RuntimeError as e:
         own = as_text({name: pair for name, pair in differ.items() if name.startswith("TRAINER.")})
-        raise BlackBoxError(
-            f"{path} has a prompt or a head of another size, or of an earlier version "
-            f"({own or str(e).splitlines()[-1].strip()}). Give the same settings as in training."
-        ) from e
+        told = f"{path} has a prompt or a head of another size: {own or str(e).splitlines()[-1]}"
+        raise BlackBoxError(f"{told}. Give the same settings as in training.") from e
     return state
 
 
 class Calibrated:
     """An evaluator around Dassl's, which also tells how far probabilities are to be believed.
 
-    In per cent: `ece`, the expected calibration error over bins of equal width (Guo et al., ICML
-    2017, https://arxiv.org/abs/1706.04599), and `coverage_90` and `coverage_95`, the most images
-    that can be labelled with that precision, the surest first. `reliability` has images, mean
-    confidence and accuracy of each bin that is not empty.
+    In per cent: `ece`, the expected calibration error over bins of equal width (Guo et al., 2017,
+    https://arxiv.org/abs/1706.04599), `coverage_90` and `coverage_95`, the most images that can be
+    labelled with that precision. `reliability`: images, mean confidence, accuracy of each bin.
     """
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.reliability = inner, list[list[float]]()
+        self.inner, self.results = inner, dict[str, Any]()
 
     def reset(self) -> None:
         self.told: list[torch.Tensor] = []
@@ -165,46 +150,46 @@ class Calibrated:
         self.inner.process(logits, labels)
 
     def evaluate(self) -> dict[str, float]:
-        told = torch.cat(self.told, dim=1)
+        told, found = torch.cat(self.told, dim=1), self.inner.evaluate()
         places = (told[1] * BINS).long().clamp(max=BINS - 1)
         sums = told.new_zeros(3, BINS).index_add_(1, places, told)
         count, sure, right = sums[:, sums[0] > 0]
-        self.reliability = torch.stack([count, sure / count, right / count], dim=1).tolist()
-        ranked = told[2, told[1].argsort(descending=True)].cumsum(0) / told[0].cumsum(0)
-        found = {
-            **self.inner.evaluate(),
-            "ece": 100 * ((sure - right).abs().sum() / told.shape[1]).item(),
-        }
-        for precision in (90, 95):
-            enough = (100 * ranked >= precision).nonzero()
-            most = int(enough.max()) + 1 if len(enough) else 0
-            found[f"coverage_{precision}"] = 100 * most / told.shape[1]
+        found["ece"] = 100 * ((sure - right).abs().sum() / told.shape[1]).item()
+        number, surest = told[0].cumsum(0), told[1].argsort(descending=True)
+        precise = 100 * told[2, surest].cumsum(0) / number
+        for least in (90, 95):
+            most = (number * (precise >= least)).max().item()
+            found[f"coverage_{least}"] = 100 * most / told.shape[1]
         print(f"* expected calibration error: {found['ece']:.1f}%")
+        bins = torch.stack([count, sure / count, right / count], dim=1)
+        self.results = {**found, "reliability": bins.tolist()}
         return found
 
 
-def entry(trainer: Any, before: dict[str, Counts]) -> dict[str, Any]:
-    """What is told of an evaluation that has just ended; `before`: the counts at its beginning."""
+def write(trainer: Any, before: Counts) -> None:
+    """Put an evaluation that has just ended into `metrics.json`; what was asked `before` it."""
     cfg, dataset, loaded = trainer.cfg, trainer.dm.dataset, trainer.loaded_from
+    path, kept = Path(trainer.output_dir, NAME), {}
+    with suppress(BlackBoxError):
+        kept = read(path)
     images = len(dataset.val if cfg.TEST.SPLIT == "val" else dataset.test)
     batches = batches_of(images, cfg.DATALOADER.TEST.BATCH_SIZE)
     queries = steps = ended_by = seconds = None
     if trainer.counted:
         queries = {**trainer.oracle.counts, "lost": trainer.oracle.lost}
-        asked, earlier = queries["evaluation"], before["evaluation"]
         # of this evaluation alone
-        queries["test"] = {unit: asked[unit] - earlier[unit] for unit in asked}
+        queries["test"] = {unit: n - before[unit] for unit, n in queries["evaluation"].items()}
         if loaded and trainer.stage == EVALUATION:
             queries["training"] = larger(queries["training"], loaded["counts"]["training"])
     if trainer.stage == END_OF_TRAINING:
         steps = trainer.steps_done
         inside = trainer.epoch_rng is not None and trainer.start_epoch < trainer.max_epoch
-        if trainer.steps_total():
+        if trainer.plan.steps:
             ended_by = "budget" if inside else "epochs"
         if trainer.time_meter.count == steps:  # else an earlier process made some
             seconds = time.time() - trainer.time_start
     data, backbone = cfg.DATASET, cfg.MODEL.BACKBONE.NAME
-    return {
+    kept[trainer.stage] = {
         "version": getattr(sys.modules.get("dassl_blackbox"), "__version__", None),
         **{"trainer": cfg.TRAINER.NAME, "access": list(trainer.needs), "backbone": backbone},
         **{"dataset": data.NAME, "classes": data.SUBSAMPLE_CLASSES, "shots": data.NUM_SHOTS},
@@ -212,29 +197,18 @@ def entry(trainer: Any, before: dict[str, Counts]) -> dict[str, Any]:
         # of the training, whose settings version 0.1.0 did not tell
         "seed": int(loaded.get("settings", {}).get("SEED", -1)) if loaded else cfg.SEED,
         **{"split": cfg.TEST.SPLIT, "images": images},
-        # what one candidate on all of them costs, in queries
-        "batches": sum(query_cost(1, size)[0] for size in batches),
-        **trainer.results,
-        "reliability": trainer.calibrated.reliability,
+        "batches": sum(query_cost(1, size)[0] for size in batches),  # queries of a candidate
+        **trainer.calibrated.results,
         **{"queries": queries, "steps": steps, "ended_by": ended_by, "seconds": seconds},
-        # what it was asked to do, as `--skip-done` compares it
-        "settings": trainer.made_with or trainer.request,
+        "settings": trainer.made_with,  # as `--skip-done` compares them
     }
+    write_atomically(path, json.dumps(kept, indent=1).encode())
 
 
 def lost_much(bill: Mapping[str, Any] | None) -> bool:
     """Whether more than a tenth of a run's training queries trained nothing."""
     lost = (bill or {}).get("lost", {"queries": 0})["queries"]
     return bill is not None and 10 * lost > bill["training"]["queries"]
-
-
-def write(trainer: Any, before: dict[str, Counts]) -> None:
-    """Put an evaluation that has just ended into `metrics.json`."""
-    path, kept = Path(trainer.output_dir, NAME), {}
-    with suppress(BlackBoxError):
-        kept = read(path)
-    kept[trainer.stage] = entry(trainer, before)
-    write_atomically(path, json.dumps(kept, indent=1).encode())
 
 
 def read(path: str | Path) -> dict[str, dict[str, Any]]:

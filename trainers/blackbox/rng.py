@@ -41,9 +41,8 @@ def set_numpy_state(state: dict[str, Any]) -> None:
 
 def rng_state() -> dict[str, Any]:
     """Python's, NumPy's, torch's and CUDA's global states, for a checkpoint."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    sources = {"python": random.getstate(), "numpy": numpy_state()}
-    return {**sources, "torch": torch.get_rng_state(), "cuda": cuda}
+    own = {"python": random.getstate(), "numpy": numpy_state(), "torch": torch.get_rng_state()}
+    return {**own, "cuda": torch.cuda.get_rng_state_all()}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:

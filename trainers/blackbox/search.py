@@ -1,11 +1,10 @@
 """Methods that search a prompt: ask an optimiser, query the model, tell the optimiser."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from .losses import mean_cross_entropies
@@ -23,9 +22,8 @@ class Answer:
     logits: torch.Tensor  # [P, B, C]
     labels: torch.Tensor  # [B]
     index: torch.Tensor  # [B], numbers of the training images
-    # normalised features [B, E] and [P, C, E], where the recipe reads features
-    image: torch.Tensor | None = None
-    text: torch.Tensor | None = None
+    image: torch.Tensor | None = None  # normalised features [B, E], where a recipe reads features
+    text: torch.Tensor | None = None  # the same of the class texts [P, C, E]
 
 
 class Teacher:
@@ -51,7 +49,7 @@ class Teacher:
         return {}
 
 
-class Recipe(nn.Module):
+class Recipe(torch.nn.Module):
     """The parts of a method, and all that evaluation needs; `SearchTrainer` does the rest."""
 
     def __init__(
@@ -59,7 +57,7 @@ class Recipe(nn.Module):
         space: Space,  # vectors `[P, d]` to a `Prompt`; its kind decides what must be let in
         optimizer: Optimizer,  # asks for candidates, is told about them; its `theta` is in use
         # of logits `[B, C]`, or of features `[B, E]` and `[C, E]` where its `reads` is "features"
-        head: nn.Module | None = None,
+        head: torch.nn.Module | None = None,
         teacher: Teacher | None = None,  # of the head
         schedule: Any = None,  # of the optimiser's learning rate, one step an epoch
         # what candidates are worth: logits `[P, B, C]` and labels `[B]` -> `[P]`
@@ -70,7 +68,7 @@ class Recipe(nn.Module):
         super().__init__()
         self.space, self.optimizer, self.head, self.teacher = space, optimizer, head, teacher
         self.schedule, self.fitness, self.features = schedule, fitness, features
-        self.whole_set, self.theta = whole_set, nn.Buffer(optimizer.theta.clone())
+        self.whole_set, self.theta = whole_set, torch.nn.Buffer(optimizer.theta.clone())
 
     def forward(self, pixels: torch.Tensor | None = None) -> Prompt:
         """The prompt in use, P = 1."""
@@ -89,69 +87,47 @@ class SearchTrainer(Trainer):
 
     def build_model(self) -> None:
         recipe = self.build_recipe(self.generator).to(self.device)
-        self.recipe = self.learner = recipe
+        self.recipe = self.learner = self.asked = recipe
         self.space, self.head, self.teacher = recipe.space, recipe.head, recipe.teacher
         self.optim, self.sched = recipe.optimizer, recipe.schedule
+        self.parts = {"optimizer": self.optim, "scheduler": self.sched, "teacher": self.teacher}
         self.reads_features = getattr(self.head, "reads", "logits") == "features"
-        needs = [*self.space.grants]
-        if not (recipe.features and self.reads_features):
-            needs.append("logits")
-        if recipe.features or self.reads_features:
-            needs.append("features")
-        self.name_classes(*needs)
+        flags = recipe.features, self.reads_features  # of steps, and of evaluation
+        read = {"features" if flag else "logits" for flag in flags}
+        self.name_classes(*self.space.grants, *sorted(read, reverse=True))
         self.register_model(self.model_name, recipe, self.optim, self.sched)
-        if "contexts" in needs:
-            # one that does not fit is an error now, not in evaluation
+        if "contexts" in self.needs:  # one that does not fit is an error now, not in evaluation
             self.oracle.check(recipe().tokens)
         print(f"{type(self).__name__}: {len(recipe.theta):,} tuned numbers")
 
-    def parts(self) -> dict[str, Any]:
-        return {**super().parts(), "teacher": self.teacher}
-
-    def asked(self, pixels: torch.Tensor) -> Prompt:
-        return self.learner(pixels)
-
     def prices(self) -> list[Price]:
         whole, items = self.recipe.whole_set, len(self.dm.dataset.train_x)
-        batch, candidates = self.train_loader_x.batch_size, self.optim.population
-        images = items if whole else min(batch, items)
-        asked = [query_cost(candidates, images)]
+        images = items if whole else min(self.train_loader_x.batch_size, items)
+        asked = [query_cost(self.optim.population, images)]
         if self.recipe.features:
-            asked = [query_cost(1, images), (candidates, 0)]
+            asked = [query_cost(1, images), (self.optim.population, 0)]
         if loader := self.teacher and self.teacher.loader:
             asked += [query_cost(1, size) for size in batches_of(items, loader.batch_size or items)]
         return [total(asked)] * (1 if whole else len(self.train_loader_x))
 
     def prepare(self) -> None:
-        items = self.dm.dataset.train_x
-        if not self.steps_done:  # else the checkpoint has what was learnt
-            self.space.fit(self.shown())
         if self.recipe.whole_set:
-            # one by one into their place: there may be gigabytes
+            items = self.dm.dataset.train_x
             pixels = torch.empty(len(items), 3, *self.description.image_size)
-            for batch in self.loader(items):
+            for batch in self.loader(items):  # into their place: there may be gigabytes
                 pixels[batch["index"]] = batch["img"]
-            labels, index = torch.tensor([item.label for item in items]), torch.arange(len(items))
-            whole = {"images": self.oracle.upload(pixels), "label": labels, "index": index}
+            whole = {"images": self.oracle.upload(pixels), "index": torch.arange(len(items))}
+            whole["label"] = torch.tensor([item.label for item in items])
             whole["img"] = pixels if self.space.changes_pictures else torch.empty(0)
             self.batches = [whole]
 
-    def shown(self) -> Iterator[torch.Tensor]:
-        """The un-augmented training pictures; nothing is drawn before the first is asked for."""
-        for batch in self.loader(self.dm.dataset.train_x):
-            yield batch["img"].to(self.device)
-
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
-        """One step, and what the log says of it: loss and accuracy of the last round's candidates.
-
-        A resumed epoch replays its loader alone: nothing else draws from the global random sources
-        (with `whole_set`, a teacher's loader may).
-        """
+        """One step; it draws from the global random sources by a teacher's loader alone."""
         optim, teacher = self.optim, self.teacher or Teacher()
         pixels, labels = self.parse_batch_train(batch)
         index = batch["index"].to(self.device)
         images = batch.get("images") or self.oracle.upload(pixels)
-        teacher.begin(self.epoch, self.steps_done, self.steps_total())
+        teacher.begin(self.epoch, self.steps_done, self.plan.steps)
         image = self.oracle.image_features(images) if self.recipe.features else None
         for _ in range(optim.rounds):
             with self.one_thread():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,47 +9,44 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from dassl.engine import TrainerX
 from dassl.utils import AverageMeter, MetricMeter, set_random_seed
 from threadpoolctl import ThreadpoolController
-from torch import nn
 from tqdm import tqdm
 
 from . import record
-from .config import Key, Validator, check_cfg, template_for, values_read
-from .data import build_data, match_input, naming_workers, ordered_loader, training_images
+from .bank import PLAIN, TEMPLATES
+from .config import Key, Validator, check_cfg, node_of, values_read
+from .data import build_data, checked_training, match_input, naming_workers, ordered_loader
 from .errors import BlackBoxError, BudgetSpent
 from .files import BEST, MODEL, RESUME, FolderLock, digest, missing, newest, save
 from .oracle import Meter, Oracle, Prompt, Texts, build_oracle
 from .oracle.bill import Plan, Price, batches_of, query_cost, total
 from .rng import rng_state, seeded_generator, set_rng_state
 
-PORTIONS = 10  # a run is saved after every tenth of its steps, or more often
 # a terminal's signals, and what schedulers send some time before they kill
-NAMES = "INT", "TERM", "HUP", "USR1", "USR2", "XCPU", "QUIT"
 if sys.platform == "win32":
     raise ImportError("Windows is not served: use Linux, macOS, or its Subsystem for Linux.")
+NAMES = "INT", "TERM", "HUP", "USR1", "USR2", "XCPU", "QUIT"
 SIGNALS = [signal.Signals[f"SIG{name}"] for name in NAMES]
 # seconds: a closed terminal and `timeout` send two signals, and a script passes its group's on
 TOGETHER = 2.0
 
 
 @contextmanager
-def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Within this context the signals that end a run are handled so."""
-    main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
-    former = {number: signal.getsignal(number) for number in SIGNALS if main}
-    for number, before in former.items():
+    former, main = {}, threading.current_thread() is threading.main_thread()
+    for number in SIGNALS if main else ():  # other threads cannot set handlers
         # for `nohup`; and a shell ignores SIGINT for all that a script starts in the background
-        if number == signal.SIGINT or before != signal.SIG_IGN:
-            signal.signal(number, handler)
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            former[number] = signal.signal(number, handler)
     try:
         yield
     finally:
@@ -61,14 +57,12 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 class Trainer(TrainerX):
     """A trainer whose model answers queries, each of which is counted.
 
-    Of its two shapes `SearchTrainer` asks, queries and tells an optimiser, and `ProbeTrainer` reads
-    every view of the training images once and fits a head. Training ends with the budget or with
-    the epochs, whichever comes first; a run that is stopped goes on where it was. A shape gives
-    `build_model`, `prices`, `forward_backward` and `asked`, and sets `learner`.
+    Training ends with the budget or with the epochs, whichever comes first; a run that is stopped
+    goes on where it was. A shape, `SearchTrainer` or `ProbeTrainer`, gives `build_model`, `prices`,
+    `forward_backward` and `asked`, and sets `learner` and `parts`.
     """
 
-    keys: Mapping[str, Key] = {}  # of the method, under `TRAINER.<node>` (`config.node_of`)
-    node: str  # where that is not the class's name in capitals
+    keys: Mapping[str, Key] = {}  # of the method, under TRAINER, by its name or `node` in capitals
     # nodes and keys that have an effect; with all of OPTIM, a learning rate follows its schedule
     reads: tuple[str, ...] = ("OPTIM.MAX_EPOCH", "ORACLE")
     host: Mapping[str, Validator] = {}  # what Dassl's own keys may hold with this trainer
@@ -77,38 +71,32 @@ class Trainer(TrainerX):
     reads_features = False  # the head reads features of images and class texts, not logits
     needs: tuple[str, ...]  # grants that the method cannot do without
     prices: Callable[[], list[Price]]  # of the steps of an epoch
+    price: Callable[[int], Price] = staticmethod(partial(query_cost, 1))  # of a batch in evaluation
     asked: Callable[[torch.Tensor], Prompt]  # in evaluation, about pictures `[B, 3, H, W]`
     text = "", torch.empty(0)  # the last prompt's digest, and its texts' features `[C, E]`
     template = "{}."  # of a class's text
     model_name = MODEL
     stage = record.EVALUATION  # or "training", then its end
-    cfg: Any
-    best_result: float
-    max_epoch: int
     evaluator: Any
     head: Any = None
-    learner: nn.Module  # what evaluation needs
+    learner: torch.nn.Module  # what evaluation needs
     optim: Any = None
     sched: Any = None
+    parts: dict[str, Any]  # what a run that goes on needs beside the learner, with a state each
     steps_done = batches_done = 0  # steps that trained what is in use; batches of this epoch
     signum, since = 0, 0.0  # the signal that came, and when
     epoch_rng: dict[str, Any] | None = None  # random states at this epoch's start; between epochs
-    made_with: Mapping[str, str] = {}  # what must agree for a run to go on; once it is checked
-    request: Mapping[str, str] = {}  # what `--skip-done` compares of an evaluation
+    made_with: Mapping[str, str] = {}  # what must agree for a run to go on, once that is checked
     loaded_from: Mapping[str, Any] = {}  # what the checkpoint in evaluation tells of its training
     bar = tqdm(disable=True)
     check_cfg = staticmethod(check_cfg)
     parse_batch_train = TrainerX.parse_batch_test  # images and labels, without Dassl's domains
+    # hooks: before the first step of a process, after the last one; the training images' transform
+    prepare = finish = train_transform = TrainerX.before_epoch  # which does nothing
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self.evaluator = self.calibrated = record.Calibrated(self.evaluator)
-
-    def nothing(self) -> Any:
-        """What a hook does that a subclass leaves out."""
-
-    train_transform = nothing  # of the training images; else that of INPUT.TRANSFORMS
-    prepare = finish = nothing  # before the first step of this process, and after the last
 
     def open_model(self) -> Oracle:
         return build_oracle(self.cfg, self.device, client=self.cfg.TRAINER.NAME)
@@ -117,62 +105,55 @@ class Trainer(TrainerX):
         """Hold the folder, open the model, and load the data as it wants them."""
         cfg = self.cfg
         self.lock = FolderLock(cfg.OUTPUT_DIR) if cfg.OUTPUT_DIR else None
-        self.process, self.results = os.getpid(), dict[str, float]()
-        self.time_meter, self.losses = AverageMeter(), MetricMeter()
+        self.process, self.time_meter, self.losses = os.getpid(), AverageMeter(), MetricMeter()
         budget = cfg.ORACLE.MAX_QUERIES, cfg.ORACLE.MAX_IMAGE_QUERIES
         bill = f"{cfg.OUTPUT_DIR}/queries.json" if self.lock and self.counted else None
         holds = self.lock.check if self.lock else None
         self.oracle = Meter(self.open_model(), *budget, bill, holds)
         self.description, self.pools = self.oracle.description, ThreadpoolController()
-        self.cfg = match_input(cfg, self.description)
+        self.cfg: Any = match_input(cfg, self.description)
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # whatever the model's construction drew
         dm, self.pictures, self.augmentation = build_data(self.cfg, self.train_transform())
-        self.dm, self.train_loader_x = dm, dm.train_loader_x
-        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.batches = self.train_loader_x = dm.train_loader_x  # what an epoch iterates over
+        self.loader = partial(ordered_loader, self.cfg, self.pictures)
+        self.dm, self.val_loader, self.test_loader = dm, dm.val_loader, dm.test_loader
         self.num_classes, self.lab2cname = dm.num_classes, dm.lab2cname
         self.generator = seeded_generator(cfg.SEED)  # of what the method draws
 
     def name_classes(self, *needs: str) -> None:
         """Tell the oracle what it will be asked about, if it grants what the method needs."""
         behind = "contexts" in needs  # the words of a context, the class's name stands
-        self.needs, self.template = needs, "{}." if behind else template_for(self.cfg)
+        known = self.settings.get("TEMPLATE") or TEMPLATES.get(self.cfg.DATASET.NAME, PLAIN)
+        self.needs, self.template = needs, "{}." if behind else known
         self.oracle.require(*needs)
         print(f'Template: "{self.template}"{" behind the context" if behind else ""}')
         self.oracle.set_classes(self.dm.dataset.classnames, self.template)
 
-    def loader(self, items: Sequence[Any], *given: Any, **options: Any) -> Any:
-        return ordered_loader(self.cfg, items, self.pictures, *given, **options)
+    @property
+    def settings(self) -> Any:
+        """The method's node of the configuration."""
+        return self.cfg.TRAINER.get(node_of(type(self)), {})
 
-    def one_thread(self) -> AbstractContextManager:
+    def one_thread(self, small: bool = True) -> AbstractContextManager:
         """For small matrices, where threads wait for each other; a user's OMP_NUM_THREADS stays."""
-        own = "OMP_NUM_THREADS" in os.environ
-        return nullcontext() if own else self.pools.limit(limits=1)
+        many = not small or "OMP_NUM_THREADS" in os.environ
+        return nullcontext() if many else self.pools.limit(limits=1)
 
     @cached_property
     def plan(self) -> Plan:
-        # what is fitted to features is fitted to those of the class texts too
-        texts = int(self.reads_features and not self.learns_by_steps)
-        return Plan(self.prices(), self.max_epoch, (texts, 0))
-
-    def steps_total(self) -> int:
-        """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
-        return self.plan.steps(self.oracle.limits)
-
-    def price(self, images: int) -> Price:
-        """Of evaluation on a batch."""
-        return query_cost(1, images)
+        texts = int(self.reads_features and not self.learns_by_steps)  # of the classes, once
+        return Plan(self.prices(), self.max_epoch, self.oracle.limits, (texts, 0))
 
     def passes(self, done: int = 0) -> list[str]:
         """The splits that are still evaluated on after so many steps, each as often as it is."""
-        plan, steps, every = self.plan, self.steps_total(), self.cfg.ORACLE.VAL_EVERY
+        plan, steps, every = self.plan, self.plan.steps, self.cfg.ORACLE.VAL_EVERY
         tested, epoch = not self.cfg.TEST.NO_TEST, len(plan.epoch)
         best = tested and self.cfg.TEST.FINAL_MODEL == "best_val"
-        if self.learns_by_steps:
-            curve = plan.until(steps)[0] // every - plan.until(done)[0] // every if every else 0
-            # one more where the budget ends an epoch
-            chosen = steps // epoch - done // epoch + (steps < plan.epochs * epoch)
-        else:  # when all is fitted
+        curve = plan.until(steps)[0] // every - plan.until(done)[0] // every if every else 0
+        # one more where the budget ends an epoch
+        chosen = steps // epoch - done // epoch + (steps < plan.epochs * epoch)
+        if not self.learns_by_steps:  # once, when all is fitted
             curve, chosen = int(steps > 0 and every > 0), int(steps > 0)
         return ["val"] * (curve + best * chosen) + [self.cfg.TEST.SPLIT] * tested
 
@@ -187,7 +168,7 @@ class Trainer(TrainerX):
 
     def describe_cost(self) -> str:
         """What the whole run would ask of the model, as a line; `--no-train` prints it."""
-        steps, most = self.steps_total(), max(self.plan.epoch)[0]
+        steps, most = self.plan.steps, max(self.plan.epoch)[0]
         lists = [Texts.of(self.dm.dataset.classnames, self.template)]
         if further := getattr(self.head, "texts", ()):
             lists.append(Texts.of(further, self.head.template))
@@ -203,8 +184,7 @@ class Trainer(TrainerX):
                     raise
                 place = f"epoch {self.epoch + 1}, batch {self.batches_done}"
                 tqdm.write(f"{spent} Training ends in {place}.")
-                self.end()
-                self.save_model(self.max_epoch - 1, self.output_dir)
+                self.after_epoch()
                 self.after_train()
             finally:
                 self.bar.close()  # an error's sentence begins on a line of its own
@@ -212,46 +192,34 @@ class Trainer(TrainerX):
 
     def check_training(self) -> None:
         """Raise, once, where training has no folder or no query, or unfit pictures."""
-        cfg, dataset, name = self.cfg, self.dm.dataset, self.cfg.DATASET.NAME
         if self.made_with or not self.max_epoch:
             return
         self.lock = self.lock or FolderLock(self.output_dir)
-        if cfg.TEST.FINAL_MODEL == "best_val" or cfg.ORACLE.VAL_EVERY:
-            self.pictures.need_val(dataset, name)
-        self.pictures.need_apart(dataset, name)
-        if cfg.DATALOADER.NUM_WORKERS and multiprocessing.get_start_method() != "fork":
-            self.pictures.room = 0  # every worker would keep its own, for an epoch
-        self.pictures.load(f"{name}, train")
-        images = training_images(dataset.train_x, self.pictures)
-        self.made_with = record.with_contents(record.counted(values_read(cfg)), images)
-        if not (cfg.RESUME or newest(Path(self.output_dir, self.model_name))):
+        images = checked_training(self.cfg, self.dm.dataset, self.pictures)
+        self.made_with = record.with_contents(record.counted(values_read(self.cfg)), images)
+        if not (self.cfg.RESUME or newest(Path(self.output_dir, self.model_name))):
             self.oracle.afford(*self.plan.step(0))
 
     def before_train(self) -> None:
         self.check_training()
         super().before_train()
         Path(self.output_dir, record.NAME).unlink(missing_ok=True)  # the run goes on
-        self.batches = self.train_loader_x  # what an epoch iterates over
         self.saved_at, self.stage = (self.steps_done, self.clock()), "training"
-        done, run = self.plan.until(self.steps_done), self.plan.until(self.steps_total())
-        # what was paid for in this folder without a trace in the parameters
-        paid = self.oracle.counts["training"].values()
+        done, run = self.plan.until(self.steps_done), self.plan.until(self.plan.steps)
+        paid = self.oracle.counts["training"].values()  # some without a trace in the parameters
         self.oracle.set_lost(*(spent - cost for spent, cost in zip(paid, done, strict=True)))
         if lost := self.oracle.lost["queries"]:
-            words = "asked after the last checkpoint of a run that was ended in this folder"
-            print(f"Lost: {lost:,} of {self.clock():,} training queries, {words}")
+            print(f"Lost: {lost:,} of {self.clock():,} training queries, after the last checkpoint")
         still = run[0] - done[0], run[1] - done[1]
         self.oracle.check_allowance(still, self.evaluation(self.passes(self.steps_done)))
         if self.counted:
             print(f"The whole run: {self.describe_cost()}")
         self.prepare()
-        whole = run[0] if self.counted else self.steps_total()
-        name, unit = type(self).__name__, f" {self.unit}"
-        self.bar = tqdm(desc=name, total=whole, initial=self.clock(), unit=unit)
+        name, whole = type(self).__name__, run[0] if self.counted else self.plan.steps
+        self.bar = tqdm(None, name, whole, initial=self.clock(), unit=f" {self.unit}")
 
     def run_epoch(self) -> None:
         self.augmentation.epoch = self.epoch
-        self.set_model_mode("train")
         self.num_batches = len(self.batches)
         skip, self.batches_done = self.batches_done, 0
         every = self.cfg.ORACLE.VAL_EVERY if self.counted and self.learns_by_steps else 0
@@ -263,8 +231,8 @@ class Trainer(TrainerX):
         end = time.time()
         for self.batch_idx, batch in enumerate(self.batches):  # noqa: B020  an attribute
             if self.batch_idx >= skip:
-                # a step is made whole or not at all
-                self.oracle.afford(*self.plan.step(self.steps_done))
+                self.set_model_mode("train")
+                self.oracle.afford(*self.plan.step(self.steps_done))  # a whole step, or none
                 before, summary = self.clock(), self.forward_backward(batch)
                 self.steps_done += 1
                 self.time_meter.update(time.time() - end)
@@ -284,8 +252,7 @@ class Trainer(TrainerX):
             raise BlackBoxError(f"The loss of step {self.steps_done} is {summary['loss']}: {cure}.")
         self.losses.update(summary)
         self.bar.update(self.clock() - self.bar.n)
-        step = self.epoch * self.num_batches + self.batch_idx
-        if (step + 1) % self.cfg.TRAIN.PRINT_FREQ == 0:
+        if self.steps_done % self.cfg.TRAIN.PRINT_FREQ == 0:
             print(
                 f"epoch [{self.epoch + 1}/{self.max_epoch}] "
                 f"batch [{self.batch_idx + 1}/{self.num_batches}] {self.unit} {self.clock():,} "
@@ -298,33 +265,23 @@ class Trainer(TrainerX):
     def look_at_val(self) -> None:
         """Write a line of `val_curve.csv`; it decides nothing."""
         counts, accuracy = self.oracle.counts["training"], self.test(split="val")
-        self.set_model_mode("train")
         with open(Path(self.output_dir, "val_curve.csv"), "a") as f:
             f.write(f"{counts['queries']},{counts['image_queries']},{accuracy}\n")
 
-    def end(self) -> None:
-        """Training ends, with the epochs or with the budget."""
-        self.finish()
-        if self.cfg.ORACLE.VAL_EVERY and not self.learns_by_steps:
-            self.look_at_val()
-        self.select_best()
-
-    def select_best(self) -> None:
-        """With `TEST.FINAL_MODEL best_val`, keep the model if it is the best so far on `val`."""
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+    def after_epoch(self) -> None:
+        """Look at val and save where that is due; in the last one, finish the training first."""
+        cfg, done = self.cfg, self.epoch + 1
+        last = done == self.max_epoch or self.epoch_rng is not None  # where the budget ended it
+        if last:
+            self.finish()
+        every, chosen = cfg.TRAIN.CHECKPOINT_FREQ, cfg.TEST.FINAL_MODEL == "best_val"
+        if chosen and not cfg.TEST.NO_TEST and (last or self.learns_by_steps):
             result = self.test(split="val")
             if result > self.best_result:
-                self.best_result = result
+                self.best_result: float = result
                 self.write_checkpoint(BEST, result)
-
-    def after_epoch(self) -> None:
-        every, done = self.cfg.TRAIN.CHECKPOINT_FREQ, self.epoch + 1
-        if done == self.max_epoch:
-            self.end()
-        elif self.learns_by_steps:
-            self.select_best()
-        if done == self.max_epoch or (every > 0 and done % every == 0):
-            self.save_model(self.epoch, self.output_dir)
+        if last or (every > 0 and done % every == 0):
+            self.save_model(self.max_epoch - 1 if last else self.epoch, self.output_dir)
         self.save_if_due()
 
     def after_train(self) -> None:
@@ -342,7 +299,7 @@ class Trainer(TrainerX):
         """Training queries, or steps."""
         return self.oracle.counts["training"]["queries"] if self.counted else self.steps_done
 
-    def note(self, signum: int, frame: FrameType | None) -> None:
+    def note(self, signum: int, frame: Any) -> None:
         """Remember the first signal; a second one ends at once."""
         if os.getpid() != self.process:
             return  # a loader's worker, which a terminal interrupts too: its parent decides
@@ -357,22 +314,17 @@ class Trainer(TrainerX):
     def leave(self, state: str) -> None:
         """End the run if a signal came; `state` says how things stand and how to go on."""
         if self.signum:
-            number, self.signum = self.signum, 0
-            print(f"Stopped by {signal.Signals(number).name}: {state}")
-            raise SystemExit(128 + number)
+            print(f"Stopped by {signal.Signals(self.signum).name}: {state}")
+            raise SystemExit(128 + self.signum)
 
     def save_if_due(self) -> None:
         """Save where enough has happened since the last time, and before a signal ends the run."""
         steps, asked = self.steps_done - self.saved_at[0], self.clock() - self.saved_at[1]
-        due = steps >= max(1, self.steps_total() // PORTIONS)
-        every = self.counted and self.cfg.ORACLE.SAVE_EVERY
-        if steps > 0 and (self.signum or due or (every and asked >= every)):
+        tenth = max(1, self.plan.steps // 10)
+        due = steps >= tenth or (self.counted and 0 < self.cfg.ORACLE.SAVE_EVERY <= asked)
+        if steps > 0 and (self.signum or due):
             self.write_checkpoint(RESUME)
         self.leave(f"{self.clock():,} {self.unit} are saved. The same command goes on from here.")
-
-    def parts(self) -> dict[str, Any]:
-        """What a run that goes on needs beside the learner: parts that have a state, by name."""
-        return {"optimizer": self.optim, "scheduler": self.sched}
 
     def write_checkpoint(self, name: str, val_result: float | None = None) -> Path:
         """Everything that evaluation and resumption need; tensors and plain values only."""
@@ -381,7 +333,7 @@ class Trainer(TrainerX):
         state = {
             "state_dict": self.learner.state_dict(),
             "epoch": self.epoch + (self.epoch_rng is None),  # else it is not over
-            **{name: part and part.state_dict() for name, part in self.parts().items()},
+            **{name: part and part.state_dict() for name, part in self.parts.items()},
             "val_result": val_result,
             "blackbox": {
                 "format": 2,  # 0.1.0 wrote no number and no digest
@@ -413,7 +365,7 @@ class Trainer(TrainerX):
             return 0
         state = record.load(path, self, self.made_with, resumed=True)
         extra = state["blackbox"]
-        for name, part in self.parts().items():
+        for name, part in self.parts.items():
             if part is not None:
                 part.load_state_dict(state[name])
         if self.counted:
@@ -432,22 +384,20 @@ class Trainer(TrainerX):
         if not self.max_epoch and (not directory or os.path.isdir(directory)):
             return
         folder = Path(directory, self.model_name)
-        if epoch is not None:
-            path = folder / f"model.pth.tar-{epoch}"
-        elif self.cfg.TEST.FINAL_MODEL == "best_val" and (folder / BEST).is_file():
-            path = folder / BEST
-        else:
+        path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
+        chosen = self.cfg.TEST.FINAL_MODEL == "best_val" and path.is_file()
+        if epoch is None and not chosen:
             path = newest(folder) or folder / "model.pth.tar"
         if not path.is_file():
             raise missing(path, Path(directory))
-        state = record.load(path, self, record.counted(values_read(self.cfg)))
+        state = record.load(path, self, record.counted(values_read(self.cfg)), resumed=False)
         self.loaded_from = state["blackbox"]
         print(f"Load {path} (epoch {state['epoch']})")
 
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluation, without a trace in the random sources; a result without `split`."""
         self.oracle.check_allowance((0, 0), self.evaluation([split or self.cfg.TEST.SPLIT]))
-        random_sources, before = rng_state(), self.oracle.counts
+        random_sources, before = rng_state(), self.oracle.counts["evaluation"]
         workers = naming_workers(self.cfg.DATALOADER.NUM_WORKERS)
         with self.oracle.evaluation(), workers, handled(self.note):
             accuracy = super().test(split)
@@ -471,9 +421,3 @@ class Trainer(TrainerX):
         if self.text[0] != key:  # the texts of a prompt are asked for once while it is in use
             self.text = key, self.oracle.text_features(prompt)[0]
         return self.head(self.oracle.image_features(images), self.text[1])
-
-    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        split, _, name = tag.partition("/")
-        if split != "train":  # Dassl's `test` tells its results here, and returns the first alone
-            self.results[name] = float(scalar_value)
-        super().write_scalar(tag, scalar_value, global_step)

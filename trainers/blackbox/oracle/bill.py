@@ -31,14 +31,13 @@ def query_cost(candidates: int, images: int) -> Price:
 
 
 def price(prompt: Prompt | None, classes: int, images: int | None) -> Price:
-    """The price of scoring a prompt on images, or, without a prompt, of the images' features, or,
-    without images, of the texts' features. Further texts see no image again.
-    """
+    """The price of a prompt's scores on images; without one of the two, of the other's features."""
     if prompt is None:
         return query_cost(1, images or 0)
     candidates = prompt.candidates(classes)
     if images is None:
         return candidates, 0
+    # further texts see no image again
     return query_cost(candidates, images)[0], len(prompt) * images
 
 
@@ -57,11 +56,12 @@ class Plan:
 
     epoch: Sequence[Price]  # of every step of an epoch
     epochs: int
+    limits: Mapping[str, int]  # of (queries, image queries); 0 is none
     first: Price = (0, 0)  # what the first step of all costs beyond that
 
     @cached_property
     def sums(self) -> np.ndarray:
-        """Of the first 0, 1, … steps of an epoch: a run asks again at every step."""
+        """Of the first 0, 1, … steps of an epoch, which every step asks for."""
         return np.cumsum([(0, 0), *self.epoch], axis=0)
 
     def until(self, steps: int) -> Price:
@@ -76,11 +76,12 @@ class Plan:
         (queries, images), then = self.until(number), self.until(number + 1)
         return then[0] - queries, then[1] - images
 
-    def steps(self, limits: Mapping[str, int]) -> int:
-        """Steps that (queries, image queries) pay for, 0 meaning no limit; at most all epochs'."""
+    @property
+    def steps(self) -> int:
+        """Steps that the whole budget pays for, or that the epochs hold, whichever are fewer."""
 
         def above(steps: int) -> bool:
-            prices = zip(self.until(steps), limits.values(), strict=True)
+            prices = zip(self.until(steps), self.limits.values(), strict=True)
             return any(limit and price > limit for price, limit in prices)
 
         return bisect_left(range(1, 1 + self.epochs * len(self.epoch)), True, key=above)
@@ -285,6 +286,5 @@ class Meter(Wrapper):
             shown = f"{counts['queries']:,} (image queries: {counts['image_queries']:,})"
             lines.append(f"* {name} queries: {shown}")
         if sent := self.sent():
-            parts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in sent.items())
-            lines.append(f"* sent to the service: {parts}")
+            lines.append(f"* sent to the service: {in_words(sent)}")
         return "\n".join(lines)

@@ -11,7 +11,6 @@ import re
 import sys
 import threading
 import time
-import uuid
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,9 +60,7 @@ class RemoteBudgetSpent(BudgetSpent, Refused):
 
 
 class Http:
-    """Connections to a service, which threads may share. A try is given up after `timeout` seconds
-    without a byte, a request after `patience` seconds.
-    """
+    """Connections that threads may share, with ORACLE's `TIMEOUT` and `PATIENCE` in seconds."""
 
     def __init__(self, url: str, timeout: float, patience: float) -> None:
         self.url, self.patience, self.quiet = url, patience, 0.0  # until when nothing is tried
@@ -89,9 +86,7 @@ class Http:
             print(f"Note: the key in {KEY} crosses the network in clear; use https:// if you can")
 
     def ask(self, method: str, path: str, **request: Any) -> bytes:
-        """The body that answers a request (arguments of `httpx.Client.stream`), which is made again
-        while the service is away or busy, or what crosses is damaged; Refused where that is vain.
-        """
+        """The body that answers a request of httpx, made anew unless that is vain: then Refused."""
 
         def note(state: tenacity.RetryCallState) -> None:
             if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
@@ -247,7 +242,7 @@ class RemoteOracle(Oracle):
             about = {"classes": self.classes.id, "texts": getattr(prompt.texts, "id", None)}
         if isinstance(images, wire.Contents) and "pictures" not in tensors:
             about["images"] = images.ids
-        body, name, tries = wire.pack(tensors, about), uuid.uuid4().hex, 0
+        body, name, tries = wire.pack(tensors, about), os.urandom(16).hex(), 0
         while True:
             try:
                 return wire.unpack(self.send(path, body, name))[0]["answer"].to(self.device)
@@ -257,21 +252,19 @@ class RemoteOracle(Oracle):
                 if e.status != 404 or missing is None or tries > AGAIN:
                     raise
             if isinstance(images, wire.Contents) and missing["images"]:
-                self.send_images(images, missing["images"])
+                place = {name: i for i, name in enumerate(images.ids)}
+                rows = torch.tensor([place[name] for name in missing["images"]])
+                each = min(UPLOAD, self.most // 2) // max(1, images.pixels[:1].nbytes)
+                for part in rows.split(max(1, each)):
+                    self.send("/v1/images", wire.pack({"images": images.pixels[part]}))
             for texts in (self.classes, prompt.texts) if prompt is not None else ():
                 if texts is not None and texts.id in missing["texts"]:
                     self.send_texts(texts)
 
-    def send(self, path: str, body: bytes, name: str) -> bytes:
-        named = {"Content-Type": wire.MEDIA, wire.REQUEST: name, wire.DIGEST: wire.digest_of(body)}
-        return self.line.ask("POST", path, content=body, headers=named)
-
-    def send_images(self, images: wire.Contents, names: Sequence[str]) -> None:
-        place = {name: i for i, name in enumerate(images.ids)}
-        rows = torch.tensor([place[name] for name in names], dtype=torch.long)
-        each = min(UPLOAD, self.most // 2) // max(1, images.pixels[:1].nbytes)
-        for part in rows.split(max(1, each)):
-            self.send("/v1/images", wire.pack({"images": images.pixels[part]}), uuid.uuid4().hex)
+    def send(self, path: str, body: bytes, name: str = "") -> bytes:
+        headers = {wire.REQUEST: name or os.urandom(16).hex(), wire.DIGEST: wire.digest_of(body)}
+        headers["Content-Type"] = wire.MEDIA
+        return self.line.ask("POST", path, content=body, headers=headers)
 
     def send_texts(self, texts: Texts) -> None:
         self.line.ask("POST", "/v1/texts", json={"names": texts.names, "template": texts.template})
@@ -393,9 +386,7 @@ class ServiceOracle(Oracle):
         return parse(json.loads(self.line.ask("POST", path, json=body)))
 
     def called(self, call: Callable[[], Any], width: int, **sent: int) -> torch.Tensor:
-        """The numbers `[N, width]` that a call comes to; a width of 0 is any. An answer that cannot
-        be read is counted all the same, since it may be billed, and the call made once more.
-        """
+        """The numbers `[N, width]`, 0 for any, of a call; one that cannot be read is made twice."""
         for _ in range(2):
             try:
                 answer = call()
@@ -403,7 +394,7 @@ class ServiceOracle(Oracle):
                 raise
             except Exception as e:  # whatever a parser raises
                 answer = e
-            with self.lock:
+            with self.lock:  # in any case, since it may be billed
                 self.tally.update(calls=1, **sent)
             if not isinstance(answer, Exception):
                 break
@@ -418,18 +409,12 @@ class ServiceOracle(Oracle):
         return rows
 
     def usage(self) -> dict[str, int | float]:
-        paid = {"money": round(self.price * self.tally["pictures"], 6)} if self.price else {}
-        return {**self.tally, **paid}
+        return self.priced(**self.tally)
 
-    def quote(self, asked: Questions) -> dict[str, int | float]:
-        """Where no picture is known, nor asked about twice."""
-        calls, pictures, texts = self.sent_for(asked)
-        paid = {"money": round(self.price * pictures, 6)} if self.price else {}
-        return {"calls": calls, "pictures": pictures, "texts": texts, **paid}
-
-    @abstractmethod
-    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
-        """Calls, pictures and texts that questions take."""
+    def priced(self, **sent: int) -> dict[str, int | float]:
+        """What was sent, or would be, with its price in money if that is known."""
+        paid = {"money": round(self.price * sent["pictures"], 6)} if self.price else {}
+        return {**sent, **paid}
 
 
 class FeatureService(ServiceOracle):
@@ -440,7 +425,6 @@ class FeatureService(ServiceOracle):
     """
 
     grants = frozenset({"features", "logits"})
-
     width = 0  # E, once it is known
 
     @cached_property
@@ -456,14 +440,15 @@ class FeatureService(ServiceOracle):
         self.owner = hashed(self.owner, kept.hex())
         return replace(self.told, embed_dim=self.width)
 
-    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
+    def quote(self, asked: Questions) -> dict[str, int | float]:
+        """Where no picture is known, nor asked about twice."""
         sizes = [size for sizes, _ in asked for size in sizes]
         names = {name for _, lists in asked for name in spelt(lists)}
         new = sum(hashed(self.owner, "texts", name) not in self.answers for name in names)
-        calls = sum(math.ceil(size / self.batch) for size in (*sizes, new))
         again = len(self.first) < FEW <= len(self.first) + sum(sizes)  # see `sees`
         sample = not self.width
-        return calls + again + sample, sum(sizes) + again, new + sample
+        calls = sum(math.ceil(size / self.batch) for size in (*sizes, new)) + again + sample
+        return self.priced(calls=calls, pictures=sum(sizes) + again, texts=new + sample)
 
     @abstractmethod
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -476,8 +461,7 @@ class FeatureService(ServiceOracle):
     def send(self, kind: str, items: list) -> torch.Tensor:
         """Normalised features `[N, E]` of "texts", or of "pictures" as PNG files, by one call."""
         call = partial(self.embed_texts if kind == "texts" else self.embed_images, items)
-        rows = self.called(call, self.width, **{kind: len(items)})
-        return F.normalize(rows, dim=-1)
+        return F.normalize(self.called(call, self.width, **{kind: len(items)}), dim=-1)
 
     def sees(self) -> bool:
         """Whether the first is nearest to itself in a file of other bytes, which texts embed."""
@@ -510,12 +494,10 @@ class ScoreService(ServiceOracle):
     grants = frozenset({"logits"})
     batch = 1
 
-    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
-        pictures = texts = 0
-        for sizes, lists in asked:
-            pictures += sum(sizes)
-            texts += sum(sizes) * len(spelt(lists))
-        return pictures, pictures, texts
+    def quote(self, asked: Questions) -> dict[str, int | float]:
+        pictures = sum(sum(sizes) for sizes, _ in asked)
+        texts = sum(sum(sizes) * len(spelt(lists)) for sizes, lists in asked)
+        return self.priced(calls=pictures, pictures=pictures, texts=texts)
 
     @abstractmethod
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""What both sides of HTTP share: bodies of tensors, names of contents, 8-bit pictures, a disk.
-
-A body is a safetensors file, with JSON in its metadata; its digest goes with it (RFC 9530).
-"""
+"""What both sides of HTTP share: bodies of tensors, names of contents, 8-bit pictures, a disk."""
 
 import base64
 import hashlib
@@ -21,7 +18,7 @@ from ..files import digest
 from .interface import Description, Images, few_at_a_time
 
 MEDIA = "application/vnd.safetensors"
-DIGEST, REQUEST = "Content-Digest", "Idempotency-Key"
+DIGEST, REQUEST = "Content-Digest", "Idempotency-Key"  # of a body (RFC 9530), of a request
 DAMAGED = "damaged"  # code of our server's error where a body's digest is not the body's
 HEADER_BYTES = 8  # a safetensors file begins with the length of its header
 MARK = 16  # bytes of the digest ahead of a value on disk
@@ -29,7 +26,7 @@ WORDS = re.compile(r"(?s)(?=.*[^\s_])[^\ud800-\udfff]*")
 
 
 def pack(tensors: Mapping[str, torch.Tensor], about: Any = None) -> bytes:
-    """A body of named tensors, and of what can be said in JSON about them."""
+    """A body, a safetensors file: named tensors, and what can be said in JSON about them."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(held, {"about": json.dumps(about)})
 
@@ -113,5 +110,4 @@ class Plain(diskcache.Disk):
 def open_cache(folder: Path, limit: int = 2**32) -> Any:
     """A `diskcache.Cache` for its owner alone; beyond the limit (bytes), the oldest goes first."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    policy = {"size_limit": limit, "eviction_policy": "least-recently-stored"}
-    return diskcache.Cache(str(folder), disk=Plain, **policy)
+    return diskcache.Cache(str(folder), disk=Plain, size_limit=limit)
