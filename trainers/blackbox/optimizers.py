@@ -133,37 +133,6 @@ class OneSided(Optimizer):
         return slopes @ self.u / (self.q / self.scale)
 
 
-class RandomDirections(OneSided):
-    """CBBT's (EMNLP Findings 2023, section 3.2): g clipped to the norm `clip`, then a step of Adam.
-
-    The scale is `1 / eps` where a textbook has d; with `eps = max(1 / d, 0.001)` the two are equal
-    for d up to 1,000. `adam` is torch's, for a schedule of its learning rate.
-    """
-
-    def __init__(
-        self, start: Tensor, q: int, clip: float, lr: float, weight_decay: float, seed: int
-    ) -> None:
-        eps = max(1 / len(start), 0.001)
-        super().__init__(start, q, eps, 1 / eps, seed)
-        self.clip = clip
-        self.adam = torch.optim.Adam([self.theta], lr=lr, weight_decay=weight_decay)
-
-    def rate(self) -> float:
-        return self.adam.param_groups[0]["lr"]
-
-    def tell(self, losses: Tensor) -> None:
-        g = self.estimate(losses)
-        self.theta.grad = g * (self.clip / g.norm()).clamp(max=1)
-        self.adam.step()  # in place
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "adam": self.adam.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.adam.load_state_dict(state["adam"])
-
-
 # Restricted models of the covariance cost a tenth at a thousand dimensions, and less memory.
 COVARIANCES = {"full": "", "diagonal": "", "vd": "GaussVDSampler", "vkd": "GaussVkDSampler"}
 
@@ -175,8 +144,8 @@ class CMAES(Optimizer):
     step-size adaptation (CSA) in every dimension, unless `options` set `AdaptSigma`; with vkd it
     has that model's own rule. Whatever pycma raises is a BlackBoxError.
 
-    Its state is what it was told: loading asks and tells anew, which leads to the same numbers (a
-    second for ten generations in 1,000 dimensions).
+    Its state is what it was told; loading asks and tells anew, which leads to the same numbers (ten
+    generations a second in 1,000 dimensions).
     """
 
     saved = ("start", "seed", "history")
@@ -208,8 +177,7 @@ class CMAES(Optimizer):
             "verbose": -10,  # neither logs nor reads files
         }
         if sampler := COVARIANCES[covariance]:
-            given = getattr(cma.restricted_gaussian_sampler, sampler).extend_cma_options()
-            self.settings.update(given)
+            self.settings |= getattr(cma.restricted_gaussian_sampler, sampler).extend_cma_options()
         self.strategy = partial(cma.CMAEvolutionStrategy, sigma0=sigma)
         self.begin()
 
@@ -218,9 +186,8 @@ class CMAES(Optimizer):
         self.theta, self.best_loss = self.start.clone(), float("inf")
         self.random = numpy_state(np.random.RandomState(self.seed % 2**32))
         with self.pycma():
-            further = dict(zip(self.options[::2], self.options[1::2], strict=True))
-            mean = self.start.double().cpu().numpy()
-            self.es = self.strategy(mean, inopts=self.settings | further)
+            settings = self.settings | dict(zip(self.options[::2], self.options[1::2], strict=True))
+            self.es = self.strategy(self.start.double().cpu().numpy(), inopts=settings)
 
     @contextmanager
     def pycma(self) -> Iterator[None]:
@@ -230,10 +197,8 @@ class CMAES(Optimizer):
         try:
             yield
         except Exception as e:
-            raise BlackBoxError(
-                f"pycma failed: {first_line(e)}. Check BOUND, SIGMA and CMA_OPTIONS; if a "
-                f"checkpoint was loaded, train anew in another --output-dir."
-            ) from e
+            cure = "Check BOUND, SIGMA and CMA_OPTIONS, or train anew in another --output-dir."
+            raise BlackBoxError(f"pycma failed: {first_line(e)}. {cure}") from e
         finally:
             self.random = numpy_state()
             set_numpy_state(outside)

@@ -137,10 +137,11 @@ def initial_context(oracle: Any, words: str, n: int, generator: Generator) -> Te
     return context
 
 
-def space_keys(default: str) -> dict[str, Key]:
-    """The further keys of `build_space`: `SPACE` with this default, and the spaces' sizes."""
+def space_keys(default: str, tokens: int, words: str) -> dict[str, Key]:
+    """The keys of `build_space`: of the context, `SPACE` with this default, and spaces' sizes."""
     lowrank, projection = where("SPACE", "lowrank"), where("SPACE", "projection")
     return {
+        **context_keys(tokens, words),
         "SPACE": Key(default, one("context", "lowrank", "projection"), "prompt space"),
         "ID": Key(500, whole(1, 10**7), "intrinsic dimension; ID // n numbers a token", lowrank),
         "RANK": Key(5, whole(1, SIZE), "rank r of the low-rank part", lowrank),
