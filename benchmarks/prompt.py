@@ -17,7 +17,7 @@ from statistics import fmean
 import torch
 from common import configuration, parser, show
 from dassl.engine import build_trainer
-from dassl_blackbox.trainers import jolt
+from dassl_blackbox.trainers.blackbox import optimizers
 from dassl_blackbox.trainers.blackbox.bank import PLAIN, TEMPLATES, further_texts
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead
@@ -41,7 +41,7 @@ class MeanCurvature(SubspaceGaussNewton):
 
 def trained(args, dataset, seed, kind, head):
     """A JOLT trainer whose run is over."""
-    jolt.SubspaceGaussNewton = kind
+    optimizers.SubspaceGaussNewton = kind
     run = f"{dataset}_{args.shots}_{args.queries}_{kind.__name__}_{head}"
     line = ["--root", args.root, "--seed", seed, "--output-dir", args.output / run / f"seed{seed}"]
     line += ["TRAINER.JOLT.HEAD", head, "DATASET.NUM_SHOTS", args.shots, "TEST.NO_TEST", True]

@@ -21,6 +21,7 @@ from dassl_blackbox.trainers.blackbox.config import defaults, ours  # noqa: F401
 from dassl_blackbox.trainers.blackbox.optimizers import RULES
 from dassl_blackbox.trainers.blackbox.oracle import GRANTS, Images, Oracle
 from dassl_blackbox.trainers.blackbox.oracle.interface import Wrapper
+from dassl_blackbox.trainers.cbbt import RandomDirections
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -36,9 +37,10 @@ SETTINGS = {
     "DecayingDirections": [{"q": 5, "eps": 0.01, "first": 0.1, "last": 0.01, "steps": 50}],
     "RandomDirections": [{"q": 256, "clip": 5.0, "lr": 0.002, "weight_decay": 5e-4}],
 }
+OWN = {"DecayingDirections": DecayingDirections, "RandomDirections": RandomDirections}
 OPTIMIZERS = {
     f"{name} {settings.get('rule', '')}".strip(): partial(part, **{"seed": 0, **settings})
-    for name, part in {**vars(optimizers), "DecayingDirections": DecayingDirections}.items()
+    for name, part in (vars(optimizers) | OWN).items()
     if isinstance(part, type) and "tell" in vars(part)
     for settings in SETTINGS.get(name, [{}])
 }

@@ -10,6 +10,7 @@ from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
 from dassl_blackbox.trainers.blackbox.prompts import Fastfood, LowRankSpace
 from dassl_blackbox.trainers.craft import PredictionRefinement, divergence
 from support import bill, build, d64, own, seeded, trained
+from threadpoolctl import threadpool_info, threadpool_limits
 
 close = torch.testing.assert_close
 GRANTED = "ORACLE.GRANTS", "('contexts', 'logits', 'features')"
@@ -96,6 +97,24 @@ def test_craft_losses_by_hand(data_root, tmp_path):
         teacher.begin(0, steps_done, 200)
         teacher.read(raw[0], labels)  # whose steps are the other head's
         assert teacher.last == pytest.approx(expected)
+
+
+def test_cma_es_goes_on_by_the_one_thread_of_its_training(data_root, tmp_path, monkeypatch):
+    """It computes anew what it computed: several threads would round otherwise."""
+    options = *own("CraFT", HEAD=False), "ORACLE.MAX_QUERIES"
+    trained("CraFT", data_root, tmp_path, *options, 8)
+    trainer, threads = build("CraFT", data_root, tmp_path, *options, 12), set()
+    load = trainer.optim.load_state_dict
+
+    def loaded(state):
+        threads.update(pool["num_threads"] for pool in threadpool_info())
+        load(state)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # a user's own stays
+    monkeypatch.setattr(trainer.optim, "load_state_dict", loaded)
+    with threadpool_limits(2):
+        trainer.resume_model_if_exist(str(tmp_path))
+    assert threads == {1} and len(trainer.optim.history) == 2
 
 
 def test_focal_loss_by_hand(data_root, tmp_path):

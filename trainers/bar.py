@@ -4,29 +4,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.config import SIZE, TEMPLATE_KEYS, Key, number, register_trainer, whole
-from .blackbox.losses import mean_focal_losses
-from .blackbox.optimizers import OneSided
-from .blackbox.oracle import Prompt
-from .blackbox.prompts import PaddingSpace
-from .blackbox.rng import child_seed
-from .blackbox.search import Recipe, SearchTrainer
+from . import blackbox as bb
 
 
-class FrameSpace(PaddingSpace):
+class FrameSpace(bb.prompts.PaddingSpace):
     """The picture, made smaller, in a frame of `sigmoid(W)`."""
 
     share = 15 / 224
 
-    def forward(self, theta: Tensor, pixels: Tensor) -> Prompt:
+    def forward(self, theta: Tensor, pixels: Tensor) -> bb.Prompt:
         frames = (self.spread(theta).sigmoid() - self.mean) / self.std
         pictures = frames.repeat(1, len(pixels), 1, 1, 1)
         inside = pictures[..., self.rows, self.columns]
         inside[:] = F.interpolate(pixels, inside.shape[-2:], mode=self.mode, antialias=True)
-        return Prompt(pictures=self.clipped(pictures))  # bicubic overshoots
+        return bb.Prompt(pictures=self.clipped(pictures))  # bicubic overshoots
 
 
-class DecayingDirections(OneSided):
+class DecayingDirections(bb.optimizers.OneSided):
     """`theta -= a_k g`, with d as the scale of the estimate.
 
     `a_k = (first - last) (1 - k / steps)^0.9 + last`, k from 1; from step `steps` on, `last`.
@@ -49,8 +43,8 @@ class DecayingDirections(OneSided):
         self.k += 1
 
 
-@register_trainer
-class BAR(SearchTrainer):
+@bb.register_trainer
+class BAR(bb.SearchTrainer):
     """One frame around all pictures, which are made smaller; random directions, focal loss.
 
     Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
@@ -60,19 +54,19 @@ class BAR(SearchTrainer):
     """
 
     keys = {
-        **TEMPLATE_KEYS,
-        "Q": Key(5, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
-        "EPS": Key(0.01, number(above=0), "length of the shift along a direction"),
-        "A_FIRST": Key(10.0, number(above=0), "step size that the decay begins with"),
-        "A_LAST": Key(0.1, number(above=0), "step size after 0.9 of the run's steps"),
+        **bb.config.TEMPLATE_KEYS,
+        "Q": bb.Key(5, bb.whole(1, bb.SIZE), "random directions of a step of Q + 1 queries"),
+        "EPS": bb.Key(0.01, bb.number(above=0), "length of the shift along a direction"),
+        "A_FIRST": bb.Key(10.0, bb.number(above=0), "step size that the decay begins with"),
+        "A_LAST": bb.Key(0.1, bb.number(above=0), "step size after 0.9 of the run's steps"),
     }
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
+    def build_recipe(self, generator: torch.Generator) -> bb.Recipe:
         node, space = self.cfg.TRAINER.BAR, FrameSpace(self.description, generator)
-        origin, seed = space.origin.to(self.device), child_seed(generator)
+        origin, seed = space.origin.to(self.device), bb.child_seed(generator)
         sizes = node.A_FIRST, node.A_LAST
         optimizer = DecayingDirections(origin, node.Q, node.EPS, *sizes, 1.0, seed)
-        return Recipe(space, optimizer, fitness=mean_focal_losses)
+        return bb.Recipe(space, optimizer, fitness=bb.losses.mean_focal_losses)
 
     def build_model(self) -> None:
         super().build_model()

@@ -4,27 +4,15 @@ from typing import Any
 
 import torch
 
-from .blackbox.config import (
-    SPSA_KEYS,
-    TEMPLATE_KEYS,
-    Key,
-    flag,
-    number,
-    one,
-    register_trainer,
-)
-from .blackbox.optimizers import GAINS, SPSA
-from .blackbox.prompts import CoordinatorSpace, PaddingSpace, PictureSpace
-from .blackbox.rng import child_seed
-from .blackbox.search import Recipe, SearchTrainer
+from . import blackbox as bb
 
 
 def coordinated(node: Any) -> bool:
     return node.METHOD != "padding"
 
 
-@register_trainer
-class BlackVIP(SearchTrainer):
+@bb.register_trainer
+class BlackVIP(bb.SearchTrainer):
     """A frozen local encoder, and a small decoder tuned by SPSA-GC, whose output is added.
 
     Told the loss of every mini-batch. Access: words and pictures in, logits out. A step costs
@@ -36,29 +24,29 @@ class BlackVIP(SearchTrainer):
     """
 
     keys = {
-        "METHOD": Key("scratch", one("scratch", "pca", "padding"), "the encoder; padding: none"),
-        **TEMPLATE_KEYS,
-        "EPS": Key(1.0, number(above=0), "factor of the prompt", coordinated, True),
+        "METHOD": bb.Key("scratch", bb.one("scratch", "pca", "padding"), "encoder; padding: none"),
+        **bb.config.TEMPLATE_KEYS,
+        "EPS": bb.Key(1.0, bb.number(above=0), "factor of the prompt", coordinated, True),
         # published: False
-        "ZERO_INIT": Key(False, flag(), "start at zero-shot, the last layer zero", coordinated),
+        "ZERO_INIT": bb.Key(False, bb.flag(), "start at zero-shot: a last layer of 0", coordinated),
         # of padding: A 10 to 40, ALPHA 0.5
-        **SPSA_KEYS,
-        "BETA": Key(0.8, number(0, below=1), "momentum"),
+        **bb.config.SPSA_KEYS,
+        "BETA": bb.Key(0.8, bb.number(0, below=1), "momentum"),
     }
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
+    def build_recipe(self, generator: torch.Generator) -> bb.Recipe:
         node, model = self.cfg.TRAINER.BLACKVIP, self.description
-        space: PictureSpace = (
-            CoordinatorSpace(model, node.METHOD, generator, node.EPS, node.ZERO_INIT)
+        space: bb.prompts.PictureSpace = (
+            bb.prompts.CoordinatorSpace(model, node.METHOD, generator, node.EPS, node.ZERO_INIT)
             if coordinated(node)
-            else PaddingSpace(model, generator)
+            else bb.prompts.PaddingSpace(model, generator)
         )
-        origin, seed = space.origin.to(self.device), child_seed(generator)
-        gains = {name: node[name.upper()] for name in GAINS}
-        return Recipe(space, SPSA(origin, "spsa-gc", node.SP_AVG, seed, **gains))
+        origin, seed = space.origin.to(self.device), bb.child_seed(generator)
+        gains = {name: node[name.upper()] for name in bb.optimizers.GAINS}
+        return bb.Recipe(space, bb.optimizers.SPSA(origin, "spsa-gc", node.SP_AVG, seed, **gains))
 
     def prepare(self) -> None:
-        if isinstance(self.space, CoordinatorSpace) and not self.steps_done:
+        if isinstance(self.space, bb.prompts.CoordinatorSpace) and not self.steps_done:
             # else the checkpoint has what the encoder learnt
             batches = self.loader(self.dm.dataset.train_x)
             self.space.fit(batch["img"].to(self.device) for batch in batches)

@@ -6,24 +6,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blackbox.config import (
-    SIZE,
-    Key,
-    build_schedule,
-    flag,
-    number,
-    one,
-    register_trainer,
-    where,
-    whole,
-)
-from .blackbox.data import crop_or_cutout
-from .blackbox.optimizers import RandomDirections
-from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.rng import child_seed, seeded
-from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
+from . import blackbox as bb
 
-ADAPTED = where("ADAPTER", True)
+ADAPTED = bb.where("ADAPTER", True)
+
+
+class RandomDirections(bb.optimizers.OneSided):
+    """The step (section 3.2): g clipped to the norm `clip`, then Adam.
+
+    The scale is `1 / eps` where a textbook has d; with `eps = max(1 / d, 0.001)` the two are equal
+    for d up to 1,000. `adam` is torch's, for a schedule of its learning rate.
+    """
+
+    def __init__(
+        self, start: Tensor, q: int, clip: float, lr: float, weight_decay: float, seed: int
+    ) -> None:
+        eps = max(1 / len(start), 0.001)
+        super().__init__(start, q, eps, 1 / eps, seed)
+        self.clip = clip
+        self.adam = torch.optim.Adam([self.theta], lr=lr, weight_decay=weight_decay)
+
+    def rate(self) -> float:
+        return self.adam.param_groups[0]["lr"]
+
+    def tell(self, losses: Tensor) -> None:
+        g = self.estimate(losses)
+        self.theta.grad = g * (self.clip / g.norm()).clamp(max=1)
+        self.adam.step()  # in place
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.adam.load_state_dict(state["adam"])
 
 
 class FeatureAdapter(nn.Module):
@@ -49,7 +65,7 @@ class FeatureAdapter(nn.Module):
         return self.scale * image @ text.mT
 
 
-class AdapterTeacher(torch.optim.Adam, Teacher):
+class AdapterTeacher(torch.optim.Adam, bb.Teacher):
     """A step of Adam on the adapter after every step of the prompt, from the epoch `first` on.
 
     It learns from the texts' features of the prompt before the step: to read those of the new one
@@ -64,11 +80,11 @@ class AdapterTeacher(torch.optim.Adam, Teacher):
         if epoch >= self.first:
             self.adapter.active.fill_(True)
 
-    def through(self, answer: Answer) -> Tensor:
+    def through(self, answer: bb.Answer) -> Tensor:
         with torch.no_grad():
             return self.adapter(answer.image, answer.text)
 
-    def see(self, answer: Answer, number: int) -> None:
+    def see(self, answer: bb.Answer, number: int) -> None:
         assert answer.text is not None  # the recipe reads features
         if self.adapter.active:
             self.zero_grad()
@@ -77,8 +93,8 @@ class AdapterTeacher(torch.optim.Adam, Teacher):
             self.step()
 
 
-@register_trainer
-class CBBT(SearchTrainer):
+@bb.register_trainer
+class CBBT(bb.SearchTrainer):
     """The tokens themselves; random directions, Adam, cosine schedule; an adapter if asked for.
 
     Told the loss of every mini-batch. Access: contexts and logits for the prompt alone, `Q + 1`
@@ -87,32 +103,33 @@ class CBBT(SearchTrainer):
     """
 
     keys = {
-        **context_keys(1, "a"),
-        **space_keys("context"),
-        "Q": Key(256, whole(1, SIZE), "random directions of a step, which costs Q + 1 queries"),
-        "CUTOUT": Key(0.4, number(0, 1), "side of the cutout / the image's; 0: all are cropped"),
-        "CLIP": Key(5.0, number(above=0), "largest norm of the gradient estimate"),
-        "ADAPTER": Key(False, flag(), "train an adapter on image features too (grant features)"),
-        "ADAPTER_RATIO": Key(0.2, number(0, 1), "share of its MLP's output", ADAPTED, True),
-        "ADAPTER_WIDTH": Key(0.25, number(above=0, high=100), "hidden / feature width", ADAPTED),
-        "ADAPTER_EPOCH": Key(10, whole(0), "epochs of the prompt alone before it joins", ADAPTED),
+        **bb.prompts.space_keys("context", 1, "a"),
+        "Q": bb.Key(256, bb.whole(1, bb.SIZE), "random directions of a step of Q + 1 queries"),
+        "CUTOUT": bb.Key(0.4, bb.number(0, 1), "side of the cutout / the image's; 0: crops alone"),
+        "CLIP": bb.Key(5.0, bb.number(above=0), "largest norm of the gradient estimate"),
+        "ADAPTER": bb.Key(False, bb.flag(), "train an adapter of features too (grant features)"),
+        "ADAPTER_RATIO": bb.Key(0.2, bb.number(0, 1), "share of its MLP's output", ADAPTED, True),
+        "ADAPTER_WIDTH": bb.Key(
+            0.25, bb.number(above=0, high=100), "hidden / feature width", ADAPTED
+        ),
+        "ADAPTER_EPOCH": bb.Key(10, bb.whole(0), "epochs of the prompt alone first", ADAPTED),
     }
-    reads, host = ("OPTIM", "ORACLE"), {"OPTIM.NAME": one("adam")}
+    reads, host = ("OPTIM", "ORACLE"), {"OPTIM.NAME": bb.one("adam")}
 
     def train_transform(self) -> Any:
         share = self.cfg.TRAINER.CBBT.CUTOUT
-        return crop_or_cutout(self.cfg, share) if share else None
+        return bb.data.crop_or_cutout(self.cfg, share) if share else None
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
+    def build_recipe(self, generator: torch.Generator) -> bb.Recipe:
         node, optim, model = self.cfg.TRAINER.CBBT, self.cfg.OPTIM, self.description
-        space = build_space(self.oracle, node, generator)
-        origin, seed = space.origin.to(self.device), child_seed(generator)
+        space = bb.prompts.build_space(self.oracle, node, generator)
+        origin, seed = space.origin.to(self.device), bb.child_seed(generator)
         optimizer = RandomDirections(origin, node.Q, node.CLIP, optim.LR, optim.WEIGHT_DECAY, seed)
-        schedule = build_schedule(optimizer.adam, optim)
+        schedule = bb.config.build_schedule(optimizer.adam, optim)
         if not node.ADAPTER:
-            return Recipe(space, optimizer, schedule=schedule)
+            return bb.Recipe(space, optimizer, schedule=schedule)
         width = int(model.embed_dim * node.ADAPTER_WIDTH)
-        with seeded(generator):
+        with bb.seeded(generator):
             adapter = FeatureAdapter(model.embed_dim, width, model.logit_scale, node.ADAPTER_RATIO)
         teacher = AdapterTeacher(adapter.to(self.device), node.ADAPTER_EPOCH, optim)
-        return Recipe(space, optimizer, adapter, teacher, schedule, features=True)
+        return bb.Recipe(space, optimizer, adapter, teacher, schedule, features=True)

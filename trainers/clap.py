@@ -4,10 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.config import Key, number, register_trainer, whole
-from .blackbox.heads.selection import BATCH, FeatureHead, Gathered, minibatches
-from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.rng import child_seed
+from . import blackbox as bb
 
 
 def logits(scale: float, image: Tensor, text: Tensor, shift: Tensor) -> Tensor:
@@ -15,8 +12,8 @@ def logits(scale: float, image: Tensor, text: Tensor, shift: Tensor) -> Tensor:
     return scale * image @ F.normalize(text + shift, dim=-1).mT
 
 
-@register_trainer
-class CLAP(ProbeTrainer):
+@bb.register_trainer
+class CLAP(bb.ProbeTrainer):
     """https://arxiv.org/abs/2312.12730: gradient descent on one prototype a class.
 
     `logits = s x norm(P)^T`, P starts at the class texts; the loss is the cross-entropy plus
@@ -26,21 +23,21 @@ class CLAP(ProbeTrainer):
     """
 
     keys = {
-        **probe_keys(),
-        "WEIGHT": Key(1.0, number(0), "of the penalty; 0: ZS-LP"),
-        "LR": Key(0.1, number(above=0), "learning rate (SGD with momentum 0.9)"),
-        "EPOCHS": Key(300, whole(1, 10_000), "of as many rows as there are training images"),
+        **bb.probe_keys(),
+        "WEIGHT": bb.Key(1.0, bb.number(0), "of the penalty; 0: ZS-LP"),
+        "LR": bb.Key(0.1, bb.number(above=0), "learning rate (SGD with momentum 0.9)"),
+        "EPOCHS": bb.Key(300, bb.whole(1, 10_000), "of as many rows as there are training images"),
         # LR and the penalty are in units of it: the published start is not normalised
-        "LENGTH": Key(10.0, number(above=0), "of the prototypes at the start"),
+        "LENGTH": bb.Key(10.0, bb.number(above=0), "of the prototypes at the start"),
     }
-    head: FeatureHead
+    head: bb.FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> FeatureHead:
-        self.seed, model = child_seed(generator), self.description
+    def build_head(self, generator: torch.Generator) -> bb.FeatureHead:
+        self.seed, model = bb.child_seed(generator), self.description
         shift = torch.zeros(self.num_classes, model.embed_dim)
-        return FeatureHead(logits, model.logit_scale, shift=shift)
+        return bb.FeatureHead(logits, model.logit_scale, shift=shift)
 
-    def fit(self, gathered: Gathered) -> str:
+    def fit(self, gathered: bb.Gathered) -> str:
         node, scale = self.cfg.TRAINER.CLAP, self.head.scale
         x, labels, text = gathered.rows, gathered.labels, gathered.texts
         member = F.one_hot(labels, len(text)).to(x)
@@ -49,8 +46,8 @@ class CLAP(ProbeTrainer):
         weights = torch.where(count > 0, sums / count.clamp_min(1), 1.0)  # lambda
         start = node.LENGTH * text
         prototypes = start.clone().requires_grad_()
-        an_epoch = max(1, len(gathered.index.unique()) // BATCH)
-        drawn = minibatches([torch.arange(len(x))], an_epoch, self.seed)
+        an_epoch = max(1, len(gathered.index.unique()) // bb.selection.BATCH)
+        drawn = bb.selection.minibatches([torch.arange(len(x))], an_epoch, self.seed)
 
         def loss(_: int) -> Tensor:
             rows = next(drawn)
@@ -59,6 +56,6 @@ class CLAP(ProbeTrainer):
             return F.cross_entropy(told, labels[rows]) + node.WEIGHT * penalty
 
         sgd = torch.optim.SGD([prototypes], lr=node.LR, momentum=0.9)
-        descend(sgd, node.EPOCHS * an_epoch, loss)
+        bb.descend(sgd, node.EPOCHS * an_epoch, loss)
         self.head.load_state_dict({"shift": prototypes.detach() / node.LENGTH - text})
         return f"lambda {weights.min():.3f} to {weights.max():.3f}"

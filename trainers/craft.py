@@ -7,14 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .blackbox.config import CMA_KEYS, SIZE, Key, flag, number, one, register_trainer, where, whole
-from .blackbox.losses import mean_cross_entropies
-from .blackbox.optimizers import CMAES
-from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.rng import child_seed, seeded
-from .blackbox.search import Recipe, SearchTrainer, Teacher
+from . import blackbox as bb
 
-HEADED = where("HEAD", True)
+HEADED = bb.where("HEAD", True)
 CHUNK = 1024  # images whose logits, of all candidates, are refined at a time
 
 
@@ -37,7 +32,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
-class RefinementTeacher(torch.optim.Adam, Teacher):
+class RefinementTeacher(torch.optim.Adam, bb.Teacher):
     """A pass of Adam over the augmented training set after every generation (section 3.4).
 
     Its KL term is on for the first `1 / KL_PART` of the steps that the budget pays for: steps, so
@@ -53,7 +48,8 @@ class RefinementTeacher(torch.optim.Adam, Teacher):
         """Cross-entropy of raw logits `[P, B, C]` + weight · KL(refined ‖ raw), means: `[P]`."""
         with torch.no_grad():
             parts = [divergence(self.head(raw), raw) for raw in logits.split(CHUNK, dim=1)]
-        return mean_cross_entropies(logits, labels) + self.weight * torch.cat(parts, 1).mean(1)
+        ce = bb.losses.mean_cross_entropies(logits, labels)
+        return ce + self.weight * torch.cat(parts, 1).mean(1)
 
     def begin(self, epoch: int, steps_done: int, steps_total: int) -> None:
         self.with_kl = steps_done * self.part < steps_total
@@ -73,8 +69,8 @@ class RefinementTeacher(torch.optim.Adam, Teacher):
         return {"head": self.last}
 
 
-@register_trainer
-class CraFT(SearchTrainer):
+@bb.register_trainer
+class CraFT(bb.SearchTrainer):
     """CMA-ES over a randomly projected context, and a residual MLP on the logits.
 
     Told the losses of the whole training set. Access: contexts, logits. A step is one generation,
@@ -82,33 +78,32 @@ class CraFT(SearchTrainer):
     """
 
     keys = {
-        **context_keys(4, "a photo of a"),
-        **space_keys("projection"),
-        **CMA_KEYS,
-        "POPULATION": Key(40, whole(2, SIZE), "candidates of a generation"),
-        "BOUND": Key(5.0, number(0), "bounds of z, plus and minus; 0: none"),
-        "RESULT": Key("mean", one("mean", "best"), "prompt in use: the mean, or the best so far"),
-        "LAMBDA": Key(0.1, number(0), "weight of the KL terms", HEADED),
-        "KL_PART": Key(4, whole(1), "the head's KL term is on for 1 / KL_PART of the run", HEADED),
-        "HEAD": Key(True, flag(), "train the prediction refinement"),
-        "HEAD_WIDTH": Key(256, whole(1, SIZE), "its hidden width", HEADED),
-        "HEAD_LR": Key(1e-3, number(above=0), "its learning rate (Adam)", HEADED),
-        "HEAD_BATCH": Key(256, whole(1, SIZE), "its batch", HEADED),
+        **bb.prompts.space_keys("projection", 4, "a photo of a"),
+        **bb.config.CMA_KEYS,
+        "POPULATION": bb.Key(40, bb.whole(2, bb.SIZE), "candidates of a generation"),
+        "BOUND": bb.Key(5.0, bb.number(0), "bounds of z, plus and minus; 0: none"),
+        "RESULT": bb.Key("mean", bb.one("mean", "best"), "prompt in use: mean, or best so far"),
+        "LAMBDA": bb.Key(0.1, bb.number(0), "weight of the KL terms", HEADED),
+        "KL_PART": bb.Key(4, bb.whole(1), "the head's KL is on for 1 / KL_PART of the run", HEADED),
+        "HEAD": bb.Key(True, bb.flag(), "train the prediction refinement"),
+        "HEAD_WIDTH": bb.Key(256, bb.whole(1, bb.SIZE), "its hidden width", HEADED),
+        "HEAD_LR": bb.Key(1e-3, bb.number(above=0), "its learning rate (Adam)", HEADED),
+        "HEAD_BATCH": bb.Key(256, bb.whole(1, bb.SIZE), "its batch", HEADED),
     }
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
+    def build_recipe(self, generator: torch.Generator) -> bb.Recipe:
         node = self.cfg.TRAINER.CRAFT
-        space = build_space(self.oracle, node, generator)
-        origin, seed = space.origin.to(self.device), child_seed(generator)
+        space = bb.prompts.build_space(self.oracle, node, generator)
+        origin, seed = space.origin.to(self.device), bb.child_seed(generator)
         covariance, options = node.COVARIANCE, node.CMA_OPTIONS
-        optimizer = CMAES(
+        optimizer = bb.optimizers.CMAES(
             origin, node.SIGMA, node.POPULATION, node.BOUND, covariance, node.RESULT, options, seed
         )
         if not node.HEAD:
-            return Recipe(space, optimizer, whole_set=True)
-        with seeded(generator):
+            return bb.Recipe(space, optimizer, whole_set=True)
+        with bb.seeded(generator):
             head = PredictionRefinement(self.num_classes, node.HEAD_WIDTH).to(self.device)
         items, size = self.dm.dataset.train_x, node.HEAD_BATCH
         loader = self.loader(items, self.augmentation, size, shuffled=True)
         teacher = RefinementTeacher(head, loader, node)
-        return Recipe(space, optimizer, head, teacher, fitness=teacher.fitness, whole_set=True)
+        return bb.Recipe(space, optimizer, head, teacher, fitness=teacher.fitness, whole_set=True)

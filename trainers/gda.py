@@ -5,9 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .blackbox.config import register_trainer
-from .blackbox.heads.selection import FeatureHead, Gathered, blended, discriminant
-from .blackbox.probe import ProbeTrainer, probe_keys
+from . import blackbox as bb
 
 
 def logits(scale: float, image: Tensor, text: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -15,28 +13,28 @@ def logits(scale: float, image: Tensor, text: Tensor, weight: Tensor, bias: Tens
     return scale * image @ text.mT + image @ weight.mT + bias
 
 
-@register_trainer
-class GDA(ProbeTrainer):
+@bb.register_trainer
+class GDA(bb.ProbeTrainer):
     """https://arxiv.org/abs/2402.04087: class means and a pooled covariance, in closed form.
 
     `logits = s x T^T + alpha (x W^T + b)`; held-out training images choose alpha (`blended`).
     Access: features. Cost: a query for 128 images of a view, and one for the texts.
     """
 
-    keys = probe_keys(folds=True)
-    head: FeatureHead
+    keys = bb.probe_keys(folds=True)
+    head: bb.FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> FeatureHead:
+    def build_head(self, generator: torch.Generator) -> bb.FeatureHead:
         C, model = self.num_classes, self.description
         weight = torch.zeros(C, model.embed_dim)
-        return FeatureHead(logits, model.logit_scale, weight=weight, bias=torch.zeros(C))
+        return bb.FeatureHead(logits, model.logit_scale, weight=weight, bias=torch.zeros(C))
 
-    def fit(self, gathered: Gathered) -> str:
-        def fits(part: Gathered) -> list[dict[str, Tensor]]:
-            weight, bias = discriminant(part.rows, part.labels, self.num_classes)
+    def fit(self, gathered: bb.Gathered) -> str:
+        def fits(part: bb.Gathered) -> list[dict[str, Tensor]]:
+            weight, bias = bb.selection.discriminant(part.rows, part.labels, self.num_classes)
             return [{"weight": weight, "bias": bias}]
 
         gathered = replace(gathered, rows=gathered.rows.double(), texts=gathered.texts.double())
-        alpha, found = blended(gathered, self.folds, self.head, fits, [0.0])
+        alpha, found = bb.selection.blended(gathered, self.folds, self.head, fits, [0.0])
         self.head.load_state_dict({name: alpha * number for name, number in found.items()})
         return f"alpha {alpha:.2g}, chosen on held-out images"

@@ -6,15 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blackbox.config import SIZE, Key, Validator, flag, number, register_trainer, where, whole
-from .blackbox.heads.selection import folds_of, stacking_weight
-from .blackbox.optimizers import SubspaceGaussNewton
-from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.rng import child_seed, seeded
-from .blackbox.search import Answer, Recipe, SearchTrainer, Teacher
+from . import blackbox as bb
 
-HEADED = where("HEAD", True)
-DAMPINGS = Validator(
+HEADED = bb.where("HEAD", True)
+DAMPINGS = bb.Validator(
     "a tuple of one or more numbers above 0",
     lambda items: items and all(type(item) in (int, float) and 0 < item < 1e9 for item in items),
 )
@@ -54,7 +49,7 @@ class CrossFitted(nn.Module):
         return residuals
 
 
-class HeadLearner(torch.optim.AdamW, Teacher):
+class HeadLearner(torch.optim.AdamW, bb.Teacher):
     """AdamW on the MLPs, by the latest logits about the prompt in use, and then their trust."""
 
     state: Any  # saved: AdamW's, `draw`, and `memory`: logits `[M, C]`, labels and folds `[M]`
@@ -64,11 +59,11 @@ class HeadLearner(torch.optim.AdamW, Teacher):
         self.head, self.folds, self.node = head, folds, node
         self.state["draw"] = int(torch.randint(2**31, ()))  # seed of the next dropout
 
-    def through(self, answer: Answer) -> Tensor:
+    def through(self, answer: bb.Answer) -> Tensor:
         with torch.no_grad():
             return self.head(answer.logits, self.folds[answer.index])
 
-    def see(self, answer: Answer, number: int) -> None:
+    def see(self, answer: bb.Answer, number: int) -> None:
         shown = [answer.logits[number], answer.labels, self.folds[answer.index]]
         if memory := self.state["memory"]:
             pairs = zip(memory, shown, strict=True)
@@ -101,12 +96,12 @@ class HeadLearner(torch.optim.AdamW, Teacher):
             logits, labels, folds = self.state["memory"]
             with torch.no_grad():
                 residuals = self.head.residuals(logits, folds)
-            self.head.trust.fill_(stacking_weight(logits, residuals, labels))
+            self.head.trust.fill_(bb.selection.stacking_weight(logits, residuals, labels))
         return {"head": loss.item() / len(self.head.mlps), "trust": self.head.trust.item()}
 
 
-@register_trainer
-class JOLT(SearchTrainer):
+@bb.register_trainer
+class JOLT(bb.SearchTrainer):
     """Any prompt space; Gauss-Newton steps from the Jacobian of all logits in random subspaces.
 
     Told the logits of every mini-batch. Access: contexts, logits. A step has as many candidates as
@@ -114,34 +109,33 @@ class JOLT(SearchTrainer):
     """
 
     keys = {
-        **context_keys(4, "a photo of a"),
-        **space_keys("context"),
-        "DIRECTIONS": Key(64, whole(8, SIZE), "directions m of a step's subspace"),
-        "DAMPINGS": Key((0.1, 1.0, 10.0), DAMPINGS, "factors of the damping, a proposal each"),
-        "DAMPING": Key(1.0, number(above=0), "damping at the start / the mean curvature"),
-        "FEATURES": Key(False, flag(), "ask for features (grant features)"),
-        "DECAY": Key(0.01, number(0), "weight of half the squared distance from the start"),
-        "HEAD": Key(True, flag(), "train a residual head on the logits that come back"),
-        "HEAD_FOLDS": Key(4, whole(1, 100), "MLPs of the head; 1 is not held out", HEADED),
-        "HEAD_WIDTH": Key(256, whole(1, SIZE), "their hidden width", HEADED),
-        "HEAD_DROPOUT": Key(0.5, number(0, below=1), "share of the hidden layers left out", HEADED),
-        "HEAD_LR": Key(1e-3, number(above=0), "their learning rate (AdamW)", HEADED),
-        "HEAD_DECAY": Key(0.01, number(0), "their weight decay", HEADED),
-        "HEAD_STEPS": Key(8, whole(1), "their steps after every step of the prompt", HEADED),
-        "HEAD_MEMORY": Key(1024, whole(1), "crops whose logits are remembered, the latest", HEADED),
+        **bb.prompts.space_keys("context", 4, "a photo of a"),
+        "DIRECTIONS": bb.Key(64, bb.whole(8, bb.SIZE), "directions m of a step's subspace"),
+        "DAMPINGS": bb.Key((0.1, 1.0, 10.0), DAMPINGS, "factors of the damping, a proposal each"),
+        "DAMPING": bb.Key(1.0, bb.number(above=0), "damping at the start / the mean curvature"),
+        "FEATURES": bb.Key(False, bb.flag(), "ask for features (grant features)"),
+        "DECAY": bb.Key(0.01, bb.number(0), "weight of half the squared distance from the start"),
+        "HEAD": bb.Key(True, bb.flag(), "train a residual head on the logits that come back"),
+        "HEAD_FOLDS": bb.Key(4, bb.whole(1, 100), "MLPs of the head; 1 is not held out", HEADED),
+        "HEAD_WIDTH": bb.Key(256, bb.whole(1, bb.SIZE), "their hidden width", HEADED),
+        "HEAD_DROPOUT": bb.Key(0.5, bb.number(0, below=1), "share of hidden units dropped", HEADED),
+        "HEAD_LR": bb.Key(1e-3, bb.number(above=0), "their learning rate (AdamW)", HEADED),
+        "HEAD_DECAY": bb.Key(0.01, bb.number(0), "their weight decay", HEADED),
+        "HEAD_STEPS": bb.Key(8, bb.whole(1), "their steps after every step of the prompt", HEADED),
+        "HEAD_MEMORY": bb.Key(1024, bb.whole(1), "latest crops whose logits are kept", HEADED),
     }
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
+    def build_recipe(self, generator: torch.Generator) -> bb.Recipe:
         node = self.cfg.TRAINER.JOLT
-        space = build_space(self.oracle, node, generator)
-        origin, seed = space.origin.to(self.device), child_seed(generator)
-        optimizer = SubspaceGaussNewton(
+        space = bb.prompts.build_space(self.oracle, node, generator)
+        origin, seed = space.origin.to(self.device), bb.child_seed(generator)
+        optimizer = bb.optimizers.SubspaceGaussNewton(
             origin, node.DIRECTIONS, node.DAMPINGS, node.DAMPING, node.DECAY, seed
         )
         if not node.HEAD:
-            return Recipe(space, optimizer, features=node.FEATURES)
-        folds = folds_of(self.dm.dataset.train_x, node.HEAD_FOLDS).to(self.device)
-        with seeded(generator):
+            return bb.Recipe(space, optimizer, features=node.FEATURES)
+        folds = bb.selection.folds_of(self.dm.dataset.train_x, node.HEAD_FOLDS).to(self.device)
+        with bb.seeded(generator):
             head = CrossFitted(self.num_classes, node.HEAD_WIDTH, node.HEAD_FOLDS).to(self.device)
             teacher = HeadLearner(head, folds, node)
-        return Recipe(space, optimizer, head, teacher, features=node.FEATURES)
+        return bb.Recipe(space, optimizer, head, teacher, features=node.FEATURES)

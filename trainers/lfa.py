@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.config import Key, flag, number, register_trainer, whole
-from .blackbox.heads.selection import FeatureHead, Gathered, choose, mapped
-from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.rng import child_seed
+from . import blackbox as bb
 
 BETAS = tuple(1 - step / 24 for step in range(25))  # from the identity on
 TRANSFER_BETA, NOISE, DROPOUT = 0.9, 0.035, 0.05
@@ -42,8 +39,8 @@ def reranking(image: Tensor, text: Tensor, labels: Tensor, k: int = 3) -> Tensor
     return (distances.gather(1, labels[:, None]) + margins - near).relu().mean()
 
 
-@register_trainer
-class LFA(ProbeTrainer):
+@bb.register_trainer
+class LFA(bb.ProbeTrainer):
     """https://arxiv.org/abs/2304.01752: orthogonal Procrustes, then refinement by gradients.
 
     `logits = s norm(x W) T^T`, W refined from `(1 - beta) W + beta I`, beta by held-out images. The
@@ -53,18 +50,19 @@ class LFA(ProbeTrainer):
     """
 
     keys = {
-        **probe_keys(folds=True),
-        "TRANSFER": Key(False, flag(), "for other classes: the averaged map, beta 0.9"),
-        "LR": Key(5e-4, number(above=0), "learning rate (AdamW)"),
-        "STEPS": Key(200, whole(0, 10_000), "of the refinement, on a view of all images each"),
+        **bb.probe_keys(folds=True),
+        "TRANSFER": bb.Key(False, bb.flag(), "for other classes: the averaged map, beta 0.9"),
+        "LR": bb.Key(5e-4, bb.number(above=0), "learning rate (AdamW)"),
+        "STEPS": bb.Key(200, bb.whole(0, 10_000), "of the refinement, a view of all images each"),
     }
-    head: FeatureHead
+    head: bb.FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> FeatureHead:
-        self.seed, model = child_seed(generator), self.description
-        return FeatureHead(mapped, model.logit_scale, matrix=torch.eye(model.embed_dim))
+    def build_head(self, generator: torch.Generator) -> bb.FeatureHead:
+        self.seed, model = bb.child_seed(generator), self.description
+        matrix = torch.eye(model.embed_dim)
+        return bb.FeatureHead(bb.selection.mapped, model.logit_scale, matrix=matrix)
 
-    def fit(self, gathered: Gathered) -> str:
+    def fit(self, gathered: bb.Gathered) -> str:
         node, beta, text = self.cfg.TRAINER.LFA, TRANSFER_BETA, gathered.texts
         average = torch.eye(text.shape[1]).to(text)
         identity = average.double()
@@ -72,14 +70,14 @@ class LFA(ProbeTrainer):
         def between(closed: Tensor, beta: float) -> Tensor:
             return (1 - beta) * closed + beta * identity
 
-        def logits_of(fitted: Gathered, judged: Gathered) -> Iterator[Tensor]:
+        def logits_of(fitted: bb.Gathered, judged: bb.Gathered) -> Iterator[Tensor]:
             x, text = judged.rows.double(), fitted.texts.double()
             matrix = procrustes(fitted.rows, text[fitted.labels])
             return (x @ between(matrix, beta) @ text.mT for beta in BETAS)
 
         if not node.TRANSFER:
             even = [0.0] * len(BETAS)
-            beta = BETAS[choose(gathered, self.folds, even, logits_of, False)]
+            beta = BETAS[bb.selection.choose(gathered, self.folds, even, logits_of, False)]
         closed = procrustes(gathered.rows, text[gathered.labels])
         matrix = between(closed, beta).to(text).requires_grad_()
         views, source = gathered.by_view(), torch.Generator().manual_seed(self.seed)
@@ -103,6 +101,6 @@ class LFA(ProbeTrainer):
 
         adam = torch.optim.AdamW([matrix], lr=node.LR, weight_decay=5e-4)
         adam.register_step_post_hook(follow)
-        descend(adam, node.STEPS, loss, lowest=1e-7)
+        bb.descend(adam, node.STEPS, loss, lowest=1e-7)
         self.head.load_state_dict({"matrix": average if node.TRANSFER else matrix.detach()})
         return f"beta {beta:.3f}"

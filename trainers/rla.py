@@ -4,13 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.config import Key, number, register_trainer, whole
-from .blackbox.heads.selection import FeatureHead, Gathered, mapped
-from .blackbox.probe import ProbeTrainer, descend, probe_keys
+from . import blackbox as bb
 
 
-@register_trainer
-class RLA(ProbeTrainer):
+@bb.register_trainer
+class RLA(bb.ProbeTrainer):
     """https://arxiv.org/abs/2410.05270, "regularised linear adapter": `logits = s norm(x W) T^T`.
 
     W starts at the identity; the loss is the cross-entropy plus `PENALTY / shots |W - I|^2`, shots
@@ -20,18 +18,21 @@ class RLA(ProbeTrainer):
     """
 
     keys = {
-        **probe_keys(),
-        "PENALTY": Key(1.0, number(0), "weight of |W - I|^2, times the training images a class"),
-        "LR": Key(1e-3, number(above=0), "learning rate (Adam)"),
-        "STEPS": Key(300, whole(1, 10_000), "on a view of all images each"),
+        **bb.probe_keys(),
+        "PENALTY": bb.Key(
+            1.0, bb.number(0), "weight of |W - I|^2, times the training images a class"
+        ),
+        "LR": bb.Key(1e-3, bb.number(above=0), "learning rate (Adam)"),
+        "STEPS": bb.Key(300, bb.whole(1, 10_000), "on a view of all images each"),
     }
-    head: FeatureHead
+    head: bb.FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> FeatureHead:
+    def build_head(self, generator: torch.Generator) -> bb.FeatureHead:
         model = self.description
-        return FeatureHead(mapped, model.logit_scale, matrix=torch.eye(model.embed_dim))
+        matrix = torch.eye(model.embed_dim)
+        return bb.FeatureHead(bb.selection.mapped, model.logit_scale, matrix=matrix)
 
-    def fit(self, gathered: Gathered) -> str:
+    def fit(self, gathered: bb.Gathered) -> str:
         node, text, views = self.cfg.TRAINER.RLA, gathered.texts, gathered.by_view()
         weight = node.PENALTY * len(text) / len(gathered.index.unique())
         identity = torch.eye(text.shape[1]).to(text)
@@ -39,10 +40,10 @@ class RLA(ProbeTrainer):
 
         def loss(step: int) -> Tensor:
             rows = views[step % len(views)]
-            logits = mapped(self.head.scale, gathered.rows[rows], text, matrix)
+            logits = bb.selection.mapped(self.head.scale, gathered.rows[rows], text, matrix)
             distance = (matrix - identity).square().sum()
             return F.cross_entropy(logits, gathered.labels[rows]) + weight * distance
 
-        descend(torch.optim.Adam([matrix], lr=node.LR, eps=1e-4), node.STEPS, loss)
+        bb.descend(torch.optim.Adam([matrix], lr=node.LR, eps=1e-4), node.STEPS, loss)
         self.head.load_state_dict({"matrix": matrix.detach()})
         return f"lambda {weight:.4f}"

@@ -4,13 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blackbox.config import Key, flag, number, register_trainer, where, whole
-from .blackbox.heads.selection import BATCH, FeatureHead, Gathered, away, blended, minibatches
-from .blackbox.probe import ProbeTrainer, descend, probe_keys
-from .blackbox.rng import child_seed
+from . import blackbox as bb
 
 BETAS = tuple(2.0**exponent for exponent in range(-1, 7))
-TUNED = where("FINETUNE", True)
+TUNED = bb.where("FINETUNE", True)
 TUNING_ALPHA = {  # the authors' init_alpha, by which the keys are tuned; their init_beta is 1
     **dict.fromkeys(("Food101", "ImageNet", "OxfordPets", "SUN397"), 1.17),
     **dict.fromkeys(("DescribableTextures", "EuroSAT"), 2.0),
@@ -30,8 +27,8 @@ def logits(scale: float, image: Tensor, text: Tensor, alpha: Tensor, **cache: Te
     return scale * image @ text.mT + alpha * cache_scores(image, **cache)
 
 
-@register_trainer
-class TipAdapterF(ProbeTrainer):
+@bb.register_trainer
+class TipAdapterF(bb.ProbeTrainer):
     """https://arxiv.org/abs/2207.09519: keys of the training images, tuned by gradients.
 
     `logits = s x T^T + alpha exp(-beta (1 - x K^T)) V`; with `FINETUNE` the keys are tuned with
@@ -42,22 +39,21 @@ class TipAdapterF(ProbeTrainer):
     """
 
     keys = {
-        **probe_keys(folds=True),
-        "FINETUNE": Key(True, flag(), "tune the keys; False: Tip-Adapter"),
-        "LR": Key(1e-3, number(above=0), "learning rate of the keys (AdamW)", TUNED),
-        "EPOCHS": Key(20, whole(1, 1_000), "passes over the training images", TUNED),
+        **bb.probe_keys(folds=True),
+        "FINETUNE": bb.Key(True, bb.flag(), "tune the keys; False: Tip-Adapter"),
+        "LR": bb.Key(1e-3, bb.number(above=0), "learning rate of the keys (AdamW)", TUNED),
+        "EPOCHS": bb.Key(20, bb.whole(1, 1_000), "passes over the training images", TUNED),
     }
-    head: FeatureHead
+    head: bb.FeatureHead
 
-    def build_head(self, generator: torch.Generator) -> FeatureHead:
-        self.seed, model, N = child_seed(generator), self.description, len(self.dm.dataset.train_x)
+    def build_head(self, generator: torch.Generator) -> bb.FeatureHead:
+        self.seed, model = bb.child_seed(generator), self.description
+        N, alpha, beta = len(self.dm.dataset.train_x), torch.tensor(0.0), torch.tensor(1.0)
         keys, values = torch.zeros(N, model.embed_dim), torch.zeros(N, self.num_classes)
-        alpha, beta = torch.tensor(0.0), torch.tensor(1.0)
-        return FeatureHead(
-            logits, model.logit_scale, keys=keys, values=values, alpha=alpha, beta=beta
-        )
+        cache = {"keys": keys, "values": values, "alpha": alpha, "beta": beta}
+        return bb.FeatureHead(logits, model.logit_scale, **cache)
 
-    def caches(self, gathered: Gathered) -> list[dict[str, Tensor]]:
+    def caches(self, gathered: bb.Gathered) -> list[dict[str, Tensor]]:
         """The cache with each of the `BETAS`; an image without rows is 0, and adds nothing."""
         node, x, labels = self.cfg.TRAINER.TIPADAPTERF, gathered.rows, gathered.labels
         values = x.new_zeros(len(self.dm.dataset.train_x), self.num_classes)
@@ -68,8 +64,8 @@ class TipAdapterF(ProbeTrainer):
         keys = F.normalize(keys, dim=-1).requires_grad_()
         zero_shot = self.head.scale * x @ gathered.texts.mT
         alpha = TUNING_ALPHA.get(self.cfg.DATASET.NAME, 1.0)
-        an_epoch = -(-len(views[0]) // BATCH)
-        drawn = minibatches(views, an_epoch, self.seed)
+        an_epoch = -(-len(views[0]) // bb.selection.BATCH)
+        drawn = bb.selection.minibatches(views, an_epoch, self.seed)
 
         def loss(_: int) -> Tensor:
             rows = next(drawn)
@@ -77,12 +73,12 @@ class TipAdapterF(ProbeTrainer):
             return F.cross_entropy(zero_shot[rows] + alpha * added, labels[rows])
 
         epochs = node.EPOCHS if node.FINETUNE else 0
-        descend(torch.optim.AdamW([keys], lr=node.LR, eps=1e-4), epochs * an_epoch, loss)
+        bb.descend(torch.optim.AdamW([keys], lr=node.LR, eps=1e-4), epochs * an_epoch, loss)
         cache = {"keys": keys.detach(), "values": values, "alpha": torch.tensor(1.0)}
         return [{**cache, "beta": torch.tensor(beta)} for beta in BETAS]
 
-    def fit(self, gathered: Gathered) -> str:
-        priors = [away(beta, 1.0, 0.5) for beta in BETAS]
-        alpha, cache = blended(gathered, self.folds, self.head, self.caches, priors)
+    def fit(self, gathered: bb.Gathered) -> str:
+        priors = [bb.selection.away(beta, 1.0, 0.5) for beta in BETAS]
+        alpha, cache = bb.selection.blended(gathered, self.folds, self.head, self.caches, priors)
         self.head.load_state_dict({**cache, "alpha": torch.tensor(alpha)})
         return f"alpha {alpha:.2g}, beta {cache['beta']:g}, chosen on held-out images"

@@ -3,26 +3,22 @@
 import torch
 from dassl.optim import build_optimizer
 
-from .blackbox.config import build_schedule, register_trainer
-from .blackbox.oracle import Oracle, Prompt
-from .blackbox.oracle.bill import Price
-from .blackbox.prompts import context_keys, initial_context
-from .blackbox.trainer import Trainer
+from . import blackbox as bb
 
 
-@register_trainer
-class WhiteBox(Trainer):
+@bb.register_trainer
+class WhiteBox(bb.trainer.Trainer):
     """ZIP's start, back-propagation, CoOp's SGD and schedule, with its YAMLs' rate and batch.
 
     Local models only. No query is counted: a gradient is not one. An image or view is encoded when
     it is first seen and its features kept, so `INPUT.VIEWS` above 0 spares most of the time.
     """
 
-    keys = context_keys(8, "")
+    keys = bb.prompts.context_keys(8, "")
     reads = ("OPTIM",)
     counted, unit, needs = False, "steps", ("weights",)
 
-    def open_model(self) -> Oracle:
+    def open_model(self) -> bb.oracle.Oracle:
         # open_clip is loaded where a model is, not with the trainers
         from .blackbox.openclip.local import LocalOracle
         from .blackbox.openclip.models import load_model
@@ -31,18 +27,18 @@ class WhiteBox(Trainer):
         self.local = LocalOracle(self.loaded, client="WhiteBox")
         return self.local
 
-    def prices(self) -> list[Price]:
+    def prices(self) -> list[bb.oracle.bill.Price]:
         return [(0, 0)] * len(self.train_loader_x)
 
     def build_model(self) -> None:
         print("White-box: gradients cross the model, nothing here is a black-box result")
         self.local.set_classes(self.dm.dataset.classnames)
         node = self.cfg.TRAINER.WHITEBOX
-        start = initial_context(self.local, node.CTX_INIT, node.N_CTX, self.generator)
+        start = bb.prompts.initial_context(self.local, node.CTX_INIT, node.N_CTX, self.generator)
         self.local.check(len(start))
         self.learner = self.model = torch.nn.ParameterDict({"ctx": start}).to(self.device)
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        self.sched = build_schedule(self.optim, self.cfg.OPTIM)
+        self.sched = bb.config.build_schedule(self.optim, self.cfg.OPTIM)
         self.parts = {"optimizer": self.optim, "scheduler": self.sched}
         self.register_model(self.model_name, self.model, self.optim, self.sched)
 
@@ -59,7 +55,7 @@ class WhiteBox(Trainer):
         """Logits `[B, C]`, by gradients' way where they are on."""
         named, contexts = self.local.upload(images), self.model["ctx"][None]
         if not torch.is_grad_enabled():  # the oracle encodes a context once an evaluation
-            return self.local.query(named, Prompt(contexts))[0]
+            return self.local.query(named, bb.Prompt(contexts))[0]
         with torch.no_grad():  # the prompt does not reach the image tower
             image = self.local.features_of(named)
         return self.local.score(image, self.local.text(contexts))[0]

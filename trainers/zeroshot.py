@@ -4,17 +4,16 @@ import time
 
 import torch
 
-from .blackbox.config import ACCESS, TEMPLATE_KEYS, register_trainer
-from .blackbox.probe import ProbeTrainer
+from . import blackbox as bb
 
 
-@register_trainer
-class ZeroshotOracle(ProbeTrainer):
+@bb.register_trainer
+class ZeroshotOracle(bb.ProbeTrainer):
     """The data set's hand-written template, no training. Words may stand after the class name."""
 
     node = "ZEROSHOT"
-    keys = TEMPLATE_KEYS
-    reads = tuple(f"ORACLE.{key}" for key in ACCESS)  # what evaluation reads
+    keys = bb.config.TEMPLATE_KEYS
+    reads = tuple(f"ORACLE.{key}" for key in bb.config.ACCESS)  # what evaluation reads
     reads_features = False
 
     def build_head(self, generator: torch.Generator) -> None:

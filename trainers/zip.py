@@ -2,15 +2,11 @@
 
 import torch
 
-from .blackbox.config import SPSA_KEYS, Key, number, one, register_trainer, where
-from .blackbox.optimizers import GAINS, RULES, SPSA
-from .blackbox.prompts import build_space, context_keys, space_keys
-from .blackbox.rng import child_seed
-from .blackbox.search import Recipe, SearchTrainer
+from . import blackbox as bb
 
 
-@register_trainer
-class ZIP(SearchTrainer):
+@bb.register_trainer
+class ZIP(bb.SearchTrainer):
     """Low rank + Fastfood prompt space; SPSA with intrinsic-dimensional clipping.
 
     Told the loss of every mini-batch. Access: contexts, logits. A step costs `2 SP_AVG` queries
@@ -18,16 +14,17 @@ class ZIP(SearchTrainer):
     """
 
     keys = {
-        **context_keys(8, ""),
-        **space_keys("lowrank"),
-        "RULE": Key("spsa-clip", one(*RULES), "update rule"),
-        **SPSA_KEYS,
-        "BETA": Key(0.8, number(0, below=1), "momentum of spsa-gc", where("RULE", "spsa-gc")),
+        **bb.prompts.space_keys("lowrank", 8, ""),
+        "RULE": bb.Key("spsa-clip", bb.one(*bb.optimizers.RULES), "update rule"),
+        **bb.config.SPSA_KEYS,
+        "BETA": bb.Key(
+            0.8, bb.number(0, below=1), "momentum of spsa-gc", bb.where("RULE", "spsa-gc")
+        ),
     }
 
-    def build_recipe(self, generator: torch.Generator) -> Recipe:
+    def build_recipe(self, generator: torch.Generator) -> bb.Recipe:
         node = self.cfg.TRAINER.ZIP
-        space = build_space(self.oracle, node, generator)
-        origin, seed = space.origin.to(self.device), child_seed(generator)
-        gains = {name: node[name.upper()] for name in GAINS}
-        return Recipe(space, SPSA(origin, node.RULE, node.SP_AVG, seed, **gains))
+        space = bb.prompts.build_space(self.oracle, node, generator)
+        origin, seed = space.origin.to(self.device), bb.child_seed(generator)
+        gains = {name: node[name.upper()] for name in bb.optimizers.GAINS}
+        return bb.Recipe(space, bb.optimizers.SPSA(origin, node.RULE, node.SP_AVG, seed, **gains))

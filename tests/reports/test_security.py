@@ -67,7 +67,7 @@ def test_a_checkpoint_of_cma_es_holds_no_pickle(data_root, tmp_path, capsys):
     (path,) = (tmp_path / "out" / "prompt_learner").glob("model.pth.tar-*")
     state = load_state(path)
     planted = pickle.dumps(Planted(tmp_path / "made"))
-    state["optimizer"]["es"] = torch.frombuffer(bytearray(planted), dtype=torch.uint8)
+    state["optimizer"]["history"] = torch.frombuffer(bytearray(planted), dtype=torch.uint8)
     save_state(path, state)
     assert "train anew" in sentence(capsys, "CraFT", data_root, tmp_path / "out", *small, 24)
     assert not (tmp_path / "made").exists()

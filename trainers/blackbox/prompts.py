@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -133,10 +134,11 @@ def initial_context(oracle: Any, words: str, n: int, generator: Generator) -> Te
     return context
 
 
-def space_keys(default: str) -> dict[str, Key]:
-    """The further keys of `build_space`: `SPACE` with this default, and the spaces' sizes."""
+def space_keys(default: str, tokens: int, words: str) -> dict[str, Key]:
+    """The keys of `build_space`: of the context, `SPACE` with this default, and spaces' sizes."""
     lowrank, projection = where("SPACE", "lowrank"), where("SPACE", "projection")
     return {
+        **context_keys(tokens, words),
         "SPACE": Key(default, one("context", "lowrank", "projection"), "prompt space"),
         "ID": Key(500, whole(1, 10**7), "intrinsic dimension; ID // n numbers a token", lowrank),
         "RANK": Key(5, whole(1, SIZE), "rank r of the low-rank part", lowrank),
@@ -202,21 +204,16 @@ class PaddingSpace(PictureSpace):
         return Prompt(pictures=self.clipped(pixels + self.spread(theta)))
 
 
-class ConvEncoder(nn.Sequential):
+def build_encoder(stages: int) -> nn.Sequential:
     """Random convolutions, never tuned, of s stages: to maps `[B, 32, H / 2^s, W / 2^s]`."""
-
-    def __init__(self, stages: int) -> None:
-        super().__init__()
-        for channels, out in pairwise([3, *(32, 64, 64, 128)[: stages - 1], CHANNELS]):
-            inner = max(channels, 32)
-            self.append(nn.Conv2d(channels, inner, 3, padding=1))
-            self.append(nn.Conv2d(inner, out, 2, stride=2, bias=False))
-            self.append(nn.BatchNorm2d(out, momentum=None))  # the mean over the batches of `fit`
-            self.append(nn.GELU())
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        for pixels in batches:
-            self.train()(pixels)
+    encoder = nn.Sequential()
+    for channels, out in pairwise([3, *(32, 64, 64, 128)[: stages - 1], CHANNELS]):
+        inner = max(channels, 32)
+        encoder.append(nn.Conv2d(channels, inner, 3, padding=1))
+        encoder.append(nn.Conv2d(inner, out, 2, stride=2, bias=False))
+        encoder.append(nn.BatchNorm2d(out, momentum=None))  # the mean over the batches of `fit`
+        encoder.append(nn.GELU())
+    return encoder
 
 
 class PCAEncoder(nn.Module):
@@ -268,20 +265,20 @@ class CoordinatorSpace(PictureSpace):
     With `zero_init` the last layer, thus the prompt, starts at zero.
     """
 
-    encoder: ConvEncoder | PCAEncoder
-
     def __init__(
         self, model: Description, encoder: str, generator: Generator, eps: float, zero_init: bool
     ) -> None:
         super().__init__(model)
         stages = max(1, min(len(DECODER) + 1, (min(self.size) // 4).bit_length() - 1))
-        self.unit, self.eps = 2**stages, eps
-        self.side = height, width = [-(-side // self.unit) for side in self.size]
-        if encoder == "pca":
-            self.encoder, self.triggers = PCAEncoder(), CHANNELS * height * width - COMPONENTS
-        else:
+        self.eps, unit, (height, width) = eps, 2**stages, self.size
+        # until the stages divide the sides: at the right and below, of the mean colour
+        self.margins = 0, -width % unit, 0, -height % unit
+        self.maps = CHANNELS, -(-height // unit), -(-width // unit)
+        self.encoder: nn.Module = PCAEncoder()
+        self.triggers = prod(self.maps) - COMPONENTS
+        if encoder != "pca":
             with seeded(generator):
-                self.encoder, self.triggers = ConvEncoder(stages), 0
+                self.encoder, self.triggers = build_encoder(stages), 0
         with seeded(generator):
             trigger, self.decoder = 0.1 * torch.rand(self.triggers), build_decoder(stages)
         if zero_init:
@@ -290,27 +287,27 @@ class CoordinatorSpace(PictureSpace):
         tuned = parameters_to_vector(self.decoder.parameters())
         self.origin = nn.Buffer(torch.cat([trigger, tuned]))
 
-    def padded(self, pixels: Tensor) -> Tensor:
-        """Pictures whose sides the stages divide; what is added has the mean colour."""
-        (height, width), (h, w) = self.size, self.side
-        return F.pad(pixels, (0, w * self.unit - width, 0, h * self.unit - height))
-
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Learn from the un-augmented training pictures `[B, 3, H, W]`, before the first step."""
-        self.encoder.fit(map(self.padded, batches))
+        padded = (F.pad(pixels, self.margins) for pixels in batches)
+        if isinstance(self.encoder, PCAEncoder):
+            self.encoder.fit(padded)
+        else:
+            for pixels in padded:
+                self.encoder.train()(pixels)
 
     def prompts(self, z: Tensor, theta: Tensor) -> Tensor:
         """Codes `[B, width]` to the prompts `[B, 3, H, W]` of one candidate `[d]`."""
         named = dict(self.decoder.named_parameters())
         trigger, *parts = theta.split([self.triggers, *map(Tensor.numel, named.values())])
         weights = map(Tensor.view_as, parts, named.values())
-        maps = torch.cat([z, trigger.expand(len(z), -1)], 1).unflatten(1, (CHANNELS, *self.side))
+        maps = torch.cat([z, trigger.expand(len(z), -1)], 1).unflatten(1, self.maps)
         made = functional_call(self.decoder, dict(zip(named, weights, strict=True)), maps)
         return made[..., : self.size[0], : self.size[1]]
 
     def forward(self, theta: Tensor, pixels: Tensor) -> Prompt:
         # `eval`: the encoder's statistics are those of `fit`
-        z = self.encoder.eval()(self.padded(pixels)).flatten(1)
+        z = self.encoder.eval()(F.pad(pixels, self.margins)).flatten(1)
         # one after the other: at 224 pixels a stage of one candidate takes hundreds of megabytes
         changed = [pixels + self.eps * self.prompts(z, one) for one in theta]
         return Prompt(pictures=self.clipped(torch.stack(changed)))

@@ -365,9 +365,10 @@ class Trainer(TrainerX):
             return 0
         state = record.load(path, self, self.made_with, resumed=True)
         extra = state["blackbox"]
-        for name, part in self.parts.items():
-            if part is not None:
-                part.load_state_dict(state[name])
+        with self.one_thread():  # as in training: CMA-ES repeats what it computed
+            for name, part in self.parts.items():
+                if part is not None:
+                    part.load_state_dict(state[name])
         if self.counted:
             self.oracle.at_least(extra["counts"])
             self.oracle.take_over(f"{directory}/queries.json")  # what was spent after it, too
