@@ -32,6 +32,7 @@ NEIGHBOURS, CUBED = 5, 3  # of a picture, and of a cosine, which is the weight o
 RIDGE = 0.3  # of the mean eigenvalue, added to all
 PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
+MOST_POWER = 8.0  # of their answers
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -570,6 +571,19 @@ def pooled(logits: Tensor, rows: Tensor, prototypes: Tensor) -> Tensor:
     return answer[: len(logits)]
 
 
+def as_sure(answers: Tensor, logits: Tensor) -> Tensor:
+    """Pooled probabilities `[N, C]`, to the power at which they are on average as sure as single
+    answers from these logits are: those are calibrated, and a mean over neighbours is flatter.
+    """
+    wanted = logits.double().softmax(1).amax(1).mean()
+    logs, low, high = answers.double().clamp_min(1e-30).log(), 1.0, MOST_POWER
+    for _ in range(20):
+        power = (low + high) / 2
+        sure = (power * logs).softmax(1).amax(1).mean()
+        low, high = (power, high) if sure < wanted else (low, power)
+    return (low * logs).softmax(1)
+
+
 class Pool:
     """An evaluator around Dassl's: told logits and what they were made from, it pools them all."""
 
@@ -589,6 +603,6 @@ class Pool:
         prototypes = self.head.prototypes
         if not self.head.at_home:  # which are of other classes
             prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
-        answers = pooled(self.head.tempered * logits, rows, prototypes).clamp_min(1e-30)
-        self.inner.process(answers.log(), labels)
+        answers = as_sure(pooled(self.head.tempered * logits, rows, prototypes), logits)
+        self.inner.process(answers.clamp_min(1e-30).log(), labels)
         return self.inner.evaluate()
