@@ -22,7 +22,7 @@ from .answers import Answers, BadExamples, Bill, Gallery, Question, labelled, li
 from .trainers.blackbox.bank import NAMES, further_texts
 from .trainers.blackbox.config import PLAIN
 from .trainers.blackbox.errors import BudgetSpent
-from .trainers.blackbox.heads.scores import ScoreHead, Space, nearness, pooled, spread_out
+from .trainers.blackbox.heads.scores import ScoreHead, Space, as_sure, nearness, pooled, spread_out
 from .trainers.blackbox.heads.selection import Gathered, folds_of
 from .trainers.blackbox.oracle import Texts
 from .trainers.blackbox.probe import SMALL
@@ -55,7 +55,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         random_state, progress: seed of texts and views, None: any; whether a bar is shown.
 
     Attributes: `classes_`, the labels in the order of `predict_proba`'s columns; `bill_`, what was
-    asked so far: queries, pictures and calls, and of a service texts and money.
+    asked so far: queries, pictures and calls, and of a service texts, money, tokens if it tells.
 
     Errors are BlackBoxError: BadExamples, which is a ValueError, or BudgetSpent, before a call.
 
@@ -89,9 +89,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         self.random_state, self.progress = random_state, progress
 
     def fit(self, X: Any, y: Any = None) -> ScoreClassifier:
-        """Learn from pictures and their labels, any number a class; or from a folder that has a
-        folder for each class.
-        """
+        """Learn from pictures and labels, any number a class; or from a folder of class folders."""
         return self._learn(X, y)
 
     def add(self, X: Any, y: Any = None) -> ScoreClassifier:
@@ -116,8 +114,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         """Numbers of the n pictures of X that are most worth a label: between two classes, and
         unlike the training pictures and each other.
 
-        They are asked about all further texts, and then `predict` on them costs nothing, nor does
-        `add` but for their views.
+        They are asked about all further texts: then `predict` on them is free, `add` but for views.
         """
         check_is_fitted(self, "head_")
         rows = self._ask(Gallery(listed(X)), 0, self._question())[0]
@@ -125,13 +122,13 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         return spread_out(1 - best[:, 0] + best[:, 1], rows, torch.cat([rows[:0], *self.rows_]), n)
 
     def quote(self, X: Any, y: Any = None, purpose: str = "fit") -> Bill:
-        """What `fit` (`add`, `predict`) with X and y would add to `bill_`; nothing is sent."""
+        """What `fit` (or `add`, `predict`) adds to `bill_`, but for tokens; nothing is sent."""
         if purpose == "predict":
             check_is_fitted(self, "head_")
             asked = self._question(self.head_.kept)
-            return self._opened().price(Gallery(listed(X)), 0, asked)
+            return self._opened().price(Gallery(listed(X)), 0, asked, self.seed_)
         trial, gallery = self._begun(X, y, more=purpose == "add")
-        return trial._opened().price(gallery, self.views, trial._question())
+        return trial._opened().price(gallery, self.views, trial._question(), trial.seed_)
 
     @property
     def bill_(self) -> Bill:
@@ -181,6 +178,8 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         for name in ("queries", "pictures"):
             limit = getattr(self, f"max_{name}")
             if limit and spent[name] + price[name] > limit:
+                price = answers.price(gallery, views, asked, self.seed_)
+            if limit and spent[name] + price[name] > limit:
                 raise BudgetSpent(
                     f"{price[name]:,} {name} are needed, and {max(0, limit - spent[name]):,} of "
                     f"max_{name} {limit:,} are left. Nothing was sent: raise it, or lower views or "
@@ -225,7 +224,8 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         rows = self._ask(gallery, 0, self._question(head.kept))[0]
         logits, read = head(rows), head.read(rows)
         if pool:
-            return pooled(head.tempered * logits, read, head.prototypes).numpy(), read
+            found = pooled(head.tempered * logits, read, head.prototypes)
+            return as_sure(found, logits).numpy(), read
         return logits.double().softmax(1).numpy(), read
 
     def save(self, path: str | Path) -> None:

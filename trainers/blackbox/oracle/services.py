@@ -14,7 +14,7 @@ import time
 import uuid
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -294,12 +294,13 @@ class ServiceOracle(Oracle):
 
     classes: list[str]
     batch = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
+    width = 0  # E of features, once it is known
     remedy = "A service takes words and pictures alone: choose a method such as SONAR."
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
         node, given, self.model = cfg.ORACLE, cfg.INPUT, cfg.MODEL.BACKBONE.NAME
         self.device, self.client = torch.device(device), client
-        self.price, self.spelling = node.PRICE, node.IMAGES
+        self.price, self.token_price, self.spelling = node.PRICE, node.PRICE_TOKENS, node.IMAGES
         self.batch, self.threads = self.batch or node.BATCH, node.THREADS
         self.line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
         less = "Fewer texts, or a smaller INPUT.SIZE or ORACLE.BATCH puts less into a request."
@@ -317,7 +318,7 @@ class ServiceOracle(Oracle):
             print(f"Note: answers are not kept in ORACLE.CACHE, {node.CACHE} ({first_line(e)})")
         self.lock = threading.Lock()  # of the counts
         self.tally = Counter(calls=0, pictures=0, texts=0, pictures_cached=0, texts_cached=0)
-        self.first: list[tuple[torch.Tensor, torch.Tensor]] = []  # pictures and their answers
+        self.first, self.replies = list[torch.Tensor](), list[torch.Tensor]()  # of few pictures
 
     @cached_property
     def description(self) -> Description:  # type: ignore[override]
@@ -374,23 +375,28 @@ class ServiceOracle(Oracle):
 
     def look(self, pictures: list[torch.Tensor], answers: torch.Tensor) -> None:
         """Compare the answers about a few pictures that look unlike, before more are paid for."""
-        for picture, answer in zip(pictures, answers, strict=True):
-            first = self.first[0][0].float() if self.first else math.inf
-            if len(self.first) < FEW and (picture.float() - first).abs().mean() >= UNLIKE:
-                self.first.append((picture, answer))
+        self.replies += [answers[place] for place in compared(pictures, self.first)]
         if len(self.first) == FEW and not self.sees():
             told = f"{self.line.url} answers, but not about what pictures show: {self.model} may"
             raise BlackBoxError(f"{told} read texts alone, or not ORACLE.IMAGES {self.spelling}.")
 
     def sees(self) -> bool:
         """Whether not all first answers are the same, but for scores that are nearly 1."""
-        first = self.first[0][1]
-        same = [row.shape == first.shape and torch.allclose(row, first) for _, row in self.first]
+        first = self.replies[0]
+        same = [row.shape == first.shape and torch.allclose(row, first) for row in self.replies]
         return not all(same) or first.max().item() > math.log(0.99)
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`."""
-        return parse(json.loads(self.line.ask("POST", path, json=body)))
+        """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`; the
+        tokens that it tells of are counted.
+        """
+        answer = json.loads(self.line.ask("POST", path, json=body))
+        told = answer.get("usage") if isinstance(answer, dict) else None
+        tokens = told.get("total_tokens") if isinstance(told, dict) else None
+        if type(tokens) is int and tokens >= 0:
+            with self.lock:
+                self.tally["tokens"] += tokens
+        return parse(answer)
 
     def called(self, call: Callable[[], Any], width: int, **sent: int) -> torch.Tensor:
         """The numbers `[N, width]` that a call comes to; a width of 0 is any. An answer that cannot
@@ -418,18 +424,53 @@ class ServiceOracle(Oracle):
         return rows
 
     def usage(self) -> dict[str, int | float]:
-        paid = {"money": round(self.price * self.tally["pictures"], 6)} if self.price else {}
-        return {**self.tally, **paid}
+        return {**self.tally, **self.paid(self.tally)}
 
     def quote(self, asked: Questions) -> dict[str, int | float]:
-        """Where no picture is known, nor asked about twice."""
-        calls, pictures, texts = self.sent_for(asked)
-        paid = {"money": round(self.price * pictures, 6)} if self.price else {}
-        return {"calls": calls, "pictures": pictures, "texts": texts, **paid}
+        """A batch that is a size is of pictures that are neither known nor like each other."""
+        sample = self.answers.get(hashed(self.owner, "sample"))  # of an earlier process
+        owner = hashed(self.owner, sample.hex()) if sample else self.owner
+        embeds, first = "features" in self.grants, [*self.first]
+        seen, unseen, sent = set[str](), 0, Counter(calls=0, pictures=0, texts=0)
 
-    @abstractmethod
-    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
-        """Calls, pictures and texts that questions take."""
+        def new(kind: str, names: Sequence[str], items: Any) -> list[Any]:
+            keys = [hashed(owner, kind, name) for name in names]
+            found = {key: item for key, item in zip(keys, items, strict=True) if key not in seen}
+            seen.update(keys)
+            return [item for key, item in found.items() if not self.answers.get(key)]
+
+        for batches, lists in asked:
+            texts = spelt(lists)
+            if embeds:
+                count = len(new("texts", texts, texts))
+                sent.update(calls=math.ceil(count / self.batch), texts=count)
+            for batch in batches:
+                if isinstance(batch, int):
+                    count, unseen = batch, unseen + batch
+                else:
+                    shown = wire.Contents(wire.to_8bit(batch, self.told))
+                    pictures = new(self.kind(texts), shown.ids, shown.pixels)
+                    count = len(pictures)
+                    compared(pictures, first)
+                about = 0 if embeds else count * len(texts)
+                sent.update(calls=math.ceil(count / self.batch), pictures=count, texts=about)
+        if embeds:
+            again = len(self.first) < FEW <= len(first) + unseen  # see `sees`
+            sent.update(calls=again, pictures=again)
+            sample_too = bool(asked) and not self.width
+            sent.update(calls=sample_too, texts=sample_too)
+        return {**sent, **self.paid(sent)}
+
+    def paid(self, sent: Mapping[str, int]) -> dict[str, int | float]:
+        """The money for it, where prices are given; by the token, where these were told."""
+        if not (self.price or self.token_price) or (self.token_price and "tokens" not in sent):
+            return {}
+        tokens = self.token_price * sent.get("tokens", 0) / 1e6
+        return {"money": round(self.price * sent["pictures"] + tokens, 6)}
+
+    def kind(self, texts: Sequence[str]) -> str:
+        """Of answers about pictures, beside these texts."""
+        return "pictures"
 
 
 class FeatureService(ServiceOracle):
@@ -440,8 +481,6 @@ class FeatureService(ServiceOracle):
     """
 
     grants = frozenset({"features", "logits"})
-
-    width = 0  # E, once it is known
 
     @cached_property
     def description(self) -> Description:  # type: ignore[override]
@@ -455,15 +494,6 @@ class FeatureService(ServiceOracle):
         self.answers[key] = kept
         self.owner = hashed(self.owner, kept.hex())
         return replace(self.told, embed_dim=self.width)
-
-    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
-        sizes = [size for sizes, _ in asked for size in sizes]
-        names = {name for _, lists in asked for name in spelt(lists)}
-        new = sum(hashed(self.owner, "texts", name) not in self.answers for name in names)
-        calls = sum(math.ceil(size / self.batch) for size in (*sizes, new))
-        again = len(self.first) < FEW <= len(self.first) + sum(sizes)  # see `sees`
-        sample = not self.width
-        return calls + again + sample, sum(sizes) + again, new + sample
 
     @abstractmethod
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -481,8 +511,8 @@ class FeatureService(ServiceOracle):
 
     def sees(self) -> bool:
         """Whether the first is nearest to itself in a file of other bytes, which texts embed."""
-        first, *others = [answer for _, answer in self.first]
-        again = self.send("pictures", [png(self.first[0][0], compress_level=0)])[0]
+        first, *others = self.replies
+        again = self.send("pictures", [png(self.first[0], compress_level=0)])[0]
         nearest = max((first @ other).item() for other in others)
         return (first @ again).item() > max(ALIKE, nearest + ROUNDING)
 
@@ -510,12 +540,8 @@ class ScoreService(ServiceOracle):
     grants = frozenset({"logits"})
     batch = 1
 
-    def sent_for(self, asked: Questions) -> tuple[int, int, int]:
-        pictures = texts = 0
-        for sizes, lists in asked:
-            pictures += sum(sizes)
-            texts += sum(sizes) * len(spelt(lists))
-        return pictures, pictures, texts
+    def kind(self, texts: Sequence[str]) -> str:
+        return hashed("scores", *texts)
 
     @abstractmethod
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
@@ -531,7 +557,7 @@ class ScoreService(ServiceOracle):
 
             return self.called(score, len(place), pictures=1, texts=len(place))
 
-        logits = self.shown(hashed("scores", *place), images, prompt, send)
+        logits = self.shown(self.kind([*place]), images, prompt, send)
         return logits[..., [place[text] for text in asked]].expand(len(prompt), -1, -1)
 
 
@@ -589,9 +615,21 @@ class HuggingFaceService(ScoreService):
         return self.post("", body, parse)
 
 
-def spelt(lists: Sequence[Texts]) -> set[str]:
+def spelt(lists: Sequence[Texts]) -> list[str]:
     """The different texts of some lists."""
-    return {name for each in lists for name in wire.whole_texts(each.names, each.template)}
+    texts = [text for each in lists for text in wire.whole_texts(each.names, each.template)]
+    return list(dict.fromkeys(texts))
+
+
+def compared(pictures: Sequence[torch.Tensor], first: list[torch.Tensor]) -> list[int]:
+    """Numbers of the pictures that `first` takes, until it has a few that look unlike."""
+    taken = []
+    for number, picture in enumerate(pictures):
+        far = not first or (picture.float() - first[0].float()).abs().mean() >= UNLIKE
+        if far and len(first) < FEW:
+            first.append(picture)
+            taken.append(number)
+    return taken
 
 
 def hashed(*parts: str) -> str:
