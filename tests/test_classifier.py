@@ -76,7 +76,7 @@ def test_what_is_quoted_is_billed_and_nothing_is_asked_twice(folder):
 
 
 @contextmanager
-def over_http(service, state, monkeypatch, kind):
+def over_http(service, state, monkeypatch, kind, cache=""):
     """(ScoreClassifier over a server, with more arguments, and that server) of a wire format."""
     if kind == "ours":
         monkeypatch.setenv("BLACKBOX_KEY", SERVER_KEY)
@@ -84,7 +84,7 @@ def over_http(service, state, monkeypatch, kind):
             yield partial(ScoreClassifier, server.url), server
         return
     server, about = service(kind), tiny().description
-    words = at(server, api="hf" if kind == "hf" else "openai", PRICE=0.5, CACHE="")
+    words = at(server, api="hf" if kind == "hf" else "openai", PRICE=0.5, CACHE=str(cache))
     words += ["INPUT.SIZE", (32, 32), "INPUT.PIXEL_MEAN", list(about.mean)]
     words += ["INPUT.PIXEL_STD", list(about.std), "INPUT.INTERPOLATION", "bicubic"]
     yield partial(ScoreClassifier, "tiny", options=dict(zip(words[::2], words[1::2]))), server
@@ -94,7 +94,8 @@ def over_http(service, state, monkeypatch, kind):
 def test_the_same_lines_over_http(service, folder, tmp_path, monkeypatch, kind):
     """The quote is the bill of the service, and the answers are those in process."""
     local = ScoreClassifier("tiny", **SMALL).fit(folder / "train")
-    with over_http(service, tmp_path / "state", monkeypatch, kind) as (made, server):
+    state, cache = tmp_path / "state", tmp_path / "cache"
+    with over_http(service, state, monkeypatch, kind, cache) as (made, server):
         clf = made(**SMALL)
         quoted = clf.quote(folder / "train")
         assert kind == "ours" or not server.requests
@@ -104,6 +105,10 @@ def test_the_same_lines_over_http(service, folder, tmp_path, monkeypatch, kind):
         assert clf.bill_ == {name: quoted[name] + more[name] for name in quoted}
         assert (labels == local.predict(folder / "new")).mean() > 0.9
         assert kind == "ours" or clf.bill_["money"] == 0.5 * clf.bill_["pictures"]
+        again = made(**SMALL)
+        known = again.quote(folder / "train")  # by ORACLE.CACHE
+        assert again.fit(folder / "train").bill_ == known
+        assert kind == "ours" or known["pictures"] == 0
 
 
 @pytest.mark.parametrize("kind", ["modality", "hf", "ours", "tiny"])
