@@ -387,13 +387,11 @@ class ServiceOracle(Oracle):
         return not all(same) or first.max().item() > math.log(0.99)
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`; the
-        tokens that it tells of are counted.
-        """
+        """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`."""
         answer = json.loads(self.line.ask("POST", path, json=body))
         told = answer.get("usage") if isinstance(answer, dict) else None
         tokens = told.get("total_tokens") if isinstance(told, dict) else None
-        if type(tokens) is int and tokens >= 0:
+        if type(tokens) is int and tokens >= 0:  # else it bills none, or does not tell
             with self.lock:
                 self.tally["tokens"] += tokens
         return parse(answer)
@@ -441,6 +439,7 @@ class ServiceOracle(Oracle):
 
         for batches, lists in asked:
             texts = spelt(lists)
+            kind = "pictures" if embeds else hashed("scores", *texts)
             if embeds:
                 count = len(new("texts", texts, texts))
                 sent.update(calls=math.ceil(count / self.batch), texts=count)
@@ -449,16 +448,14 @@ class ServiceOracle(Oracle):
                     count, unseen = batch, unseen + batch
                 else:
                     shown = wire.Contents(wire.to_8bit(batch, self.told))
-                    pictures = new(self.kind(texts), shown.ids, shown.pixels)
+                    pictures = new(kind, shown.ids, shown.pixels)
                     count = len(pictures)
                     compared(pictures, first)
                 about = 0 if embeds else count * len(texts)
                 sent.update(calls=math.ceil(count / self.batch), pictures=count, texts=about)
-        if embeds:
-            again = len(self.first) < FEW <= len(first) + unseen  # see `sees`
-            sent.update(calls=again, pictures=again)
-            sample_too = bool(asked) and not self.width
-            sent.update(calls=sample_too, texts=sample_too)
+        if embeds and asked:  # see `sees`, and the sample
+            again, one = len(self.first) < FEW <= len(first) + unseen, not self.width
+            sent.update(calls=again + one, pictures=again, texts=one)
         return {**sent, **self.paid(sent)}
 
     def paid(self, sent: Mapping[str, int]) -> dict[str, int | float]:
@@ -467,10 +464,6 @@ class ServiceOracle(Oracle):
             return {}
         tokens = self.token_price * sent.get("tokens", 0) / 1e6
         return {"money": round(self.price * sent["pictures"] + tokens, 6)}
-
-    def kind(self, texts: Sequence[str]) -> str:
-        """Of answers about pictures, beside these texts."""
-        return "pictures"
 
 
 class FeatureService(ServiceOracle):
@@ -540,9 +533,6 @@ class ScoreService(ServiceOracle):
     grants = frozenset({"logits"})
     batch = 1
 
-    def kind(self, texts: Sequence[str]) -> str:
-        return hashed("scores", *texts)
-
     @abstractmethod
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
         """Log-probabilities `[M]` of a PNG file on M different texts, in their order."""
@@ -557,7 +547,7 @@ class ScoreService(ServiceOracle):
 
             return self.called(score, len(place), pictures=1, texts=len(place))
 
-        logits = self.shown(self.kind([*place]), images, prompt, send)
+        logits = self.shown(hashed("scores", *place), images, prompt, send)
         return logits[..., [place[text] for text in asked]].expand(len(prompt), -1, -1)
 
 
