@@ -81,13 +81,14 @@ def named(given: Sequence[Any] | Mapping[Any, str] | None, labels: list[Any]) ->
 
 class Gallery:
     """Pictures, and the digests of their contents; of the first ones these are known already, and
-    they need not be there.
+    they need not be there. With `kept` they stay decoded, up to 128 MB.
 
     Raises BlackBoxError for one that cannot be decoded: all within 128 MB, others by their header.
     """
 
-    def __init__(self, given: Sequence[Any], known: Sequence[str] = ()) -> None:
-        self.pictures, self.items, digests = Pictures(FEW), list[Any](), dict[str, str]()
+    def __init__(self, given: Sequence[Any], known: Sequence[str] = (), kept: bool = False) -> None:
+        room = FEW if kept else 0
+        self.pictures, self.items, digests = Pictures(room), list[Any](), dict[str, str]()
         for number, one in enumerate(given):
             is_path = isinstance(one, (str, os.PathLike))
             name = os.fspath(one) if is_path else f"picture {number}"
@@ -101,7 +102,7 @@ class Gallery:
         for name in files:
             if not os.path.isfile(name):
                 look(name)  # which says so
-        self.pictures.paths.update(files)  # those that are decoded here are kept
+        self.pictures.paths.update(files)
         self.pictures.check(files, FEW, "the pictures", digests)
         self.contents = [*known, *(digests[name] for name in new)]
 
