@@ -225,9 +225,7 @@ class Answers:
         yield from DataLoader(reader, QUERY_IMAGES, sampler=numbers, num_workers=workers)
 
     def price(self, gallery: Gallery, views: int, asked: Question, seed: int = -1) -> Bill:
-        """What `ask` would add to the bill; without a seed at most that: a service is sent one of
-        the pictures and views that come out alike, which drawing them tells.
-        """
+        """What `ask` adds to the bill; without a seed at most: what looks alike is sent once."""
         bill: Bill = dict.fromkeys(BILLED, 0)
         questions: list[Any] = []
         for view in range(1 + views):
