@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cached_property
 from pathlib import Path
@@ -81,13 +81,14 @@ def named(given: Sequence[Any] | Mapping[Any, str] | None, labels: list[Any]) ->
 
 class Gallery:
     """Pictures, and the digests of their contents; of the first ones these are known already, and
-    they need not be there.
+    they need not be there. With `kept` they stay decoded, up to 128 MB.
 
     Raises BlackBoxError for one that cannot be decoded: all within 128 MB, others by their header.
     """
 
-    def __init__(self, given: Sequence[Any], known: Sequence[str] = ()) -> None:
-        self.pictures, self.items, digests = Pictures(0), list[Any](), dict[str, str]()
+    def __init__(self, given: Sequence[Any], known: Sequence[str] = (), kept: bool = False) -> None:
+        room = FEW if kept else 0
+        self.pictures, self.items, digests = Pictures(room), list[Any](), dict[str, str]()
         for number, one in enumerate(given):
             is_path = isinstance(one, (str, os.PathLike))
             name = os.fspath(one) if is_path else f"picture {number}"
@@ -101,6 +102,7 @@ class Gallery:
         for name in files:
             if not os.path.isfile(name):
                 look(name)  # which says so
+        self.pictures.paths.update(files)
         self.pictures.check(files, FEW, "the pictures", digests)
         self.contents = [*known, *(digests[name] for name in new)]
 
@@ -212,19 +214,32 @@ class Answers:
                 alone.append(number)
         return {Prompt(texts=texts): sorted(more), Prompt(): sorted(alone)}
 
-    def price(self, gallery: Gallery, views: int, asked: Question) -> Bill:
-        """What `ask` would add to the bill."""
+    def drawn(self, gallery: Gallery, view: int, numbers: list[int], seed: int) -> Iterator[Any]:
+        """Batches of some pictures, or of a view of each."""
+        augmentation, workers = Augmentation(seed), self.cfg.DATALOADER.NUM_WORKERS
+        augmentation.epoch = view
+        with redirect_stdout(None):  # as Dassl does of the transform
+            transform = build_transform(self.cfg, view > 0)
+        given = self.cfg, gallery.items, transform, view > 0
+        reader = ImageReader(gallery.pictures, augmentation, *given)
+        yield from DataLoader(reader, QUERY_IMAGES, sampler=numbers, num_workers=workers)
+
+    def price(self, gallery: Gallery, views: int, asked: Question, seed: int = -1) -> Bill:
+        """What `ask` adds to the bill; without a seed at most: what looks alike is sent once."""
         bill: Bill = dict.fromkeys(BILLED, 0)
-        questions = []
+        questions: list[Any] = []
         for view in range(1 + views):
             for prompt, numbers in self.missing(gallery.keys(view), asked).items():
                 sizes = batches_of(len(numbers), QUERY_IMAGES)
                 prices = [price(prompt, len(asked.classes), size) for size in sizes]
                 for name, more in zip(BILLED, (*total(prices), len(sizes)), strict=True):
                     bill[name] += more
+                drawn = self.drawn(gallery, view, numbers, seed)  # once it is asked for
+                batches: Any = sizes if seed < 0 else (batch["img"] for batch in drawn)
                 if sizes:
-                    questions.append((sizes, [one for one in (asked.classes, prompt.texts) if one]))
-        return bill | (self.oracle.quote(questions) if questions else {})
+                    lists = [one for one in (asked.classes, prompt.texts) if one]
+                    questions.append((batches, lists))
+        return bill | self.oracle.quote(questions)
 
     @torch.no_grad()
     def ask(
@@ -232,16 +247,12 @@ class Answers:
     ) -> list[Tensor]:
         """Scores `[N, C + M]` of the pictures, and of so many augmented views of each."""
         self.match()
-        oracle, augmentation = self.oracle, Augmentation(seed)
+        oracle = self.oracle
         oracle.set_classes(asked.classes.names, asked.classes.template)
-        for augmentation.epoch in range(1 + views):
-            keys = gallery.keys(augmentation.epoch)
-            with redirect_stdout(None):  # as Dassl does of the transform
-                transform = build_transform(self.cfg, is_train=augmentation.epoch > 0)
-            reader = ImageReader(gallery.pictures, augmentation, self.cfg, gallery.items, transform)
+        for view in range(1 + views):
+            keys = gallery.keys(view)
             for prompt, numbers in self.missing(keys, asked).items():
-                workers = self.cfg.DATALOADER.NUM_WORKERS
-                for batch in DataLoader(reader, QUERY_IMAGES, sampler=numbers, num_workers=workers):
+                for batch in self.drawn(gallery, view, numbers, seed):
                     answer = oracle.query(oracle.upload(batch["img"]), prompt)[0].cpu()
                     self.calls += 1
                     shown = [keys[number] for number in batch["index"].tolist()]

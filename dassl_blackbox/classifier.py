@@ -54,7 +54,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         random_state, progress: seed of texts and views, None: any; whether a bar is shown.
 
     Attributes: `classes_`, the labels in the order of `predict_proba`'s columns; `bill_`, what was
-    asked so far: queries, pictures and calls, and of a service texts and money.
+    asked so far: queries, pictures and calls, and of a service texts, money, tokens if it tells.
 
     Errors are BlackBoxError: BadExamples, which is a ValueError, or BudgetSpent, before a call.
 
@@ -88,9 +88,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         self.random_state, self.progress = random_state, progress
 
     def fit(self, X: Any, y: Any = None) -> ScoreClassifier:
-        """Learn from pictures and their labels, any number a class; or from a folder that has a
-        folder for each class.
-        """
+        """Learn from pictures and labels, any number a class; or from a folder of class folders."""
         return self._learn(X, y)
 
     def add(self, X: Any, y: Any = None) -> ScoreClassifier:
@@ -114,8 +112,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         """Numbers of the n pictures of X that are most worth a label: between two classes, and
         unlike the training pictures and each other.
 
-        They are asked about all further texts, and then `predict` on them costs nothing, nor does
-        `add` but for their views.
+        They are asked about all further texts: then `predict` on them is free, `add` but for views.
         """
         check_is_fitted(self, "head_")
         rows = self._ask(Gallery(listed(X)), 0, self._question())[0]
@@ -123,13 +120,13 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         return spread_out(1 - best[:, 0] + best[:, 1], rows, torch.cat([rows[:0], *self.rows_]), n)
 
     def quote(self, X: Any, y: Any = None, purpose: str = "fit") -> Bill:
-        """What `fit` (`add`, `predict`) with X and y would add to `bill_`; nothing is sent."""
+        """What `fit` (or `add`, `predict`) adds to `bill_`, but for tokens; nothing is sent."""
         if purpose == "predict":
             check_is_fitted(self, "head_")
             asked = self._question(self.head_.kept)
-            return self._opened().price(Gallery(listed(X)), 0, asked)
+            return self._opened().price(Gallery(listed(X)), 0, asked, self.seed_)
         trial, gallery = self._begun(X, y, more=purpose == "add")
-        return trial._opened().price(gallery, self.views, trial._question())
+        return trial._opened().price(gallery, self.views, trial._question(), trial.seed_)
 
     @property
     def bill_(self) -> Bill:
@@ -158,7 +155,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         if self.unknown is not None and len(set(labels)) == len(labels):
             raise BadExamples("With a label for unknown pictures, one class needs two pictures.")
         new.classes_, new.labels_, new.pictures_ = np.array([*new.names_]), labels, pictures
-        gallery, names = Gallery(pictures, known), [*new.names_.values()]
+        gallery, names = Gallery(pictures, known, kept=True), [*new.names_.values()]
         if more:
             new._opened().impute(gallery, self.views, self._question(), new._question())
         else:
@@ -178,6 +175,8 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         price = answers.price(gallery, views, asked)
         for name in ("queries", "pictures"):
             limit = getattr(self, f"max_{name}")
+            if limit and spent[name] + price[name] > limit:
+                price = answers.price(gallery, views, asked, self.seed_)
             if limit and spent[name] + price[name] > limit:
                 raise BudgetSpent(
                     f"{price[name]:,} {name} are needed, and {max(0, limit - spent[name]):,} of "
@@ -223,7 +222,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         rows = self._ask(gallery, 0, self._question(head.kept))[0]
         logits, read = head(rows), head.read(rows)
         if pool:
-            return pooled(head.tempered * logits, read, head.prototypes).numpy(), read
+            return pooled(logits, head.tempered, read, head.prototypes).numpy(), read
         return logits.double().softmax(1).numpy(), read
 
     def save(self, path: str | Path) -> None:

@@ -21,15 +21,18 @@ import json
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
+from PIL import Image
 from tqdm import tqdm
 
 from .answers import Gallery, labelled, listed
@@ -39,7 +42,7 @@ from .datasets.generated import digits
 from .trainers.blackbox.config import defaults, merge_files, pairs, put
 from .trainers.blackbox.data import look, ordered_loader
 from .trainers.blackbox.errors import BlackBoxError
-from .trainers.blackbox.files import write_atomically
+from .trainers.blackbox.files import MODEL, load_state, newest, write_atomically
 from .trainers.blackbox.oracle.bill import in_words
 
 OTHERS = "serve", "results", "plots", "datasets", "configs"
@@ -153,16 +156,41 @@ def draw(args: argparse.Namespace) -> None:
     print(f"{args.folder}: {args.shots} digits a class in train, 200 others in new")
 
 
+@contextmanager
+def standing_in(name: str, classes: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Within this context a data set has blank pictures, so many of each class, if any are told."""
+    former = DATASET_REGISTRY.get(name)
+    with TemporaryDirectory() as folder:
+        blank = f"{folder}/blank.png"
+        Image.new("RGB", (8, 8)).save(blank)
+        labels = [n for n, (_, count) in enumerate(classes) for _ in range(count)]
+        items = [Datum(blank, n, classname=classes[n][0]) for n in labels]
+
+        def blanks(cfg: Any) -> DatasetBase:
+            return DatasetBase(train_x=items, test=items[:1])
+
+        blanks.__name__ = name
+        try:
+            if classes:
+                DATASET_REGISTRY.register(blanks, force=True)
+            yield
+        finally:
+            DATASET_REGISTRY.register(former, force=True)
+
+
 class FinishedRun:
-    """The method of a run's folder, for pictures of one's own; it asks for the run's data set, for
-    the names of its classes.
+    """The method of a run's folder, for pictures of one's own. Its checkpoint tells the classes;
+    without that (zero-shot, or a run of an earlier version) the run's data set is read for them.
     """
 
     def __init__(self, folder: str, options: Mapping[str, str]) -> None:
         cfg = defaults()
         merge_files(cfg, [f"{folder}/config.yaml"])
-        put(cfg, {"OUTPUT_DIR": "", "RESUME": "", **options}, "options")
-        self.trainer = trainer = build_trainer(cfg)
+        put(cfg, {"OUTPUT_DIR": "", "RESUME": "", "TEST.SPLIT": "test", **options}, "options")
+        path = newest(Path(folder, MODEL))
+        classes = load_state(path).get("blackbox", {}).get("classes") if path else None
+        with standing_in(cfg.DATASET.NAME, classes or []):
+            self.trainer = trainer = build_trainer(cfg)
         if not getattr(trainer, "counted", False):
             raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")
         trainer.load_model(folder)

@@ -6,7 +6,8 @@ import pickle
 import re
 import sys
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, BudgetSpent
 from PIL import Image
 from served import KEY as SERVER_KEY
 from served import serving
-from services import at
+from services import at, tiny
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -74,22 +75,28 @@ def test_what_is_quoted_is_billed_and_nothing_is_asked_twice(folder):
     assert clf.classes_[-1] == "ten"
 
 
+@contextmanager
+def over_http(service, state, monkeypatch, kind, cache=""):
+    """(ScoreClassifier over a server, with more arguments, and that server) of a wire format."""
+    if kind == "ours":
+        monkeypatch.setenv("BLACKBOX_KEY", SERVER_KEY)
+        with serving(state) as server:
+            yield partial(ScoreClassifier, server.url), server
+        return
+    server, about = service(kind), tiny().description
+    words = at(server, api="hf" if kind == "hf" else "openai", PRICE=0.5, CACHE=str(cache))
+    words += ["INPUT.SIZE", (32, 32), "INPUT.PIXEL_MEAN", list(about.mean)]
+    words += ["INPUT.PIXEL_STD", list(about.std), "INPUT.INTERPOLATION", "bicubic"]
+    yield partial(ScoreClassifier, "tiny", options=dict(zip(words[::2], words[1::2]))), server
+
+
 @pytest.mark.parametrize("kind", ["modality", "hf", "ours"])
 def test_the_same_lines_over_http(service, folder, tmp_path, monkeypatch, kind):
     """The quote is the bill of the service, and the answers are those in process."""
     local = ScoreClassifier("tiny", **SMALL).fit(folder / "train")
-    about = local.answers_.oracle.description
-    with ExitStack() as stack:
-        if kind == "ours":
-            monkeypatch.setenv("BLACKBOX_KEY", SERVER_KEY)
-            clf = ScoreClassifier(stack.enter_context(serving(tmp_path / "state")).url, **SMALL)
-        else:
-            server = service(kind)
-            words = at(server, api="hf" if kind == "hf" else "openai", PRICE=0.5, CACHE="")
-            words += ["INPUT.SIZE", (32, 32), "INPUT.PIXEL_MEAN", list(about.mean)]
-            words += ["INPUT.PIXEL_STD", list(about.std), "INPUT.INTERPOLATION", "bicubic"]
-            options = dict(zip(words[::2], words[1::2]))
-            clf = ScoreClassifier("tiny", options=options, **SMALL)
+    state, cache = tmp_path / "state", tmp_path / "cache"
+    with over_http(service, state, monkeypatch, kind, cache) as (made, server):
+        clf = made(**SMALL)
         quoted = clf.quote(folder / "train")
         assert kind == "ours" or not server.requests
         assert clf.fit(folder / "train").bill_ == quoted
@@ -98,6 +105,41 @@ def test_the_same_lines_over_http(service, folder, tmp_path, monkeypatch, kind):
         assert clf.bill_ == {name: quoted[name] + more[name] for name in quoted}
         assert (labels == local.predict(folder / "new")).mean() > 0.9
         assert kind == "ours" or clf.bill_["money"] == 0.5 * clf.bill_["pictures"]
+        again = made(**SMALL)
+        known = again.quote(folder / "train")  # by ORACLE.CACHE
+        assert again.fit(folder / "train").bill_ == known
+        assert kind == "ours" or known["pictures"] == 0
+
+
+@pytest.mark.parametrize("kind", ["modality", "hf", "ours", "tiny"])
+def test_views_that_come_out_alike_are_quoted_as_they_are_billed(
+    service, folder, tmp_path, monkeypatch, kind
+):
+    """Crops of a few pixels, one picture under two names, and classes whose texts are alike."""
+    draw = np.random.default_rng(0)
+    X = [draw.integers(0, 256, (2, 2 + n % 2, 3)).astype(np.uint8) for n in range(12)]
+    X, y = [*X, X[0], np.repeat(X[2], 1, 0)], ["a_b", "a b", "c"] * 4 + ["a_b", "c"]
+    names, more = {label: label for label in y}, [array(p) for p in listed(folder / "new")[:3]]
+    made, server = partial(ScoreClassifier, "tiny"), None
+    with ExitStack() as stack:
+        if kind != "tiny":
+            http = over_http(service, tmp_path / "state", monkeypatch, kind)
+            made, server = stack.enter_context(http)
+        clf = made(names, **SMALL | {"views": 4})
+        quoted = clf.quote(X, y)
+        assert clf.fit(X, y).bill_ == quoted
+        for ask, given in (
+            ("predict", ([*X, *more[:1]],)),
+            ("add", (more, ["c", "a_b", "c"])),
+            ("add", (more[:1], ["new"])),
+            ("predict", (more,)),
+        ):
+            before, further = clf.bill_, clf.quote(*given, purpose=ask)
+            getattr(clf, ask)(*given)
+            assert clf.bill_ == {name: before[name] + further[name] for name in before}
+        if kind in ("modality", "hf"):
+            asked = clf.answers_.oracle.counts["training"]["image_queries"]
+            assert server.pictures == clf.bill_["pictures"] < asked
 
 
 def test_it_is_the_trainer_s_head(data_root, tmp_path):
@@ -207,6 +249,13 @@ def test_pictures_that_show_no_class():
     assert strange[~shown].mean() > 2 * strange[shown].mean() and strange[shown].mean() < 0.15
     with pytest.raises(BadExamples, match="one class needs two pictures"):
         ScoreClassifier("tiny", unknown="?", **SMALL).fit(X[:2], ["a", "b"])
+
+
+def test_pictures_that_are_pooled_are_as_sure_as_single_ones(fitted, folder):
+    single = fitted.predict_proba(folder / "new")
+    pooled = fitted.predict_proba(folder / "new", pool=True)
+    assert np.allclose(pooled.sum(1), 1) and not np.allclose(pooled, single, atol=0.05)
+    assert pooled.max(1).mean() == pytest.approx(single.max(1).mean(), abs=1e-3)
 
 
 def test_suggestions_differ_and_cost_nothing_afterwards(fitted, folder):
@@ -319,10 +368,14 @@ def test_a_broken_picture_is_named_or_left_out(folder, fitted, tmp_path, monkeyp
     assert status == 0 and "left out" in said.err and said.out.count("\n") == 2
 
 
-def test_a_run_of_any_trainer_labels_pictures(data_root, folder, tmp_path, monkeypatch, capsys):
-    trainer = trained("ZIP", data_root, tmp_path / "run")
+@pytest.mark.parametrize("name", ["ZIP", "SONAR", "TipAdapterF"])
+def test_a_run_labels_pictures_without_its_data_set(data_root, tmp_path, monkeypatch, capsys, name):
+    trainer = trained(name, data_root, tmp_path / "run")
     tested = [item.impath for item in trainer.dm.dataset.test]
-    (tmp_path / "run" / "config.yaml").write_text(trainer.cfg.dump())
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.ROOT = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
     (tmp_path / "test").mkdir()
     for number, path in enumerate(tested):
         (tmp_path / "test" / f"{number:04}.png").symlink_to(path)
@@ -331,6 +384,7 @@ def test_a_run_of_any_trainer_labels_pictures(data_root, folder, tmp_path, monke
     right = [row["label"] == i.classname for row, i in zip(rows, trainer.dm.dataset.test)]
     found = trainer.calibrated.results["accuracy"]
     assert status == 0 and 100 * np.mean(right) == pytest.approx(found)
+    assert not (tmp_path / "gone").exists()
 
 
 def test_the_blocks_of_the_page_run(tmp_path, monkeypatch):

@@ -52,7 +52,8 @@ def test_answers_are_the_local_models(service, digits, spelling):
     assert [len(body["input"]) for body in server.requests[2:6]] == [25, 1, 25, distinct - 50]
     sent = {"calls": 6, "pictures": distinct + 1, "texts": 6}
     kept = {"pictures_cached": 60 - distinct + 2 * 60, "texts_cached": 3 + 3}
-    assert oracle.usage() == {**sent, **kept}
+    told = {"tokens": 7 * (distinct + 1 + 6)} if spelling == "items" else {}
+    assert oracle.usage() == {**sent, **kept, **told}
     assert (server.pictures, server.texts) == (distinct + 1, 6)
 
 
@@ -142,7 +143,14 @@ def test_what_a_run_comes_to_is_told_before_it_and_stands_on_the_bill(service, d
     told = {"calls": 800, "pictures": 800, "texts": 8000}
     assert oracle_at(service("hf"), api="hf").quote(asked) == told
     oracle.query(oracle.upload(digits[:2]), Prompt())
-    assert oracle.usage()["money"] == pytest.approx(0.0002)
+    assert oracle.usage()["money"] == pytest.approx(0.0002) and "tokens" not in oracle.usage()
+    # tokens are as the service says, afterwards, and so is what they cost
+    oracle = oracle_at(service("items"), IMAGES="items", PRICE=0.5, PRICE_TOKENS=1000.0)
+    assert "money" not in oracle.quote(asked)
+    oracle.query(oracle.upload(digits[:2]), Prompt())
+    tokens = 7 * (1 + len(TEXTS) + 2)  # and the sample
+    assert oracle.usage()["tokens"] == tokens
+    assert oracle.usage()["money"] == pytest.approx(2 * 0.5 + tokens / 1000)
 
 
 # Faults

@@ -111,6 +111,7 @@ ACCESS = {
     "BATCH": Key(32, whole(1), "pictures or texts of one call (Infinity: 32)", SERVICE),
     "THREADS": Key(8, whole(1, 100), "calls at a time, about a picture or texts", SERVICE),
     "PRICE": Key(0.0, number(0), "of a picture, in money; 0: no bill in money", SERVICE),
+    "PRICE_TOKENS": Key(0.0, number(0), "of a million tokens, as the service tells them", SERVICE),
     "CACHE": Key("~/.cache/dassl-blackbox", text(), "folder of answers; empty: none", SERVICE),
 }
 KEYS = {

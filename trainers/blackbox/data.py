@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from itertools import count, repeat
 from multiprocessing import get_start_method
@@ -276,7 +276,8 @@ class ImageReader(DatasetWrapper):
         item = self.data_source[index]
         made = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         picture = self.pictures.open(item.impath)
-        with self.augmentation.of(index):
+        # nothing is drawn in evaluation, and it takes longer than a small picture does
+        with self.augmentation.of(index) if self.is_train else nullcontext():
             return {**made, "img": self.transform(picture)}
 
 
@@ -361,12 +362,13 @@ def ordered_loader(
 
     `in_turns`: one image of every class, then a second, …; a budget that ends leaves out no class.
     """
+    drawing = augmentation is not None
     with redirect_stdout(None):  # the log tells of Dassl's transforms already
-        transform = build_transform(cfg, augmentation is not None)
+        transform = build_transform(cfg, drawing)
     before: defaultdict[int, count] = defaultdict(count)
     turn = [next(before[item.label]) for item in items]
     return DataLoader(
-        ImageReader(pictures, augmentation or Augmentation(0), cfg, items, transform),
+        ImageReader(pictures, augmentation or Augmentation(0), cfg, items, transform, drawing),
         batch_size or cfg.DATALOADER.TEST.BATCH_SIZE,
         shuffled,
         sorted(range(len(items)), key=turn.__getitem__) if in_turns else None,

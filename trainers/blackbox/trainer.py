@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property, partial
@@ -330,6 +331,8 @@ class Trainer(TrainerX):
         """Everything that evaluation and resumption need; tensors and plain values only."""
         if name != BEST:
             self.saved_at = self.steps_done, self.clock()
+        dataset = self.dm.dataset
+        counts = Counter(item.label for item in dataset.train_x)
         state = {
             "state_dict": self.learner.state_dict(),
             "epoch": self.epoch + (self.epoch_rng is None),  # else it is not over
@@ -339,6 +342,7 @@ class Trainer(TrainerX):
                 "format": 2,  # 0.1.0 wrote no number and no digest
                 "identity": record.identity(self),
                 "settings": self.made_with,
+                "classes": [[name, counts[n]] for n, name in enumerate(dataset.classnames)],
                 "batches_done": self.batches_done,
                 "steps_done": self.steps_done,
                 "rng": self.epoch_rng or rng_state(),

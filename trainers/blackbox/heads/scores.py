@@ -32,6 +32,7 @@ NEIGHBOURS, CUBED = 5, 3  # of a picture, and of a cosine, which is the weight o
 RIDGE = 0.3  # of the mean eigenvalue, added to all
 PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
+POWERS = tuple(2 ** (quarter / 4) for quarter in range(13))  # of their answers
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -545,21 +546,25 @@ def neighbours(rows: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(both, weight, (n, n), check_invariants=True).coalesce()
 
 
-def pooled(logits: Tensor, rows: Tensor, prototypes: Tensor) -> Tensor:
-    """Probabilities `[N, C]` of pictures that were seen together.
+def pooled(logits: Tensor, factor: float, rows: Tensor, prototypes: Tensor) -> Tensor:
+    """Probabilities `[N, C]` of pictures that were seen together, as sure as single ones are.
 
-    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers from its logits `[N, C]`, and W the
-    weights of neighbours in what it read `[N, A]`: a picture without one that is like it keeps its
-    own answer. Among them are the classes' mean training images `[C, A]`, 0 where there is none.
+    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers from a factor times its logits `[N, C]`,
+    and W the weights of neighbours in what it read `[N, A]`: a picture without one that is like it
+    keeps its own answer. Among them are the classes' mean training images `[C, A]`, 0 where there
+    is none. A mean over neighbours is flatter: to a power it is on average as sure as the logits.
     """
-    there = prototypes.abs().sum(1) > 0
-    own = torch.cat([(SHARPER * logits).softmax(1), torch.eye(logits.shape[1]).to(logits)[there]])
+    there, own = prototypes.abs().sum(1) > 0, (SHARPER * factor * logits).softmax(1)
+    own = torch.cat([own, torch.eye(logits.shape[1]).to(logits)[there]])
     weights = neighbours(torch.cat([rows, prototypes[there]]))
     pull = PULL * torch.sparse.sum(weights, 1).to_dense()[:, None]
     answer = own
     for _ in range(ROUNDS):
         answer = (own + PULL * (weights @ answer)) / (1 + pull)
-    return answer[: len(logits)]
+    logs = answer[: len(logits)].double().clamp_min(1e-30).log()
+    sure = logits.double().softmax(1).amax(1).mean()
+    trials = [(power * logs).softmax(1) for power in POWERS]
+    return min(trials, key=lambda trial: (trial.amax(1).mean() - sure).abs().item())
 
 
 class Pool:
@@ -581,6 +586,6 @@ class Pool:
         prototypes = self.head.prototypes
         if not self.head.at_home:  # which are of other classes
             prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
-        answers = pooled(self.head.tempered * logits, rows, prototypes).clamp_min(1e-30)
-        self.inner.process(answers.log(), labels)
+        answers = pooled(logits, self.head.tempered, rows, prototypes)
+        self.inner.process(answers.clamp_min(1e-30).log(), labels)
         return self.inner.evaluate()

@@ -211,7 +211,7 @@ class Meter(Wrapper):
         line = f"{queries:,} training queries, {images:,} image queries; "
         line += f"{asked:,} evaluation queries, {shown:,} image queries"
         if quote := self.quote([([images], lists)]):
-            both = self.quote([([images], lists), ([shown], [])])
+            both = self.quote([([images], lists), ([shown], lists)])
             quotes = quote, {unit: n - quote[unit] for unit, n in both.items()}
             line += ". Of the service, where it has no answers yet: about "
             line += "; evaluation ".join(map(in_words, quotes))

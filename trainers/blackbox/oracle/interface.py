@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ GRANTS = ("contexts", "image_tokens", "logits", "features")
 # a query is one candidate scored on at most so many images (the batch of ZIP's published runs)
 QUERY_IMAGES = 128
 IN_CACHE = 2**17  # numbers; an image of 224 x 224 pixels has 150,528
-Questions = Sequence[tuple[Sequence[int], Sequence[Texts]]]  # sizes of batches, and their texts
+# batches, as normalised pixels `[B, 3, H, W]` or as sizes alone, and their texts
+Questions = Sequence[tuple[Iterable[torch.Tensor | int], Sequence[Texts]]]
 NOTHING = -36.0  # log of what double precision can tell from nothing, beside 1
 
 
@@ -135,7 +136,7 @@ class Oracle(ABC):
         return {}
 
     def quote(self, asked: Questions) -> dict[str, int | float]:
-        """What `usage` grows by where batches of some sizes are scored on some lists of texts."""
+        """What `usage` grows by where batches are scored on lists of texts; nothing is sent."""
         return {}
 
 

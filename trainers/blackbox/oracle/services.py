@@ -287,12 +287,13 @@ class ServiceOracle(Oracle):
 
     classes: list[str]
     batch = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
+    width = 0  # E of features, once it is known
     remedy = "A service takes words and pictures alone: choose a method such as SONAR."
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
         node, given, self.model = cfg.ORACLE, cfg.INPUT, cfg.MODEL.BACKBONE.NAME
         self.device, self.client = torch.device(device), client
-        self.price, self.spelling = node.PRICE, node.IMAGES
+        self.price, self.token_price, self.spelling = node.PRICE, node.PRICE_TOKENS, node.IMAGES
         self.batch, self.threads = self.batch or node.BATCH, node.THREADS
         self.line = Http(node.URL, node.TIMEOUT, node.PATIENCE)
         less = "Fewer texts, or a smaller INPUT.SIZE or ORACLE.BATCH puts less into a request."
@@ -310,7 +311,7 @@ class ServiceOracle(Oracle):
             print(f"Note: answers are not kept in ORACLE.CACHE, {node.CACHE} ({first_line(e)})")
         self.lock = threading.Lock()  # of the counts
         self.tally = Counter(calls=0, pictures=0, texts=0, pictures_cached=0, texts_cached=0)
-        self.first: list[tuple[torch.Tensor, torch.Tensor]] = []  # pictures and their answers
+        self.first, self.replies = list[torch.Tensor](), list[torch.Tensor]()  # of few pictures
 
     @cached_property
     def description(self) -> Description:  # type: ignore[override]
@@ -367,23 +368,26 @@ class ServiceOracle(Oracle):
 
     def look(self, pictures: list[torch.Tensor], answers: torch.Tensor) -> None:
         """Compare the answers about a few pictures that look unlike, before more are paid for."""
-        for picture, answer in zip(pictures, answers, strict=True):
-            first = self.first[0][0].float() if self.first else math.inf
-            if len(self.first) < FEW and (picture.float() - first).abs().mean() >= UNLIKE:
-                self.first.append((picture, answer))
+        self.replies += [answers[place] for place in compared(pictures, self.first)]
         if len(self.first) == FEW and not self.sees():
             told = f"{self.line.url} answers, but not about what pictures show: {self.model} may"
             raise BlackBoxError(f"{told} read texts alone, or not ORACLE.IMAGES {self.spelling}.")
 
     def sees(self) -> bool:
         """Whether not all first answers are the same, but for scores that are nearly 1."""
-        first = self.first[0][1]
-        same = [row.shape == first.shape and torch.allclose(row, first) for _, row in self.first]
+        first = self.replies[0]
+        same = [row.shape == first.shape and torch.allclose(row, first) for row in self.replies]
         return not all(same) or first.max().item() > math.log(0.99)
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
         """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`."""
-        return parse(json.loads(self.line.ask("POST", path, json=body)))
+        answer = json.loads(self.line.ask("POST", path, json=body))
+        told = answer.get("usage") if isinstance(answer, dict) else None
+        tokens = told.get("total_tokens") if isinstance(told, dict) else None
+        if type(tokens) is int and tokens >= 0:  # else it bills none, or does not tell
+            with self.lock:
+                self.tally["tokens"] += tokens
+        return parse(answer)
 
     def called(self, call: Callable[[], Any], width: int, **sent: int) -> torch.Tensor:
         """The numbers `[N, width]`, 0 for any, of a call; one that cannot be read is made twice."""
@@ -411,10 +415,46 @@ class ServiceOracle(Oracle):
     def usage(self) -> dict[str, int | float]:
         return self.priced(**self.tally)
 
+    def quote(self, asked: Questions) -> dict[str, int | float]:
+        """A batch that is a size is of pictures that are neither known nor like each other."""
+        sample = self.answers.get(hashed(self.owner, "sample"))  # of an earlier process
+        owner = hashed(self.owner, sample.hex()) if sample else self.owner
+        embeds, first = "features" in self.grants, [*self.first]
+        seen, unseen, sent = set[str](), 0, Counter(calls=0, pictures=0, texts=0)
+
+        def new(kind: str, names: Sequence[str], items: Any) -> list[Any]:
+            keys = [hashed(owner, kind, name) for name in names]
+            found = {key: item for key, item in zip(keys, items, strict=True) if key not in seen}
+            seen.update(keys)
+            return [item for key, item in found.items() if not self.answers.get(key)]
+
+        for batches, lists in asked:
+            texts = spelt(lists)
+            kind = "pictures" if embeds else hashed("scores", *texts)
+            if embeds:
+                count = len(new("texts", texts, texts))
+                sent.update(calls=math.ceil(count / self.batch), texts=count)
+            for batch in batches:
+                if isinstance(batch, int):
+                    count, unseen = batch, unseen + batch
+                else:
+                    shown = wire.Contents(wire.to_8bit(batch, self.told))
+                    pictures = new(kind, shown.ids, shown.pixels)
+                    count = len(pictures)
+                    compared(pictures, first)
+                about = 0 if embeds else count * len(texts)
+                sent.update(calls=math.ceil(count / self.batch), pictures=count, texts=about)
+        if embeds and asked:  # see `sees`, and the sample
+            again, one = len(self.first) < FEW <= len(first) + unseen, not self.width
+            sent.update(calls=again + one, pictures=again, texts=one)
+        return self.priced(**sent)
+
     def priced(self, **sent: int) -> dict[str, int | float]:
-        """What was sent, or would be, with its price in money if that is known."""
-        paid = {"money": round(self.price * sent["pictures"], 6)} if self.price else {}
-        return {**sent, **paid}
+        """What was sent, or would be, and its price in money where that is known."""
+        if not (self.price or self.token_price) or (self.token_price and "tokens" not in sent):
+            return {**sent}
+        tokens = self.token_price * sent.get("tokens", 0) / 1e6
+        return {**sent, "money": round(self.price * sent["pictures"] + tokens, 6)}
 
 
 class FeatureService(ServiceOracle):
@@ -425,7 +465,6 @@ class FeatureService(ServiceOracle):
     """
 
     grants = frozenset({"features", "logits"})
-    width = 0  # E, once it is known
 
     @cached_property
     def description(self) -> Description:  # type: ignore[override]
@@ -439,16 +478,6 @@ class FeatureService(ServiceOracle):
         self.answers[key] = kept
         self.owner = hashed(self.owner, kept.hex())
         return replace(self.told, embed_dim=self.width)
-
-    def quote(self, asked: Questions) -> dict[str, int | float]:
-        """Where no picture is known, nor asked about twice."""
-        sizes = [size for sizes, _ in asked for size in sizes]
-        names = {name for _, lists in asked for name in spelt(lists)}
-        new = sum(hashed(self.owner, "texts", name) not in self.answers for name in names)
-        again = len(self.first) < FEW <= len(self.first) + sum(sizes)  # see `sees`
-        sample = not self.width
-        calls = sum(math.ceil(size / self.batch) for size in (*sizes, new)) + again + sample
-        return self.priced(calls=calls, pictures=sum(sizes) + again, texts=new + sample)
 
     @abstractmethod
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -465,8 +494,8 @@ class FeatureService(ServiceOracle):
 
     def sees(self) -> bool:
         """Whether the first is nearest to itself in a file of other bytes, which texts embed."""
-        first, *others = [answer for _, answer in self.first]
-        again = self.send("pictures", [png(self.first[0][0], compress_level=0)])[0]
+        first, *others = self.replies
+        again = self.send("pictures", [png(self.first[0], compress_level=0)])[0]
         nearest = max((first @ other).item() for other in others)
         return (first @ again).item() > max(ALIKE, nearest + ROUNDING)
 
@@ -493,11 +522,6 @@ class ScoreService(ServiceOracle):
 
     grants = frozenset({"logits"})
     batch = 1
-
-    def quote(self, asked: Questions) -> dict[str, int | float]:
-        pictures = sum(sum(sizes) for sizes, _ in asked)
-        texts = sum(sum(sizes) * len(spelt(lists)) for sizes, lists in asked)
-        return self.priced(calls=pictures, pictures=pictures, texts=texts)
 
     @abstractmethod
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
@@ -571,9 +595,21 @@ class HuggingFaceService(ScoreService):
         return self.post("", body, parse)
 
 
-def spelt(lists: Sequence[Texts]) -> set[str]:
+def spelt(lists: Sequence[Texts]) -> list[str]:
     """The different texts of some lists."""
-    return {name for each in lists for name in wire.whole_texts(each.names, each.template)}
+    texts = [text for each in lists for text in wire.whole_texts(each.names, each.template)]
+    return list(dict.fromkeys(texts))
+
+
+def compared(pictures: Sequence[torch.Tensor], first: list[torch.Tensor]) -> list[int]:
+    """Numbers of the pictures that `first` takes, until it has a few that look unlike."""
+    taken = []
+    for number, picture in enumerate(pictures):
+        far = not first or (picture.float() - first[0].float()).abs().mean() >= UNLIKE
+        if far and len(first) < FEW:
+            first.append(picture)
+            taken.append(number)
+    return taken
 
 
 def hashed(*parts: str) -> str:
