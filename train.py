@@ -1,7 +1,5 @@
-"""Trains or evaluates one run. The flags are CoOp's, and Dassl's configuration is resolved in
-CoOp's order:
-
-data-set YAML < trainer YAML < flags < trailing KEY VALUE options
+"""Trains or evaluates one run, with CoOp's flags. What comes later wins, as there: data-set YAML,
+trainer YAML, flags, trailing KEY VALUE options.
 """
 
 from __future__ import annotations
@@ -133,8 +131,7 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     differ = record.differences(made, record.with_contents(here, images))
     told, changes = f"{folder} holds a finished run of", record.as_text(differ)
     if not differ:
-        lost_much = record.lost_much(result["queries"])
-        mark = " (it lost more than a tenth of its training queries)" * lost_much
+        mark = " (it lost more than a tenth of its queries)" * record.lost_much(result["queries"])
         print(f"{told} this configuration: skipped{mark}")
     elif all(record.grew(name, *values) for name, values in differ.items()):
         print(f"{told} a smaller budget ({changes}): it goes on")

@@ -32,33 +32,30 @@ NAMED = {
     "ORACLE.MAX_QUERIES",
 }
 UNCOUNTED = "ZeroshotOracle", "WhiteBox"  # to which no budget and no curve apply
-ADAPTER = (
-    *("TRAINER.CBBT.ADAPTER", "True", "ORACLE.GRANTS", "('contexts', 'logits', 'features')"),
-    # a small budget can end before the tenth, the paper's
-    *("TRAINER.CBBT.ADAPTER_EPOCH", "1"),
-)
 # label: trainer and further options; {words} are the template's
-METHODS: dict[str, tuple[str, ...]] = {
-    "zero-shot": ("ZeroshotOracle",),
-    "head alone": ("SONAR", "TRAINER.SONAR.TEXTS", "0", "TRAINER.SONAR.VIEWS", "0"),
-    "SONAR": ("SONAR",),
-    "ZIP": ("ZIP",),
-    "ZIP, from words": ("ZIP", "TRAINER.ZIP.CTX_INIT", "{words}"),
-    "CBBT": ("CBBT",),
-    "CBBT, from the template": ("CBBT", "TRAINER.CBBT.CTX_INIT", "{words}"),
-    "CBBT + adapter": ("CBBT", *ADAPTER),
-    "CraFT, prompt alone": ("CraFT", "TRAINER.CRAFT.HEAD", "False"),
-    "CraFT": ("CraFT",),
-    "BPT-VLM": ("BPTVLM",),
-    "BPT-VLM, from words": ("BPTVLM", "TRAINER.BPTVLM.CTX_INIT", "{words}"),
-    "JOLT, prompt alone": ("JOLT", "TRAINER.JOLT.HEAD", "False"),
-    "JOLT": ("JOLT",),
-    "JOLT, from the template": ("JOLT", "TRAINER.JOLT.CTX_INIT", "{words}"),
-    "white-box": ("WhiteBox",),
-    "white-box, from words": ("WhiteBox", "TRAINER.WHITEBOX.CTX_INIT", "{words}"),
+METHODS = {
+    "zero-shot": "ZeroshotOracle",
+    "head alone": "SONAR TRAINER.SONAR.TEXTS 0 TRAINER.SONAR.VIEWS 0",
+    "SONAR": "SONAR",
+    "ZIP": "ZIP",
+    "ZIP, from words": "ZIP TRAINER.ZIP.CTX_INIT {words}",
+    "CBBT": "CBBT",
+    "CBBT, from the template": "CBBT TRAINER.CBBT.CTX_INIT {words}",
+    # a small budget can end before the paper's tenth epoch, in which the adapter joins
+    "CBBT + adapter": "CBBT TRAINER.CBBT.ADAPTER True TRAINER.CBBT.ADAPTER_EPOCH 1"
+    " ORACLE.GRANTS ('contexts','logits','features')",
+    "CraFT, prompt alone": "CraFT TRAINER.CRAFT.HEAD False",
+    "CraFT": "CraFT",
+    "BPT-VLM": "BPTVLM",
+    "BPT-VLM, from words": "BPTVLM TRAINER.BPTVLM.CTX_INIT {words}",
+    "JOLT, prompt alone": "JOLT TRAINER.JOLT.HEAD False",
+    "JOLT": "JOLT",
+    "JOLT, from the template": "JOLT TRAINER.JOLT.CTX_INIT {words}",
+    "white-box": "WhiteBox",
+    "white-box, from words": "WhiteBox TRAINER.WHITEBOX.CTX_INIT {words}",
 }
 # a trainer that is not in the table stands for itself
-METHODS |= {name: (name,) for name in ours() if name not in {row[0] for row in METHODS.values()}}
+METHODS |= {name: name for name in ours() if name not in " ".join(METHODS.values()).split()}
 
 
 def chosen(args: argparse.Namespace, words: str) -> list[str]:
@@ -66,7 +63,7 @@ def chosen(args: argparse.Namespace, words: str) -> list[str]:
     file, found = f"{args.cfg}.yaml", []
     settings = "vit_b16.yaml" if file in BACKBONES else file
     for label in args.methods or METHODS:
-        trainer, *options = METHODS[label]
+        trainer, *options = METHODS[label].split()
         known = args.methods or Path(HOME, "configs/trainers", trainer, settings).is_file()
         if known and (words or "{words}" not in options):
             found.append(label)
@@ -89,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--opts", nargs=argparse.REMAINDER, default=[], help=further)
     args = parser.parse_args(argv)
     for label in args.methods or METHODS:  # whose name, or whose folder's, would be wrong
-        fixed = NAMED.union(METHODS[label][1::2]) & {*args.opts[::2]}
+        fixed = NAMED.union(METHODS[label].split()[1::2]) & {*args.opts[::2]}
         if fixed and (args.methods or fixed & NAMED):
             parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
     args.root, args.output = map(os.path.abspath, map(os.path.expanduser, (args.root, args.output)))
@@ -101,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", max(1, args.queries // 20)]
     labels, tasks = {}, {}
     for label in chosen(args, words):
-        trainer, *options = METHODS[label]
+        trainer, *options = METHODS[label].split()
         name = label.replace(", ", "_").replace(" ", "-")
         labels[name] = label
         for seed in args.seeds:
