@@ -1,18 +1,13 @@
-"""Trains or evaluates one run. The flags are CoOp's, and Dassl's configuration is resolved in
-CoOp's order:
-
-data-set YAML < trainer YAML < flags < trailing KEY VALUE options
+"""Trains or evaluates one run, with CoOp's flags. What comes later wins, as there: data-set YAML,
+trainer YAML, flags, trailing KEY VALUE options.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
-from contextlib import redirect_stdout
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 
 import dassl_blackbox  # noqa: F401  # isort: skip  registers ours, and finds a Dassl
@@ -24,23 +19,23 @@ from dassl.utils import set_random_seed
 from dassl_blackbox.console import RunLog, parser_of, tool
 from dassl_blackbox.trainers.blackbox import config, record
 from dassl_blackbox.trainers.blackbox.data import OF_THE_MODEL, training_images
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, masked, nearest, one_of
-from dassl_blackbox.trainers.blackbox.files import write_atomically
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, masked, one_of
+from dassl_blackbox.trainers.blackbox.files import FolderLock, write_atomically
 from yacs.config import CfgNode
 
 PACKAGES = "torch", "torchvision", "open_clip_torch", "numpy", "cma"
 QUIET = "INPUT.", "DATALOADER.TRAIN_U.", "MODEL.HEAD."  # told where it is not at its default
-# name: (the key that it sets, how many values it has, what it is)
+# name: (the key that it sets, how many values it has, or one, what it is)
 FLAGS = {
-    "root": ("DATASET.ROOT", "?", "path to the data sets"),
-    "output-dir": ("OUTPUT_DIR", "?", "output directory"),
-    "resume": ("RESUME", "?", "checkpoint directory from which training resumes"),
+    "root": ("DATASET.ROOT", None, "path to the data sets"),
+    "output-dir": ("OUTPUT_DIR", None, "output directory"),
+    "resume": ("RESUME", None, "checkpoint directory from which training resumes"),
     "source-domains": ("DATASET.SOURCE_DOMAINS", "+", "source domains for DA/DG"),
     "target-domains": ("DATASET.TARGET_DOMAINS", "+", "target domains for DA/DG"),
     "transforms": ("INPUT.TRANSFORMS", "+", "data augmentation methods"),
-    "trainer": ("TRAINER.NAME", "?", "name of the trainer"),
-    "backbone": ("MODEL.BACKBONE.NAME", "?", "name of the backbone"),
-    "head": ("MODEL.HEAD.NAME", "?", "name of the head"),
+    "trainer": ("TRAINER.NAME", None, "name of the trainer"),
+    "backbone": ("MODEL.BACKBONE.NAME", None, "name of the backbone"),
+    "head": ("MODEL.HEAD.NAME", None, "name of the head"),
 }
 
 
@@ -48,7 +43,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of("train.py", __doc__)
     add = parser.add_argument
     for name, (_, values, about) in FLAGS.items():
-        add(f"--{name}", nargs=None if values == "?" else values, default="", help=about)
+        add(f"--{name}", nargs=values, default="", help=about)
     add("--seed", type=int, default=-1, help="0 or more fixes the seed")
     add("--config-file", default="", help="configuration of the trainer")
     add("--dataset-config-file", default="", help="configuration of the data set")
@@ -56,8 +51,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model-dir", default="", help="with --eval-only: output directory of the run to load")
     add("--load-epoch", type=int, help="with --eval-only: the model's epoch; without it, the last")
     add("--no-train", action="store_true", help="do not train; print what the run would cost")
-    done = "skip a finished run of this configuration; go on where its budget was smaller"
-    add("--skip-done", action="store_true", help=done)
+    add("--skip-done", action="store_true", help="skip what is finished; a grown budget goes on")
     add("opts", default=None, nargs=argparse.REMAINDER, help="KEY VALUE options, at the end")
     return parser.parse_args(arguments)
 
@@ -75,15 +69,11 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     if args.seed >= 0:
         cfg.SEED = args.seed
     config.put(cfg, config.pairs(args.opts), "the options")
-    if not cfg.TRAINER.NAME:
-        raise BlackBoxError(f"No trainer is named: pass --trainer. {nearest('', trainers)}")
     one_of("trainer (--trainer)", cfg.TRAINER.NAME, trainers)
     config.check_cfg(cfg)
     one_of("data set (DATASET.NAME)", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if args.no_train and not args.eval_only:
         cfg.OUTPUT_DIR = ""  # nothing is left behind, and no other run disturbed
-    elif not cfg.OUTPUT_DIR:
-        raise BlackBoxError("OUTPUT_DIR is empty: name the run's folder with --output-dir.")
     cfg.freeze()
     return cfg
 
@@ -102,7 +92,7 @@ def print_args(args: argparse.Namespace, cfg: CfgNode) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     print(f"** System info **\nDassl {dassl.__version__}{compat}, {versions}")
-    print(f"Python {platform.python_version()}, {torch.get_num_threads()} threads, {device}")
+    print(f"Python {sys.version.split()[0]}, {torch.get_num_threads()} threads, {device}")
     trainer, other = cfg.TRAINER.NAME, Path(args.config_file).parent.name
     if unread & changed:
         print(f"Note: {trainer} does not read {', '.join(sorted(unread & changed))}")
@@ -123,50 +113,44 @@ def asked(args: argparse.Namespace, cfg: CfgNode) -> dict[str, str]:
 
 def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     """Whether the folder holds what was asked for; a BlackBoxError for a run of other settings."""
-    folder, stage = cfg.OUTPUT_DIR, ("end_of_training", "evaluation")[args.eval_only]
-    result, here = record.read(Path(folder, record.NAME)).get(stage, {}), asked(args, cfg)
+    folder, here = cfg.OUTPUT_DIR, asked(args, cfg)
+    stage = (record.END_OF_TRAINING, record.EVALUATION)[args.eval_only]
+    result = record.read(Path(folder, record.NAME)).get(stage, {})
     made = result.get("settings") or {}
     if made == here:  # an evaluation, or zero-shot
         print(f"{folder} holds this evaluation: skipped")
-        return True
-    if not made or args.eval_only:
-        return False
+    if not made or args.eval_only or made == here:
+        return made == here
     images = made.get(record.IMAGES, "")
     if not os.path.isdir(here["DATASET.ROOT"]):  # there is nothing to compare
         here.pop("DATASET.ROOT")
     elif images:
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)  # as before the draw of a run's shots
-        with redirect_stdout(StringIO()):
-            images = training_images(build_dataset(cfg).train_x)
+        images = training_images(build_dataset(cfg).train_x)
     differ = record.differences(made, record.with_contents(here, images))
-    told = record.as_text(differ)
+    told, changes = f"{folder} holds a finished run of", record.as_text(differ)
     if not differ:
-        lost_much = record.lost_much(result["queries"])
-        mark = " (it lost more than a tenth of its training queries)" * lost_much
-        print(f"{folder} holds a finished run of this configuration: skipped{mark}")
+        mark = " (it lost more than a tenth of its queries)" * record.lost_much(result["queries"])
+        print(f"{told} this configuration: skipped{mark}")
     elif all(record.grew(name, *values) for name, values in differ.items()):
-        print(f"{folder} holds a finished run of a smaller budget ({told}): it goes on")
+        print(f"{told} a smaller budget ({changes}): it goes on")
     else:
-        raise BlackBoxError(
-            f"{folder} holds a finished run of another configuration ({told}). Choose another "
-            f"--output-dir, or move that run away."
-        )
+        raise BlackBoxError(f"{told} another configuration ({changes}). Give another --output-dir.")
     return not differ
 
 
 def run(args: argparse.Namespace, log: RunLog) -> None:
     cfg = setup_cfg(args)
-    if cfg.OUTPUT_DIR:
-        log.hold(cfg.OUTPUT_DIR)  # before anything in the folder is read
+    if args.eval_only or not args.no_train:
+        log.lock = FolderLock(cfg.OUTPUT_DIR)  # before anything in the folder is read
         if args.skip_done and is_done(args, cfg):
             return
     print_args(args, cfg)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    if torch.cuda.is_available() and cfg.USE_CUDA:
-        torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = cfg.USE_CUDA
     trainer = build_trainer(cfg)
     if not cfg.OUTPUT_DIR:
         cost = getattr(trainer, "describe_cost", lambda: "no queries that are counted")

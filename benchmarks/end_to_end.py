@@ -104,7 +104,7 @@ def run(args, label, root, as_published, steps, *options):
     return taken, sum(inside), trainer.clock() // trainer.plan.step(0)[0]
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("--methods", nargs="+", default=list(RUNS), choices=list(RUNS))
     made.add_argument("--model", default="ViT-B/16", choices=list(OPENAI))
@@ -129,7 +129,3 @@ def main():
             rows.append([label, count, *times, f"{100 * inside / ours:.0f} %"])
     headers = ["method", "steps", "published s", "ours s", "ratio", "ours inside the oracle"]
     show(headers, rows, torch.device(args.device))
-
-
-if __name__ == "__main__":
-    main()

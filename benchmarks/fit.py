@@ -40,20 +40,16 @@ def fit(images, classes, further):
     print(f"{time.time() - start:.1f} {megabytes() - before:.0f} {megabytes():.0f}")
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("--size", choices=SIZES, help="this one alone, without a table")
     args = made.parse_args()
     if args.size:
         fit(*SIZES[args.size])
-        return
+        sys.exit()
     rows = []
     for size, shape in SIZES.items():
         command = [sys.executable, __file__, "--size", size]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         rows.append([size, *(f"{number:,}" for number in shape), *found])
     show(["size of", "images", "classes", "further texts", "seconds", "MB more", "MB in all"], rows)
-
-
-if __name__ == "__main__":
-    main()

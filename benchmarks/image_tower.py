@@ -2,8 +2,6 @@
 norms folded, and as the oracle encodes with it, few images at a time, in one run.
 
     python benchmarks/image_tower.py --models photo RN50 --batch 128 --threads 1
-
-Times are the better of two calls after one to warm up, or the first alone if it is long.
 """
 
 from functools import partial
@@ -38,7 +36,7 @@ def row(name, count, device):
     return [name, count, f"{first:.3f}", *cells, f"{apart:.0e}"]
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("--models", nargs="+", default=["photo", "RN50"])
     made.add_argument("--batch", type=int, default=128, help="images")
@@ -49,7 +47,3 @@ def main():
     ways = "as built, s", "folded, s (times as fast)", "few at a time, s (times as fast)"
     rows = [row(name, args.batch, device) for name in args.models]
     show(["model", "images", *ways, "largest difference"], rows, device)
-
-
-if __name__ == "__main__":
-    main()

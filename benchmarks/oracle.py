@@ -104,7 +104,7 @@ def cell(oracle, way, n, P, B):
     ]
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     models = ["ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"]
     made.add_argument("--models", nargs="+", default=models, choices=list(OPENAI))
@@ -123,7 +123,3 @@ def main():
             with torch.no_grad():
                 rows.append(cell(oracle, way, n, P, B))
     show(HEADERS, rows, device)
-
-
-if __name__ == "__main__":
-    main()

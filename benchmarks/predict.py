@@ -46,7 +46,7 @@ def memory():
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("--model", default="tiny")
     made.add_argument("--pictures", type=int, default=10_000)
@@ -72,7 +72,3 @@ def main():
             seconds = time.perf_counter() - start
             rows.append([what, f"{(len(paths) - tenth) / seconds:,.0f}", early, memory()])
         show(["", "pictures a second", "memory after a tenth", "after all"], rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -108,7 +108,7 @@ def curvature(args, dataset, seed):
     return found
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("question", choices=["head", "curvature"])
     made.add_argument("--root", default="data")
@@ -129,7 +129,3 @@ def main():
         for name in runs[0]:
             table.setdefault(name, [name]).append(f"{fmean(run[name] for run in runs):.1f}")
     show([f"{args.split} accuracy, %", *args.datasets], table.values())
-
-
-if __name__ == "__main__":
-    main()

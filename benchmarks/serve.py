@@ -42,14 +42,6 @@ def serve(backbone, state, key):
     raise SystemExit("the server did not start")
 
 
-def images(oracle, seed):
-    """Normalised pixels of 8-bit noise `[128, 3, H, W]`."""
-    generator = torch.Generator().manual_seed(seed)
-    size = (BATCH, 3, *oracle.description.image_size)
-    drawn = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-    return normalised(drawn, oracle.description)
-
-
 def prompt(oracle, seed):
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(CANDIDATES, TOKENS, oracle.description.width, generator=generator)
@@ -57,9 +49,13 @@ def prompt(oracle, seed):
 
 
 def ask(oracle, seconds, seed, times, errors):
-    """One client: a request after the other."""
+    """One client: a request after the other, about 8-bit noise `[128, 3, H, W]`."""
     oracle.set_classes([f"thing {i}" for i in range(CLASSES)])
-    named, end, step = oracle.upload(images(oracle, seed)), time.perf_counter() + seconds, 0
+    generator = torch.Generator().manual_seed(seed)
+    size = (BATCH, 3, *oracle.description.image_size)
+    noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+    named = oracle.upload(normalised(noise, oracle.description))
+    end, step = time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
         start = time.perf_counter()
         try:
@@ -91,7 +87,7 @@ def load(url, backbone, clients, seconds):
     )
 
 
-def main():
+if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("--backbone", default="tiny")
     made.add_argument("--clients", type=int, default=16)
@@ -109,7 +105,3 @@ def main():
         finally:
             process.terminate()
             process.wait()
-
-
-if __name__ == "__main__":
-    main()

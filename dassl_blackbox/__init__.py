@@ -11,15 +11,14 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-HERE = Path(__file__).resolve().parent
-if not (HERE / "trainers").is_dir():
+HOME = Path(__file__).resolve().parent
+if not (HOME / "trainers").is_dir():
     # In a checkout the subpackages (trainers, datasets, configs) lie beside this folder, not in it.
-    __path__.append(str(HERE.parent))
-
+    HOME = HOME.parent
+    __path__.append(str(HOME))
 if find_spec("dassl") is None:
     # No Dassl installed: our own implementation of the part of its interface that is used here.
-    compat = HERE / "compat" if (HERE / "compat").is_dir() else HERE.parent / "compat"
-    sys.path.append(str(compat))
+    sys.path.append(str(HOME / "compat"))
 
 # below, since they import dassl
 from . import datasets, trainers  # type: ignore[attr-defined]  # noqa: E402

@@ -1,14 +1,27 @@
-"""A classifier of your own pictures, and what else there is:
+"""What can be run:
 
     dassl-blackbox draw FOLDER                   pictures to try the others on
     dassl-blackbox quote FOLDER --model photo    what the next line costs
     dassl-blackbox fit FOLDER --model photo --out head.safetensors
     dassl-blackbox predict head.safetensors PICTURES > labels.csv
-    dassl-blackbox predict output/digits/ZIP/tiny_16shots/seed1 PICTURES    by a run of any trainer
-    dassl-blackbox results | plots | datasets | configs | serve    as python -m dassl_blackbox.NAME
+    dassl-blackbox predict output/digits/ZIP/tiny_16shots/seed1 PICTURES
+    dassl-blackbox results output                tables of finished runs
+    dassl-blackbox plots shots output --out FILE
+    dassl-blackbox datasets check                which are there, and whole
+    dassl-blackbox configs FOLDER                copies of the YAMLs
+    dassl-blackbox serve --backbone NAME         lets others query it over HTTP
 
-FOLDER has a folder for each class, called by its name; PICTURES is a folder too. Each command tells
-its options with --help.
+FOLDER has a folder for each class, called by its name; PICTURES is a folder too, which is labelled
+by a saved head or by a finished run of any trainer. Each command tells its options with --help. In
+a checkout there are:
+
+    bash scripts/quickstart.sh      a first look; downloads no data
+    bash scripts/main.sh            one method on one data set, all seeds
+    python train.py                 one run, with CoOp's flags
+    python parse_test_res.py        CoOp's summary of several seeds
+    python interpret_prompt.py      the words nearest to a learned prompt
+    python scripts/compare.py       all methods on one data set, under one budget
+    python scripts/sweep.py         a grid of methods, data sets, shots and seeds
 """
 
 from __future__ import annotations
@@ -45,7 +58,7 @@ from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import MODEL, load_state, newest, write_atomically
 from .trainers.blackbox.oracle.bill import in_words
 
-OTHERS = "serve", "results", "plots", "datasets", "configs"
+OTHERS = "results", "plots", "datasets", "configs", "serve"  # modules of their own
 # of ScoreClassifier, which are options of `fit` and `quote` too
 SETTINGS = "model", "template", "texts", "views", "max_queries", "max_pictures"
 THUMBNAIL = 160  # pixels of the longer side
@@ -221,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> Any:
-        new = commands.add_parser(name, help=about, description=about, formatter_class=Help)
+        new = commands.add_parser(name, description=about, formatter_class=Help)
         new.set_defaults(run=run)
         return new
 
@@ -257,14 +270,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """The entry point `dassl-blackbox`."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    """The entry point `dassl-blackbox` and `python -m dassl_blackbox`, which alone are --help."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in OTHERS:
         sys.argv = [f"dassl-blackbox {name}", *sys.argv[2:]]
         runpy.run_module(f"dassl_blackbox.{name}", run_name="__main__", alter_sys=True)
         return 0
     whole = parser()
-    args, words = whole.parse_known_args()
+    args, words = whole.parse_known_args([name, *sys.argv[2:]])
     args.opts = words
     if unknown := [word for word in words if word.startswith("-")]:
         whole.error(f"unknown options: {' '.join(unknown)}")

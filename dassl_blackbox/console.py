@@ -8,9 +8,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from textwrap import fill
-from types import FrameType
 from typing import Any, TextIO
 
 from .datasets.base import DatasetError
@@ -52,14 +52,12 @@ class Console:
 
     def write(self, text: str) -> None:
         self.copy(text)
-        self.do(self.stream.write, text)
+        self.flush(text)
 
-    def flush(self) -> None:
-        self.do(self.stream.flush)
-
-    def do(self, action: Callable, *args: str) -> None:
+    def flush(self, text: str = "") -> None:
         try:
-            action(*args)
+            self.stream.write(text)
+            self.stream.flush()
         except OSError:
             silence(self.stream)
 
@@ -73,11 +71,6 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def leave(signum: int, frame: FrameType | None) -> None:
-    """Handle a signal: the folder is given back on the way out."""
-    raise SystemExit(128 + signum)
-
-
 class RunLog:
     """A run's folder, which is held, and its log, into which stdout is copied from the start on.
 
@@ -87,16 +80,15 @@ class RunLog:
     terminal the copy there; neither ends the run.
     """
 
-    lock: FolderLock | None = None
+    lock: FolderLock | None = None  # of the folder
     path: Path | None = None  # once it is open
-    file: TextIO | None = None
 
     def __enter__(self) -> RunLog:
-        self.terminal, self.held = (sys.stdout, sys.stderr), list[str]()
-        self.signals = handled(leave)
+        self.file: TextIO | None = StringIO()  # in its place, until then
+        self.terminal = sys.stdout, sys.stderr
+        self.signals = handled(lambda signum, frame: sys.exit(128 + signum))
         self.signals.__enter__()
-        sys.stdout = Console(sys.stdout, lambda text: self.note(text, end=""))
-        sys.stderr = Console(sys.stderr)
+        sys.stdout, sys.stderr = Console(sys.stdout, self.note), Console(sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,27 +101,22 @@ class RunLog:
         if self.lock and (lock := FolderLock.held.get(self.lock.folder)):
             lock.release()  # the trainer's, which has taken it over
 
-    def hold(self, folder: str) -> None:
-        self.lock = FolderLock(folder)
-
     def open(self) -> None:
         """Begin to write, in the folder that is held; what was printed before comes first."""
-        if self.lock and self.path is None:
-            path = self.lock.folder / "log.txt"
+        if self.lock and isinstance(self.file, StringIO):
+            path, before = self.lock.folder / "log.txt", self.file.getvalue()
             self.file = open(path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115
             self.path = path
-            self.note("".join(self.held), end="")
+            self.note(before)
 
-    def note(self, text: str, end: str = "\n") -> None:
+    def note(self, text: str) -> None:
         """Into the log alone."""
-        if self.path is None:
-            self.held.append(text + end)
-        elif self.file:
-            try:
-                self.file.write(text + end)
+        try:
+            if self.file:
+                self.file.write(text)
                 self.file.flush()
-            except OSError:
-                self.file = None
+        except OSError:
+            self.file = None
 
 
 def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
@@ -147,12 +134,11 @@ def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
         status = main()
         sys.stdout.flush()
         return status or 0
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as e:
-        if not isinstance(e.code, str):
-            return e.code or 0
-        said, status = e.code, 1
+    except (KeyboardInterrupt, SystemExit) as e:
+        code = getattr(e, "code", 130)
+        if not isinstance(code, str):
+            return code or 0
+        said, status = code, 1
     except (BlackBoxError, DatasetError) as e:
         text = str(e)
         if "Original Traceback" in text:  # of a loader's process, from which it crossed
@@ -178,6 +164,6 @@ def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
         status = 70
     said = masked(said)
     if log:
-        log.note(said)
+        log.note(said + "\n")
     print(*map(printable, said.splitlines()), sep="\n", file=sys.stderr)
     return status

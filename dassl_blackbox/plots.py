@@ -1,15 +1,11 @@
 """Plots of the runs below a folder:
 
 python -m dassl_blackbox.plots shots output/letters --out shots.png
-python -m dassl_blackbox.plots queries output/letters --out queries.png
-python -m dassl_blackbox.plots gain output --out gain.png
-python -m dassl_blackbox.plots budgets output/compare/digits --out budgets.png
-python -m dassl_blackbox.plots reliability output/digits --out reliability.png
 
-That is test accuracy against shots; on val against queries (ORACLE.VAL_EVERY); the gain over
-zero-shot; on test against the queries of training; and against what the probabilities promise. A
-line's style tells what its method asks of the model beside words and pictures; bars are standard
-errors over seeds.
+`shots` is test accuracy against shots; `queries` that on val against queries (ORACLE.VAL_EVERY);
+`gain` that over zero-shot; `budgets` on test against the queries of training; `reliability` against
+what the probabilities promise. A line's style tells what its method asks of the model beside words
+and pictures; bars are standard errors over seeds.
 """
 
 from __future__ import annotations
@@ -19,32 +15,24 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from io import StringIO
-from itertools import chain, cycle
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from .console import note, parser_of, tool
 from .results import ZERO_SHOT, below_shared, grouped, note_fewer_seeds, placed
 from .runs import ACCESS, read
-from .trainers.blackbox import record
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import read_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .trainers.blackbox.record import BINS
 
 KIND = ["dataset", "backbone", "classes"]  # what accuracies are compared on
 LINE = ["label", "access"]
 STYLES = dict(zip(ACCESS, ("-", "--", "-.", ":", (0, (9, 2))), strict=True))
-AXES = {
-    "shots": ("shots a class", "test accuracy, %"),
-    "queries": ("training queries (one candidate on at most 128 images)", "validation accuracy, %"),
-    "budgets": ("training queries (one candidate on at most 128 images)", "test accuracy, %"),
-    "gain": ("", "gain over zero-shot, points"),
-    "reliability": ("mean confidence, %", "test accuracy, %"),
-}
+QUERIES, TEST = "training queries (one candidate on at most 128 images)", "test accuracy, %"
+Lines = tuple[pd.DataFrame, dict[str, float]]  # points of lines; accuracies of levels
 
 
 def zero_shot(groups: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +41,7 @@ def zero_shot(groups: pd.DataFrame) -> pd.DataFrame:
     return placed(zero.drop_duplicates([*KIND, "accuracy"]), KIND)
 
 
-def shots(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+def shots(groups: pd.DataFrame) -> Lines:
     """Where there are several data sets, a line is the mean of those that have all its shots.
 
     Zero-shot is a level: of a backbone and of all, the base or the new classes, and a mean over the
@@ -77,7 +65,7 @@ def shots(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
     return found.reset_index(), zeros
 
 
-def budgets(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+def budgets(groups: pd.DataFrame) -> Lines:
     """A line joins one method's runs, whose folders differ in `<n>queries` alone.
 
     Zero-shot, and what counts no queries, is a level.
@@ -85,10 +73,10 @@ def budgets(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
     paths = groups.path.str.replace(r"_?\d+queries", "", regex=True)
     groups = groups.assign(label=below_shared(paths)[1], x=groups.training)
     paid = groups.x > 0
-    return groups[paid], dict(groups[~paid].set_index("label").accuracy)
+    return groups[paid], groups[~paid].groupby("label", sort=False).accuracy.mean().to_dict()
 
 
-def queries(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+def queries(groups: pd.DataFrame) -> Lines:
     """The mean over seeds, at what all of them looked at."""
     curves = []
     for group in groups.itertuples():
@@ -115,57 +103,32 @@ def read_curve(folder: Path) -> pd.Series:
     raise BlackBoxError(f"{path} is damaged: it is cut off, or has what is no accuracy.")
 
 
-def reliability(groups: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+def reliability(groups: pd.DataFrame) -> Lines:
     """A point is a bin of confidence, over all seeds; the diagonal is what is promised."""
     lines = []
     for group in groups.itertuples():
-        stored = (record.read(folder / record.NAME).values() for folder in group.folders)
-        rows = [row for part in chain(*stored) for row in part.get("reliability", ())]
-        bins = pd.DataFrame(rows, columns=["images", "x", "accuracy"])
-        place = (record.BINS * bins.x).astype(int).rename("bin")
+        bins = pd.DataFrame(group.reliability, columns=["images", "x", "accuracy"])
+        place = (BINS * bins.x).astype(int).rename("bin")
         sums = bins[["x", "accuracy"]].mul(100 * bins.images, axis=0).groupby(place).sum()
         points = sums.div(bins.images.groupby(place).sum(), axis=0)
         lines.append(points.assign(error=0.0, label=group.path, access=group.access))
     return pd.concat(lines), {}
 
 
-def gain(groups: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy above zero-shot on the same classes by the same backbone."""
+def gain(groups: pd.DataFrame) -> Lines:
+    """Accuracy above zero-shot on the same classes by the same backbone: bars, not lines."""
     zero = zero_shot(groups)[[*KIND, "accuracy"]].rename(columns={"accuracy": "zero"})
     found = groups[groups.trainer != ZERO_SHOT].reset_index(drop=True).merge(zero, on=KIND)
-    return placed(found.assign(gain=found.accuracy - found.zero), ["label", "dataset"])
+    return placed(found.assign(gain=found.accuracy - found.zero), ["label", "dataset"]), {}
 
 
-def draw(kind: str, groups: pd.DataFrame, axes: Axes) -> bool:
-    """Draw a kind of plot; returns whether there is anything in it."""
-    if kind == "gain":
-        bars = gain(groups)
-        if len(bars):
-            bars = bars.pivot(index="dataset", columns="label", values=["gain", "error"])
-            errors = bars["error"].fillna(0)
-            bars["gain"].plot.bar(ax=axes, yerr=errors, width=0.8, rot=30, colormap="tab20")
-            axes.axhline(0, color="black", linewidth=0.8)
-        return len(bars) > 0
-    of = {"shots": shots, "queries": queries, "budgets": budgets, "reliability": reliability}
-    lines, levels = of[kind](groups)
-    if lines.empty:
-        return False
-    for (label, access), points in lines.groupby(LINE, sort=False, observed=True):
-        x, y, errors = points.sort_values("x")[["x", "accuracy", "error"]].fillna(0).T.to_numpy()
-        style: Any = {"linestyle": STYLES.get(access, "-"), "marker": ".", "capsize": 2}
-        axes.errorbar(x, y, errors, label=f"{label} ({access})", **style)
-    for (name, accuracy), dashes in zip(levels.items(), cycle((":", "--", "-."))):
-        axes.axhline(accuracy, color="black", linewidth=1, linestyle=dashes, label=name)
-    if kind == "reliability":
-        axes.axline((0, 0), (100, 100), color="black", linewidth=0.8, linestyle=":")
-    elif kind == "shots" or lines.x.max() > 100 * lines.x.min():  # more than two decades
-        axes.set_xscale("log")
-        # those of matplotlib are formulas, which are not parsed here
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    if kind == "shots":
-        axes.set_xticks(sorted({*lines.x}))
-        axes.set_xticks([], minor=True)
-    return True
+KINDS = {  # what is drawn, and its axes
+    "shots": (shots, "shots a class", TEST),
+    "queries": (queries, QUERIES, "validation accuracy, %"),
+    "budgets": (budgets, QUERIES, TEST),
+    "gain": (gain, "", "gain over zero-shot, points"),
+    "reliability": (reliability, "mean confidence, %", TEST),
+}
 
 
 def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
@@ -175,17 +138,39 @@ def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise BlackBoxError(f"Plots need matplotlib ({e}). Install it, and try again.") from e
+    find, xlabel, ylabel = KINDS[kind]
+    lines, levels = find(groups)
+    if lines.empty:
+        return False
     with rc_context({"text.parse_math": False}):  # a folder may have dollars in its name
-        figure = Figure(figsize=(10, 5), layout="constrained")
+        figure = Figure(figsize=(10, 5))
         axes = figure.subplots()
-        if not draw(kind, groups, axes):
-            return False
-        xlabel, ylabel = AXES[kind]
+        if kind == "gain":
+            bars = lines.pivot(index="dataset", columns="label", values=["gain", "error"])
+            errors = bars["error"].fillna(0)
+            bars["gain"].plot.bar(ax=axes, yerr=errors, width=0.8, rot=30, colormap="tab20")
+            axes.axhline(0, color="black", linewidth=0.8)
+        else:
+            for (label, access), points in lines.groupby(LINE, sort=False, observed=True):
+                points = points.sort_values("x")[["x", "accuracy", "error"]].fillna(0)
+                style: Any = {"linestyle": STYLES.get(access, "-"), "marker": ".", "capsize": 2}
+                axes.errorbar(*points.T.to_numpy(), label=f"{label} ({access})", **style)
+        for (name, accuracy), dashes in zip(levels.items(), cycle((":", "--", "-."))):
+            axes.axhline(accuracy, color="black", linewidth=1, linestyle=dashes, label=name)
+        if kind == "reliability":
+            axes.axline((0, 0), (100, 100), color="black", linewidth=0.8, linestyle=":")
+        elif kind != "gain" and (kind == "shots" or lines.x.max() > 100 * lines.x.min()):
+            axes.set_xscale("log")  # for shots, and for more than two decades
+            # those of matplotlib are formulas, which are not parsed here
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        if kind == "shots":
+            axes.set_xticks(sorted({*lines.x}))
+            axes.set_xticks([], minor=True)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
         ending = Path(path).suffix[1:].lower() or "png"
-        try:
+        try:  # what does not fit, such as the legend, makes the picture larger
             figure.savefig(path, dpi=120, format=ending, bbox_inches="tight")
         except ValueError as e:
             raise BlackBoxError(f"{path} cannot be drawn ({e}). Choose another ending.") from e
@@ -194,7 +179,7 @@ def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of("-m dassl_blackbox.plots", __doc__)
-    parser.add_argument("kind", choices=AXES, help="as above")
+    parser.add_argument("kind", choices=KINDS, help="as above")
     parser.add_argument("directory", help="folder that holds <run>/seed<k>/ at any depth")
     parser.add_argument("--out", required=True, help="the file to write; its ending is the format")
     parser.add_argument("--title", help="above the plot; without it, what was run")

@@ -1,9 +1,6 @@
-"""Tables of the runs below a folder:
+"""Tables of the runs below a folder, a row a group of seeds:
 
-python -m dassl_blackbox.results output            # a row a group of seeds
-python -m dassl_blackbox.results output --wide     # with all counts of queries
-python -m dassl_blackbox.results output --across   # data sets across, with mean
-python -m dassl_blackbox.results output/base2new --base2new   # harmonic mean H
+python -m dassl_blackbox.results output
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from .datasets.table import ROWS
 from .runs import COUNTS, read
 from .trainers.blackbox.errors import BlackBoxError, printable
 
-ZERO_SHOT = "ZeroshotOracle"
+ZERO_SHOT, HALVES = "ZeroshotOracle", ("train_base", "test_new")
 HEADERS = {
     "path": "run",
     "trainer": "method",
@@ -66,7 +63,7 @@ def grouped(runs: pd.DataFrame) -> pd.DataFrame:
     found[COUNTS] = groups[COUNTS].agg(lambda counts: counts.mean(skipna=False))
     found["accuracy"], found["error"] = groups.accuracy.mean(), groups.accuracy.sem()
     found["folders"], found["seeds"] = groups.folder.agg(list), groups.size()
-    found["cell"] = groups.apply(cell)
+    found["reliability"], found["cell"] = groups.reliability.sum(), groups.apply(cell)
     return found
 
 
@@ -79,11 +76,11 @@ def cell(runs: pd.DataFrame) -> str:
 
 def placed(groups: pd.DataFrame, place: list[str]) -> pd.DataFrame:
     """One group for each place in a table or a plot; for further ones a note."""
-    for _, same in groups.groupby(place, sort=False, observed=True):
-        first, *others = same.index
-        for other in others:
-            note(f"{other} has the place of {first}, and is left out.")
-    return groups.drop_duplicates(place)
+    firsts = groups.groupby(place, observed=True).path.transform("first")
+    for path, first in zip(groups.path, firsts, strict=True):
+        if path != first:
+            note(f"{path} has the place of {first}, and is left out.")
+    return groups[groups.path == firsts]
 
 
 def note_fewer_seeds(runs: pd.DataFrame) -> None:
@@ -143,24 +140,23 @@ def base2new(runs: pd.DataFrame) -> pd.DataFrame:
 
     That of several data sets is the harmonic mean of the means, as in CoCoOp's paper.
     """
-    runs = runs.assign(half=runs.path.str.split("/").str[0])
-    runs = runs[runs.half.isin(["train_base", "test_new"])]
-    runs["label"], rows = runs.label.str.replace(r"^\w+/", "", regex=True), []
+    runs, rows = runs.assign(half=runs.path.str.split("/").str[0]), []
+    runs = runs[runs.half.isin(HALVES)]
+    runs["label"] = runs.label.str.replace(r"^\w+/", "", regex=True)
     kept = runs if runs.empty else placed(grouped(runs), ["half", "label", "dataset"])
     for label, of_method in runs[runs.path.isin(kept.path)].groupby("label", sort=False):
-        pairs = []
+        means = []
         for name, found in of_method.groupby("dataset", sort=False):
-            both = found[found.groupby("seed").half.transform("nunique") == 2]
-            if lone := ", ".join(sorted({*found.seed} - {*both.seed})):
+            paired = found.groupby("seed").half.transform("nunique") == 2
+            if lone := ", ".join(sorted({*found.seed[~paired]})):
                 note(f"{label} has {lone} of one half alone on {name}, which is left out.")
-            if len(both):
-                base, new = both[both.half == "train_base"], both[both.half == "test_new"]
-                pairs.append((base.accuracy.mean(), new.accuracy.mean()))
-                h = harmonic_mean(pairs[-1])
-                rows.append([label, name, cell(base), cell(new), f"{h:.1f}"])
-        if len(pairs) > 1:
-            means = [fmean(column) for column in zip(*pairs, strict=True)]
-            figures = [f"{figure:.1f}" for figure in (*means, harmonic_mean(means))]
+            if paired.any():
+                halves = [found[paired & (found.half == half)] for half in HALVES]
+                means.append([half.accuracy.mean() for half in halves])
+                rows.append([label, name, *map(cell, halves), f"{harmonic_mean(means[-1]):.1f}"])
+        if len(means) > 1:
+            both = [fmean(half) for half in zip(*means, strict=True)]
+            figures = [f"{figure:.1f}" for figure in (*both, harmonic_mean(both))]
             rows.append([label, "mean", *figures])
     return pd.DataFrame(rows, columns=["method", "data set", "base", "new", "H"])
 
@@ -190,14 +186,11 @@ def folded(cell: str, width: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of("-m dassl_blackbox.results", __doc__)
-    add, shape = parser.add_argument, parser.add_mutually_exclusive_group()
+    add, shape = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("directory", help="folder that holds <run>/seed<k>/ at any depth")
-    for name, about in (
-        ("wide", "all columns, which csv always has"),
-        ("across", "data sets across, methods down"),
-        ("base2new", "base, new, and their harmonic mean"),
-    ):
-        shape.add_argument(f"--{name}", action="store_true", help=about)
+    shape("--wide", action="store_true", help="all columns, which csv always has")
+    shape("--across", action="store_true", help="data sets across, methods down")
+    shape("--base2new", action="store_true", help="base, new, and their harmonic mean")
     add("--published", action="store_true", help="with --across: published rows (ViT-B/16)")
     formats = ["csv", *tabulate.tabulate_formats]
     told = "csv, or a table format of tabulate, such as github"

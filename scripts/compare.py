@@ -17,15 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_blackbox.console import parser_of, tool
+from dassl_blackbox.console import note, tool
 from dassl_blackbox.datasets.table import ROWS
 from dassl_blackbox.plots import plot
 from dassl_blackbox.results import LOST, SHOWN, grouped, show, table
 from dassl_blackbox.runs import read
 from dassl_blackbox.trainers.blackbox.bank import PLAIN, TEMPLATES
-from dassl_blackbox.trainers.blackbox.config import ours
+from dassl_blackbox.trainers.blackbox.config import BACKBONES, ours
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
-from sweep import HOME, add_common, arguments, run_all, settings_of, tell, whole
+from sweep import HOME, arguments, parser_for, run_all, whole
 
 # what the folders and labels tell, which the flags set
 NAMED = {
@@ -33,73 +33,63 @@ NAMED = {
     "ORACLE.MAX_QUERIES",
 }
 UNCOUNTED = "ZeroshotOracle", "WhiteBox"  # to which no budget and no curve apply
-HEAD_ALONE = "TRAINER.SONAR.TEXTS", "0", "TRAINER.SONAR.VIEWS", "0"
-ADAPTER = (
-    *("TRAINER.CBBT.ADAPTER", "True", "ORACLE.GRANTS", "('contexts', 'logits', 'features')"),
-    # a small budget can end before the tenth, the paper's
-    *("TRAINER.CBBT.ADAPTER_EPOCH", "1"),
-)
 # label: trainer and further options; {words} are the template's
-METHODS: dict[str, tuple[str, ...]] = {
-    "zero-shot": ("ZeroshotOracle",),
-    "head alone": ("SONAR", *HEAD_ALONE),
-    "SONAR": ("SONAR",),
-    "ZIP": ("ZIP",),
-    "ZIP, from words": ("ZIP", "TRAINER.ZIP.CTX_INIT", "{words}"),
-    "CBBT": ("CBBT",),
-    "CBBT, from the template": ("CBBT", "TRAINER.CBBT.CTX_INIT", "{words}"),
-    "CBBT + adapter": ("CBBT", *ADAPTER),
-    "CraFT, prompt alone": ("CraFT", "TRAINER.CRAFT.HEAD", "False"),
-    "CraFT": ("CraFT",),
-    "BPT-VLM": ("BPTVLM",),
-    "BPT-VLM, from words": ("BPTVLM", "TRAINER.BPTVLM.CTX_INIT", "{words}"),
-    "JOLT, prompt alone": ("JOLT", "TRAINER.JOLT.HEAD", "False"),
-    "JOLT": ("JOLT",),
-    "JOLT, from the template": ("JOLT", "TRAINER.JOLT.CTX_INIT", "{words}"),
-    "white-box": ("WhiteBox",),
-    "white-box, from words": ("WhiteBox", "TRAINER.WHITEBOX.CTX_INIT", "{words}"),
+METHODS = {
+    "zero-shot": "ZeroshotOracle",
+    "head alone": "SONAR TRAINER.SONAR.TEXTS 0 TRAINER.SONAR.VIEWS 0",
+    "SONAR": "SONAR",
+    "ZIP": "ZIP",
+    "ZIP, from words": "ZIP TRAINER.ZIP.CTX_INIT {words}",
+    "CBBT": "CBBT",
+    "CBBT, from the template": "CBBT TRAINER.CBBT.CTX_INIT {words}",
+    # a small budget can end before the paper's tenth epoch, in which the adapter joins
+    "CBBT + adapter": "CBBT TRAINER.CBBT.ADAPTER True TRAINER.CBBT.ADAPTER_EPOCH 1"
+    " ORACLE.GRANTS ('contexts','logits','features')",
+    "CraFT, prompt alone": "CraFT TRAINER.CRAFT.HEAD False",
+    "CraFT": "CraFT",
+    "BPT-VLM": "BPTVLM",
+    "BPT-VLM, from words": "BPTVLM TRAINER.BPTVLM.CTX_INIT {words}",
+    "JOLT, prompt alone": "JOLT TRAINER.JOLT.HEAD False",
+    "JOLT": "JOLT",
+    "JOLT, from the template": "JOLT TRAINER.JOLT.CTX_INIT {words}",
+    "white-box": "WhiteBox",
+    "white-box, from words": "WhiteBox TRAINER.WHITEBOX.CTX_INIT {words}",
 }
 # a trainer that is not in the table stands for itself
-METHODS |= {name: (name,) for name in ours() if name not in {row[0] for row in METHODS.values()}}
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = parser_of("scripts/compare.py", __doc__)
-    add = parser.add_argument
-    add("--dataset", default="digits", help="name of a YAML in configs/datasets")
-    add("--shots", type=whole(1), default=16, help="of a class")
-    add("--queries", type=whole(1), default=5000, help="training budget of black-box methods")
-    among = f"default: all that the settings are for; of: {'; '.join(METHODS)}"
-    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=[], help=among)
-    add_common(parser, "output/compare")
-    further = "KEY VALUE options for every run, at the end"
-    add("--opts", nargs=argparse.REMAINDER, default=[], help=further)
-    args = parser.parse_args(argv)
-    args.ray, args.seeds = None, list(dict.fromkeys(args.seeds))
-    for label in args.methods or METHODS:  # whose name, or whose folder's, would be wrong
-        fixed = NAMED.union(METHODS[label][1::2]) & {*args.opts[::2]}
-        if fixed and (args.methods or fixed & NAMED):
-            parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
-    return args
+METHODS |= {name: name for name in ours() if name not in " ".join(METHODS.values()).split()}
 
 
 def chosen(args: argparse.Namespace, words: str) -> list[str]:
     """The methods that were asked for, or those that have settings of the name --cfg."""
-    named = args.methods or [
-        label for label, (trainer, *_) in METHODS.items() if args.cfg in settings_of(trainer)
-    ]
-    found = [label for label in named if words or "{words}" not in METHODS[label]]
-    gone = [label for label in args.methods or METHODS if label not in found]
+    file, found = f"{args.cfg}.yaml", []
+    settings = "vit_b16.yaml" if file in BACKBONES else file
+    for label in args.methods or METHODS:
+        trainer, *options = METHODS[label].split()
+        known = args.methods or Path(HOME, "configs/trainers", trainer, settings).is_file()
+        if known and (words or "{words}" not in options):
+            found.append(label)
+        else:
+            note(f"{label} has no {file}, or no words before its template's slot: it is left out")
     if not found:
         raise BlackBoxError(f"No method is left for --cfg {args.cfg} on {args.dataset}.")
-    if gone:
-        without = "" if words else ", or its template begins with its slot"
-        print(f"There is no {args.cfg}.yaml of them{without}: {', '.join(gone)} left out")
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    parser = parser_for("compare.py", __doc__, "output/compare")
+    add = parser.add_argument
+    add("--dataset", default="digits", help="name of a YAML in configs/datasets")
+    add("--shots", type=whole, default=16, help="of a class")
+    add("--queries", type=whole, default=5000, help="training budget of black-box methods")
+    among = f"default: all that the settings are for; of: {'; '.join(METHODS)}"
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=[], help=among)
+    further = "KEY VALUE options for every run, at the end"
+    add("--opts", nargs=argparse.REMAINDER, default=[], help=further)
+    args = parser.parse_args(argv)
+    for label in args.methods or METHODS:  # whose name, or whose folder's, would be wrong
+        fixed = NAMED.union(METHODS[label].split()[1::2]) & {*args.opts[::2]}
+        if fixed and (args.methods or fixed & NAMED):
+            parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
     args.root, args.output = map(os.path.abspath, map(os.path.expanduser, (args.root, args.output)))
     os.chdir(HOME)
     registered = {row.config: row.name for row in ROWS}.get(args.dataset, "")
@@ -109,25 +99,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", max(1, args.queries // 20)]
     labels, tasks = {}, {}
     for label in chosen(args, words):
-        trainer, *options = METHODS[label]
-        labels[label.replace(", ", "_").replace(" ", "-")] = label
+        trainer, *options = METHODS[label].split()
+        name = label.replace(", ", "_").replace(" ", "-")
+        labels[name] = label
         for seed in args.seeds:
-            folder = f"{target}/{list(labels)[-1]}/seed{seed}"
+            folder = f"{target}/{name}/seed{seed}"
             line = arguments(args, trainer, args.dataset, args.shots, seed, folder)
             line += map(str, [] if trainer in UNCOUNTED else budget)
             line += [words if option == "{words}" else option for option in options]
             tasks[folder] = line + args.opts
             print(shlex.join(["python", "train.py", *tasks[folder]]))
     failed = run_all(args, tasks)
-    for folder in {os.path.dirname(folder) for folder in failed}:
-        labels.pop(os.path.basename(folder))
-    if labels:
-        report(args, target, labels)
-    return tell(failed)
-
-
-def report(args: argparse.Namespace, target: str, labels: dict[str, str]) -> None:
-    """The table and the plot of the methods whose runs have all ended."""
+    for folder in failed:
+        labels.pop(Path(folder).parent.name, None)
+    if not labels:
+        return 1
     runs = read(target)
     runs = runs[runs.path.isin(labels) & runs.seed.isin(f"seed{seed}" for seed in args.seeds)]
     runs = runs.assign(path=runs.path.map(labels))
@@ -138,9 +124,10 @@ def report(args: argparse.Namespace, target: str, labels: dict[str, str]) -> Non
     show(cells[["method", *SHOWN]])
     print(f"± is the standard error over seeds.{lost}")
     print(f"The table with all counts is {target}/table.md.")
-    title = f"{args.dataset}, {args.shots} shots, {len(args.seeds)} seeds, {args.cfg}"
+    title = f"{args.dataset}, {args.shots} shots, {len({*args.seeds})} seeds, {args.cfg}"
     if plot("queries", grouped(runs), f"{target}/val_curves.png", title):
         print(f"The plot of validation accuracy against queries is {target}/val_curves.png.")
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 #!/bin/bash
 # Sets up, then checks the form of the code (ruff) and its types (mypy), then runs the tests.
 # Arguments go to pytest. DATA names the folder of real data sets, where there are any.
-set -euo pipefail
 EXTRAS=test
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/setup.sh" 0
 ruff check
 ruff format --check
 mypy

@@ -1,10 +1,7 @@
 #!/bin/bash
 # Evaluates what xd_train.sh trained on every target, with the same arguments.  bash scripts/xd_test.sh ZIP vit_b16 16 [KEY VALUE ...]
 # TARGETS, default CoOp's ten data sets (transfer) and the four variants of ImageNet (domain generalisation); SOURCE and the rest: see scripts/eval.sh
-set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
-source "$(dirname "$0")/setup.sh"
-
+source "$(dirname "$0")/setup.sh" 3 "$@"
 TRANSFER="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 FAILED=0
 for DATASET in ${TARGETS:-$TRANSFER imagenetv2 imagenet_sketch imagenet_a imagenet_r}; do

@@ -33,7 +33,7 @@ puppy n 1 1 @ 1 0 00000004
 @pytest.fixture
 def parts(monkeypatch):
     monkeypatch.syspath_prepend(str(REPO / "tools"))
-    for name in [name for name in sys.modules if name.split(".")[0] in ("photo", "tiny")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("photo", "pretrain_tiny")]:
         monkeypatch.delitem(sys.modules, name)
     return importlib.import_module
 
@@ -43,7 +43,7 @@ def wordnet(parts, tmp_path):
     for name, text in {"data.noun": NOUNS, "index.noun": INDEX}.items():
         (tmp_path / name).write_text("  1 This is the licence\n" + text)
     (tmp_path / "cntlist.rev").write_text("dog%1:05:00:: 1 42\ndog%2:38:00:: 1 7\n")
-    return parts("photo.wordnet").WordNet(tmp_path)
+    return parts("photo.teacher").WordNet(tmp_path)
 
 
 def test_wordnet_is_read(wordnet):

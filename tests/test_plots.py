@@ -13,7 +13,7 @@ def grouped(root):
     return results.grouped(runs.read(root))
 
 
-@pytest.mark.parametrize("kind", plots.AXES)
+@pytest.mark.parametrize("kind", plots.KINDS)
 def test_plots_are_pictures_with_a_legend_and_a_title(sound, tmp_path, call, kind):
     shutil.copytree(sound / "ZIP_16shots", sound / "SONAR_16shots")
     for folder in (sound / "SONAR_16shots").iterdir():
@@ -54,7 +54,7 @@ def test_gains_are_over_zero_shot_on_the_same(tmp_path):
         for trainer, accuracy in zip((results.ZERO_SHOT, "ZIP"), accuracies):
             changes = {"trainer": trainer, "dataset": "ImageFolder", "root": f"/{name}"}
             store(make(tmp_path / name / trainer / "seed1"), accuracy=accuracy, **changes)
-    gains = plots.gain(grouped(tmp_path)).set_index("dataset").gain
+    gains = plots.gain(grouped(tmp_path))[0].set_index("dataset").gain
     assert dict(gains) == {"ImageFolder (/cats)": 20.0, "ImageFolder (/cars)": 5.0}
 
 
@@ -63,10 +63,23 @@ def test_budgets_of_a_method_are_one_line_and_what_asks_none_is_a_level(tmp_path
         asked = {"queries": queries, "image_queries": 0}
         counts = dict.fromkeys(("training", "evaluation", "test"), asked)
         store(make(tmp_path / "a" / "ZIP" / f"x_{queries}queries" / "seed1"), queries=counts)
-    store(make(tmp_path / "a" / "WhiteBox"), trainer="WhiteBox", queries=None)
+        name = f"x_{queries}queries"  # one for each budget, as scripts/compare.py has it
+        store(make(tmp_path / "a" / "WhiteBox" / name), trainer="WhiteBox", queries=None)
     lines, levels = plots.budgets(grouped(tmp_path))
     assert sorted(lines.x) == [50, 500] and {*lines.label} == {"ZIP/x"}
-    assert levels == {"WhiteBox": 70.04}
+    assert levels == {"WhiteBox/x": 70.04}
+
+
+def test_many_methods_leave_the_axes_their_height(tmp_path):
+    heights = []
+    for count in (1, 60):
+        for number in range(count):
+            make(tmp_path / f"method{number}" / "seed1")
+        assert plots.plot("queries", grouped(tmp_path), tmp_path / "a.svg", "")
+        corners = re.search(r'id="patch_2">\s*<path d="([^"]*)z', (tmp_path / "a.svg").read_text())
+        heights.append(max(ys := [float(y) for y in corners[1].split()[2::3]]) - min(ys))
+        shutil.rmtree(tmp_path / "method0")
+    assert heights[1] == pytest.approx(heights[0])
 
 
 def test_a_curve_is_the_mean_at_what_all_seeds_looked_at(sound):

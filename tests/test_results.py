@@ -13,6 +13,7 @@ import sys
 import parse_test_res
 import pytest
 from dassl_blackbox import results, runs
+from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from finished import ACCESS, CURVE, DAMAGE, METRICS, OWN, TOOLS, damaged, make, store
 from support import REPO, printed, run
 
@@ -98,7 +99,7 @@ def test_an_evaluation_of_unfinished_training_is_no_result(tmp_path, call):
     (tmp_path / "ZIP" / "seed1" / "prompt_learner").mkdir()
     _, rows, err = rows_of(call, tmp_path)
     assert list(rows) == ["evaluation"] and rows["evaluation"][3] == "70.0 (val)"
-    assert "ZIP/seed1 has no result in metrics.json: it is not finished, and is left out" in err
+    assert "ZIP/seed1 has no result in metrics.json: it is not finished. The run is left out" in err
 
 
 # The shapes of tables
@@ -170,7 +171,8 @@ def test_an_unfinished_run_is_left_out_with_a_note(sound, call):
     for main, root in ((results.main, sound), (parse_test_res.main, sound / "ZIP_16shots")):
         status, out, err = call(main, root)
         assert status == 0 and "72.0" in out and f"note: {log.parent}" in err
-    assert runs.read_result(log.parent) is None
+    with pytest.raises(BlackBoxError, match="it is not finished"):
+        runs.read_result(log.parent)
 
 
 def test_words_of_runs_that_are_damaged_or_asked_too_much(data_root, tmp_path, call):

@@ -145,12 +145,12 @@ def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean
 def test_pictures_unlike_any_other_keep_their_own_answers_and_two_alike_meet():
     rows, logits, none = torch.eye(8), normal(8, 3).float(), torch.zeros(3, 8)
     alone = (2 * logits).softmax(1)
-    close(pooled(logits, rows, none), alone)
-    found = pooled(logits, torch.cat([rows[:7], rows[:1]]), none)  # the last is the first
+    close(pooled(logits, 1.0, rows, none), alone)
+    found = pooled(logits, 1.0, torch.cat([rows[:7], rows[:1]]), none)  # the last is the first
     close(found[1:7], alone[1:7])
     wanted = (4 * alone[0] + 3 * alone[7]) / 7  # of F = (Y + 3 F') / 4, twice
     close(found[0], wanted, atol=1e-3, rtol=0)
-    like = pooled(0 * logits, rows, 5 * rows[[4, 5, 6]])[[4, 5, 6]]  # the classes' mean images
+    like = pooled(0 * logits, 1.0, rows, 5 * rows[[4, 5, 6]])[[4, 5, 6]]  # the classes' mean images
     assert like.argmax(1).tolist() == [0, 1, 2] and like.amax(1).min() > 0.4
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_pools_tells_the_pooled_accuracy(data_root, tmp_path):
     trainer.load_model(str(a))
     logits, rows = test_logits(trainer).tensor_split([10], dim=1)
     labels = torch.tensor([item.label for item in trainer.dm.dataset.test])
-    answers = pooled(trainer.head.tempered * logits, rows, trainer.head.prototypes)
+    answers = pooled(logits, trainer.head.tempered, rows, trainer.head.prototypes)
     assert run("SONAR", data_root, b, *options, flags=("--eval-only", "--model-dir", a)) == 0
     assert printed(a) == f"{100 * right(answers, labels):.1f}%"
     assert printed(b) == f"{100 * right(logits, labels):.1f}%"

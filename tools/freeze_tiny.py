@@ -10,23 +10,27 @@ stored as float16, and of the token embeddings only the rows that training touch
 in the others from a seed.
 """
 
-import argparse
 import hashlib
 import json
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (0, 1)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dassl_blackbox.console import parser_of
+from dassl_blackbox.trainers.blackbox.config import TEMPLATES
+from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS, embedded_state_dict
+from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
+from dassl_blackbox.trainers.blackbox.openclip.models import load_model
+from dassl_blackbox.trainers.blackbox.oracle import Prompt
 
 
 def freeze(source: str) -> str:
     """Write the three files; returns the SHA-256 of the weights."""
     import pretrain_tiny
-    from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS
     from photo.tower import PREPROCESS
-    from safetensors.torch import save_file
 
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     state, recipe = checkpoint["state_dict"], json.loads(checkpoint["recipe"])
@@ -55,29 +59,21 @@ def template_accuracy() -> float:
     """Zero-shot accuracy in per cent of the frozen model on Digits' training split, with Digits'
     own template.
     """
-    import tiny
-    from dassl_blackbox.trainers.blackbox.bank import TEMPLATES
-    from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
-    from dassl_blackbox.trainers.blackbox.openclip.models import load_model
-    from dassl_blackbox.trainers.blackbox.oracle import Prompt
+    import pretrain_tiny
 
-    images, labels = tiny.digits_training_split()
+    images, labels = pretrain_tiny.digits_training_split()
     oracle = LocalOracle(load_model("tiny"))
-    oracle.set_classes(tiny.DIGITS, TEMPLATES["Digits"])
+    oracle.set_classes(pretrain_tiny.DIGITS, TEMPLATES["Digits"])
     logits = oracle.query(oracle.upload(images), Prompt())[0]
     return 100 * (logits.argmax(1) == labels).float().mean().item()
 
 
 def export(target: str) -> None:
-    from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
-
     torch.save(embedded_state_dict("tiny"), target)  # plain, for any reader
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("tools/freeze_tiny.py", __doc__)
     parser.add_argument("action", choices=("freeze", "export"))
     parser.add_argument("path", help="the checkpoint to freeze, or the file to write")
     arguments = parser.parse_args()

@@ -59,11 +59,8 @@ def converted(state):
 
 def configuration(model):
     """The model's configuration in the keys of `CLIPConfig`, whose defaults are OpenAI's."""
-    text, vision, both = (
-        model["text_cfg"],
-        model["vision_cfg"],
-        {"projection_dim": model["embed_dim"]},
-    )
+    text, vision = model["text_cfg"], model["vision_cfg"]
+    both = {"projection_dim": model["embed_dim"]}
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",

@@ -12,8 +12,8 @@ The archive holds `jpeg` (bytes, one after the other), `offsets` [N + 1], `label
 and `novel` (classes that the model never saw).
 """
 
-import argparse
 import io
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +53,8 @@ def save(folder, images, change=None):
             change(Image.open(io.BytesIO(data)).convert("RGB")).save(folder / f"{i:02d}.png")
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("archive", help="the .npz of held-out photographs")
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
     args = parser.parse_args()
@@ -81,7 +79,3 @@ def main():
     for variant in {place.partition("/")[0] for place in variants}:
         (args.folder / variant / "classnames.txt").write_text("".join(lines), encoding="utf-8")
     print(f"{args.folder}: {', '.join(chosen)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,10 @@
 #!/bin/bash
 # One setting of JOLT changed at a time.  bash scripts/jolt/ablations.sh digits tiny 16 [KEY VALUE ...]      then: python -m dassl_blackbox.results output/<dataset>
-set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }
-source "$(dirname "$0")/../setup.sh"
-
+source "$(dirname "$0")/../setup.sh" 3 "$@"
+ARGUMENTS=("$@") PREFIX="${TAG:-}" J=TRAINER.JOLT
 one() {     # TAG, then the options that it stands for
     TAG="${PREFIX:+${PREFIX}_}$1" bash scripts/jolt/main.sh "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}" & finish
 }
-ARGUMENTS=("$@") PREFIX="${TAG:-}"
-J=TRAINER.JOLT
 one default
 one prompt "$J.HEAD" False
 one folds1 "$J.HEAD_FOLDS" 1                # one MLP, trusted whatever it does to new images

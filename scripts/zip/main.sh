@@ -1,3 +1,2 @@
 #!/bin/bash
-# bash scripts/zip/main.sh caltech101 vit_b16 16 [KEY VALUE ...]
 exec bash "$(dirname "$0")/../main.sh" ZIP "$@"

@@ -16,6 +16,7 @@ import pytest
 import train
 import uvicorn
 from dassl_blackbox import plots, results
+from dassl_blackbox.commands import OTHERS
 from dassl_blackbox.datasets import __main__ as datasets
 from dassl_blackbox.serve.__main__ import main as serve
 from finished import make, store
@@ -26,7 +27,6 @@ import interpret_prompt
 
 sys.path[:0] = [str(REPO / "scripts"), str(REPO / "benchmarks")]
 compare, groups, sweep = map(import_module, ("compare", "groups", "sweep"))
-MODULES = "results", "plots", "datasets", "configs", "serve"
 
 
 # Seeds
@@ -151,15 +151,28 @@ def test_commands_do_not_ask_the_shell_for_a_backend(sound, tmp_path, data_root,
 # Commands
 
 
-def test_the_package_lists_its_commands(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["dassl_blackbox"])  # pytest's arguments are not commands
-    runpy.run_module("dassl_blackbox", run_name="__main__")
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_the_package_lists_its_commands(capsys, monkeypatch, words):
+    """`python -m dassl_blackbox` and `dassl-blackbox` are the same."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["dassl_blackbox", *words])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module("dassl_blackbox", run_name="__main__")
     out = capsys.readouterr().out
-    assert re.findall(r"^python -m dassl_blackbox\.(\w+) ", out, re.M) == list(MODULES)
-    scripts = re.findall(r"^(?:python|bash) (?!-)(\S+)", out, re.M)
-    assert scripts and all((REPO / script).is_file() for script in scripts)
-    assert all(find_spec(f"dassl_blackbox.{name}") for name in MODULES)
+    named = re.findall(r"^    dassl-blackbox (\w+)", out, re.M)
+    assert all(find_spec(f"dassl_blackbox.{name}") for name in OTHERS)
+    assert {*named} == {"draw", "quote", "fit", "predict", *OTHERS}
+    scripts = re.findall(r"^    (?:python|bash) (\S+)", out, re.M)
+    assert len(scripts) == 7 and all((REPO / script).is_file() for script in scripts)
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_command_of_the_package_is_its_module(tmp_path, capsys, monkeypatch):
+    make(tmp_path / "ZIP" / "seed1")
+    monkeypatch.setattr("sys.argv", ["dassl_blackbox", "results", str(tmp_path), "--wide"])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module("dassl_blackbox", run_name="__main__")
+    assert "\nZIP  ZIP     contexts " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

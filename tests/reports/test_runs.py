@@ -186,21 +186,16 @@ def test_scripts_pass_signals_on_and_stop(command, number, tmp_path):
 
 @pytest.mark.parametrize("tool", [compare, sweep])
 def test_a_signal_ends_the_loop_over_runs(tool, heeded, call, monkeypatch, tmp_path):
-    begun = []
-
-    def attempt(arguments, environment, told):
-        begun.append(arguments)
-        kill(signal.SIGHUP)
-        while not told:
-            time.sleep(0.01)
-        return "ended by SIGTERM"
-
-    monkeypatch.setattr(sweep, "attempt", attempt)
+    starts, python = tmp_path / "starts", tmp_path / "python"
+    python.write_text(PYTHON.replace("for _", "kill -HUP $PPID\nfor _"))
+    python.chmod(0o755)
+    monkeypatch.setenv("STARTS", str(starts))
+    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.chdir(tmp_path)  # which a sweep leaves
     what = ["--methods", "zero-shot", "SONAR"]
     what = what if tool is compare else ["--trainers", "SONAR", "--datasets", "digits"]
     status, _, err = call(tool.main, *what, "--seeds", 1, 2, "--output", tmp_path)
-    assert status == 128 + signal.SIGHUP and len(begun) == 1
+    assert status == 128 + signal.SIGHUP and starts.read_text() == "start\nsaved\n"
     assert "Stopped by SIGHUP: the same command goes on from here" in err
     assert "| 0/" in err and "| 1/" not in err  # of the bar
 
@@ -228,7 +223,7 @@ def test_a_name_that_a_script_is_given(command, words, capsys, monkeypatch):
 FLAGS = [
     ("--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
     ("--dataset-config-file", "pass --dataset-config-file configs/datasets/digits.yaml"),
-    ("--trainer", "No trainer is named: pass --trainer."),
+    ("--trainer", "Unknown trainer (--trainer) '': Valid names: "),
 ]
 
 

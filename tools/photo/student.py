@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import ridge_regression
 from tqdm import tqdm
 
+from .teacher import WordNet
 from .tower import text_features
-from .wordnet import WordNet
 
 # Of one's own making: none is the template of a data set of this project, save CLIP's plain one.
 TEMPLATES = (
@@ -27,7 +27,6 @@ TEMPLATES = (
 )
 PLAIN_SHARE = 0.3  # of the names that are put into the first template
 LONGEST_GLOSS = 24  # tokens
-ADAM = {"betas": (0.9, 0.98), "weight_decay": 0.02}
 WARM_UP = 100  # steps
 INITIAL_RIDGE = 3.0
 
@@ -190,7 +189,7 @@ class Student:
         if review:
             rows = np.concatenate([names.rows, unseen.rows])
             names, alone = Lesson(names.tokens + unseen.tokens, rows, 1.0), []
-        optim = torch.optim.AdamW(self.parameters, lr=rate, **ADAM)
+        optim = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
         progress = tqdm(range(steps), desc="names again" if review else "text tower")
         for step in progress:
             share = min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
