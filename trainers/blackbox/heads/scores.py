@@ -32,7 +32,7 @@ NEIGHBOURS, CUBED = 5, 3  # of a picture, and of a cosine, which is the weight o
 RIDGE = 0.3  # of the mean eigenvalue, added to all
 PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
-POWERS = tuple(2 ** (quarter / 4) for quarter in range(13))  # of their answers
+POWERS = tuple(2 ** (eighth / 8) for eighth in range(25))  # of their answers
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
@@ -563,7 +563,7 @@ def pooled(logits: Tensor, factor: float, rows: Tensor, prototypes: Tensor) -> T
         answer = (own + PULL * (weights @ answer)) / (1 + pull)
     logs = answer[: len(logits)].double().clamp_min(1e-30).log()
     sure = logits.double().softmax(1).amax(1).mean()
-    trials = [(power * logs).softmax(1) for power in POWERS]
+    trials = [(power * logs).softmax(1).to(logits) for power in POWERS]
     return min(trials, key=lambda trial: (trial.amax(1).mean() - sure).abs().item())
 
 
