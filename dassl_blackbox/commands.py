@@ -170,21 +170,20 @@ def draw(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def standing_in(name: str, classes: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Within this context a data set has blank pictures, so many of each class, if any are told."""
+def standing_in(name: str, classnames: Sequence[str], labels: Sequence[int]) -> Iterator[None]:
+    """Within this context a data set has blank pictures with these labels, if there are any."""
     former = DATASET_REGISTRY.get(name)
     with TemporaryDirectory() as folder:
         blank = f"{folder}/blank.png"
         Image.new("RGB", (8, 8)).save(blank)
-        labels = [n for n, (_, count) in enumerate(classes) for _ in range(count)]
-        items = [Datum(blank, n, classname=classes[n][0]) for n in labels]
+        items = [Datum(blank, label, classname=classnames[label]) for label in labels]
 
         def blanks(cfg: Any) -> DatasetBase:
             return DatasetBase(train_x=items, test=items[:1])
 
         blanks.__name__ = name
         try:
-            if classes:
+            if items:
                 DATASET_REGISTRY.register(blanks, force=True)
             yield
         finally:
@@ -201,8 +200,9 @@ class FinishedRun:
         merge_files(cfg, [f"{folder}/config.yaml"])
         put(cfg, {"OUTPUT_DIR": "", "RESUME": "", "TEST.SPLIT": "test", **options}, "options")
         path = newest(Path(folder, MODEL))
-        classes = load_state(path).get("blackbox", {}).get("classes") if path else None
-        with standing_in(cfg.DATASET.NAME, classes or []):
+        told = load_state(path).get("blackbox", {}) if path else {}
+        classes = told.get("classnames", []), told.get("labels", [])
+        with standing_in(cfg.DATASET.NAME, *classes):
             self.trainer = trainer = build_trainer(cfg)
         if not getattr(trainer, "counted", False):
             raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")

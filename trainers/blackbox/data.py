@@ -268,7 +268,7 @@ class Augmentation:
 class ImageReader(DatasetWrapper):
     """Items as Dassl's dataset wrapper makes them, over `pictures`, drawn by `augmentation`."""
 
-    def __init__(self, pictures: Pictures, augmentation: Augmentation, *args: Any, **options: Any):
+    def __init__(self, pictures: Pictures, augmentation: Any, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.pictures, self.augmentation = pictures, augmentation
 
@@ -362,13 +362,12 @@ def ordered_loader(
 
     `in_turns`: one image of every class, then a second, …; a budget that ends leaves out no class.
     """
-    drawing = augmentation is not None
     with redirect_stdout(None):  # the log tells of Dassl's transforms already
-        transform = build_transform(cfg, drawing)
+        transform = build_transform(cfg, augmentation is not None)
     before: defaultdict[int, count] = defaultdict(count)
     turn = [next(before[item.label]) for item in items]
     return DataLoader(
-        ImageReader(pictures, augmentation or Augmentation(0), cfg, items, transform, drawing),
+        ImageReader(pictures, augmentation, cfg, items, transform, augmentation is not None),
         batch_size or cfg.DATALOADER.TEST.BATCH_SIZE,
         shuffled,
         sorted(range(len(items)), key=turn.__getitem__) if in_turns else None,

@@ -205,10 +205,9 @@ def write(trainer: Any, before: Counts) -> None:
     write_atomically(path, json.dumps(kept, indent=1).encode())
 
 
-def lost_much(bill: Mapping[str, Any] | None) -> bool:
+def lost_much(bill: Any) -> bool:
     """Whether more than a tenth of a run's training queries trained nothing."""
-    lost = (bill or {}).get("lost", {"queries": 0})["queries"]
-    return bill is not None and 10 * lost > bill["training"]["queries"]
+    return bool(bill) and 10 * bill.get("lost", {}).get("queries", 0) > bill["training"]["queries"]
 
 
 def read(path: str | Path) -> dict[str, dict[str, Any]]:

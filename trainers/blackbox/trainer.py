@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property, partial
@@ -183,8 +182,7 @@ class Trainer(TrainerX):
             except BudgetSpent as spent:
                 if self.stage != "training":
                     raise
-                place = f"epoch {self.epoch + 1}, batch {self.batches_done}"
-                tqdm.write(f"{spent} Training ends in {place}.")
+                tqdm.write(f"{spent} Ended in epoch {self.epoch + 1}, batch {self.batches_done}.")
                 self.after_epoch()
                 self.after_train()
             finally:
@@ -224,8 +222,7 @@ class Trainer(TrainerX):
         self.num_batches = len(self.batches)
         skip, self.batches_done = self.batches_done, 0
         every = self.cfg.ORACLE.VAL_EVERY if self.counted and self.learns_by_steps else 0
-        # A resumed epoch is replayed from its start: the loader draws as it drew before, and
-        # finished batches are passed over.
+        # a resumed epoch is replayed: the loader draws as it drew, finished batches are passed over
         if self.epoch_rng is not None:
             set_rng_state(self.epoch_rng)
         self.epoch_rng = rng_state()
@@ -331,8 +328,6 @@ class Trainer(TrainerX):
         """Everything that evaluation and resumption need; tensors and plain values only."""
         if name != BEST:
             self.saved_at = self.steps_done, self.clock()
-        dataset = self.dm.dataset
-        counts = Counter(item.label for item in dataset.train_x)
         state = {
             "state_dict": self.learner.state_dict(),
             "epoch": self.epoch + (self.epoch_rng is None),  # else it is not over
@@ -342,7 +337,8 @@ class Trainer(TrainerX):
                 "format": 2,  # 0.1.0 wrote no number and no digest
                 "identity": record.identity(self),
                 "settings": self.made_with,
-                "classes": [[name, counts[n]] for n, name in enumerate(dataset.classnames)],
+                "classnames": list(self.dm.dataset.classnames),
+                "labels": [item.label for item in self.dm.dataset.train_x],
                 "batches_done": self.batches_done,
                 "steps_done": self.steps_done,
                 "rng": self.epoch_rng or rng_state(),
