@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    config.option.reportchars += "s"  # skips are listed
+    config.option.reportchars = getattr(config.option, "reportchars", "") + "s"  # skips are listed
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "long: runs with --long alone")
     config.addinivalue_line("markers", "services: runs with --services alone")

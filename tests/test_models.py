@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.openclip import models
-from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS, embedded_state_dict
+from dassl_blackbox.trainers.blackbox.openclip.embedded import embedded_state_dict
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import fingerprint, load_model
 from dassl_blackbox.trainers.blackbox.openclip.patches import fold_batch_norms
@@ -93,9 +93,7 @@ KINDS = {
     "sigmoid": own_text(timm("test_vit", 160, "map", "none"), SIGLIP, init_logit_bias=-10) | WIDE,
     "clipa-like": config(CLIPA, {"pool_type": "last", "no_causal_mask": True}),
     "coca": own_text(POOLED, COCA, multimodal_cfg=TEXT),
-    "coca-plain": own_text(TOKENS, {**COCA, "vocab_size": 64000, "pad_id": 1}, multimodal_cfg=TEXT),
     "eos": own_text(text={"pool_type": "eos", "eos_id": 49407}),
-    "first": own_text(text={"pool_type": "first", "no_causal_mask": True}),
     "query-norm": own_text({**VIT, "qk_norm": True}, {"qk_norm": True}),
     "layer-scale": config({**VIT, "ls_init_value": 0.1}, {"ls_init_value": 0.1}),
     "no-projection": own_text(VIT, {"proj_type": "none"}) | WIDE,
@@ -204,7 +202,6 @@ def test_an_architecture_of_ones_own_is_a_json_file_beside_its_weights(
 UNKNOWN = {
     "tinny": "Unknown backbone 'tinny' .* did you mean tiny",
     "ViT-B-32": "architecture:tag",  # the tag is missing
-    "ViT-B-23:openai": "'ViT-B-23': did you mean .*ViT-B-32",
     "ViT-B-32:opena": "did you mean openai",
     "ViT-B-32:OPENAI": "name ViT-B-32-quickgelu:OPENAI. They were",  # of the other activation
     **{odd: "" for odd in (":", "a\0b", "of-file:", "of-file:a\0b", "/")},
@@ -249,11 +246,9 @@ def changed(name, value):
 
 DAMAGE = {
     "pipe": lambda path, state: os.mkfifo(path),
-    "cut": lambda path, state: [torch.save(state, path), os.truncate(path, 100_000)],
     "pickle": lambda path, state: path.write_bytes(pickle.dumps(SimpleNamespace())),
     "one missing": saved(lambda state: {k: v for k, v in state.items() if k != "logit_scale"}),
     "another width": saved(lambda state: {**state, "text_projection": torch.ones(64, 16)}),
-    "complex numbers": saved(lambda state: {**state, "ln_final.bias": torch.ones(64) * 1j}),
     "no number": saved(changed("visual.proj", float("nan"))),
     "a hot temperature": saved(changed("logit_scale", 1e3)),
 }
@@ -502,9 +497,3 @@ def test_photo_sees_photographs():
     oracle.set_classes(names, "a photo of a {}.")
     logits = oracle.query(oracle.upload(torch.stack(images)), Prompt())[0]
     assert [names[i] for i in logits.argmax(1)] == ["temple", "flower"]
-
-
-def test_the_recipe_of_tiny_tells_its_accuracy(parts):
-    recipe = json.loads((ASSETS / "tiny_recipe.json").read_text(encoding="utf-8"))
-    told = recipe["zero_shot"]["digits, the data set's template"]
-    assert parts("freeze_tiny").template_accuracy() == pytest.approx(told, abs=0.2)
