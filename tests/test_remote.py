@@ -175,7 +175,7 @@ def test_the_client_imports_no_model(server, data_root, tmp_path):
     assert "imported: []" in done.stdout and KEY not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_a_server_that_is_killed_and_started_again_is_waited_for(
     kills, data_root, tmp_path, budget
 ):
