@@ -43,18 +43,14 @@ class Server:
 
     def start(self):
         path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = ["-m", "dassl_blackbox.serve", "--backbone", "tiny", "--port", self.port]
+        line = [sys.executable, "-m", "dassl_blackbox.serve", "--backbone", "tiny"]
+        line += ["--port", self.port, "--state", self.state, *self.options]
+        env = {**os.environ, "PYTHONPATH": path, "BLACKBOX_KEYS": self.keys}
         self.lives += 1
         self.log = Path(f"{self.state}.log")
         with open(self.log, "a") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, *map(str, [*command, "--state", self.state, *self.options])],
-                env={**os.environ, "PYTHONPATH": path, "BLACKBOX_KEYS": self.keys},
-                cwd=REPO,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            given = {"env": env, "cwd": REPO, "stdout": subprocess.PIPE, "stderr": errors}
+            self.process = subprocess.Popen(list(map(str, line)), text=True, **given)
         for line in self.process.stdout:
             if found := re.search(r"listens? on (http://127\.0\.0\.1:(\d+))", line):
                 self.url, self.port = found[1], int(found[2])

@@ -1,6 +1,4 @@
-"""Servers on loopback with the wire shapes of services that exist, over the embedded model, and
-what is asked of them.
-"""
+"""Servers on loopback with the wire shapes of real services, and what is asked of them."""
 
 import base64
 import io
@@ -32,9 +30,14 @@ def tiny():
 SCALE = tiny().description.logit_scale
 
 
+@cache
 @torch.no_grad()
-def embed_texts(texts):
+def embedded(*texts):
     return tiny().model.encode_text(tiny().tokenizer(list(texts)))
+
+
+def embed_texts(texts):
+    return embedded(*texts)
 
 
 @torch.no_grad()
@@ -49,14 +52,9 @@ def embed_images(coded):
 
 
 class Served:
-    """A server of `answer(service, body) -> (status, headers, content)`.
-
-    Attributes:
-        faults: (status, headers, content) that are answered first, in this order.
-        always: one that is answered to all; None: there is none.
-        requests: decoded bodies of all requests, those that met a fault too.
-        pictures, texts: sent in requests that were answered.
-        keys: what stood in the header `Authorization`.
+    """A server of `answer(service, path, body) -> (status, headers, content)`, which answers
+    `faults` first, or `always` one. `requests` are decoded bodies, also of what met a fault;
+    `pictures` and `texts` were sent in requests that were answered; `keys` in `Authorization`.
     """
 
     def __init__(self, answer):
@@ -90,7 +88,7 @@ class Served:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def close(self):
@@ -111,14 +109,12 @@ def openai(spelling, scale=1.0):
             pictures = [item["image"] for item in items if "image" in item]
             texts = [item["text"] for item in items if "text" in item]
             assert "modality" not in body and "encoding_format" not in body
+        elif all(item.startswith(DATA) for item in items):
+            pictures = [item.removeprefix(DATA) for item in items]
         else:
-            images = [item.startswith(DATA) for item in items]
-            if spelling == "modality":
-                assert body["modality"] == ("image" if all(images) else "text")
-            if all(images):
-                pictures = [item.removeprefix(DATA) for item in items]
-            else:
-                texts = items
+            texts = items
+        if spelling == "modality":
+            assert body["modality"] == ("image" if pictures else "text")
         if len(pictures) > MOST:  # FastAPI says all of a list that is too long
             told = f"List should have at most {MOST} items after validation, not {len(items)}"
             place = {"type": "too_long", "loc": ["body", "image", "input"]}
@@ -126,18 +122,16 @@ def openai(spelling, scale=1.0):
         rows = F.normalize(embed_images(pictures) if pictures else embed_texts(texts), dim=-1)
         service.pictures += len(pictures)
         service.texts += len(texts)
-        found = enumerate(coded(row, body) for row in rows * scale)
-        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in found]
+        found = [row.tolist() for row in rows * scale]
+        if body.get("encoding_format") == "base64":
+            found = [base64.b64encode(row.numpy().tobytes()).decode() for row in rows * scale]
+        data = [
+            {"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(found)
+        ]
         told = {"usage": {"total_tokens": 7 * len(items)}} if spelling == "items" else {}
         return 200, {}, {"object": "list", "data": data[::-1], "model": "m", **told}
 
     return Served(answer)
-
-
-def coded(row, body):
-    if body.get("encoding_format") == "base64":
-        return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode()
-    return row.tolist()
 
 
 def zero_shot(scale):

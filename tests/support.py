@@ -1,6 +1,4 @@
-"""What several test files share: the lists that contract tests run over, small real runs, an oracle
-that counts on its own.
-"""
+"""What several test files share: lists for contract tests, small runs, a counting oracle."""
 
 import json
 import math
@@ -98,9 +96,7 @@ def seeded(seed=0):
 
 
 def quadratic(d, seed=0):
-    """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: f(x) = x'Ax/2 + b'x, A positive
-    definite.
-    """
+    """f `[P, d] -> [P]` and its gradient `[P, d] -> [P, d]`: x'Ax/2 + b'x, A positive definite."""
     M = torch.randn(d, d, dtype=d64, generator=seeded(seed))
     b = torch.randn(d, dtype=d64, generator=seeded(seed + 1))
     A = M @ M.T / d + torch.eye(d, dtype=d64)
@@ -151,14 +147,9 @@ def trained(*args, **kwargs):
 def process(script, *args):
     """A script of the checkout in a process of its own."""
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, str(script), *map(str, args)],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    kept = {"capture_output": True, "text": True, "timeout": 300}
+    line = [sys.executable, str(script), *map(str, args)]
+    return subprocess.run(line, cwd=REPO, env={**os.environ, "PYTHONPATH": path}, **kept)
 
 
 def bill(folder):
@@ -183,9 +174,7 @@ def last_checkpoint(folder, name="prompt_learner"):
 
 
 def random_sources(checkpoint):
-    """The random states in a checkpoint without CUDA's, which depend on the machine and are drawn
-    from by nothing here.
-    """
+    """The random states in a checkpoint without CUDA's, which nothing here draws from."""
     return {name: state for name, state in checkpoint["blackbox"]["rng"].items() if name != "cuda"}
 
 
@@ -212,10 +201,7 @@ def difference(a, b):
 
 
 class Random(Oracle):
-    """Answers at random, or with one value; C = 3 classes.
-
-    Fails at the calls whose numbers are given.
-    """
+    """Answers at random, or with one value, about three classes; fails at calls of some numbers."""
 
     grants, client = frozenset(GRANTS), "a test"
 
@@ -248,46 +234,31 @@ class Random(Oracle):
 
 
 class Spy(Wrapper):
-    """Stands inside the meter and counts for itself, one by one and before the call; keeps whether
-    what crossed the wall had a graph.
+    """Stands inside the meter and counts for itself, before the call; keeps whether what crossed
+    the wall had a graph.
     """
 
     def __init__(self, inner, before=lambda: None):
         super().__init__(inner)
         self.before = before
-        self.queries = self.image_queries = 0
-        self.classes, self.graphs = 0, []
+        self.queries = self.image_queries = self.classes = 0
+        self.graphs = []
 
     def set_classes(self, names, template="{}."):
         super().set_classes(names, template)
         self.classes = len(names)
 
-    def further(self, prompt):
-        """Requests that as many texts as there are classes would take, one after the other."""
-        left = 0 if prompt.texts is None else len(prompt.texts)
-        while left > 0:
-            yield left
-            left -= self.classes
-
-    def count(self, candidates, images):
-        for _ in range(candidates):
-            left = images
-            while left > 0:
-                self.queries += 1
-                left -= 128
-            self.image_queries += images
+    def count(self, requests, images, candidates):
+        """Requests of at most 128 images each, of which every candidate sees all."""
+        self.queries += requests * len(range(0, images, 128))
+        self.image_queries += candidates * images
         self.before()
 
     def crossed(self, *values):
         """The last of them."""
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                self.graphs.append(value.requires_grad or value.grad_fn is not None)
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        self.graphs += [value.requires_grad or value.grad_fn is not None for value in tensors]
         return values[-1]
-
-    def let_in(self, prompt):
-        self.crossed(prompt.contexts, prompt.image_tokens, prompt.pictures)
-        return prompt
 
     def embed(self, words):
         return self.crossed(super().embed(words))
@@ -296,19 +267,20 @@ class Spy(Wrapper):
         return super().upload(self.crossed(images))
 
     def query(self, images, prompt):
-        seen = self.image_queries + len(prompt) * len(images)
-        self.count(len(prompt) + len(list(self.further(prompt))), len(images))
-        self.image_queries = seen  # further texts see no image again
-        return self.crossed(super().query(images, self.let_in(prompt)))
+        further = 0 if prompt.texts is None else len(prompt.texts)
+        requests = len(prompt) + len(range(0, further, self.classes or 1))
+        self.count(requests, len(images), len(prompt))
+        self.crossed(prompt.contexts, prompt.image_tokens, prompt.pictures)
+        return self.crossed(super().query(images, prompt))
 
     def image_features(self, images):
-        self.count(1, len(images))
+        self.count(1, len(images), 1)
         return self.crossed(super().image_features(images))
 
     def text_features(self, prompt):
-        self.queries += len(prompt)
-        self.before()
-        return self.crossed(super().text_features(self.let_in(prompt)))
+        self.count(len(prompt), 1, 0)
+        self.crossed(prompt.contexts)
+        return self.crossed(super().text_features(prompt))
 
 
 def spied(trainer):

@@ -12,22 +12,15 @@ from dassl_blackbox.trainers.blackbox.openclip.local import ROW_BYTES, FeatureSt
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied, Meter, interface
 from dassl_blackbox.trainers.blackbox.oracle.prompt import Prompt
-from oracles import EVERYTHING, SMALL, contexts_of, oracle_over, pixels, reference
+from oracles import EVERYTHING, contexts_of, oracle_over, pixels, reference
 from support import difference, seeded
-
-
-def counter(module):
-    """How often a module ran, as a list that grows."""
-    calls = []
-    module.register_forward_hook(lambda *_: calls.append(1))
-    return calls
 
 
 def ask(oracle, images, *prompt, **more):
     return oracle.query(oracle.upload(images), Prompt(*prompt, **more))
 
 
-@pytest.mark.parametrize("kind", [*EMBEDDED, *SMALL, pytest.param("RN50", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", [*EMBEDDED, "bias", pytest.param("RN50", marks=pytest.mark.long)])
 def test_logits_and_features_are_open_clips(loaded, kind):
     oracle = oracle_over(loaded(kind))
     images, words = pixels(oracle), oracle.embed("a photo of a")
@@ -44,13 +37,13 @@ def test_logits_and_features_are_open_clips(loaded, kind):
     assert difference(oracle.score(image, text), logits) < 1e-5
 
 
-TEMPLATES = ["{}.", "a photo of a {}, a type of pet.", "{} {", "} {}", "{} {0}", "{}%s\\\\1"]
+TEMPLATES = ["a photo of a {}, a type of pet.", "} {}", "{} {0}%s\\\\1", "{} {name!r:>{w}}"]
 
 
 @pytest.mark.parametrize("kind", ["tiny", "not causal"])
 def test_without_context_the_text_is_the_template_whatever_its_braces(loaded, kind):
     names = ["a{}b", "{0}", "}{", "two {x!r}", "long_name"]
-    for template in [*TEMPLATES, "{} {name!r:>{w}}", "{{}} {}"]:
+    for template in TEMPLATES:
         oracle = oracle_over(loaded(kind), names=names, template=template)
         images = pixels(oracle)
         texts = [template.replace("{}", name.replace("_", " ")) for name in names]
@@ -62,10 +55,7 @@ def test_without_context_the_text_is_the_template_whatever_its_braces(loaded, ki
 @pytest.mark.parametrize("kind", ["tiny", "resnet", "not causal"])
 def test_candidates_and_images_together_equal_them_apart(loaded, kind, monkeypatch):
     oracle = oracle_over(loaded(kind))
-    images, contexts = (
-        pixels(oracle, 150),
-        contexts_of(oracle, P=5),
-    )  # more than are encoded at once
+    images, contexts = pixels(oracle, 150), contexts_of(oracle, P=5)  # more than go in at once
     whole = ask(oracle, images, contexts)
     assert whole.shape == (5, 150, 5) and difference(whole[:1], whole[1:2]) > 1e-3
     monkeypatch.setattr(blocks, "CPU_POSITIONS", 1)
@@ -73,26 +63,22 @@ def test_candidates_and_images_together_equal_them_apart(loaded, kind, monkeypat
     assert difference(whole, torch.cat(parts, dim=1)) < 1e-5
 
 
-def forward_with_tokens(visual, images, tokens):
-    """A ViT by hand; the tokens `[n_V, W]` follow the patches, after the position embedding and
-    before ln_pre.
-    """
-    patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
-    x = x + visual.positional_embedding
-    x = visual.ln_pre(torch.cat([x, tokens.expand(len(images), -1, -1)], dim=1))
-    return F.normalize(visual.ln_post(visual.transformer(x)[:, 0]) @ visual.proj, dim=-1)
-
-
 @pytest.mark.parametrize("kind", ["tiny", "custom"])
 def test_image_tokens_equal_a_forward_by_hand(loaded, kind):
+    """They follow the patches, after the position embedding and before `ln_pre`."""
     oracle, visual = oracle_over(loaded(kind)), loaded(kind).model.visual
     images, contexts = pixels(oracle), contexts_of(oracle, P=2)
     tokens = torch.randn(2, 3, oracle.description.image_width, generator=seeded(2))
-    logits = ask(oracle, images, contexts, tokens)
+    logits, found = ask(oracle, images, contexts, tokens), []
     with torch.no_grad():
-        image = torch.stack([forward_with_tokens(visual, images, t) for t in tokens])
-        expected = oracle.score(image, oracle.text_features(Prompt(contexts)))
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.expand(3, 1, -1), patches], 1)
+        x = x + visual.positional_embedding
+        for candidate in tokens:
+            y = visual.ln_pre(torch.cat([x, candidate.expand(3, -1, -1)], 1))
+            y = visual.ln_post(visual.transformer(y)[:, 0]) @ visual.proj
+            found.append(F.normalize(y, dim=-1))
+    expected = oracle.score(torch.stack(found), oracle.text_features(Prompt(contexts)))
     assert difference(logits, expected) < 1e-5
     plain = ask(oracle, images, contexts)  # no hook stays behind
     assert difference(plain, expected) > 1e-3
@@ -110,10 +96,8 @@ def test_changed_pictures_are_scored_in_place_of_the_images_and_not_kept(loaded)
         assert difference(candidate, ask(oracle, picture.clone(), context[None])[0]) < 1e-5
 
 
-@pytest.mark.parametrize("metered", [False, True])
-def test_nothing_that_comes_out_has_a_graph_or_is_part_of_the_next_answer(loaded, metered):
-    oracle = oracle_over(loaded("tiny"))
-    oracle = Meter(oracle) if metered else oracle
+def test_nothing_that_comes_out_has_a_graph_or_is_part_of_the_next_answer(loaded):
+    oracle = Meter(oracle_over(loaded("tiny")))
     images = oracle.upload(pixels(oracle).requires_grad_())
     prompt = Prompt(contexts_of(oracle).requires_grad_())
     tokens = torch.zeros(2, 1, oracle.description.image_width, requires_grad=True)
@@ -140,18 +124,24 @@ DENIED = {
 }
 
 
-@pytest.mark.parametrize("grant", DENIED)
-def test_what_is_not_granted_is_denied(loaded, grant):
-    oracle = oracle_over(loaded("tiny"), [g for g in EVERYTHING if g != grant.strip()])
-    for asked in oracle, Meter(oracle):
-        with pytest.raises(AccessDenied, match=f"SomeMethod asked for '{grant.strip()}'"):
-            DENIED[grant](asked, asked.upload(pixels(oracle)))
-    assert asked.counts["training"]["queries"] == 0
+def test_what_is_not_granted_is_denied(loaded):
+    for grant, request in DENIED.items():
+        oracle = oracle_over(loaded("tiny"), [g for g in EVERYTHING if g != grant.strip()])
+        for asked in oracle, Meter(oracle):
+            with pytest.raises(AccessDenied, match=f"SomeMethod asked for '{grant.strip()}'"):
+                request(asked, asked.upload(pixels(oracle)))
+        assert asked.counts["training"]["queries"] == 0
 
 
-@pytest.mark.parametrize("grants", [("contexts", "logits"), EVERYTHING])
-def test_an_upload_is_encoded_once_and_freed_with_its_name(grants):
-    oracle = oracle_over(load_model("tiny"), grants)
+def counter(module):
+    """How often a module ran, as a list that grows."""
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_an_upload_is_encoded_once_and_freed_with_its_name():
+    oracle = oracle_over(load_model("tiny"))
     encoded, images = counter(oracle.model.visual.ln_post), pixels(oracle)
     kept, name = weakref.ref(images), oracle.upload(images)
     del images
@@ -179,53 +169,44 @@ def test_text_is_encoded_once_for_the_same_contexts_and_classes():
     assert difference(ask(oracle, images, contexts), other[..., 1:2]) < 1e-5 and len(calls) == 3
 
 
-def test_texts_that_do_not_fit(loaded):
-    oracle = oracle_over(loaded("tiny"))
-    with pytest.raises(BlackBoxError, match="'x x .* x' takes 81 tokens .* 77 positions"):
-        oracle.set_classes(["one", " ".join("x" * 80)])
-    oracle.set_classes(["one", " ".join("x" * 70)])
-    ask(oracle, pixels(oracle), contexts_of(oracle, n=4))  # 4 + 71 + SOS + EOT = 77
-    with pytest.raises(BlackBoxError, match="with 5 context tokens, SOS and EOT that is 78"):
-        ask(oracle, pixels(oracle), contexts_of(oracle, n=5))
-
-
 NO_TEXTS = [
     (["one", " \t\n"], "{}.", "no words"),
-    (["one", "___"], "a {}.", "no words"),
     (["one", "caf\udce9"], "{}.", r"'caf.udce9' is not a text that can be read"),
     (["one", None], "{}.", "None is not a text that can be read"),
-    (["one"], "{}<end_of_text>", "token that begins or ends texts"),
     (["one"], "<START_OF_TEXT> {}", "token that begins or ends texts"),
     (["one"], "a photo.", "has no slot"),
-    (["one"], "caf\udce9 {}", "is not a text that can be read"),
+    (["one", " ".join("x" * 80)], "{}.", "'x x .* x' takes 81 tokens .* 77 positions"),
 ]
 
 
-@pytest.mark.parametrize("names, template, words", NO_TEXTS)
-def test_class_texts_that_say_nothing_are_a_sentence(loaded, names, template, words):
+def test_class_texts_that_say_nothing_or_too_much_are_a_sentence(loaded):
     oracle = oracle_over(loaded("tiny"))
     before = ask(oracle, pixels(oracle), contexts_of(oracle))
-    with pytest.raises(BlackBoxError, match=words) as caught:
-        oracle.set_classes(names, template)
-    str(caught.value).encode("ascii")  # whatever the terminal shows, it shows this
+    for names, template, words in NO_TEXTS:
+        with pytest.raises(BlackBoxError, match=words) as caught:
+            oracle.set_classes(names, template)
+        str(caught.value).encode("ascii")  # whatever the terminal shows, it shows this
     after = ask(oracle, pixels(oracle), contexts_of(oracle))
     assert torch.equal(after, before)  # the classes are the former ones
 
 
 def test_input_that_cannot_be_answered(loaded):
-    oracle = LocalOracle(loaded("tiny"), EVERYTHING)
+    oracle, resnet = LocalOracle(loaded("tiny"), EVERYTHING), oracle_over(loaded("resnet"))
     with pytest.raises(BlackBoxError, match="is not a text that can be read"):
         oracle.embed("caf\udce9")
     with pytest.raises(BlackBoxError, match="set_classes first"):
         ask(oracle, pixels(oracle))
+    oracle.set_classes(["one", " ".join("x" * 70)])
+    ask(oracle, pixels(oracle), contexts_of(oracle, n=4))  # 4 + 71 + SOS + EOT = 77
+    with pytest.raises(BlackBoxError, match="with 5 context tokens, SOS and EOT that is 78"):
+        ask(oracle, pixels(oracle), contexts_of(oracle, n=5))
     for shape in ((2, 3, 31, 32), (2, 1, 32, 32), (3, 32, 32)):
         with pytest.raises(BlackBoxError, match=r"takes \[B, 3, 32, 32\]"):
             oracle.upload(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"\[2, 3\] candidates"):
         Prompt(torch.zeros(2, 1, 4), torch.zeros(3, 1, 4))
-    oracle = oracle_over(loaded("resnet"))
     with pytest.raises(BlackBoxError, match="resnet admits no image tokens"):
-        ask(oracle, pixels(oracle), contexts_of(oracle), torch.zeros(2, 1, 64))
+        ask(resnet, pixels(resnet), contexts_of(resnet), torch.zeros(2, 1, 64))
 
 
 def test_the_store_asks_for_each_content_once_and_forgets_the_oldest():
@@ -240,19 +221,15 @@ def test_the_store_asks_for_each_content_once_and_forgets_the_oldest():
     # 40 contents for 30 places: the ten used longest ago go
     for part in (double, images[:10], images[20:], images[:10], images[10:20]):
         assert torch.equal(store.fill(part, encode), part.flatten(1)[:, :4])
-    assert asked == [20, 20, 10] and len(store) == 30
+    held = sum(row.untyped_storage().nbytes() for row in store.values())
+    assert asked == [20, 20, 10] and len(store) == 30 and held == 30 * 16  # no row keeps its batch
     asked.clear()
-    images, store = torch.randn(128, 3, 4, 4), FeatureStore()
+    images, store, none = torch.randn(128, 3, 4, 4), FeatureStore(), FeatureStore(0)
     for known in (120, 120, 125, 127, 128):  # a few unknown ones go in company of eight
         found = store.fill(images[:known].flip(0), encode)
         assert torch.equal(found, images[:known].flip(0).flatten(1)[:, :4])
     assert asked == [120, 8, 8, 8]
-    for limit, places in ((0, 0), (5 * (16 + ROW_BYTES), 5)):  # what does not fit is answered, too
-        store = FeatureStore(limit)
-        for part in (images, images, images[-places or -1 :]):
-            assert torch.equal(store.fill(part, encode), part.flatten(1)[:, :4])
-        held = sum(row.untyped_storage().nbytes() for row in store.values())
-        assert len(store) == places and held <= limit  # no row keeps its batch alive
+    assert torch.equal(none.fill(images, encode), images.flatten(1)[:, :4]) and not none
 
 
 @pytest.mark.parametrize("together", [1, 700, 10**6])

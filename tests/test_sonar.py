@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox import probe
 from dassl_blackbox.trainers.blackbox.bank import further_texts, generic_names
 from dassl_blackbox.trainers.blackbox.data import ordered_loader
-from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads import scores, selection
 from dassl_blackbox.trainers.blackbox.heads.scores import ScoreHead, centred, pooled
 from dassl_blackbox.trainers.blackbox.heads.selection import Gathered
@@ -32,12 +31,6 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=seeded(seed), dtype=d64)
 
 
-def views(rows, labels=None):
-    """Of images that are each a class of its own, where no labels are given."""
-    number = torch.arange(len(rows))
-    return Gathered(rows, number if labels is None else labels, number)
-
-
 def gathered(texts=16, seed=0):
     features = normal(80, 6, seed=seed).float()
     rows = features @ normal(texts, 6, seed=seed + 1).float().T
@@ -52,16 +45,6 @@ def fitted(answers, keep=12):
     return head
 
 
-def kept(head, rows):
-    """The scores that evaluation asks about."""
-    C = len(head.names)
-    return torch.cat([rows[:, :C], rows[:, C:][:, head.kept]], 1)
-
-
-def right(logits, labels):
-    return (logits.argmax(1) == labels).float().mean()
-
-
 @pytest.mark.parametrize("penalty", [1.0, 0.01])
 def test_the_fit_is_where_the_gradient_vanishes(penalty):
     """Of summed cross-entropies and both priors, so that it does not depend on the search."""
@@ -74,33 +57,28 @@ def test_the_fit_is_where_the_gradient_vanishes(penalty):
 
 
 def test_components_that_rounding_filled_are_cut():
-    rows = normal(300, 4) @ normal(4, 20, seed=1)
+    rows, each = normal(300, 4) @ normal(4, 20, seed=1), torch.arange(300)
     rounded = (rows / 0.25).round() * 0.25
     noise = scores.resolution(rounded)
     parts = (rows, 0), (rounded, 0), (0 * rows, 0), (rounded, noise)
-    kept = [scores.whitening(views(part), step).weight.shape[1] for part, step in parts]
+    read = [scores.whitening(Gathered(part, each, each), step) for part, step in parts]
+    kept = [white.weight.shape[1] for white in read]
     assert kept == [4, 20, 0, 4]
     assert noise == pytest.approx(0.25, rel=0.2) and scores.resolution(rows) == 0
 
 
-@pytest.mark.parametrize("seed, a, b", [(0, 50, -50), (1, 3, 20)])
-def test_log_probabilities_lead_to_the_same_answers(seed, a, b):
-    """They are logits less a number an image, another one for every list of texts."""
-    answers = gathered(seed=seed)
-    shifted = answers.rows + torch.tensor([a] * 4 + [b] * 12) * torch.rand(80, 1)
-    other = fitted(Gathered(shifted, answers.labels, answers.index))(shifted)
-    # two settings of the head can be worth the same to a digit
-    assert right(fitted(answers)(answers.rows), other.argmax(1)) > 0.95
-
-
-@pytest.mark.parametrize("further", [0, 2])
-@pytest.mark.parametrize("rows", [torch.ones(6, 5), torch.zeros(1, 5), torch.randn(1, 5)])
-def test_images_that_score_alike_teach_nothing(rows, further):
+@pytest.mark.parametrize("rows", [torch.ones(6, 5), torch.randn(1, 5)])
+def test_images_that_score_alike_teach_nothing(rows):
     """The head is as it begins, which is the model's answer about the classes."""
-    head, index = ScoreHead(list("abcde")[further:], further, further), torch.arange(len(rows))
+    head, index = ScoreHead(NAMES[:3], 2, 2), torch.arange(len(rows))
     assert "nothing is learnt" in head.fit(Gathered(rows, index % 3, index), index % 2)
     asked = torch.randn(7, 5)
-    close(head(asked), centred(asked[:, : 5 - further], [5 - further]))
+    close(head(asked), centred(asked[:, :3], [3]))
+
+
+def kept(head, rows):
+    """The scores that evaluation asks about."""
+    return torch.cat([rows[:, :4], rows[:, 4:][:, head.kept]], 1)
 
 
 def test_fewer_texts_lead_to_the_same_answers_and_a_checkpoint_holds_them(tmp_path):
@@ -164,8 +142,8 @@ def test_a_run_that_pools_tells_the_pooled_accuracy(data_root, tmp_path):
     labels = torch.tensor([item.label for item in trainer.dm.dataset.test])
     answers = pooled(logits, trainer.head.tempered, rows, trainer.head.prototypes)
     assert run("SONAR", data_root, b, *options, flags=("--eval-only", "--model-dir", a)) == 0
-    assert printed(a) == f"{100 * right(answers, labels):.1f}%"
-    assert printed(b) == f"{100 * right(logits, labels):.1f}%"
+    for folder, found in ((a, answers), (b, logits)):
+        assert printed(folder) == f"{100 * (found.argmax(1) == labels).float().mean():.1f}%"
     assert not torch.equal(answers.argmax(1), logits.argmax(1))
     assert bill(a)["evaluation"] == bill(b)["evaluation"]
 
@@ -182,9 +160,6 @@ def test_further_texts_are_drawn_from_the_bank(tmp_path):
     given = further_texts(str(tmp_path / "bank.txt"), 5, ["cat"], "my {}.", seeded())
     assert set(given.names) == {"a lamp", "a chair"} and given.template == "my {}."
     assert further_texts("names", 0, ["cat"], "{}", seeded()) is None
-    for path in ("no such file", tmp_path):
-        with pytest.raises(BlackBoxError, match="BANK"):
-            further_texts(str(path), 5, ["cat"], "{}", seeded())
 
 
 def test_the_content_of_a_bank_counts_and_evaluation_needs_none(data_root, tmp_path, capsys):
@@ -201,8 +176,7 @@ def test_the_content_of_a_bank_counts_and_evaluation_needs_none(data_root, tmp_p
     flags = "--eval-only", "--model-dir", folder
     assert run("SONAR", data_root, tmp_path / "e", *options, flags=flags) == 0
     assert printed(tmp_path / "e") == printed(folder)
-    for flags in ((), ("--no-train",)):
-        assert "bank.txt" in sentence(capsys, "SONAR", data_root, tmp_path, *options, flags=flags)
+    assert "bank.txt" in sentence(capsys, "SONAR", data_root, tmp_path, *options)
 
 
 def test_further_texts_are_scored_after_the_classes_and_charged(digits):
@@ -257,9 +231,7 @@ def test_half_the_texts_in_evaluation_and_as_many_as_a_budget_pays_for(
     assert count == texts or cost(count + 1) * batches > limit > 0
 
 
-@pytest.mark.parametrize(
-    "limit, views, texts", [(0, 2, 40), (10, 1, 40), (5, 0, 40), (4, 0, 30), (1, 0, 0)]
-)
+@pytest.mark.parametrize("limit, views, texts", [(10, 1, 40), (4, 0, 30), (1, 0, 0)])
 def test_a_budget_that_ends_first_leads_to_a_head(limit, views, texts, data_root, tmp_path, capsys):
     """30 images: a batch a view, of 1 + 40 / 10 queries; half of them for one of evaluation."""
     folder, options = tmp_path / "run", own("SONAR", VIEWS=2)
@@ -301,13 +273,15 @@ def test_base_to_new(data_root, tmp_path, capsys):
     assert "cannot move to others" in error
 
 
-def test_the_curve_has_what_was_fitted(data_root, tmp_path):
+def test_the_curve_has_what_was_fitted_and_top_k_answers_serve(data_root, tmp_path):
     """Before all answers are there nothing is fitted, and nothing is looked at."""
-    options = "ORACLE.VAL_EVERY", 1, "TEST.FINAL_MODEL", "best_val", *own("SONAR", VIEWS=9)
-    assert run("SONAR", data_root, tmp_path, *options) == 0
+    options = "ORACLE.VAL_EVERY", 1, "TEST.FINAL_MODEL", "best_val", "ORACLE.TOP_K", 3
+    assert run("SONAR", data_root, tmp_path, *options, *own("SONAR", VIEWS=9)) == 0
     ((queries, _, on_val),) = csv.reader((tmp_path / "val_curve.csv").open())
     assert int(queries) == bill(tmp_path)["training"]["queries"]
     assert f"* accuracy: {float(on_val):.1f}%" in (tmp_path / "log.txt").read_text()
+    zero_shot = build("ZeroshotOracle", data_root, tmp_path / "0").test()
+    assert float(printed(tmp_path)[:-1]) > zero_shot + 10
 
 
 def test_classes_take_turns_and_are_told_without_images(data_root, tmp_path, capsys, monkeypatch):
@@ -320,12 +294,3 @@ def test_classes_take_turns_and_are_told_without_images(data_root, tmp_path, cap
         assert batch["label"].tolist() == [items[number].label for number in batch["index"]]
     trainer.train()
     assert "pays for 8 images; 2 classes have none" in capsys.readouterr().out
-
-
-def test_top_k_answers_serve(data_root, tmp_path):
-    assert run("ZeroshotOracle", data_root, tmp_path / "0") == 0
-    for k in (10, 3):
-        options = *own("SONAR", VIEWS=1), "ORACLE.TOP_K", k
-        assert run("SONAR", data_root, tmp_path / f"{k}", *options) == 0
-        gain = float(printed(tmp_path / f"{k}")[:-1]) - float(printed(tmp_path / "0")[:-1])
-        assert gain > 10

@@ -1,11 +1,13 @@
 """The contract of every black-box trainer, by being registered; the white-box ceiling."""
 
 import re
+import shutil
 from copy import deepcopy
 from itertools import zip_longest
 
 import pytest
 import torch
+from dassl_blackbox.runs import read_result
 from dassl_blackbox.trainers.blackbox.bank import TEMPLATES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import newest
@@ -48,13 +50,18 @@ def assert_moved(before, after):
     assert any(not torch.equal(a, b) for a, b in zip(before, after) if a is not None)
 
 
+# whose losses or steps follow the share of the budget that is spent
+UNBOUND = {"BAR": own("BAR", A_LAST=10.0), "CraFT": own("CraFT", LAMBDA=0.0)}
+
+
 @pytest.fixture(scope="module", params=TRAINED)
 def run(request, data_root, budget, tmp_path_factory):
     """A spied run of five steps with some queries to spare: (name, trainer, spy, folder, what was
     in use before training, numbers of candidates that were asked about).
     """
     name, out, asked = request.param, tmp_path_factory.mktemp(request.param), []
-    trainer, spy = spied(build(name, data_root, out, *budget(name, 5, rest=1)))
+    options = *budget(name, 5, rest=1), *UNBOUND.get(name, ())
+    trainer, spy = spied(build(name, data_root, out, *options))
     before, ask = in_use(trainer), getattr(trainer.optim, "ask", None)
 
     def counted():
@@ -71,7 +78,7 @@ def run(request, data_root, budget, tmp_path_factory):
 def test_asked_is_announced_is_metered_is_answered(run, data_root, budget, tmp_path):
     """And evaluation runs after a spent budget."""
     name, trainer, spy, out, _, asked = run
-    counts, optimizer = bill(out), trainer.optim
+    counts, optimizer, result = bill(out), trainer.optim, read_result(out)
     assert trainer.oracle.counts == counts
     assert counts["training"] == dict(zip(SUM, trainer.plan.until(5)))
     assert counts["evaluation"] == dict(zip(SUM, trainer.evaluation(["test"])))
@@ -84,6 +91,8 @@ def test_asked_is_announced_is_metered_is_answered(run, data_root, budget, tmp_p
     told = re.search(r"([\d,]+) training queries, ([\d,]+) image queries", line).groups()
     assert [int(number.replace(",", "")) for number in told] == [*counts["training"].values()]
     assert not (tmp_path / "queries.json").exists()
+    assert (result["trainer"], result["training"]) == (name, counts["training"]["queries"])
+    assert result["access"] not in ("?", "weights")
 
 
 def test_nothing_that_crossed_the_wall_had_a_graph_and_what_is_in_use_moved(run):
@@ -119,10 +128,6 @@ def test_evaluation_elsewhere_with_another_seed_is_the_same_to_the_bit(run, data
     fresh.load_model(str(out))
     assert torch.equal(test_logits(fresh), test_logits(trainer))
     assert fresh.test() == trainer.test()
-
-
-# whose losses or steps follow the share of the budget that is spent
-UNBOUND = {"BAR": own("BAR", A_LAST=10.0), "CraFT": own("CraFT", LAMBDA=0.0)}
 
 
 # Small runs of two epochs, and how far they led: the norm of what they changed, and its sum with
@@ -181,11 +186,12 @@ def test_a_run_leads_where_it_did(name, settings, norm, turn, data_root, tmp_pat
     assert (numbers @ weights).item() == pytest.approx(turn, rel=0.02, abs=0.002 * norm)
 
 
-@trained
-def test_a_finished_run_goes_on_as_if_its_budget_had_been_larger(name, data_root, budget, tmp_path):
-    spare, whole = budget(name, 4, rest=1), budget(name, 8)
-    for life, limit in (("two", spare), ("two", whole), ("one", whole)):
-        build(name, data_root, tmp_path / life, *limit, *UNBOUND.get(name, ())).train()
+def test_a_finished_run_goes_on_as_if_its_budget_had_been_larger(run, data_root, budget, tmp_path):
+    name, _, _, out, _, _ = run
+    shutil.copytree(out, tmp_path / "two")
+    for life in ("one", "two"):
+        options = *budget(name, 8), *UNBOUND.get(name, ())
+        build(name, data_root, tmp_path / life, *options).train()
     one, two = (last_checkpoint(tmp_path / life) for life in ("one", "two"))
     assert_same(one["state_dict"], two["state_dict"])
     assert one["epoch"] == two["epoch"]
@@ -195,10 +201,10 @@ def test_a_finished_run_goes_on_as_if_its_budget_had_been_larger(name, data_root
 
 @pytest.mark.parametrize("name", [*KINDS, "SONAR"])
 def test_best_val_selects_on_val_and_never_on_test(name, data_root, budget, tmp_path):
-    plain = build(name, data_root, tmp_path / "plain", *budget(name, 5, rest=1))
+    options = budget(name, 5, rest=1)
+    plain = build(name, data_root, tmp_path / "plain", *options)
     plain.train()
-    options = *budget(name, 5, rest=1), "TEST.FINAL_MODEL", "best_val"
-    trainer = build(name, data_root, tmp_path / "best", *options)
+    trainer = build(name, data_root, tmp_path, *options, "TEST.FINAL_MODEL", "best_val")
     loader, test, end, results = trainer.test_loader, trainer.test, trainer.after_train, []
     trainer.test_loader = [None] * len(loader)  # batches that cannot be read
 
@@ -213,31 +219,33 @@ def test_best_val_selects_on_val_and_never_on_test(name, data_root, budget, tmp_
 
     trainer.test, trainer.after_train = tested, ended
     trainer.train()
-    *on_val, deployed = results
-    splits = [split for split, _, _ in results]
+    *on_val, (last, _, deployed) = results
     # what is fitted at the end is looked at once it is
     assert len(on_val) >= (1 if isinstance(plain, ProbeTrainer) else 2)
-    assert splits == ["val"] * len(on_val) + [None]
+    assert {split for split, _, _ in on_val} == {"val"} and last is None
     # where the budget ended is looked at too, and looking changes nothing
     assert_same(on_val[-1][2], plain.learner.state_dict())
     best = max(result for _, result, _ in on_val)
     found = next(found for _, result, found in on_val if result == best)
-    assert_same(deployed[2], found)
-    folder = tmp_path / "best" / trainer.model_name
+    folder = tmp_path / trainer.model_name
     state = torch.load(folder / "model-best.pth.tar", weights_only=True)
     assert state["val_result"] == best
+    assert_same(deployed, found)
     assert_same(dict(state["state_dict"]), dict(found))
     assert newest(folder).name != "model-best.pth.tar"  # the pointer is not redirected
     passes = [*["val"] * len(on_val), "test"]
-    assert bill(tmp_path / "best")["evaluation"]["queries"] == trainer.evaluation(passes)[0]
+    assert bill(tmp_path)["evaluation"]["queries"] == trainer.evaluation(passes)[0]
 
 
-LOOKS = ("TEST.FINAL_MODEL", "best_val"), ("ORACLE.VAL_EVERY", 10), ("TEST.SPLIT", "val")
+LOOKS = [
+    ("ZIP", "none", ("ORACLE.VAL_EVERY", 10)),
+    ("CraFT", "the test split", ("TEST.SPLIT", "val")),
+    ("GDA", "the test split", ("TEST.FINAL_MODEL", "best_val")),
+    ("WhiteBox", "none", ("TEST.FINAL_MODEL", "best_val")),
+]
 
 
-@pytest.mark.parametrize("option", LOOKS)
-@pytest.mark.parametrize("val", ["none", "the test split"])
-@pytest.mark.parametrize("name", [*KINDS, "WhiteBox"])
+@pytest.mark.parametrize("name, val, option", LOOKS)
 def test_val_that_is_missing_or_test_is_refused(name, vary_root, val, option, tmp_path):
     root = vary_root(lambda split: split.update(val=[] if val == "none" else split["test"]))
     with pytest.raises(BlackBoxError, match="Digits has no validation split of its own"):
@@ -275,27 +283,18 @@ def test_the_white_box_learns_the_context_alone(data_root, tmp_path, monkeypatch
     options = "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.05
     plain = "INPUT.TRANSFORMS", ["normalize"]
     trainer = build("WhiteBox", data_root, tmp_path, *options, *plain)
-    weights = deepcopy(trainer.loaded.model.state_dict())
-    losses, step, local = [], trainer.forward_backward, trainer.local
-    encoded, encode, prompts, text = [], local.encode_pixels, [], local.text
-
-    def kept(batch):
-        summary = step(batch)
-        losses.append(summary["loss"])
-        return summary
-
-    monkeypatch.setattr(trainer, "forward_backward", kept)
-    monkeypatch.setattr(local, "encode_pixels", lambda x: encoded.append(len(x)) or encode(x))
+    model, local, losses = trainer.loaded.model, trainer.local, []
+    weights, step = deepcopy(model.state_dict()), trainer.forward_backward
+    trainer.forward_backward = lambda batch: losses.append(step(batch)) or losses[-1]
     trainer.train()
-    assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
-    assert sum(encoded) == len(trainer.dm.dataset.train_x) + len(trainer.dm.dataset.test)
+    assert len(losses) == 12 and losses[-1]["loss"] < 0.9 * losses[0]["loss"]
     assert [name for name, _ in trainer.model.named_parameters()] == ["ctx"]
-    assert_same(dict(trainer.loaded.model.state_dict()), dict(weights))
-    assert all(p.grad is None and not p.requires_grad for p in trainer.loaded.model.parameters())
+    assert_same(dict(model.state_dict()), dict(weights))
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert not (tmp_path / "queries.json").exists() and not trainer.counted
     assert set(last_checkpoint(tmp_path)["state_dict"]) == {"ctx"}
     # evaluation encodes the prompt once, and answers as training does
-    batches = [batch["img"] for batch in trainer.test_loader]
+    prompts, text, batches = [], local.text, [batch["img"] for batch in trainer.test_loader]
     logits = [trainer.model_inference(images).detach() for images in batches]
     monkeypatch.setattr(local, "text", lambda ctx: prompts.append(ctx) or text(ctx))
     local.last = None
