@@ -1,6 +1,4 @@
-"""What this project, and CoOp's trainers and data sets, rely on in Dassl 0.6.3, asked of whichever
-is importable: the real one or `compat/dassl`.
-"""
+"""What CoOp's code and ours rely on in Dassl 0.6.3, asked of the real one or of `compat/dassl`."""
 
 import hashlib
 import io
@@ -8,7 +6,6 @@ import math
 import pickle
 import re
 import sys
-from contextlib import nullcontext
 from itertools import count
 from types import SimpleNamespace
 
@@ -18,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from contract import COMPAT, saved
 from dassl import config, data, engine, evaluation, metrics, optim, utils
-from dassl.data import data_manager, datasets, samplers, transforms
+from dassl.data import datasets, samplers, transforms
 from PIL import Image
 from torch.nn import Linear
 
@@ -74,60 +71,30 @@ def test_fewshot_draw(root, repeat, capsys):
     assert capsys.readouterr().out == "Creating a 3-shot dataset\n"
 
 
-@pytest.mark.parametrize("is_train, batches", [(True, [3, 3]), (True, [2]), (False, [3, 3, 1])])
-def test_drop_last(cfg, root, is_train, batches):
-    given = "SequentialSampler", items([1] * (7 if len(batches) > 1 else 2), root), 3
-    tfm = transforms.build_transform(cfg, is_train)
-    loader = data_manager.build_data_loader(cfg, *given, tfm=tfm, is_train=is_train)
-    assert [len(batch["label"]) for batch in loader] == batches
-
-
-def test_dataset_wrapper(cfg, root):
-    source, first = items([4], root), lambda image: image.getpixel((0, 0))[0]
-    assert data.DatasetWrapper(cfg, source)[0]["img"].size == (8, 8)
-    one = data.DatasetWrapper(cfg, source, transform=first)[0]
-    assert one == {"label": 4, "domain": 0, "impath": source[0].impath, "index": 0, "img": 10}
-    many = data.DatasetWrapper(cfg, source, [first, lambda image: "second"], True)[0]
-    assert many == {**one, "img2": "second"}
-
-
-STEPS = {  # what is chosen: the lines of the log
-    "normalize random_flip random_resized_crop": [
-        *("random resized crop (size=(8, 8), scale=(0.08, 1.0))", "random flip"),
-        "to torch tensor of range [0, 1]",
-        "normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
-    ],
-    "": ["resize the smaller edge to 8", "8x8 center crop", "to torch tensor of range [0, 1]"],
-}
-
-
-@pytest.mark.parametrize("choices", STEPS)
-def test_transforms(cfg, root, capsys, choices):
+def test_transforms(cfg, root, capsys):
     cfg.INPUT.INTERPOLATION = "bicubic"
-    tfm = transforms.build_transform(cfg, bool(choices), choices.split())
-    _, *lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"+ {words}" for words in STEPS[choices]]
-    assert tfm.transforms[0].interpolation is transforms.INTERPOLATION_MODES["bicubic"]
-    assert tfm(utils.read_image(f"{root}/test_1_0.png").resize((12, 16))).shape == (3, 8, 8)
-
-
-def test_own_transforms_draw_as_the_real_ones_do(cfg):
-    """The numbers are those of the real Dassl 0.6.3."""
+    for is_train, choices in ((True, ["normalize", "random_flip"]), (False, [])):
+        tfm = transforms.build_transform(cfg, is_train, choices)
+        resized, *others = tfm.transforms
+        assert resized.interpolation is transforms.INTERPOLATION_MODES["bicubic"]
+        assert tfm(utils.read_image(f"{root}/test_1_0.png").resize((12, 16))).shape == (3, 8, 8)
+        assert len(others) == len(capsys.readouterr().out.splitlines()) - 2
     cfg.INPUT.CUTOUT_LEN, image = 4, Image.linear_gradient("L").resize((8, 8)).convert("RGB")
     utils.set_random_seed(2)
     tfm = transforms.build_transform(cfg, True, ("random_translation", "cutout", "gaussian_noise"))
     found, told = [tfm(image).sum().item() for _ in range(4)], [93.96, 90.68, 61.49, 84.19]
-    assert found == pytest.approx(told, abs=0.01)
+    assert found == pytest.approx(told, abs=0.01)  # as the real Dassl 0.6.3 draws
 
 
 def test_data_manager(cfg, capsys):
-    wrapper = type("Mine", (data.DatasetWrapper,), {})
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, wrapper = 4, type("Mine", (data.DatasetWrapper,), {})
     dm = data.DataManager(cfg, transforms.build_transform(cfg), dataset_wrapper=wrapper)
-    printed = capsys.readouterr().out
-    assert "Loading dataset: ContractToy\n" in printed and "# train_x  10\n" in printed
-    assert [len(x) for x in (dm.train_loader_x, dm.val_loader, dm.test_loader)] == [5, 1, 1]
+    assert "Loading dataset: ContractToy\n" in capsys.readouterr().out
+    # the last two of ten pictures are dropped in training alone
+    assert [len(x) for x in (dm.train_loader_x, dm.val_loader, dm.test_loader)] == [2, 1, 1]
     assert dm.num_classes == 2 and dm.lab2cname == {0: "dark", 1: "bright"}
     assert isinstance(dm.test_loader.dataset, wrapper)
+    assert {*dm.test_loader.dataset[0]} == {"img", "label", "domain", "impath", "index"}
     cfg.DATASET.NAME = "ContractTony"
     with pytest.raises(ValueError, match=r"do you mean \[ContractToy\]"):
         datasets.build_dataset(cfg)
@@ -228,7 +195,9 @@ def test_evaluator(cfg, tmp_path, capsys):
         evaluator.process(F.one_hot(predicted[part], 4).float(), true[part])
     # F1: 2 TP / (2 TP + FP + FN) of classes 0, 1 and 2; no image is truly of class 3
     f1, classes = (4 / 5 + 2 / 3 + 2 / 3) / 3, (2 / 3 + 1 / 2 + 1) / 3
+    accuracy = metrics.compute_accuracy((F.one_hot(predicted, 4), None), true)[0].item()
     results = evaluator.evaluate()
+    assert accuracy == pytest.approx(results["accuracy"])
     assert list(results) == ["accuracy", "error_rate", "macro_f1", "perclass_accuracy"]
     assert [x / 100 for x in results.values()] == pytest.approx([4 / 6, 2 / 6, f1, classes])
     assert capsys.readouterr().out == (
@@ -242,14 +211,6 @@ def test_evaluator(cfg, tmp_path, capsys):
         "* average: 72.2%\n"
         f"Confusion matrix is saved to {tmp_path}/cmat.pt\n"
     )
-
-
-def test_compute_accuracy():
-    output, target = torch.tensor([[0, 7, 2], [5, 1, 4], [1, 2, 7]]), torch.tensor([1, 2, 0])
-    # the real one calls view() on what is not contiguous for k > 1, which torch refuses
-    ranks = (1, 2) if COMPAT else (1,)
-    found = torch.cat(metrics.compute_accuracy((output, None), target, topk=ranks))
-    assert found.tolist() == pytest.approx([100 * k / 3 for k in ranks])
 
 
 RESULT = "=> result|* total: 10|* correct: 10|* accuracy: 100.0%|* error: 0.0%|* macro_f1: 100.0%"
@@ -282,8 +243,7 @@ def trainer(cfg, monkeypatch, capsys):
     return built
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_training_and_resuming(cfg, trainer, tmp_path, capsys, elsewhere):
+def test_training_and_resuming(cfg, trainer, tmp_path, capsys):
     cfg.TRAIN.PRINT_FREQ, cfg.TRAIN.CHECKPOINT_FREQ, out = 2, 1, cfg.OUTPUT_DIR
     trainer.train()
     finish = ["Finish training", "Deploy the last-epoch model", *TEST, "Elapsed: x"]
@@ -302,9 +262,7 @@ def test_training_and_resuming(cfg, trainer, tmp_path, capsys, elsewhere):
     assert checkpoint["epoch"] == 2 and checkpoint["val_result"] is None
     assert torch.equal(checkpoint["state_dict"]["weight"], trainer.model.weight)
 
-    cfg.OPTIM.MAX_EPOCH = 3
-    if elsewhere:
-        cfg.RESUME, cfg.OUTPUT_DIR = out, str(tmp_path / "new")
+    cfg.OPTIM.MAX_EPOCH, cfg.RESUME, cfg.OUTPUT_DIR = 3, out, str(tmp_path / "new")
     resumed = engine.build_trainer(cfg)
     capsys.readouterr()
     resumed.train()
@@ -348,37 +306,25 @@ def test_best_val(cfg, trainer, tmp_path, capsys):
     assert trainer.test(split="val") == 100.0 and "*test*" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="model.pth.tar-8"):
         trainer.load_model(out, epoch=8)
-    trainer.save_model(0, out)  # the real one cannot format a val_result of None
-    with nullcontext() if COMPAT else pytest.raises(TypeError):
-        trainer.load_model(out, epoch=1)
 
 
-def test_trainer_base(capsys):
+def test_trainer_base():
     base, part = engine.TrainerBase(), Linear(1, 1)
     base.register_model("a", part)
     base.register_model("b", Linear(1, 1), torch.optim.SGD(part.parameters(), lr=0.1))
-    assert base.get_model_names() == ["a", "b"] and base.get_model_names("b") == ["b"]
     base.set_model_mode("eval", "a")
     assert not part.training and base._models["b"].training
-    base.load_model("")
-    assert "load_model() is skipped as no pretrained model is given" in capsys.readouterr().out
-    base.model_backward_and_update(part(torch.ones(1, 1)).sum())
-    assert part.weight.grad.item() == 1.0
     with pytest.raises(FloatingPointError):
-        base.detect_anomaly(torch.tensor([1.0, math.nan]))
-    with pytest.raises(NotImplementedError):
-        base.run_epoch()
+        base.model_backward_and_update(part(torch.tensor([[math.nan]])).sum())
 
 
-def test_registry_and_nearest_name():
+def test_a_name_is_registered_once():
     registry, first, second = utils.Registry("THING"), type("Thing", (), {}), type("Thing", (), {})
     assert registry.register()(first) is registry.get("Thing") is first
     with pytest.raises(KeyError, match="Thing.*THING"):
         registry.register(second)
     registry.register(second, force=True)
     assert registry.get("Thing") is second and registry.registered_names() == ["Thing"]
-    with pytest.raises(ValueError, match=r"\[Caltech\] \(do you mean \[Caltech101\]\?\)"):
-        utils.check_availability("Caltech", ["Food101", "Caltech101", "UCF101"])
 
 
 def test_logger_keeps_an_existing_log(tmp_path, monkeypatch):
@@ -392,12 +338,11 @@ def test_logger_keeps_an_existing_log(tmp_path, monkeypatch):
     assert old.read_text() == "first\n" and new.read_text() == "second\n"
 
 
-def test_meters():
+def test_a_meter_has_the_last_value_and_the_mean():
     meter = utils.MetricMeter()
     for measured in ({"loss": torch.tensor(1.0), "acc": 50}, {"loss": 2.0}, None):
         meter.update(measured)
-    meter.meters["loss"].update(torch.tensor(5.0), n=2)
-    assert str(meter) == "loss 5.0000 (3.2500) acc 50.0000 (50.0000)"
+    assert str(meter) == "loss 2.0000 (1.5000) acc 50.0000 (50.0000)"
 
 
 def test_checkpoints_and_pretrained_weights(tmp_path, capsys):
@@ -413,13 +358,9 @@ def test_checkpoints_and_pretrained_weights(tmp_path, capsys):
     assert saved(f"{folder}/model-best.pth.tar")["epoch"] == 1
     assert set(saved(f"{folder}/named")["state_dict"]) == set(state)
     assert set(saved(f"{folder}/model.pth.tar-2")["state_dict"]) == {"weight", "bias"}
-    assert f'Best checkpoint saved to "{folder}/model-best.pth.tar"' in capsys.readouterr().out
     (tmp_path / "a/b/checkpoint").write_text("model.pth.tar-2\n")
     assert utils.resume_from_checkpoint(folder, target, other) == 2
     assert torch.equal(target.weight, source.weight) and other.param_groups[0]["lr"] == 0.5
-    with pytest.raises(FileNotFoundError):
-        utils.load_checkpoint(folder + "/no")
-
     model = Linear(2, 1, bias=False)
     utils.load_pretrained_weights(model, f"{folder}/named")
     assert torch.equal(model.weight, source.weight) and utils.count_num_param(model) == 2

@@ -135,8 +135,6 @@ def test_the_draw_is_dassls_label_by_label_in_order_of_appearance(five, shots, s
     assert content(dassl(every.train_x, num_shots=shots)) == expected
     assert content(drawn.val) == content(dassl(every.val, num_shots=min(shots, 4)))
     assert content(drawn.test) == content(every.test)
-    anew = [content(load("EuroSAT", five, shots, seed=-1).train_x) for _ in range(5)]
-    assert len(set(map(tuple, anew))) > 1
 
 
 def test_base_and_new_classes_are_disjoint_and_cover_all(five):
@@ -145,7 +143,6 @@ def test_base_and_new_classes_are_disjoint_and_cover_all(five):
     for whole, one, other in zip(parts(every), parts(base), parts(new)):
         shifted = [(path, label + 3, name) for path, label, name in content(other)]
         assert sorted(content(one) + shifted) == sorted(content(whole))
-    refused('is "old", but must be "all", "base" or "new"', "EuroSAT", five, classes="old")
 
 
 DIGITS = "7669113d81eacb30daf0ab02285036d32a650e792f47842cb965448dc33d65f1"
@@ -157,11 +154,10 @@ def test_a_generated_data_set_is_the_same_in_every_generation(name, count, tmp_p
     states = random.getstate(), np.random.get_state()[1].tolist()
     saved = [item for items in parts(dataset) for item in items]
     assert len({item.impath for item in saved}) == count
-    for item, again in zip(saved, islice(generated.PICTURES[name](), 500)):
+    for item, again in zip(saved, islice(generated.PICTURES[name](), 200)):
         assert (item.label, item.classname) == again[1:3]
         with Image.open(item.impath) as first:
-            assert (first.format, first.size) == ("PNG", (32, 32))
-            assert first.tobytes() == again[3].tobytes()
+            assert first.size == (32, 32) and first.tobytes() == again[3].tobytes()
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states
     if name == "Digits":  # as the embedded model was trained
         told = json.dumps(generated.split_indices(load_digits().target)).encode()
@@ -194,16 +190,12 @@ def test_a_generated_data_set_is_written_once_and_whole(tmp_path):
     assert everything(tmp_path) == before
     with pytest.raises(DatasetError, match="holds version 1 .* but this is version 2: move"):
         read(version=2)
-    edited(tmp_path / "tiny", lambda split: {**split, "version": None})
-    with pytest.raises(DatasetError, match="holds no version"):
-        read()
 
 
 def test_where_generated_data_go(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits.12345678.tmp" / "images").mkdir(parents=True)  # of a killed writer
     assert load("Digits", "", shots=1).dataset_dir == str(tmp_path / "data" / "digits")
-    assert os.listdir(tmp_path / "data") == ["digits"]
     (tmp_path / "digits" / "mine").mkdir(parents=True)
     refused("Digits cannot be written to .*--root", "Digits", tmp_path)
     assert os.listdir(tmp_path / "digits") == ["mine"]
@@ -280,12 +272,8 @@ def test_imagenetv2s_folders_are_numbers_of_names_in_any_order(tree):
     dataset = load("ImageNetV2", root)
     assert dataset.classnames == [f"thing {i}" for i in range(12)]
     assert all(item.impath.split(os.sep)[-2] == str(item.label) for item in dataset.test)
-    for line, words in {
-        "n09999999 absent thing": "12 numbered folders, .* names 13 folders",
-        "n00000001 other name": '"n00000001 other name", and "thing 1" elsewhere',
-    }.items():
-        path.write_text("\n".join([*lines, line]))
-        refused(words, "ImageNetV2", root)
+    path.write_text("\n".join([*lines, "n09999999 absent thing"]))
+    refused("12 numbered folders, .* names 13 folders", "ImageNetV2", root)
 
 
 SHARED = [(("val",), (12, 4, 8)), (("test",), (12, 8, 4)), (("val", "test"), (8, 4, 4))]
@@ -310,9 +298,6 @@ def test_parts_without_a_folder_come_from_train_once(pictures, missing, counts, 
     assert content(load("ImageFolder", pictures, seed=3).test) == content(first.test)
     trees.save(pictures / "train" / "pink_ring" / "0.png", "pink ring", 0)
     refused("other classes than the folders.*Move it away", "ImageFolder", pictures)
-    shutil.rmtree(pictures / "train" / "pink_ring")
-    Path(first.train_x[0].impath).unlink()
-    refused("or move the split file away", "ImageFolder", pictures)
     for part in {"val", "test"} - {*missing}:
         shutil.rmtree(pictures / part)
         refused(f"made for other folders .{missing[0]} taken from", "ImageFolder", pictures)
@@ -327,8 +312,6 @@ def test_the_shares_are_those_of_the_whole_class(pictures, capsys):
     (pictures / "split_imagefolder.json").mkdir()
     assert sizes(load("ImageFolder", pictures)) == (20, 8, 12)
     assert "The split could not be written to " in capsys.readouterr().out
-    trees.save(pictures / "train" / "pink_ring" / "0.png", "pink ring", 0)
-    refused('"pink_ring" has too few images to take val and test', "ImageFolder", pictures)
 
 
 def test_what_is_not_used_of_a_users_folder_is_told(pictures, capsys):
@@ -337,28 +320,27 @@ def test_what_is_not_used_of_a_users_folder_is_told(pictures, capsys):
     one, two = sorted((pictures / "train").iterdir())[:2]
     for file in ("a.heic", "b.HEIC", "notes.txt", "bare", ".hidden"):
         (one / file).touch()
-    for folder in (two / "more", pictures / "train" / "aaa", pictures / "train" / "zzz"):
+    for folder in (two / "more", pictures / "train" / "aaa"):
         folder.mkdir()
-    for place in (two / "more" / "a.png", two / "more" / "b.png", pictures / "train" / "c.png"):
+    for place in (two / "more" / "a.png", pictures / "train" / "c.png"):
         shutil.copy(two / "0.png", place)
     (two / "more" / "again").symlink_to(two)  # and round in circles
     (pictures / "val").rename(pictures / "valid")
     assert {*before} > {*content(load("ImageFolder", pictures, shots=10_000).train_x)}
     told = capsys.readouterr().out
     for words in (
-        "7 files are passed over: 2 .heic",
-        "1 .txt",
+        "6 files are passed over: 2 .heic",
         "1 without an ending",
-        "2 in folders inside class folders",
+        "1 in folders inside class folders",
         "1 beside class folders",
-        f"without a picture in {pictures}/train: aaa, zzz",
+        f"without a picture in {pictures}/train: aaa",
         "what is in valid is not used; the parts are called",
         "4 of 4 classes have fewer than the 10,000 training images of DATASET.NUM_SHOTS",
     ):
         assert words in told
 
 
-def test_the_check_tells_what_is_there(forest, pictures, tmp_path, capsys):
+def test_the_check_tells_what_is_there(forest, pictures, capsys):
     root = forest["EuroSAT"][0]
     before = everything(root)
     code, _, table = checked(root, capsys)
@@ -367,9 +349,6 @@ def test_the_check_tells_what_is_there(forest, pictures, tmp_path, capsys):
     assert words in table["EuroSAT"] and everything(root) == before
     load("EuroSAT", root)
     assert f"Note: EuroSAT in {root}/eurosat is not the published one" in capsys.readouterr().out
-    assert table["Digits"].endswith("not here: written when it is first used")
-    with pytest.raises(SystemExit, match="error: .*nowhere is not a folder"):
-        checked(tmp_path / "nowhere", capsys)
     (pictures / "train" / "red_circle" / "0.png").unlink()  # and of a folder of one's own
     shutil.rmtree(pictures / "val")
     before = everything(pictures)
@@ -377,8 +356,6 @@ def test_the_check_tells_what_is_there(forest, pictures, tmp_path, capsys):
     assert table["ImageFolder"].split()[3:] == ["4", "11", "4", "8", "complete"] and code == 0
     assert ["red_circle", "2", "1", "2"] in [line.split() for line in text.splitlines()]
     assert "no folder for val: taken from" in text and everything(pictures) == before
-    code, text, _ = checked(pictures / "train", capsys)
-    assert code == 1 and f"the folder {pictures}/train/train cannot be read" in text
 
 
 def accented(folder, form):
@@ -423,15 +400,13 @@ def test_ids_for_names_are_noted_and_a_file_of_names_is_the_cure(pictures, capsy
     refused(words, "ImageFolder", pictures)
 
 
-CODES = "0", "c3", "class_12", "id_17", "cls-a", "A", "001.{}"
-
-
-@pytest.mark.parametrize("name", [*CODES, "707 jet", "labels"])
+@pytest.mark.parametrize("name", ["0", "class_12", "cls-a", "A", "001.{}", "707 jet", "labels"])
 def test_a_code_for_a_name_is_noted(name, pictures, capsys):
     for path in list(pictures.glob("*/*" if "{}" in name else "*/red_circle")):
         path.rename(path.with_name(name.format(path.name)))
     load("ImageFolder", pictures)
-    assert ("called by ids or numbers" in capsys.readouterr().out) == (name in CODES)
+    noted = "called by ids or numbers" in capsys.readouterr().out
+    assert noted == (name not in ("707 jet", "labels"))
 
 
 def gone(path):
@@ -474,16 +449,13 @@ BROKEN = [
     ("ImageNet", made("images/train/n00000001"), "no line for the folder .*n00000001"),
     ("ImageNet", made("images/val/n00000001"), "n00000001 is no class of it"),
     ("ImageNet", emptied("images/train/n02007558"), "class 2 of 4 .* has no training image"),
-    ("OxfordPets", piped("split_zhou_OxfordPets.json"), "has no split file"),
     ("EuroSAT", piped("2750/red_circle/005.jpg"), "no regular file"),
-    ("ImageFolder", piped("test/red_circle/1.png"), "no regular file"),
     ("ImageNetV2", piped("classnames.txt"), "cannot be read"),
     ("FGVCAircraft", lambda f: (f / "variants.txt").write_text("red circle"), "variants.txt lacks"),
     ("ImageFolder", made("test/cat"), "test/cat is no class of it"),
     ("ImageFolder", emptied("test"), "there are no images in .*test"),
-    *(first(1, label, NO_ITEM) for label in (1.7, True, -1, "2")),
+    *(first(1, label, NO_ITEM) for label in (1.7, True, -1)),
     first(1, 10**30, "called|has no training image"),
-    first(0, "red_circle", "first of them .*is no regular file"),
     first(0, "a\0b", "are missing, the first of them .*a.x00b"),
     first(2, "cat", 'class 2 is called "cat" and, for .*, "green triangle"'),
     *(first(2, "cat", '"green triangle" in training and, .*"cat"', p) for p in ("val", "test")),
@@ -501,7 +473,6 @@ BROKEN = [
     misread("EuroSAT has no test image", lambda s: {**s, "test": []}),
     misread("is there twice", lambda s: json.dumps(s).replace('"val"', '"test"').encode()),
     *(misread(NO_SPLIT, lambda s, text=text: text) for text in (b"{", b"[]", b'{"train": []}')),
-    misread(NO_SPLIT, lambda s: json.dumps(s).encode("utf-16")),
 ]
 
 
@@ -515,35 +486,24 @@ def test_what_is_damaged_or_would_be_misread(tree, name, damage, words, capsys):
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_a_damaged_picture_shows_before_anything_is_paid(part, pictures, tmp_path, capsys):
+def test_a_damaged_picture_shows_before_anything_is_paid(
+    part, pictures, tmp_path, capsys, monkeypatch
+):
     image = pictures / part / "red_circle" / "1.png"
     image.write_bytes(image.read_bytes()[:-200])
     for trainer in ("ZIP", "WhiteBox"):
         text = said(capsys, "ImageFolder", pictures, tmp_path / "no", trainer=trainer)
         assert text.startswith(f"error: The image {image} cannot be decoded (")
         assert not (tmp_path / "no" / "queries.json").exists()
-    options = {"trainer": "ZeroshotOracle", "code": int(part != "train")}
-    out = said(capsys, "ImageFolder", pictures, tmp_path / "z", **options)
+    zero_shot = {"trainer": "ZeroshotOracle", "code": int(part != "train")}
+    out = said(capsys, "ImageFolder", pictures, tmp_path / "z", **zero_shot)
     assert part == "train" or str(image) in out
-
-
-def test_of_many_pixels_only_the_headers_are_read(pictures, tmp_path, capsys, monkeypatch):
-    image = pictures / "test" / "red_circle" / "1.png"
-    image.write_bytes(image.read_bytes()[:-200])
-    monkeypatch.setattr(f"{training_images.__module__}.FEW", 0)
-    options, trainer = ("DATALOADER.NUM_WORKERS", 2), "ZeroshotOracle"  # a worker names it
-    text = said(capsys, "ImageFolder", pictures, tmp_path / "out", *options, trainer=trainer)
-    assert f"{image} cannot be decoded" in text
-    assert "Evaluate on the *test* set" in (tmp_path / "out" / "log.txt").read_text()
-
-
-def test_names_of_any_bytes(pictures):
-    odd = b"\xff\x1b[31m\n.png".decode("utf-8", "surrogateescape")
-    shutil.rmtree(pictures / "test")
-    for folder in (pictures / "train").iterdir():
-        (folder / "0.png").rename(folder / odd)
-    made = content(load("ImageFolder", pictures).train_x)
-    assert content(load("ImageFolder", pictures).train_x) == made  # the split is made, and read
+    if part == "test":  # of many pixels the headers alone are read before: a worker names it
+        monkeypatch.setattr(f"{training_images.__module__}.FEW", 0)
+        options = "DATALOADER.NUM_WORKERS", 2
+        out = said(capsys, "ImageFolder", pictures, tmp_path / "w", *options, **zero_shot)
+        assert f"{image} cannot be decoded" in out
+        assert "Evaluate on the *test* set" in (tmp_path / "w" / "log.txt").read_text()
 
 
 LINKED = [
@@ -563,16 +523,13 @@ def test_a_part_that_is_linked_to_another_is_no_part(part, of, words, pictures, 
         image.unlink()
         os.link(pictures / of / image.parent.name / image.name, image)
     assert re.search(words, ask())
-    shutil.rmtree(pictures / part)
-    (pictures / part).symlink_to(of)
-    assert re.search(words, ask())
     if part == "test":
         assert re.search(words, ask("WhiteBox", options=()))
-        assert "16 test images are training images" in checked(pictures, capsys)[1]
-    assert ask("ZeroshotOracle" if part == "test" else "ZIP", 0, ())
+        assert "8 test images are training images" in checked(pictures, capsys)[1]
+        assert ask("ZeroshotOracle", 0, ())
 
 
-@pytest.mark.parametrize("alike", ["RED_Circle", " red  circle", "red&#32;circle"])
+@pytest.mark.parametrize("alike", ["RED_Circle", "red&#32; circle"])
 def test_names_that_make_one_text_are_noted(alike, tree, capsys):
     root, folder = tree("EuroSAT")
     edited(folder, renamed(alike, "blue heart"))
@@ -598,13 +555,10 @@ def test_too_few_classes_are_no_task(tree):
     keep(2)
     words = 'one class only among the new half of its classes, "blue heart": every'
     refused(words, "EuroSAT", root, classes="new")
-    keep(1)
-    refused('one class only, "red circle"', "EuroSAT", root)
 
 
 def test_a_run_is_known_by_its_pictures(pictures, tmp_path, capsys):
-    """Zero-shot knows them by their folder, what is trained by their content."""
-
+    # zero-shot knows them by their folder, what is trained by their content
     def ask(root, trainer="ZIP", code=0, queries=20, flags=("--skip-done",)):
         options = "ORACLE.MAX_QUERIES", queries, "DATASET.NUM_SHOTS", -1
         how = {"trainer": trainer, "code": code, "flags": flags}
