@@ -33,16 +33,15 @@ from dassl_blackbox.trainers.blackbox.oracle.wire import (
     normalised,
     pack,
 )
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from served import KEYS, PATIENCE, QUESTIONS, WIDTH, Served, serving, tensor, write_keys
 from support import seeded
+from test_fuzz import damaged
 
 MEGABYTES = 8  # of the largest body
 SECONDS = 2  # within which a request must have come
 GROWTH = 400  # megabytes that the server may hold more in the end
-PICTURE, JPEG = "image/png", "image/jpeg"
+PICTURE = "image/png"
 POSTS = (*QUESTIONS, "/v1/texts", "/v1/images")
 GETS = ("/metrics", "/v1/description", "/v1/usage", "/v1/embedding?words=a")
 PATHS = (*POSTS, *GETS, "/docs", "/openapi.json", "/", "/v2", "/v1/query/", "/v1/../v1/usage")
@@ -60,7 +59,6 @@ def served(tmp_path_factory):
         yield found
         assert server.process.poll() is None, server.log.read_text()
         found.right()
-        print(f"\n{found.line.cases:,} cases; at most {server.memory('VmHWM'):.0f} MB")
         assert server.memory() - found.memory < GROWTH
         said = server.log.read_text()
         wrong = r"[\d,]+ requests without a known key so far, the last from 127.0.0.1\n"
@@ -79,11 +77,8 @@ def nothing_refused_is_billed(served):
     served.right()
 
 
-# Keys, paths and names
-
-
 def test_the_first_answer_is_the_models(served):
-    loaded = load_model("tiny", "fp32", "cpu")
+    loaded = load_model("tiny")
     near = LocalOracle(loaded, GRANTS)
     near.set_classes(served.names)
     images = near.upload(normalised(served.images, loaded.description))
@@ -103,21 +98,23 @@ def test_no_key_gets_nothing(served):
         words.add(answer.body)
     assert len(words) == 1 and time.monotonic() - start > 6 * len(keys) * PAUSE
     assert served.line.ask("GET", "/health", key=None).status == 200
-    head = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % (b"k" * 2**20)
-    with raw(served, head) as line:
-        assert status(line) in (0, 400)
 
 
 def test_paths_and_methods_that_are_not_there(served):
     taken = {"POST": POSTS, "GET": (*GETS, "/health"), "HEAD": (*GETS, "/health")}
     for method in ("GET", "POST", "PUT", "HEAD", "BREW"):
-        for path in (*PATHS, "/health", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//x/y"):
+        for path in (
+            *PATHS,
+            "/health",
+            "/../../etc/passwd",
+            "/%2e%2e/etc/passwd",
+            "//x",
+            "/" * 9999,
+        ):
             answer = served.line.ask(method, path)
             there = path in taken.get(method, ())
             assert (answer.status in (404, 405)) != there, (method, path)
             assert "location" not in answer.headers
-    for path in ("*", "http://x/v1/usage", "/v1/usage%00", "/\\..\\..", "/v1/%75sage", "/" * 9999):
-        served.line.ask("GET", path)
 
 
 def test_what_another_key_sent_is_unknown_and_what_was_sent_gives_the_own_grants(served):
@@ -158,9 +155,6 @@ def test_what_another_key_sent_is_unknown_and_what_was_sent_gives_the_own_grants
         assert served.usage(key)["requests"] == mine["requests"] + statuses[:5].count(200)
         if key == "top":  # one log-probability of two, and what is left beside it
             assert (tensor(answers[0]).exp().sum(-1) - 1).abs().max() < 1e-5
-        if statuses[0] == 403:  # and not whether it is known
-            unknown = pack({}, {"images": ["0" * 64], "classes": texts})
-            assert served.post("/v1/query", unknown, key).status == 403
     assert served.usage("another") == before
     # what all have used together would tell each of two what the other has
     for key in KEYS:
@@ -182,54 +176,31 @@ def test_names_of_requests(served):
     assert ask(b"one", other) == ask(b"one", words, path="/v1/features/texts") == "name_taken"
     served.send("another")
     assert ask(b"one", other, "another") == 200  # names are each key's own
-    assert ask(b"x" * 10_000) == ask(b"\xff' OR 1=1 --") == 200
     assert ask(b"two", pack({}, {**served.about, "images": ["0" * 64]})) == 404
     assert ask(b"two") == 200  # what was refused did not take the name
-    assert served.usage()["requests"] - before["requests"] == 4
+    assert served.usage()["requests"] - before["requests"] == 2
     served.line.billed["full"] -= 1  # answered twice, billed once
-
-
-# Bodies that are drawn
 
 
 NUMBERS = (0, 1, 2, 32, 128, -1, 2**16, 2**31, 2**63 - 1, 2**63, 2**64, 10**400, 0.5)
 TEXTS = ("", " ", "\x00", "\ud800", "é", "{}", "{}{}{}", "{0}", "{}" * 400, "<end_of_text>", "\n")
 TEXTS += ("<|startoftext|>", "&lt;start_of_text&gt;", "<ſtart_of_text>", "a" * 1000, "a " * 499)
 TEXTS += ("a" * 1001, "\u202e", "\U0001f600" * 30, "../../etc/passwd", "__proto__", "nan", "_")
-TEXTS += (
-    "F16",
-    "F64",
-    "I64",
-    "U8",
-    "BOOL",
-    "F8_E4M3",
-    "[" * 10_000,
-    "0" * 64,
-    "٣" * 64,
-    "contexts",
-)
-# with halves of characters, which JSON can name and UTF-8 cannot
-TEXT = st.sampled_from(TEXTS) | st.text(st.characters(exclude_categories=()), max_size=40)
-ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.sampled_from(NUMBERS) | TEXT,
-    lambda part: st.lists(part, max_size=4) | st.dictionaries(TEXT, part, max_size=4),
-    max_leaves=8,
-)
+TEXTS += ("F16", "I64", "U8", "BOOL", "F8_E4M3", "contexts", "[" * 10_000, "0" * 64, "٣" * 64)
+# of names, numbers and lists that stand in a body
+ODD = (*NUMBERS, *TEXTS, None, True, [], {}, [[]], [None] * 3, {"a": [{}]}, [0] * 9, ["0" * 64])
 
 
-def otherwise(draw, value):
-    """A JSON value with one part of it otherwise, lost, or under another name."""
-    if not isinstance(value, (list, dict)) or not value or draw(st.integers(0, 7)) == 0:
-        return draw(ANY_JSON)
+def otherwise(rng, value):
+    """A JSON value with one part of it otherwise, or lost."""
+    if not isinstance(value, (list, dict)) or not value or rng.random() < 0.1:
+        return rng.choice(ODD)
     changed = value.copy()
-    key = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
-    how = draw(st.integers(0, 9))
-    if how == 0:
+    key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    if rng.random() < 0.1:
         del changed[key]
-    elif how == 1 and isinstance(value, dict):
-        changed[draw(TEXT)] = changed.pop(key)
     else:
-        changed[key] = otherwise(draw, value[key])
+        changed[key] = otherwise(rng, value[key])
     return changed
 
 
@@ -240,28 +211,17 @@ def file_of(header, data=b"", length=None):
     return (length % 2**64).to_bytes(8, "little") + head + data
 
 
-def odd(draw, body):
+def odd(rng, body):
     """A safetensors file with one part of its header, or of what is asked in it, otherwise."""
     end = 8 + int.from_bytes(body[:8], "little")
     header = json.loads(body[8:end])
     header["__metadata__"]["about"] = json.loads(header["__metadata__"]["about"])
-    header = otherwise(draw, header)
+    header = otherwise(rng, header)
     match header:
         case {"__metadata__": {"about": about}} if not isinstance(about, str):
             header["__metadata__"] = {"about": json.dumps(about)}
     lengths = [None] * 9 + [0, 1, 2**31, 2**63, 2**64 - 1]
-    return file_of(header, body[end:], draw(st.sampled_from(lengths)))
-
-
-def damaged(seed, body):
-    """A body with a few bytes, or its end, otherwise."""
-    rng, body = random.Random(seed), bytearray(body)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        i, j = rng.randrange(len(body) + 1), rng.randrange(len(body) + 1)
-        other = (b"", rng.randbytes(8), rng.randbytes(100), body[j : j + 64], b"\x00")
-        how = rng.randrange(3)
-        body[i : (i + rng.choice((1, 8)), i, len(body))[how]] = rng.choice(other)
-    return bytes(body)
+    return file_of(header, body[end:], rng.choice(lengths))
 
 
 def encoded(picture, kind="PNG", **options):
@@ -270,66 +230,46 @@ def encoded(picture, kind="PNG", **options):
     return file.getvalue()
 
 
-def pictures():
-    noise = torch.randint(0, 256, (40, 50, 4), dtype=torch.uint8, generator=seeded()).numpy()
-    picture, exif = Image.fromarray(noise[..., :3]), b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01"
-    yield from (encoded(picture), encoded(picture, "JPEG", exif=exif))
-    yield from (encoded(picture.convert("P")), encoded(picture.convert("CMYK"), "JPEG"))
-    yield encoded(Image.fromarray(noise[..., 0].astype("uint16") * 257))
-    yield encoded(picture, save_all=True, append_images=[picture.rotate(90)])
-
-
 def test_bodies_of_which_a_part_is_otherwise(served, request):
     """Some bytes, a part of what is JSON, or the words in an address."""
 
     def coded(text):
         return text.encode("utf-8", "surrogatepass")
 
-    classes = {"classes": served.texts}
+    classes, noise = {"classes": served.texts}, Image.effect_noise((50, 40), 99)
     asked = [
         ("/v1/query", MEDIA, served.question),
         ("/v1/features/images", MEDIA, pack({}, {"images": served.ids})),
         ("/v1/features/texts", MEDIA, pack({}, classes)),
-        ("/v1/images", MEDIA, pack({"images": served.images}, {})),
+        ("/v1/images", MEDIA, pack({"images": served.images})),
         ("/v1/query", MEDIA, pack({"pictures": torch.zeros(1, 2, 3, 32, 32)}, classes)),
         ("/v1/query", MEDIA, pack({"image_tokens": torch.zeros(1, 1, WIDTH)}, served.about)),
         ("/v1/texts", "application/json", b'{"names": ["a", "b"], "template": "a {}."}'),
-        *(("/v1/images", PICTURE, picture) for picture in pictures()),
+        *(("/v1/images", PICTURE, encoded(noise.convert(mode))) for mode in ("RGBA", "P")),
+        ("/v1/images", PICTURE, encoded(noise.convert("CMYK"), "JPEG")),
     ]
     for path, kind, body in asked:
         assert served.post(path, body, kind=kind).status == 200, path
 
-    @settings(
-        max_examples=100_000 if request.config.getoption("--long") else 400,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.data(), st.sampled_from(asked), st.integers(0, 2**32), TEXT.map(coded))
-    def check(data, case, seed, words):
-        (path, kind, sound), headers = case, {}
-        if kind == PICTURE or seed % 2:
-            body = damaged(seed, sound)
-            headers = {"Content-Digest": digest_of(sound)} if seed % 3 else {}
+    for seed in range(100_000 if request.config.getoption("--long") else 500):
+        rng = random.Random(seed)
+        (path, kind, sound), headers = rng.choice(asked), {}
+        if kind == PICTURE or rng.random() < 0.5:
+            body = damaged(rng, sound)
+            headers = {"Content-Digest": digest_of(sound)} if rng.random() < 0.5 else {}
         elif kind == MEDIA:
-            body = odd(data.draw, sound)
+            body = odd(rng, sound)
         else:
-            body = coded(json.dumps(otherwise(data.draw, json.loads(sound)), ensure_ascii=False))
+            body = coded(json.dumps(otherwise(rng, json.loads(sound)), ensure_ascii=False))
         status = served.post(path, body, kind=kind, headers=headers).status
-        assert status in ((400, 200) if headers else (200, 404, 413, 422))
-        assert status != 200 or not headers or body == sound
+        assert status in ((400, 200) if headers else (200, 404, 413, 422)), seed
+        assert status != 200 or not headers or body == sound, seed
+    for words in (*map(coded, TEXTS), b"\xff"):
         for key, statuses in (("full", (200, 422)), ("nothing", (403,))):
             path = f"/v1/embedding?words={quote(words)}"
             assert served.line.ask("GET", path, key=key).status in statuses
-
-    check()
     for query in ("", "?", "?words", "?word=a", "?words=a&words=b", "?words=%", "?" + "&" * 5000):
         served.line.ask("GET", f"/v1/embedding{query}")
-
-
-# Bombs
 
 
 def tensor_file(name, shape, data=b"", about="null"):
@@ -339,22 +279,18 @@ def tensor_file(name, shape, data=b"", about="null"):
 
 def test_bodies_that_are_bombs(served):
     ids, about, none = [f"{i:064x}" for i in range(100_000)], json.dumps(served.about), [0, 1, 128]
-    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     classes = json.dumps({"classes": served.texts})
     bad = {
         "empty": b"",
-        "eight bytes": bytes(8),
-        "length 2^64 - 1": file_of(b"{}", length=2**64 - 1),
+        "length": file_of(b"{}", length=2**64 - 1),
         "a header of lists": file_of(b"[" + b"[]," * (2 * 2**20) + b"[]]"),
         "a header of entries": file_of({f"{i}": {} for i in range(300_000)}),
-        "many tensors": file_of({f"{i}": empty for i in range(10_000)}),
         "deep": tensor_file("contexts", none, about="[" * 200_000),
         "lists beside it": tensor_file("contexts", none, about="[" + "[]," * 10**6 + "[]]"),
         "entries beside it": tensor_file("contexts", none, about=json.dumps(dict.fromkeys(ids))),
         "digits": tensor_file("contexts", none, about="9" * 10**6),
         "shape without data": tensor_file("contexts", [2**40, 2**10, 128]),
         "nothing of much": tensor_file("contexts", [2**62, 0, 128], about=about),
-        "much of nothing": tensor_file("contexts", [0, 2**62, 128]),
         "dimensions": tensor_file("contexts", [0] * 100_000),
         "candidates": tensor_file("contexts", [2**19, 0, 128], about=about),
         "tokens": tensor_file("contexts", [1, 2000, 128], bytes(4 * 2000 * 128), about),
@@ -379,26 +315,22 @@ def test_bodies_that_are_bombs(served):
 def test_numbers_that_are_none_or_at_the_edge(served):
     parts = {"contexts": (1, 1, 128), "image_tokens": (1, 1, WIDTH), "pictures": (1, 1, 3, 32, 32)}
     for value in (math.nan, math.inf, -math.inf):
+        images = pack({"images": torch.full((1, 3, 32, 32), value)})
+        assert served.post("/v1/images", images).status == 422
         for name, shape in parts.items():
             part = torch.zeros(shape)
             part.view(-1)[7] = value
             about = {**served.about, "images": [] if name == "pictures" else served.ids}
             answer = served.post("/v1/query", pack({name: part}, about))
             assert answer.status == 422 and b"not finite" in answer.body
-        images = pack({"images": torch.full((1, 3, 32, 32), value)})
-        assert served.post("/v1/images", images).status == 422
     # what is finite and leads to nothing that is, is refused: there is no NaN with a 200
     for value in (1e-45, 3e38, -3e38, 0.0):
         part, images = torch.full((1, 1, 128), value), torch.full((1, 3, 32, 32), value)
         assert served.post("/v1/images", pack({"images": images})).status == 200
-        names = {"images": Contents(images).ids}
-        for path, body in (
-            ("/v1/query", pack({"contexts": part}, served.about)),
-            ("/v1/query", pack({}, {**served.about, **names})),
-            ("/v1/features/images", pack({}, names)),
-        ):
-            answer = served.post(path, body)
-            assert answer.status in ((200, 422) if abs(value) > 1 else (200,))
+        names = {**served.about, "images": Contents(images).ids}
+        for about, more in ((served.about, {"contexts": part}), (names, {})):
+            answer = served.post("/v1/query", pack(more, about))
+            assert answer.status == 200 or (abs(value) > 1 and answer.status == 422)
             assert answer.status == 422 or tensor(answer).isfinite().all()
 
 
@@ -412,11 +344,9 @@ def test_lists_of_texts_that_are_bombs(served):
         {"names": []},
         {"names": ["a"] * 10**6},
         {"names": ["a" * 10**6]},
-        {"names": ["a"], "template": "a photo."},
         {"names": ["a" * 900] * 1000, "template": "{}" * 400},
         {"names": [word(900) for _ in range(8000)]},
         {"names": ["a " * 100]},
-        {"names": ["a b c d e"], "template": "{} " * 90},
         {"names": ["a"], "template": "<end_of_text>{}"},
         {"names": ["a"], "template": "&lt;start_of_text&gt;{}"},
         {"names": ["\ud800"]},
@@ -434,9 +364,9 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_of(width, height, data=b""):
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    rest = chunk(b"IDAT", data or zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+def png_of(side, data):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    rest = chunk(b"IDAT", zlib.compress(data, 9)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + rest
 
 
@@ -447,11 +377,9 @@ def test_pictures_that_are_bombs_or_none(served):
     text = chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(10**8), 9))
     bad = {
         "nothing": b"",
-        "50,000 x 50,000": png_of(50_000, 50_000),
-        "2^31 x 1": png_of(2**31 - 1, 1),
-        "7,000 x 7,000": png_of(7000, 7000, zlib.compress(bytes(7000 * 7000 * 3 + 7000), 9)),
+        "50,000 x 50,000": png_of(50_000, bytes(1000)),
+        "7,000 x 7,000": png_of(7000, bytes(7000 * 7000 * 3 + 7000)),
         "1 x 10,000": encoded(Image.new("L", (1, 10_000))),
-        "10,000 x 1": encoded(Image.new("L", (10_000, 1))),
         "a comment of 100 MB": encoded(plain)[:33] + text + encoded(plain)[33:],
         "the last scan 4,000 times": scans[:-2] + last * 4_000 + scans[-2:],  # ten seconds
         # Pillow has a program run for this one, if it is there
@@ -459,16 +387,13 @@ def test_pictures_that_are_bombs_or_none(served):
         **{kind: encoded(plain, kind) for kind in ("GIF", "BMP", "TIFF", "PPM", "WEBP", "ICO")},
     }
     for name, body in bad.items():
-        for kind in (PICTURE, JPEG, "IMAGE/PNG; charset=x"):
+        for kind in (PICTURE, "IMAGE/JPEG; charset=x"):
             assert served.post("/v1/images", body, kind=kind).status == 422, name
-    for kind in (None, "", "text/plain", "image/gif", "image/*", "application/json", "é", ";"):
+    for kind in (None, "", "image/gif", "image/*", "application/json", "é", ";"):
         assert served.post("/v1/images", encoded(plain), kind=kind).status == 415, kind
     assert served.post("/v1/images", encoded(plain)).status == 422  # no tensors
     for most in (encoded(Image.new("RGBA", (5700, 5700))), scans):
         assert served.post("/v1/images", most, kind=PICTURE).status == 200
-
-
-# Connections
 
 
 def raw(served, message):
