@@ -144,7 +144,6 @@ SPENT = [
     (429, "Your team has either used all available credits or reached its spending limit."),
     (429, {"detail": "Account balance not enough to run this query, please recharge."}),
     (403, {"error": {"message": "Quota", "code": "insufficient_user_quota"}}),
-    (429, {"message": "You are using a trial key, limited to 1000 API calls / month."}),
     (402, {"error": "You have exceeded your monthly included credits for Inference."}),
 ]
 
@@ -163,7 +162,6 @@ HASTE = [
     ({}, "Rate limit reached for requests per min. Check your billing to raise it."),
     ({}, f"{QUOTA} Please retry in 0.1s."),
     ({"Retry-After": "0"}, QUOTA),
-    ({}, "You have used 100 of your 100 credits per hour."),
     ({}, "The load balancer has reached its limit."),
 ]
 
@@ -286,14 +284,3 @@ def test_answers_are_loaded_onto_the_device_of_the_run(data_root, tmp_path):
     assert {part.device.type for part in (*answers.batches[0], answers.text)} == {"meta"}
     trainer = build("SONAR", data_root, tmp_path)
     assert trainer.answers.device is trainer.device
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("name", ["SONAR", "GDA", "CLAP", "LFA", "RLA", "TipAdapterF"])
-def test_a_probe_goes_on_on_cuda(name, data_root, budget, tmp_path):
-    states, cuda = [], ("USE_CUDA", True)
-    for folder, steps in (("parts", 1), ("parts", 3), ("whole", 3)):
-        out = tmp_path / folder
-        assert run(name, data_root, out, *budget(name, steps), *cuda) == 0
-        states.append(last_checkpoint(out)["state_dict"])
-    assert_same(*states[1:])
