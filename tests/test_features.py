@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.selection import choose, discriminant
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.probe import Gathered
+from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered
 from dassl_blackbox.trainers.lfa import procrustes, reranking
 from dassl_blackbox.trainers.tipadapter import logits
 from support import bill, own, seeded, test_logits
@@ -117,6 +117,17 @@ def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged
     # views that the budget cut short are left out
     views = [view.tolist() for view in VIEWED.by_view()]
     assert views == [list(range(10 * v, 10 * v + 10)) for v in range(3)]
+
+
+def test_answers_are_gathered_view_by_view_and_none_is_lost():
+    answers = Answers(torch.device("cpu"))
+    for index, rows in (([2, 0, 1], [12, 10, 11]), ([1, 0, 2], [21, 20, 22])):
+        asked = torch.tensor(index)
+        answers.batches.append([torch.tensor(rows), asked % 2, asked])
+    found = answers.gathered()
+    assert found.index.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.rows.tolist() == [10, 11, 12, 20, 21, 22]
+    assert found.labels.tolist() == [0, 1, 0, 0, 1, 0]
 
 
 @featured
