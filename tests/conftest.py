@@ -154,22 +154,6 @@ def digits(data_root):
     return torch.cat([batch["img"] for batch in trainer.test_loader])[:60]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """DATASET.ROOT of the toy data set that Dassl is asked about."""
-    from contract import draw
-
-    return draw(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def cfg(root, tmp_path):
-    """Configuration of a run on it, which writes to `tmp_path / "out"`."""
-    from contract import toy_cfg
-
-    return toy_cfg(root, tmp_path / "out")
-
-
 @pytest.fixture
 def service(monkeypatch):
     """Makes servers of `services.py`, has their key in the environment, and closes them."""

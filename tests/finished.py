@@ -8,22 +8,20 @@ from dassl_blackbox import plots, results
 from dassl_blackbox.console import tool
 from dassl_blackbox.trainers.blackbox.record import NAME as METRICS
 
-ASKED = {"queries": 1000, "image_queries": 8000}
+COUNTED = {"queries": 1000, "image_queries": 8000}
+ASKED = dict.fromkeys(("training", "evaluation", "test"), COUNTED)
 ACCESS = {"SONAR": ["logits"], "ZeroshotOracle": [], "GDA": ["features"], "WhiteBox": ["weights"]}
 
 
 def make(folder, accuracy=70.0, trainer="ZIP", lost=0):
     """A finished run as our trainers leave it, with a look at val."""
     folder.mkdir(parents=True)
-    (folder / "log.txt").write_text(
-        f"** Arguments **\neval_only: False\nFinish training\n* accuracy: {accuracy}%\n"
-        f"* macro_f1: {accuracy}%\n=> queries\n* training queries: 1,000 (image queries: 8,000)\n"
-        + f"* lost queries: {lost} (image queries: 8)\n"
-        * bool(lost)
-    )
+    queries = "=> queries\n* training queries: 1,000 (image queries: 8,000)\n"
+    queries += f"* lost queries: {lost} (image queries: 8)\n" if lost else ""
+    log = f"Finish training\n* accuracy: {accuracy}%\n* macro_f1: {accuracy}%\n{queries}"
+    (folder / "log.txt").write_text(f"** Arguments **\neval_only: False\n{log}")
     (folder / "val_curve.csv").write_text("500,4000,50.0\n1000,8000,60.0\n")
-    queries = {**dict.fromkeys(("training", "evaluation", "test"), ASKED)}
-    queries["lost"] = {"queries": lost, "image_queries": 8 * lost}
+    queries = {**ASKED, "lost": {"queries": lost, "image_queries": 8 * lost}}
     return store(folder, accuracy=accuracy, trainer=trainer, queries=queries)
 
 
@@ -35,7 +33,7 @@ def store(folder, kind="end_of_training", **changes):
         **{"backbone": "tiny", "dataset": "Digits", "classes": "all", "shots": 16, "batches": 10},
         **{"accuracy": 70.04, "split": "test", "seconds": 60.0},
         "reliability": [[30, 0.5, 0.4], [70, 0.9, 0.8]],
-        "queries": dict.fromkeys(("training", "evaluation", "test"), ASKED),
+        "queries": ASKED,
     }
     (folder / METRICS).write_text(json.dumps({kind: section | changes}))
     return folder
@@ -58,6 +56,7 @@ def called(capsys, monkeypatch, main, *args):
 
 # how each tool is called on a folder of runs, and the files that it reads
 LOG, CURVE = "log.txt", "val_curve.csv"
+BOTH = METRICS, CURVE
 TOOLS = {
     "results": ((METRICS,), lambda root: (results.main, root)),
     "across": ((METRICS,), lambda root: (results.main, root, "--across")),
@@ -66,10 +65,7 @@ TOOLS = {
     "shots": ((METRICS,), lambda root: (plots.main, "shots", root, "--out", f"{root}.png")),
     "gain": ((METRICS,), lambda root: (plots.main, "gain", root, "--out", f"{root}.png")),
     "budgets": ((METRICS,), lambda root: (plots.main, "budgets", root, "--out", f"{root}.png")),
-    "queries": (
-        (METRICS, CURVE),
-        lambda root: (plots.main, "queries", root, "--out", f"{root}.png"),
-    ),
+    "queries": (BOTH, lambda root: (plots.main, "queries", root, "--out", f"{root}.png")),
 }
 DAMAGE = {
     "empty": b"",
@@ -83,14 +79,13 @@ BILL = '7, "queries": {"training": %s, "evaluation": %s, "test": %s}'
 COUNTS = '{"queries": %s, "image_queries": 0}'
 OWN = {
     METRICS: {
-        "a list": b"[1, 2]",
         "deep": b"[" * 5000,
         "no sections": b'{"end_of_training": 3}',
         "no accuracy": (SECTION % '7, "accuracy": null').encode(),
         **{value: (SECTION % value).encode() for value in ("170", "NaN", '"x"')},
         **{
             f"{value} queries": (SECTION % (BILL % ((COUNTS % value,) * 3))).encode()
-            for value in ("Infinity", "-1", "0.5", "true", "1e3")
+            for value in ("Infinity", "-1", "0.5", "true")
         },
     },
     LOG: {

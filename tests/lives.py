@@ -32,15 +32,13 @@ def processes():
 
 
 def live(until, count_file, output_file, arguments):
-    """Run `train.py` in this process, and exit with its status.
+    """Run `train.py` in this process, which writes to a file, and exit with its status.
 
     Args:
         until: `checkpoint:k`, right after the k-th checkpoint is written; `half:k`, when half of it
             is written; `query:k`, when the model has been asked for the k-th time; `step:k`, right
-            after the k-th step; or `never`. By SIGKILL, unless another signal is named behind:
-            `query:3:SIGTERM`.
+            after the k-th step; or `never`. By SIGKILL, or as in `query:3:SIGTERM`.
         count_file: gets a letter a query, counted apart from the meter.
-        output_file: gets stdout and stderr.
     """
     # the loaders' workers begin as in any process that was not forked here
     multiprocessing.set_start_method("fork", force=True)
@@ -100,7 +98,7 @@ def live(until, count_file, output_file, arguments):
 
 
 class Lives:
-    """A run of twenty steps with a checkpoint every two, lived in several processes."""
+    """A run with a checkpoint every tenth of it, lived in several processes."""
 
     def __init__(self, name, root, limit, folder, *options):
         self.out, self.counted, self.printed = folder / "run", folder / "count", folder / "printed"
@@ -118,14 +116,13 @@ class Lives:
         life.start()
         return life
 
-    def live(self, until="never", status=None):
-        """One life, see `live`; it must end with `status`, by default that of its signal."""
+    def live(self, until="never"):
+        """One life, see `live`; it must end with the status of its signal."""
         life = self.start(until)
         life.join(120)
-        if status is None:
-            number = getattr(signal, (until.split(":")[2:] or ["SIGKILL"])[0])
-            ended = -number if number == signal.SIGKILL else 128 + number
-            status = 0 if until == "never" else ended
+        number = getattr(signal, (until.split(":")[2:] or ["SIGKILL"])[0])
+        ended = -number if number == signal.SIGKILL else 128 + number
+        status = 0 if until == "never" else ended
         assert life.exitcode == status, self.printed.read_text()
 
     def inside(self):

@@ -31,11 +31,10 @@ def test_a_run_leaves_what_dassls_users_expect(runs):
     assert {path.name for path in folder.iterdir()} == files | {"prompt_learner", "tensorboard"}
     models = {path.name for path in (folder / "prompt_learner").iterdir()}
     assert models == {"checkpoint", "model.pth.tar-500"}
-    assert (folder / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-500\n"
 
 
 def test_eval_only_in_a_fresh_process_with_another_seed(runs, data_root, tmp_path):
-    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1"
+    flags = "--eval-only", "--model-dir", runs / "ZIP" / "seed1", "--load-epoch", 500
     fresh = process("train.py", *arguments("ZIP", data_root, tmp_path, seed=7, flags=flags))
     assert fresh.returncode == 0, fresh.stderr
     log = (runs / "ZIP" / "seed1" / "log.txt").read_text()
@@ -44,7 +43,7 @@ def test_eval_only_in_a_fresh_process_with_another_seed(runs, data_root, tmp_pat
     assert [bill(tmp_path)[of]["queries"] for of in ("training", "evaluation")] == [0, 2]
 
 
-@pytest.mark.parametrize("name, epoch", [("ZIP", 500), ("WhiteBox", 2), ("ZeroshotOracle", 1)])
+@pytest.mark.parametrize("name, epoch", [("WhiteBox", 2), ("ZeroshotOracle", 1)])
 def test_eval_only(runs, data_root, tmp_path, name, epoch):
     trained = runs / name / "seed1"
     flags = "--eval-only", "--model-dir", trained, "--load-epoch", epoch
@@ -55,10 +54,8 @@ def test_eval_only(runs, data_root, tmp_path, name, epoch):
 def test_no_train_announces_the_cost_and_leaves_nothing(data_root, tmp_path, capsys):
     options = "ORACLE.MAX_QUERIES", 47
     assert run("ZIP", data_root, tmp_path / "out", *options, flags=("--no-train",)) == 0
-    assert (
-        "This run would cost 4 steps of 10 queries: 40 training queries, 320 image queries; "
-        "2 evaluation queries, 61 image queries\n" in capsys.readouterr().out
-    )
+    told = "4 steps of 10 queries: 40 training queries, 320 image queries; 2 evaluation queries, 61"
+    assert f"This run would cost {told} image queries\n" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -76,7 +73,7 @@ def test_skip_done_skips_a_finished_run_of_the_same_configuration(data_root, tmp
     folder = tmp_path / "seed1"
 
     def again(queries, *options):
-        given = "ORACLE.MAX_QUERIES", queries, *options
+        given = "ORACLE.MAX_QUERIES", queries, "OPTIM.MAX_EPOCH", 1, *options
         status = run("ZIP", data_root, folder, *given, flags=("--skip-done",))
         return status, "".join(capsys.readouterr())
 
@@ -84,13 +81,14 @@ def test_skip_done_skips_a_finished_run_of_the_same_configuration(data_root, tmp
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert "holds a finished run of this configuration: skipped" in again(20)[1]
     assert "skipped" in again(20, "INPUT.CACHE_MB", 1)[1]
-    for options, differs in (
-        ((10,), "ORACLE.MAX_QUERIES: 20 there, 10 here"),
-        ((20, "TRAINER.ZIP.RANK", 3), "TRAINER.ZIP.RANK: 5 there, 3 here"),
-        ((20, "TEST.FINAL_MODEL", "best_val"), "TEST.FINAL_MODEL: last_step there, best_val here"),
+    for queries, key, there, here in (
+        (10, "ORACLE.MAX_QUERIES", 20, 10),
+        (20, "TRAINER.ZIP.RANK", 5, 3),
+        (20, "TEST.FINAL_MODEL", "last_step", "best_val"),
     ):
-        status, said = again(*options)
-        assert status == 1 and f"finished run of another configuration ({differs})" in said
+        status, said = again(queries, key, here)
+        words = f"finished run of another configuration ({key}: {there} there, {here} here)"
+        assert status == 1 and words in said
     assert all(path.read_bytes() == content for path, content in before.items())
     metrics = folder / "metrics.json"  # of a version that did not know a key yet
     told = json.loads(metrics.read_text())
@@ -102,7 +100,6 @@ def test_skip_done_skips_a_finished_run_of_the_same_configuration(data_root, tmp
     assert status == 0 and "skipped" not in said and "Finish training" in said
     said = again(0)[1]
     assert "a smaller budget (ORACLE.MAX_QUERIES: 20 there, 0 here): it goes on" in said
-    assert "another configuration (ORACLE.MAX_QUERIES: 0 there, 30 here)" in again(30)[1]
     metrics.write_text("{")
     status, said = again(0)
     assert status == 1 and f"error: {metrics} is damaged" in said
@@ -115,11 +112,12 @@ def test_two_processes_that_run_alike_are_alike(runs, data_root, tmp_path):
     assert_same(random_sources(here), random_sources(there))
 
 
-@pytest.mark.parametrize("gone", ["stdout", "stderr"])
-def test_a_reader_that_goes_away_does_not_end_a_run(gone, data_root, tmp_path):
-    command = [sys.executable, "train.py", *arguments("ZIP", data_root, tmp_path / "run")]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, gone: subprocess.PIPE}
+def test_a_reader_that_goes_away_does_not_end_a_run(data_root, tmp_path):
+    line = arguments("ZIP", data_root, tmp_path / "run", "ORACLE.MAX_QUERIES", 20)
+    command = [sys.executable, "train.py", *line]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=REPO, **pipes) as started:
-        getattr(started, gone).close()
+        started.stdout.close()
+        started.stderr.close()
         assert started.wait(600) == 0
     assert "Finish training" in (tmp_path / "run" / "log.txt").read_text()

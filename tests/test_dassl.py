@@ -1,6 +1,4 @@
-"""What this project, and CoOp's trainers and data sets, rely on in Dassl 0.6.3, asked of whichever
-is importable: the real one or `compat/dassl`.
-"""
+"""What CoOp's code and ours rely on in Dassl 0.6.3, asked of the real one or of `compat/dassl`."""
 
 import hashlib
 import io
@@ -8,7 +6,6 @@ import math
 import pickle
 import re
 import sys
-from contextlib import nullcontext
 from itertools import count
 from types import SimpleNamespace
 
@@ -16,11 +13,78 @@ import dassl
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import COMPAT, saved
 from dassl import config, data, engine, evaluation, metrics, optim, utils
-from dassl.data import data_manager, datasets, samplers, transforms
+from dassl.data import datasets, samplers, transforms
 from PIL import Image
 from torch.nn import Linear
+
+COMPAT = getattr(dassl, "__compat__", False)
+PARTS = "train_x", "val", "test"
+
+
+@datasets.DATASET_REGISTRY.register(force=True)
+class ContractToy(datasets.DatasetBase):
+    """`<split>_<label>_<number>.png` under DATASET.ROOT; label 0 is dark, label 1 bright."""
+
+    def __init__(self, cfg):
+        def items(part):
+            path, names = f"{cfg.DATASET.ROOT}/{part}", {0: "dark", 1: "bright"}
+            paths = [(f"{path}_{y}_{i}.png", y, 0, names[y]) for y in names for i in range(5)]
+            return [datasets.Datum(*about) for about in paths]
+
+        super().__init__(**{part: items(part) for part in PARTS})
+
+
+@engine.TRAINER_REGISTRY.register(force=True)
+class ContractTrainer(engine.TrainerX):
+    """A linear classifier of pixels, written as CoOp's trainers are."""
+
+    def build_model(self):
+        self.model = Linear(3 * 8 * 8, 2).to(self.device)
+        self.optim = optim.build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = optim.build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("linear", self.model, self.optim, self.sched)
+
+    def forward_backward(self, batch):
+        image, label, _ = self.parse_batch_train(batch)
+        output = self.model_inference(image)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item(), "acc": metrics.compute_accuracy(output, label)[0].item()}
+
+    def model_inference(self, image):
+        return self.model(image.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """DATASET.ROOT of `ContractToy`, with its pictures."""
+    folder = tmp_path_factory.mktemp("toy")
+    for part in PARTS:
+        for i in range(5):
+            for label, colour in enumerate([(10 + i, 20, 30), (250 - i, 240, 230)]):
+                Image.new("RGB", (8, 8), colour).save(folder / f"{part}_{label}_{i}.png")
+    return str(folder)
+
+
+@pytest.fixture
+def cfg(root, tmp_path):
+    """Configuration of a small run of `ContractTrainer`, which writes to `tmp_path / "out"`."""
+    cfg = config.get_cfg_default()
+    dataset = "DATASET.NAME", "ContractToy", "DATASET.ROOT", root
+    trainer = "TRAINER.NAME", "ContractTrainer", "USE_CUDA", False
+    pictures = "INPUT.SIZE", (8, 8), "INPUT.TRANSFORMS", ("normalize",)
+    loaders = "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 2
+    optim = "OPTIM.NAME", "sgd", "OPTIM.LR", 0.05, "OPTIM.LR_SCHEDULER", "cosine"
+    options = *dataset, *trainer, *pictures, *loaders, *optim, "OPTIM.MAX_EPOCH", 2
+    cfg.merge_from_list([*options, "OUTPUT_DIR", str(tmp_path / "out")])
+    return cfg
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
 
 
 def test_every_default_by_value():
@@ -29,12 +93,8 @@ def test_every_default_by_value():
             name = f"{path}{key}"
             yield from lines(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
 
-    assert dassl.__version__ == "0.6.3"
-    cfg = config.get_cfg_default()
-    found = "\n".join(sorted(map(repr, lines(cfg))))
+    found = "\n".join(sorted(map(repr, lines(config.get_cfg_default()))))
     assert hashlib.sha256(found.encode()).hexdigest()[:16] == "c559b5bcc79cbb73", found
-    config.clean_cfg(cfg, "MixMatch")
-    assert list(cfg.TRAINER) == ["NAME", "MIXMATCH"] != list(config.get_cfg_default().TRAINER)
 
 
 def items(labels, root):
@@ -55,82 +115,42 @@ def test_datum_and_dataset_base(root):
     assert base.classnames == ["class 0", "two", "class 3"] and base.val is None
 
 
-# 3 shots of each of two lists, as the real Dassl 0.6.3 draws them
-DRAWN = {
-    False: [[5, 7, 2, 1, 4, 8, 3, 9], [0, 3, 1, 2]],
-    True: [[5, 7, 2, 1, 4, 8, 9, 9, 3], [0, 0, 0, 3, 1, 2]],
-}
-
-
-@pytest.mark.parametrize("repeat", DRAWN)
-def test_fewshot_draw(root, repeat, capsys):
+@pytest.mark.parametrize("repeat", [False, True])
+def test_fewshot_draw(root, repeat):
     train, val = items([2, 0, 2, 1, 0, 2, 0, 2, 0, 1], root), items([1, 0, 0, 0], root)
     base = datasets.DatasetBase(train_x=train, val=val, test=val)
     assert base.generate_fewshot_dataset(train) is train
     utils.set_random_seed(5)
     drawn = base.generate_fewshot_dataset(train, val, num_shots=3, repeat=repeat)
     found = [[source.index(item) for item in one] for source, one in zip((train, val), drawn)]
-    assert found == DRAWN[repeat]
-    assert capsys.readouterr().out == "Creating a 3-shot dataset\n"
+    # as the real Dassl 0.6.3 draws them
+    twice = [[5, 7, 2, 1, 4, 8, 9, 9, 3], [0, 0, 0, 3, 1, 2]]
+    assert found == (twice if repeat else [[5, 7, 2, 1, 4, 8, 3, 9], [0, 3, 1, 2]])
 
 
-@pytest.mark.parametrize("is_train, batches", [(True, [3, 3]), (True, [2]), (False, [3, 3, 1])])
-def test_drop_last(cfg, root, is_train, batches):
-    given = "SequentialSampler", items([1] * (7 if len(batches) > 1 else 2), root), 3
-    tfm = transforms.build_transform(cfg, is_train)
-    loader = data_manager.build_data_loader(cfg, *given, tfm=tfm, is_train=is_train)
-    assert [len(batch["label"]) for batch in loader] == batches
-
-
-def test_dataset_wrapper(cfg, root):
-    source, first = items([4], root), lambda image: image.getpixel((0, 0))[0]
-    assert data.DatasetWrapper(cfg, source)[0]["img"].size == (8, 8)
-    one = data.DatasetWrapper(cfg, source, transform=first)[0]
-    assert one == {"label": 4, "domain": 0, "impath": source[0].impath, "index": 0, "img": 10}
-    many = data.DatasetWrapper(cfg, source, [first, lambda image: "second"], True)[0]
-    assert many == {**one, "img2": "second"}
-
-
-STEPS = {  # what is chosen: the lines of the log
-    "normalize random_flip random_resized_crop": [
-        *("random resized crop (size=(8, 8), scale=(0.08, 1.0))", "random flip"),
-        "to torch tensor of range [0, 1]",
-        "normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
-    ],
-    "": ["resize the smaller edge to 8", "8x8 center crop", "to torch tensor of range [0, 1]"],
-}
-
-
-@pytest.mark.parametrize("choices", STEPS)
-def test_transforms(cfg, root, capsys, choices):
+def test_transforms(cfg, root, capsys):
     cfg.INPUT.INTERPOLATION = "bicubic"
-    tfm = transforms.build_transform(cfg, bool(choices), choices.split())
-    _, *lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"+ {words}" for words in STEPS[choices]]
-    assert tfm.transforms[0].interpolation is transforms.INTERPOLATION_MODES["bicubic"]
-    assert tfm(utils.read_image(f"{root}/test_1_0.png").resize((12, 16))).shape == (3, 8, 8)
-
-
-def test_own_transforms_draw_as_the_real_ones_do(cfg):
-    """The numbers are those of the real Dassl 0.6.3."""
+    for is_train, choices in ((True, ["normalize", "random_flip"]), (False, [])):
+        tfm = transforms.build_transform(cfg, is_train, choices)
+        resized, *others = tfm.transforms
+        assert resized.interpolation is transforms.INTERPOLATION_MODES["bicubic"]
+        assert tfm(utils.read_image(f"{root}/test_1_0.png").resize((12, 16))).shape == (3, 8, 8)
+        assert len(others) == len(capsys.readouterr().out.splitlines()) - 2
     cfg.INPUT.CUTOUT_LEN, image = 4, Image.linear_gradient("L").resize((8, 8)).convert("RGB")
     utils.set_random_seed(2)
     tfm = transforms.build_transform(cfg, True, ("random_translation", "cutout", "gaussian_noise"))
     found, told = [tfm(image).sum().item() for _ in range(4)], [93.96, 90.68, 61.49, 84.19]
-    assert found == pytest.approx(told, abs=0.01)
+    assert found == pytest.approx(told, abs=0.01)  # as the real Dassl 0.6.3 draws
 
 
-def test_data_manager(cfg, capsys):
-    wrapper = type("Mine", (data.DatasetWrapper,), {})
+def test_data_manager(cfg):
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, wrapper = 4, type("Mine", (data.DatasetWrapper,), {})
     dm = data.DataManager(cfg, transforms.build_transform(cfg), dataset_wrapper=wrapper)
-    printed = capsys.readouterr().out
-    assert "Loading dataset: ContractToy\n" in printed and "# train_x  10\n" in printed
-    assert [len(x) for x in (dm.train_loader_x, dm.val_loader, dm.test_loader)] == [5, 1, 1]
+    # the last two of ten pictures are dropped in training alone
+    assert [len(x) for x in (dm.train_loader_x, dm.val_loader, dm.test_loader)] == [2, 1, 1]
     assert dm.num_classes == 2 and dm.lab2cname == {0: "dark", 1: "bright"}
     assert isinstance(dm.test_loader.dataset, wrapper)
-    cfg.DATASET.NAME = "ContractTony"
-    with pytest.raises(ValueError, match=r"do you mean \[ContractToy\]"):
-        datasets.build_dataset(cfg)
+    assert {*dm.test_loader.dataset[0]} == {"img", "label", "domain", "impath", "index"}
 
 
 @pytest.mark.skipif(not COMPAT, reason="asks only compat: the real Dassl has these")
@@ -166,10 +186,6 @@ def test_optimizers(name):
         expected = {"lr": 0.5, "weight_decay": 0.3, **own}
         assert type(built).__name__ == kind and built.defaults.items() >= expected.items()
     assert optim.build_lr_scheduler(built, cfg).step_size == 10  # MAX_EPOCH for STEPSIZE (-1,)
-    cfg.NAME = cfg.LR_SCHEDULER = "other"
-    for build, given in ((optim.build_optimizer, model), (optim.build_lr_scheduler, built)):
-        with pytest.raises(ValueError, match="other"):
-            build(given, cfg)
 
 
 SCHEDULES = {  # the rate in epoch t, for LR 0.1, STEPSIZE (2, 3), MAX_EPOCH 8
@@ -228,7 +244,9 @@ def test_evaluator(cfg, tmp_path, capsys):
         evaluator.process(F.one_hot(predicted[part], 4).float(), true[part])
     # F1: 2 TP / (2 TP + FP + FN) of classes 0, 1 and 2; no image is truly of class 3
     f1, classes = (4 / 5 + 2 / 3 + 2 / 3) / 3, (2 / 3 + 1 / 2 + 1) / 3
+    accuracy = metrics.compute_accuracy((F.one_hot(predicted, 4), None), true)[0].item()
     results = evaluator.evaluate()
+    assert accuracy == pytest.approx(results["accuracy"])
     assert list(results) == ["accuracy", "error_rate", "macro_f1", "perclass_accuracy"]
     assert [x / 100 for x in results.values()] == pytest.approx([4 / 6, 2 / 6, f1, classes])
     assert capsys.readouterr().out == (
@@ -244,14 +262,6 @@ def test_evaluator(cfg, tmp_path, capsys):
     )
 
 
-def test_compute_accuracy():
-    output, target = torch.tensor([[0, 7, 2], [5, 1, 4], [1, 2, 7]]), torch.tensor([1, 2, 0])
-    # the real one calls view() on what is not contiguous for k > 1, which torch refuses
-    ranks = (1, 2) if COMPAT else (1,)
-    found = torch.cat(metrics.compute_accuracy((output, None), target, topk=ranks))
-    assert found.tolist() == pytest.approx([100 * k / 3 for k in ranks])
-
-
 RESULT = "=> result|* total: 10|* correct: 10|* accuracy: 100.0%|* error: 0.0%|* macro_f1: 100.0%"
 VAL, TEST = (f"Evaluate on the *{part}* set|{RESULT}".split("|") for part in ("val", "test"))
 
@@ -262,49 +272,49 @@ def printed(capsys):
     return re.sub(values, "x", capsys.readouterr().out).splitlines()
 
 
-def batches(epoch, max_epoch, numbers, lr, next_lr=""):
-    """The lines of an epoch of five batches; the last shows the next epoch's rate, as in CoOp."""
+def batches(epoch, max_epoch, lr):
+    """The lines of an epoch of five batches."""
     return [
         f"epoch [{epoch}/{max_epoch}] batch [{i}/5] time 2.000 (2.000) data 1.000 (1.000) "
-        f"loss x acc x lr {next_lr if i == 5 else lr} "
-        f"eta 0:00:{2 * (5 * (max_epoch - epoch + 1) - i):02d}"
-        for i in numbers
+        f"loss x acc x lr {lr} eta 0:00:{2 * (5 * (max_epoch - epoch + 1) - i):02d}"
+        for i in (2, 4)
     ]
 
 
-@pytest.fixture
-def trainer(cfg, monkeypatch, capsys):
-    """Every reading of the clock takes a second: 1 for a batch of data, 2 for the whole step."""
+def test_training_and_resuming(cfg, tmp_path, capsys, monkeypatch):
+    # every reading of the clock takes a second: 1 for a batch of data, 2 for the whole step
     monkeypatch.setattr("dassl.engine.trainer.time", SimpleNamespace(time=count().__next__))
     utils.set_random_seed(0)
-    built = engine.build_trainer(cfg)
-    assert "Loading trainer: ContractTrainer" in capsys.readouterr().out
-    return built
-
-
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_training_and_resuming(cfg, trainer, tmp_path, capsys, elsewhere):
     cfg.TRAIN.PRINT_FREQ, cfg.TRAIN.CHECKPOINT_FREQ, out = 2, 1, cfg.OUTPUT_DIR
+    cfg.TEST.FINAL_MODEL = "best_val"
+    trainer = engine.build_trainer(cfg)
+    assert "Loading trainer: ContractTrainer" in capsys.readouterr().out
     trainer.train()
-    finish = ["Finish training", "Deploy the last-epoch model", *TEST, "Elapsed: x"]
+    best = f"{out}/linear/model-best.pth.tar"
     assert printed(capsys) == [
         "No checkpoint found, train from scratch",
         f"Initialize tensorboard (log_dir={out}/tensorboard)",
-        *batches(1, 2, (2, 4), "5.0000e-02"),
+        *batches(1, 2, "5.0000e-02"),
+        *VAL,
+        f"Checkpoint saved to {best}",
         f"Checkpoint saved to {out}/linear/model.pth.tar-1",
-        *batches(2, 2, (2, 4), "2.5000e-02"),
+        *batches(2, 2, "2.5000e-02"),
+        *VAL,
         f"Checkpoint saved to {out}/linear/model.pth.tar-2",
-        *finish,
+        *("Finish training", "Deploy the model with the best val performance"),
+        f"Load {best} to linear (epoch=1, val_result=100.0)",
+        *TEST,
+        "Elapsed: x",
     ]
-    assert list((tmp_path / "out/tensorboard").glob("events.out.tfevents.*"))
+    assert torch.equal(saved(best)["state_dict"]["weight"], trainer.model.weight)
+    assert saved(best)["val_result"] == trainer.best_result == 100.0
+    assert (tmp_path / "out/linear/checkpoint").read_text() == "model.pth.tar-2\n"
     checkpoint = saved(f"{out}/linear/model.pth.tar-2")
     assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
     assert checkpoint["epoch"] == 2 and checkpoint["val_result"] is None
-    assert torch.equal(checkpoint["state_dict"]["weight"], trainer.model.weight)
 
-    cfg.OPTIM.MAX_EPOCH = 3
-    if elsewhere:
-        cfg.RESUME, cfg.OUTPUT_DIR = out, str(tmp_path / "new")
+    cfg.OPTIM.MAX_EPOCH, cfg.RESUME, cfg.OUTPUT_DIR = 3, out, str(tmp_path / "new")
+    cfg.TEST.FINAL_MODEL = "last_step"
     resumed = engine.build_trainer(cfg)
     capsys.readouterr()
     resumed.train()
@@ -313,31 +323,12 @@ def test_training_and_resuming(cfg, trainer, tmp_path, capsys, elsewhere):
         f'Loading checkpoint from "{out}/linear/model.pth.tar-2"',
         *("Loaded model weights", "Loaded optimizer", "Loaded scheduler", "Previous epoch: 2"),
         f"Initialize tensorboard (log_dir={cfg.OUTPUT_DIR}/tensorboard)",
-        *batches(3, 3, (2, 4), "0.0000e+00"),
+        *batches(3, 3, "0.0000e+00"),
         f"Checkpoint saved to {cfg.OUTPUT_DIR}/linear/model.pth.tar-3",
-        *finish,
+        *("Finish training", "Deploy the last-epoch model", *TEST, "Elapsed: x"),
     ]
-    assert torch.equal(resumed.model.weight, trainer.model.weight)  # epoch 3's rate is 0
-
-
-def test_best_val(cfg, trainer, tmp_path, capsys):
-    cfg.TEST.FINAL_MODEL, out = "best_val", cfg.OUTPUT_DIR
-    trainer.train()
-    assert printed(capsys)[2:-1] == [
-        *batches(1, 2, range(1, 6), "5.0000e-02", "2.5000e-02"),
-        *VAL,
-        f"Checkpoint saved to {out}/linear/model-best.pth.tar",
-        *batches(2, 2, range(1, 6), "2.5000e-02", "0.0000e+00"),
-        *VAL,
-        f"Checkpoint saved to {out}/linear/model.pth.tar-2",
-        *("Finish training", "Deploy the model with the best val performance"),
-        f"Load {out}/linear/model-best.pth.tar to linear (epoch=1, val_result=100.0)",
-        *TEST,
-    ]
-    best = saved(f"{out}/linear/model-best.pth.tar")
-    assert torch.equal(best["state_dict"]["weight"], trainer.model.weight)
-    assert best["val_result"] == trainer.best_result == 100.0
-    assert (tmp_path / "out/linear/checkpoint").read_text() == "model.pth.tar-2\n"
+    # epoch 3's rate is 0
+    assert torch.equal(resumed.model.weight, checkpoint["state_dict"]["weight"])
 
     trainer.save_model(6, out, val_result=1.75)
     torch.nn.init.zeros_(trainer.model.weight)
@@ -348,37 +339,15 @@ def test_best_val(cfg, trainer, tmp_path, capsys):
     assert trainer.test(split="val") == 100.0 and "*test*" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="model.pth.tar-8"):
         trainer.load_model(out, epoch=8)
-    trainer.save_model(0, out)  # the real one cannot format a val_result of None
-    with nullcontext() if COMPAT else pytest.raises(TypeError):
-        trainer.load_model(out, epoch=1)
 
 
-def test_trainer_base(capsys):
-    base, part = engine.TrainerBase(), Linear(1, 1)
-    base.register_model("a", part)
-    base.register_model("b", Linear(1, 1), torch.optim.SGD(part.parameters(), lr=0.1))
-    assert base.get_model_names() == ["a", "b"] and base.get_model_names("b") == ["b"]
-    base.set_model_mode("eval", "a")
-    assert not part.training and base._models["b"].training
-    base.load_model("")
-    assert "load_model() is skipped as no pretrained model is given" in capsys.readouterr().out
-    base.model_backward_and_update(part(torch.ones(1, 1)).sum())
-    assert part.weight.grad.item() == 1.0
-    with pytest.raises(FloatingPointError):
-        base.detect_anomaly(torch.tensor([1.0, math.nan]))
-    with pytest.raises(NotImplementedError):
-        base.run_epoch()
-
-
-def test_registry_and_nearest_name():
+def test_a_name_is_registered_once():
     registry, first, second = utils.Registry("THING"), type("Thing", (), {}), type("Thing", (), {})
     assert registry.register()(first) is registry.get("Thing") is first
     with pytest.raises(KeyError, match="Thing.*THING"):
         registry.register(second)
     registry.register(second, force=True)
-    assert registry.get("Thing") is second and registry.registered_names() == ["Thing"]
-    with pytest.raises(ValueError, match=r"\[Caltech\] \(do you mean \[Caltech101\]\?\)"):
-        utils.check_availability("Caltech", ["Food101", "Caltech101", "UCF101"])
+    assert registry.get("Thing") is second
 
 
 def test_logger_keeps_an_existing_log(tmp_path, monkeypatch):
@@ -392,14 +361,6 @@ def test_logger_keeps_an_existing_log(tmp_path, monkeypatch):
     assert old.read_text() == "first\n" and new.read_text() == "second\n"
 
 
-def test_meters():
-    meter = utils.MetricMeter()
-    for measured in ({"loss": torch.tensor(1.0), "acc": 50}, {"loss": 2.0}, None):
-        meter.update(measured)
-    meter.meters["loss"].update(torch.tensor(5.0), n=2)
-    assert str(meter) == "loss 5.0000 (3.2500) acc 50.0000 (50.0000)"
-
-
 def test_checkpoints_and_pretrained_weights(tmp_path, capsys):
     source, target, folder = Linear(2, 1), Linear(2, 1), str(tmp_path / "a/b")
     optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.5) for m in (source, target))
@@ -409,17 +370,12 @@ def test_checkpoints_and_pretrained_weights(tmp_path, capsys):
         kept = {"state_dict": state, "epoch": epoch, "optimizer": optimizer.state_dict()}
         utils.save_checkpoint({**kept}, folder, is_best=epoch == 1)
     utils.save_checkpoint(kept, folder, remove_module_from_keys=False, model_name="named")
-    assert (tmp_path / "a/b/checkpoint").read_text() == "named\n"
     assert saved(f"{folder}/model-best.pth.tar")["epoch"] == 1
     assert set(saved(f"{folder}/named")["state_dict"]) == set(state)
     assert set(saved(f"{folder}/model.pth.tar-2")["state_dict"]) == {"weight", "bias"}
-    assert f'Best checkpoint saved to "{folder}/model-best.pth.tar"' in capsys.readouterr().out
     (tmp_path / "a/b/checkpoint").write_text("model.pth.tar-2\n")
     assert utils.resume_from_checkpoint(folder, target, other) == 2
     assert torch.equal(target.weight, source.weight) and other.param_groups[0]["lr"] == 0.5
-    with pytest.raises(FileNotFoundError):
-        utils.load_checkpoint(folder + "/no")
-
     model = Linear(2, 1, bias=False)
     utils.load_pretrained_weights(model, f"{folder}/named")
     assert torch.equal(model.weight, source.weight) and utils.count_num_param(model) == 2

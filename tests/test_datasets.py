@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from unicodedata import normalize
@@ -19,7 +18,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.utils import set_random_seed
 from dassl_blackbox.datasets import generated
 from dassl_blackbox.datasets.base import FewShotDataset, register
-from dassl_blackbox.datasets.listing import DatasetError, Row
+from dassl_blackbox.datasets.listing import CODE, DatasetError, Row
 from dassl_blackbox.datasets.table import ROWS
 from dassl_blackbox.trainers.blackbox.data import training_images
 from PIL import Image
@@ -135,8 +134,6 @@ def test_the_draw_is_dassls_label_by_label_in_order_of_appearance(five, shots, s
     assert content(dassl(every.train_x, num_shots=shots)) == expected
     assert content(drawn.val) == content(dassl(every.val, num_shots=min(shots, 4)))
     assert content(drawn.test) == content(every.test)
-    anew = [content(load("EuroSAT", five, shots, seed=-1).train_x) for _ in range(5)]
-    assert len(set(map(tuple, anew))) > 1
 
 
 def test_base_and_new_classes_are_disjoint_and_cover_all(five):
@@ -145,7 +142,6 @@ def test_base_and_new_classes_are_disjoint_and_cover_all(five):
     for whole, one, other in zip(parts(every), parts(base), parts(new)):
         shifted = [(path, label + 3, name) for path, label, name in content(other)]
         assert sorted(content(one) + shifted) == sorted(content(whole))
-    refused('is "old", but must be "all", "base" or "new"', "EuroSAT", five, classes="old")
 
 
 DIGITS = "7669113d81eacb30daf0ab02285036d32a650e792f47842cb965448dc33d65f1"
@@ -157,18 +153,17 @@ def test_a_generated_data_set_is_the_same_in_every_generation(name, count, tmp_p
     states = random.getstate(), np.random.get_state()[1].tolist()
     saved = [item for items in parts(dataset) for item in items]
     assert len({item.impath for item in saved}) == count
-    for item, again in zip(saved, islice(generated.PICTURES[name](), 500)):
+    for item, again in zip(saved, islice(generated.PICTURES[name](), 200)):
         assert (item.label, item.classname) == again[1:3]
         with Image.open(item.impath) as first:
-            assert (first.format, first.size) == ("PNG", (32, 32))
-            assert first.tobytes() == again[3].tobytes()
+            assert first.size == (32, 32) and first.tobytes() == again[3].tobytes()
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states
     if name == "Digits":  # as the embedded model was trained
         told = json.dumps(generated.split_indices(load_digits().target)).encode()
         assert hashlib.sha256(told).hexdigest() == DIGITS
 
 
-def test_a_generated_data_set_is_written_once_and_whole(tmp_path):
+def test_a_generated_data_set_is_written_once_and_whole(tmp_path, monkeypatch):
     def six():
         for part in ("train", "val", "test"):
             for label, name in enumerate(("light grey", "black")):
@@ -194,19 +189,12 @@ def test_a_generated_data_set_is_written_once_and_whole(tmp_path):
     assert everything(tmp_path) == before
     with pytest.raises(DatasetError, match="holds version 1 .* but this is version 2: move"):
         read(version=2)
-    edited(tmp_path / "tiny", lambda split: {**split, "version": None})
-    with pytest.raises(DatasetError, match="holds no version"):
-        read()
-
-
-def test_where_generated_data_go(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits.12345678.tmp" / "images").mkdir(parents=True)  # of a killed writer
-    assert load("Digits", "", shots=1).dataset_dir == str(tmp_path / "data" / "digits")
-    assert os.listdir(tmp_path / "data") == ["digits"]
     (tmp_path / "digits" / "mine").mkdir(parents=True)
     refused("Digits cannot be written to .*--root", "Digits", tmp_path)
     assert os.listdir(tmp_path / "digits") == ["mine"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/digits.12345678.tmp/images").mkdir(parents=True)  # of a killed writer
+    assert load("Digits", "", shots=1).dataset_dir == str(tmp_path / "data" / "digits")
 
 
 def test_what_the_host_has_is_kept_and_ours_may_come_twice(capsys):
@@ -228,11 +216,6 @@ def forest(tmp_path_factory):
     return {name: (roots[name], *trees.make(name, roots[name])) for name in TREES}
 
 
-@cache
-def mean_colours(name):
-    return [mean_colour(trees.picture(name, i)) for i in range(40)]
-
-
 def mean_colour(image):
     return np.array(image.convert("RGB").resize((1, 1), Image.BOX).getpixel((0, 0)))
 
@@ -240,7 +223,10 @@ def mean_colour(image):
 @pytest.mark.parametrize("name", TREES)
 def test_its_labels_mean_the_same_pictures_in_every_part(forest, name):
     root, names, sizes_of = forest[name]
-    before = everything(root)
+    before, colours = everything(root), {}
+    for class_name in NAMES:
+        drawn = [trees.picture(class_name, i) for i in range(40)]
+        colours[class_name] = list(map(mean_colour, drawn))
     dataset = load(name, root)
     assert dataset.classnames == names and sizes(dataset) == sizes_of
     for items in filter(None, parts(dataset)):
@@ -248,7 +234,7 @@ def test_its_labels_mean_the_same_pictures_in_every_part(forest, name):
         for item in items:
             drawn = NAMES[item.label] if name == "Svhn" else item.classname.replace("_", " ")
             with Image.open(item.impath) as image:
-                near = min(np.abs(mean_colours(drawn) - mean_colour(image)).sum(1))
+                near = min(np.abs(colours[drawn] - mean_colour(image)).sum(1))
             assert near <= 12, item.impath  # JPEG shifts a mean by a few levels
     assert everything(root) == before
     if name == "Svhn":  # whose split goes by two names
@@ -280,12 +266,8 @@ def test_imagenetv2s_folders_are_numbers_of_names_in_any_order(tree):
     dataset = load("ImageNetV2", root)
     assert dataset.classnames == [f"thing {i}" for i in range(12)]
     assert all(item.impath.split(os.sep)[-2] == str(item.label) for item in dataset.test)
-    for line, words in {
-        "n09999999 absent thing": "12 numbered folders, .* names 13 folders",
-        "n00000001 other name": '"n00000001 other name", and "thing 1" elsewhere',
-    }.items():
-        path.write_text("\n".join([*lines, line]))
-        refused(words, "ImageNetV2", root)
+    path.write_text("\n".join([*lines, "n09999999 absent thing"]))
+    refused("12 numbered folders, .* names 13 folders", "ImageNetV2", root)
 
 
 SHARED = [(("val",), (12, 4, 8)), (("test",), (12, 8, 4)), (("val", "test"), (8, 4, 4))]
@@ -307,28 +289,16 @@ def test_parts_without_a_folder_come_from_train_once(pictures, missing, counts, 
     assert re.search("1 of the images in .* are not used", capsys.readouterr().out)
     split.unlink()
     new.unlink()
+    split.mkdir()
     assert content(load("ImageFolder", pictures, seed=3).test) == content(first.test)
+    assert "The split could not be written to " in capsys.readouterr().out
+    split.rmdir()
+    split.write_bytes(written)
     trees.save(pictures / "train" / "pink_ring" / "0.png", "pink ring", 0)
     refused("other classes than the folders.*Move it away", "ImageFolder", pictures)
-    shutil.rmtree(pictures / "train" / "pink_ring")
-    Path(first.train_x[0].impath).unlink()
-    refused("or move the split file away", "ImageFolder", pictures)
     for part in {"val", "test"} - {*missing}:
         shutil.rmtree(pictures / part)
         refused(f"made for other folders .{missing[0]} taken from", "ImageFolder", pictures)
-
-
-def test_the_shares_are_those_of_the_whole_class(pictures, capsys):
-    for part in ("val", "test"):
-        shutil.rmtree(pictures / part)
-    for name in NAMES:
-        for i in range(4, 10):
-            trees.save(pictures / "train" / name.replace(" ", "_") / f"{i}.png", name, i)
-    (pictures / "split_imagefolder.json").mkdir()
-    assert sizes(load("ImageFolder", pictures)) == (20, 8, 12)
-    assert "The split could not be written to " in capsys.readouterr().out
-    trees.save(pictures / "train" / "pink_ring" / "0.png", "pink ring", 0)
-    refused('"pink_ring" has too few images to take val and test', "ImageFolder", pictures)
 
 
 def test_what_is_not_used_of_a_users_folder_is_told(pictures, capsys):
@@ -337,28 +307,27 @@ def test_what_is_not_used_of_a_users_folder_is_told(pictures, capsys):
     one, two = sorted((pictures / "train").iterdir())[:2]
     for file in ("a.heic", "b.HEIC", "notes.txt", "bare", ".hidden"):
         (one / file).touch()
-    for folder in (two / "more", pictures / "train" / "aaa", pictures / "train" / "zzz"):
+    for folder in (two / "more", pictures / "train" / "aaa"):
         folder.mkdir()
-    for place in (two / "more" / "a.png", two / "more" / "b.png", pictures / "train" / "c.png"):
+    for place in (two / "more" / "a.png", pictures / "train" / "c.png"):
         shutil.copy(two / "0.png", place)
     (two / "more" / "again").symlink_to(two)  # and round in circles
     (pictures / "val").rename(pictures / "valid")
     assert {*before} > {*content(load("ImageFolder", pictures, shots=10_000).train_x)}
     told = capsys.readouterr().out
     for words in (
-        "7 files are passed over: 2 .heic",
-        "1 .txt",
+        "6 files are passed over: 2 .heic",
         "1 without an ending",
-        "2 in folders inside class folders",
+        "1 in folders inside class folders",
         "1 beside class folders",
-        f"without a picture in {pictures}/train: aaa, zzz",
+        f"without a picture in {pictures}/train: aaa",
         "what is in valid is not used; the parts are called",
         "4 of 4 classes have fewer than the 10,000 training images of DATASET.NUM_SHOTS",
     ):
         assert words in told
 
 
-def test_the_check_tells_what_is_there(forest, pictures, tmp_path, capsys):
+def test_the_check_tells_what_is_there(forest, pictures, capsys):
     root = forest["EuroSAT"][0]
     before = everything(root)
     code, _, table = checked(root, capsys)
@@ -367,9 +336,6 @@ def test_the_check_tells_what_is_there(forest, pictures, tmp_path, capsys):
     assert words in table["EuroSAT"] and everything(root) == before
     load("EuroSAT", root)
     assert f"Note: EuroSAT in {root}/eurosat is not the published one" in capsys.readouterr().out
-    assert table["Digits"].endswith("not here: written when it is first used")
-    with pytest.raises(SystemExit, match="error: .*nowhere is not a folder"):
-        checked(tmp_path / "nowhere", capsys)
     (pictures / "train" / "red_circle" / "0.png").unlink()  # and of a folder of one's own
     shutil.rmtree(pictures / "val")
     before = everything(pictures)
@@ -377,14 +343,6 @@ def test_the_check_tells_what_is_there(forest, pictures, tmp_path, capsys):
     assert table["ImageFolder"].split()[3:] == ["4", "11", "4", "8", "complete"] and code == 0
     assert ["red_circle", "2", "1", "2"] in [line.split() for line in text.splitlines()]
     assert "no folder for val: taken from" in text and everything(pictures) == before
-    code, text, _ = checked(pictures / "train", capsys)
-    assert code == 1 and f"the folder {pictures}/train/train cannot be read" in text
-
-
-def accented(folder, form):
-    """Put an accent before the name of everything in a folder, in a form of Unicode."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rename(path.with_name(normalize(form, f"é{path.name}")))
 
 
 @pytest.mark.parametrize("on_disk, in_list", [("NFD", "NFC"), ("NFC", "NFD")])
@@ -393,12 +351,14 @@ def test_lists_and_disks_may_spell_accents_otherwise(on_disk, in_list, tree, pic
         for item in (item for items in split.values() for item in items):
             item[0] = normalize(in_list, "/".join(f"é{part}" for part in item[0].split("/")))
 
+    def accented(folder, form):
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rename(path.with_name(normalize(form, f"é{path.name}")))
+
     root, folder = tree("EuroSAT")
     edited(folder, respell)
     accented(folder / "2750", on_disk)
     assert sizes(load("EuroSAT", root)) == (16, 8, 8)
-    next(folder.rglob("*012.jpg")).unlink()
-    refused("1 of the 32 images that", "EuroSAT", root)
     for part, form in {"train": on_disk, "val": in_list, "test": in_list}.items():
         accented(pictures / part, form)
     lines = [normalize(in_list, f"é{name.replace(' ', '_')} {name}") for name in NAMES]
@@ -407,6 +367,8 @@ def test_lists_and_disks_may_spell_accents_otherwise(on_disk, in_list, tree, pic
 
 
 def test_ids_for_names_are_noted_and_a_file_of_names_is_the_cure(pictures, capsys):
+    codes = ["0", "c3", "class_12", "cls-a", "A", "707 jet", "labels"]
+    assert [name for name in codes if CODE.fullmatch(name)] == codes[:-2]
     named = dict(zip(WNIDS, sorted(NAMES), strict=True))
     for wnid, name in named.items():
         for path in pictures.glob(f"*/{name.replace(' ', '_')}"):
@@ -423,31 +385,8 @@ def test_ids_for_names_are_noted_and_a_file_of_names_is_the_cure(pictures, capsy
     refused(words, "ImageFolder", pictures)
 
 
-CODES = "0", "c3", "class_12", "id_17", "cls-a", "A", "001.{}"
-
-
-@pytest.mark.parametrize("name", [*CODES, "707 jet", "labels"])
-def test_a_code_for_a_name_is_noted(name, pictures, capsys):
-    for path in list(pictures.glob("*/*" if "{}" in name else "*/red_circle")):
-        path.rename(path.with_name(name.format(path.name)))
-    load("ImageFolder", pictures)
-    assert ("called by ids or numbers" in capsys.readouterr().out) == (name in CODES)
-
-
-def gone(path):
-    return lambda f: shutil.rmtree(f / path) if (f / path).is_dir() else (f / path).unlink()
-
-
-def made(path):
-    return lambda f: (f / path).mkdir()
-
-
 def piped(path):  # which is not waited for
     return lambda f: [(f / path).unlink(), os.mkfifo(f / path)]
-
-
-def emptied(path):
-    return lambda f: [file.unlink() for file in (f / path).rglob("*.*")]
 
 
 def misread(words, change):
@@ -466,25 +405,28 @@ def renamed(new, old="red circle"):
     }
 
 
+def without(part, *labels):
+    """The split without the images of some labels in a part."""
+    return lambda split: {**split, part: [item for item in split[part] if item[1] not in labels]}
+
+
 NO_ITEM = 'entry 0 of "train" is .*image and class name should be texts, and the label a whole'
 NO_SPLIT = "is not a split in CoOp's JSON format"
 BROKEN = [
-    ("OxfordPets", gone("split_zhou_OxfordPets.json"), "has no split file .*DATASETS.md.*--root"),
-    ("OxfordPets", gone("images/red_circle"), "8 of the 32 images .* missing, the first .*/red_c"),
-    ("ImageNet", made("images/train/n00000001"), "no line for the folder .*n00000001"),
-    ("ImageNet", made("images/val/n00000001"), "n00000001 is no class of it"),
-    ("ImageNet", emptied("images/train/n02007558"), "class 2 of 4 .* has no training image"),
-    ("OxfordPets", piped("split_zhou_OxfordPets.json"), "has no split file"),
+    ("OxfordPets", lambda f: next(f.glob("*.json")).unlink(), "has no split file .*--root"),
+    ("OxfordPets", lambda f: shutil.rmtree(f / "images/red_circle"), "8 of the 32 images .*/red_c"),
+    (
+        "ImageNet",
+        lambda f: (f / "images/train/n00000001").mkdir(),
+        "no line for the folder",
+    ),
+    misread("class 2 of 4 .* has no training image", without("train", 2)),
     ("EuroSAT", piped("2750/red_circle/005.jpg"), "no regular file"),
-    ("ImageFolder", piped("test/red_circle/1.png"), "no regular file"),
     ("ImageNetV2", piped("classnames.txt"), "cannot be read"),
     ("FGVCAircraft", lambda f: (f / "variants.txt").write_text("red circle"), "variants.txt lacks"),
-    ("ImageFolder", made("test/cat"), "test/cat is no class of it"),
-    ("ImageFolder", emptied("test"), "there are no images in .*test"),
-    *(first(1, label, NO_ITEM) for label in (1.7, True, -1, "2")),
+    ("ImageFolder", lambda f: (f / "test/cat").mkdir(), "test/cat is no class of it"),
+    *(first(1, label, NO_ITEM) for label in (1.7, True, -1)),
     first(1, 10**30, "called|has no training image"),
-    first(0, "red_circle", "first of them .*is no regular file"),
-    first(0, "a\0b", "are missing, the first of them .*a.x00b"),
     first(2, "cat", 'class 2 is called "cat" and, for .*, "green triangle"'),
     *(first(2, "cat", '"green triangle" in training and, .*"cat"', p) for p in ("val", "test")),
     misread(NO_ITEM, lambda s: s["train"][0].append(1)),
@@ -492,16 +434,11 @@ BROKEN = [
         "Number the classes of all parts alike",
         lambda s: {**s, "test": [[i, 3 - label, name] for i, label, name in s["test"]]},
     ),
-    misread(
-        'is of class 3, "yellow star", which has no training image',
-        lambda s: {**s, "train": [item for item in s["train"] if item[1] != 3]},
-    ),
+    misread('is of class 3, "yellow star", which has no training image', without("train", 3)),
     misread('is " _ ", which is no text', renamed(" _ ")),
-    misread("udcff., is not UTF-8", renamed("\udcff")),
-    misread("EuroSAT has no test image", lambda s: {**s, "test": []}),
+    misread("EuroSAT has no test image", without("test", 0, 1, 2, 3)),
     misread("is there twice", lambda s: json.dumps(s).replace('"val"', '"test"').encode()),
     *(misread(NO_SPLIT, lambda s, text=text: text) for text in (b"{", b"[]", b'{"train": []}')),
-    misread(NO_SPLIT, lambda s: json.dumps(s).encode("utf-16")),
 ]
 
 
@@ -515,35 +452,24 @@ def test_what_is_damaged_or_would_be_misread(tree, name, damage, words, capsys):
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_a_damaged_picture_shows_before_anything_is_paid(part, pictures, tmp_path, capsys):
+def test_a_damaged_picture_shows_before_anything_is_paid(
+    part, pictures, tmp_path, capsys, monkeypatch
+):
     image = pictures / part / "red_circle" / "1.png"
     image.write_bytes(image.read_bytes()[:-200])
     for trainer in ("ZIP", "WhiteBox"):
         text = said(capsys, "ImageFolder", pictures, tmp_path / "no", trainer=trainer)
         assert text.startswith(f"error: The image {image} cannot be decoded (")
         assert not (tmp_path / "no" / "queries.json").exists()
-    options = {"trainer": "ZeroshotOracle", "code": int(part != "train")}
-    out = said(capsys, "ImageFolder", pictures, tmp_path / "z", **options)
+    zero_shot = {"trainer": "ZeroshotOracle", "code": int(part != "train")}
+    out = said(capsys, "ImageFolder", pictures, tmp_path / "z", **zero_shot)
     assert part == "train" or str(image) in out
-
-
-def test_of_many_pixels_only_the_headers_are_read(pictures, tmp_path, capsys, monkeypatch):
-    image = pictures / "test" / "red_circle" / "1.png"
-    image.write_bytes(image.read_bytes()[:-200])
-    monkeypatch.setattr(f"{training_images.__module__}.FEW", 0)
-    options, trainer = ("DATALOADER.NUM_WORKERS", 2), "ZeroshotOracle"  # a worker names it
-    text = said(capsys, "ImageFolder", pictures, tmp_path / "out", *options, trainer=trainer)
-    assert f"{image} cannot be decoded" in text
-    assert "Evaluate on the *test* set" in (tmp_path / "out" / "log.txt").read_text()
-
-
-def test_names_of_any_bytes(pictures):
-    odd = b"\xff\x1b[31m\n.png".decode("utf-8", "surrogateescape")
-    shutil.rmtree(pictures / "test")
-    for folder in (pictures / "train").iterdir():
-        (folder / "0.png").rename(folder / odd)
-    made = content(load("ImageFolder", pictures).train_x)
-    assert content(load("ImageFolder", pictures).train_x) == made  # the split is made, and read
+    if part == "test":  # of many pixels the headers alone are read before: a worker names it
+        monkeypatch.setattr(f"{training_images.__module__}.FEW", 0)
+        options = "DATALOADER.NUM_WORKERS", 2
+        out = said(capsys, "ImageFolder", pictures, tmp_path / "w", *options, **zero_shot)
+        assert f"{image} cannot be decoded" in out
+        assert "Evaluate on the *test* set" in (tmp_path / "w" / "log.txt").read_text()
 
 
 LINKED = [
@@ -563,20 +489,16 @@ def test_a_part_that_is_linked_to_another_is_no_part(part, of, words, pictures, 
         image.unlink()
         os.link(pictures / of / image.parent.name / image.name, image)
     assert re.search(words, ask())
-    shutil.rmtree(pictures / part)
-    (pictures / part).symlink_to(of)
-    assert re.search(words, ask())
     if part == "test":
         assert re.search(words, ask("WhiteBox", options=()))
-        assert "16 test images are training images" in checked(pictures, capsys)[1]
-    assert ask("ZeroshotOracle" if part == "test" else "ZIP", 0, ())
+        assert "8 test images are training images" in checked(pictures, capsys)[1]
+        assert ask("ZeroshotOracle", 0, ())
 
 
-@pytest.mark.parametrize("alike", ["RED_Circle", " red  circle", "red&#32;circle"])
+@pytest.mark.parametrize("alike", ["RED_Circle", "red&#32; circle"])
 def test_names_that_make_one_text_are_noted(alike, tree, capsys):
     root, folder = tree("EuroSAT")
-    edited(folder, renamed(alike, "blue heart"))
-    # a test part may spell names otherwise
+    edited(folder, renamed(alike, "blue heart"))  # and a test part may spell names otherwise
     edited(folder, lambda s: {**s, "test": [[i, n, x.upper()] for i, n, x in s["test"]]})
     assert load("EuroSAT", root).classnames[1] == alike
     note = 'has classes of the same text, which the model cannot tell apart: "red circle" (0, 1)'
@@ -584,27 +506,18 @@ def test_names_that_make_one_text_are_noted(alike, tree, capsys):
 
 
 def test_too_few_classes_are_no_task(tree):
-    def keep(count, *of):
-        def change(split):
-            for part in of or trees.COUNTS:
-                split[part] = [item for item in split[part] if item[1] < count]
-
-        edited(folder, change)
-
     root, folder = tree("EuroSAT")
-    keep(2, "test")
+    edited(folder, without("test", 2, 3))
     assert len(load("EuroSAT", root, classes="base").test) == 4
     refused("EuroSAT has no test image among the new half", "EuroSAT", root, classes="new")
-    keep(2)
+    for part in trees.COUNTS:
+        edited(folder, without(part, 2, 3))
     words = 'one class only among the new half of its classes, "blue heart": every'
     refused(words, "EuroSAT", root, classes="new")
-    keep(1)
-    refused('one class only, "red circle"', "EuroSAT", root)
 
 
 def test_a_run_is_known_by_its_pictures(pictures, tmp_path, capsys):
-    """Zero-shot knows them by their folder, what is trained by their content."""
-
+    # zero-shot knows them by their folder, what is trained by their content
     def ask(root, trainer="ZIP", code=0, queries=20, flags=("--skip-done",)):
         options = "ORACLE.MAX_QUERIES", queries, "DATASET.NUM_SHOTS", -1
         how = {"trainer": trainer, "code": code, "flags": flags}
@@ -615,10 +528,9 @@ def test_a_run_is_known_by_its_pictures(pictures, tmp_path, capsys):
     trees.save(other / "train" / "red_circle" / "1.png", "red circle", 7)
     for trainer in ("ZIP", "ZeroshotOracle"):
         ask(pictures, trainer)
-        assert "skipped" in ask(pictures, trainer) and "skipped" in ask(tmp_path / "no", trainer)
+        assert "skipped" in ask(pictures, trainer)
     assert f"DATASET.ROOT: {pictures} there" in ask(other, "ZeroshotOracle", 1)
     assert "training images" in ask(other, code=1) and "skipped" in ask(moved)
-    ask(moved, queries=40, flags=())
     assert "training images" in ask(other, code=1, queries=60, flags=())
 
 

@@ -1,4 +1,4 @@
-"""Methods that read features once: their closed forms, losses, choices, costs."""
+"""Methods that read features once: closed forms, losses, choices, costs."""
 
 import math
 
@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.selection import choose, discriminant
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.probe import Gathered, descend
+from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered
 from dassl_blackbox.trainers.lfa import procrustes, reranking
 from dassl_blackbox.trainers.tipadapter import logits
 from support import bill, own, seeded, test_logits
 from support import build as build_small
 
-FEATURED = ["GDA", "CLAP", "TipAdapterF", "LFA", "RLA"]
-featured = pytest.mark.parametrize("name", FEATURED)
+featured = pytest.mark.parametrize("name", ["GDA", "CLAP", "TipAdapterF", "LFA", "RLA"])
 N, C, E, SCALE = 40, 4, 6, 25.0
 close = torch.testing.assert_close
 
@@ -23,12 +22,6 @@ close = torch.testing.assert_close
 def build(name, root, out, *options):
     """A trainer of two views beside the image."""
     return build_small(name, root, out, *own(name, VIEWS=2), *options)
-
-
-def trained(*args):
-    trainer = build(*args)
-    trainer.train()
-    return trainer
 
 
 def unit(*shape, seed):
@@ -79,14 +72,10 @@ def test_procrustes_of_few_classes_is_the_map_nearest_to_the_identity():
     targets = F.normalize(texts + 2 * common, dim=-1)[labels].double()
     found = procrustes(rows, targets)
     close(found @ found.T, torch.eye(e).double())
-    # among all that have the least distance, by another way to the open directions
+    # the classes leave directions open; there the distance is the least whatever the map does
     left, spread, right = torch.linalg.svd(rows.T @ targets)
     assert spread[classes - 1] > 1e-6 > spread[classes]
     first, second, fixed = left[:, classes:].T, right[classes:], left[:, :classes] @ right[:classes]
-    for turn in (torch.eye(e - classes).double(), -torch.eye(e - classes).double()):
-        other = fixed + first.T @ turn @ second
-        assert (rows @ found - targets).norm() <= (rows @ other - targets).norm() * (1 + 1e-9)
-        assert found.trace() > other.trace() + 1
     inner, _, outer = torch.linalg.svd(first @ second.T)
     close(found, fixed + first.T @ inner @ outer @ second, atol=1e-5, rtol=0)
 
@@ -97,47 +86,53 @@ def test_the_reranking_loss_by_loops(k):
     for n in range(N):
         y = int(LABELS[n])
         distances = [float((X[n] - T[c]).norm()) for c in range(C)]
-        near = sorted(range(C), key=lambda c: distances[c])[: min(k, C)]
+        near = sorted(range(C), key=lambda c: distances[c])[:k]
         for j in near:
             margin = (1 - float(T[j] @ T[y])) / 4
             total += max(0.0, distances[y] + margin - distances[j]) / (N * len(near))
     assert reranking(X, T, LABELS, k=k).item() == pytest.approx(total, rel=1e-4)
 
 
-def parts_of(gathered, folds, class_bound):
-    """What is fitted to and what is judged, and the number of the value that is chosen of two."""
+def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged():
     seen = []
 
-    def logits_of(fitted, judged):
-        seen.append((fitted, judged))
-        return 2 * [judged.rows[:, :4]]
+    def chosen(folds):
+        """The number of the value that is chosen of two."""
+        seen.clear()
 
-    return seen, choose(gathered, folds, [1.0, 0.0], logits_of, class_bound)
+        def logits_of(fitted, judged):
+            seen.append((fitted, judged))
+            return 2 * [judged.rows[:, :4]]
 
+        return choose(VIEWED, folds, [1.0, 0.0], logits_of, False)
 
-def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged():
-    folds, seen = torch.arange(10) % 3, []
-    for fitted, judged in parts_of(VIEWED, folds, False)[0]:
+    assert chosen(torch.zeros(10, dtype=torch.long)) == 1 and not seen
+    folds = torch.arange(10) % 3
+    chosen(folds)
+    for fitted, judged in seen:
         held_out = torch.isin(VIEWED.index, judged.index)
         assert torch.equal(fitted.index, VIEWED.index[~held_out])
         assert torch.equal(judged.rows, X[:10][folds == folds[judged.index[0]]])  # the first ten
-        seen += judged.index.tolist()
-    assert sorted(seen) == list(range(10))
-    assert parts_of(VIEWED, torch.zeros(10, dtype=torch.long), False) == ([], 1)
+    assert sorted(torch.cat([judged.index for _, judged in seen]).tolist()) == list(range(10))
     # views that the budget cut short are left out
     views = [view.tolist() for view in VIEWED.by_view()]
     assert views == [list(range(10 * v, 10 * v + 10)) for v in range(3)]
 
 
-def test_a_fit_that_is_not_finite_is_an_error():
-    part = torch.ones(2, requires_grad=True)
-    with pytest.raises(BlackBoxError, match="not finite. Lower its learning rate"):
-        descend(torch.optim.SGD([part], lr=1e30), 3, lambda step: (part**4).sum())
+def test_answers_are_gathered_view_by_view_and_none_is_lost():
+    answers = Answers(torch.device("cpu"))
+    for index, rows in (([2, 0, 1], [12, 10, 11]), ([1, 0, 2], [21, 20, 22])):
+        asked = torch.tensor(index)
+        answers.batches.append([torch.tensor(rows), asked % 2, asked])
+    found = answers.gathered()
+    assert found.index.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.rows.tolist() == [10, 11, 12, 20, 21, 22]
+    assert found.labels.tolist() == [0, 1, 0, 0, 1, 0]
 
 
 @featured
 def test_a_head_begins_as_zero_shot_and_beats_it_at_its_price(name, data_root, tmp_path):
-    """And one for the texts; features alone are enough, and needed."""
+    """And a query for the texts; features alone are enough, and needed."""
     options = "DATASET.NUM_SHOTS", 16, "ORACLE.GRANTS"
     trainer = build(name, data_root, tmp_path / "run", *options, "('features',)")
     assert "6 steps of 1 queries: 7 training queries, 480 image queries" in trainer.describe_cost()
@@ -152,7 +147,7 @@ def test_a_head_begins_as_zero_shot_and_beats_it_at_its_price(name, data_root, t
 
 @featured
 def test_only_a_map_moves_to_other_classes(name, data_root, tmp_path):
-    trained(name, data_root, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base")
+    build(name, data_root, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base").train()
     other = build(name, data_root, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new")
     if name in ("LFA", "RLA"):
         other.load_model(str(tmp_path / "base"))
@@ -166,7 +161,8 @@ def test_only_a_map_moves_to_other_classes(name, data_root, tmp_path):
 @featured
 def test_a_budget_that_ends_in_the_first_view_still_fits(name, data_root, tmp_path):
     options = "DATASET.NUM_SHOTS", 16, "ORACLE.MAX_QUERIES", 2  # 128 of 160 images
-    trainer = trained(name, data_root, tmp_path, *options)
+    trainer = build(name, data_root, tmp_path, *options)
+    trainer.train()
     assert bill(tmp_path)["training"]["queries"] == 2
     assert test_logits(trainer).isfinite().all()
     assert all(part.isfinite().all() for part in trainer.head.state_dict().values())

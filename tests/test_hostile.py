@@ -1,8 +1,8 @@
 """What a server is sent by clients that are broken, or mean it no good.
 
-What must hold for each case: an answer within seconds, below 500, with an error that is a sentence
-and holds no key, path or traceback; nothing billed that is refused; bounded memory; and after all
-of it the right logits. `--long` draws 100,000 cases instead of thousands.
+For each case: an answer within seconds, below 500, with an error that is a sentence and holds no
+key, path or traceback; nothing billed that is refused; bounded memory; and after all of it the
+right logits. `--long` draws 100,000 cases instead of hundreds.
 """
 
 import base64
@@ -33,16 +33,15 @@ from dassl_blackbox.trainers.blackbox.oracle.wire import (
     normalised,
     pack,
 )
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from served import KEYS, PATIENCE, QUESTIONS, WIDTH, Served, serving, tensor, write_keys
 from support import seeded
+from test_fuzz import damaged
 
 MEGABYTES = 8  # of the largest body
 SECONDS = 2  # within which a request must have come
 GROWTH = 400  # megabytes that the server may hold more in the end
-PICTURE, JPEG = "image/png", "image/jpeg"
+PICTURE = "image/png"
 POSTS = (*QUESTIONS, "/v1/texts", "/v1/images")
 GETS = ("/metrics", "/v1/description", "/v1/usage", "/v1/embedding?words=a")
 PATHS = (*POSTS, *GETS, "/docs", "/openapi.json", "/", "/v2", "/v1/query/", "/v1/../v1/usage")
@@ -60,7 +59,6 @@ def served(tmp_path_factory):
         yield found
         assert server.process.poll() is None, server.log.read_text()
         found.right()
-        print(f"\n{found.line.cases:,} cases; at most {server.memory('VmHWM'):.0f} MB")
         assert server.memory() - found.memory < GROWTH
         said = server.log.read_text()
         wrong = r"[\d,]+ requests without a known key so far, the last from 127.0.0.1\n"
@@ -79,50 +77,48 @@ def nothing_refused_is_billed(served):
     served.right()
 
 
-# Keys, paths and names
-
-
 def test_the_first_answer_is_the_models(served):
-    loaded = load_model("tiny", "fp32", "cpu")
+    loaded = load_model("tiny")
     near = LocalOracle(loaded, GRANTS)
     near.set_classes(served.names)
     images = near.upload(normalised(served.images, loaded.description))
     assert (served.logits - near.query(images, Prompt(served.contexts))).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD", "OPTIONS", "TRACE"])
-def test_no_key_gets_nothing(method, served):
+def test_no_key_gets_nothing(served):
     words, start, good = set(), time.monotonic(), b"Bearer key-of-full"
     keys = (None, b"", b"Bearer", b"Bearer ", b"Basic " + base64.b64encode(good), good[:-1])
     keys += (b"Basic key-of-full", good + b"x", good.upper(), b"Bearer " + good)
     keys += (b"Bearer \xc3\xa9\xff", b"Bearer " + b"k" * 10_000)
-    for path, key in zip(itertools.cycle(PATHS), (*keys, *keys)):
+    methods = itertools.cycle(["GET", "POST", "DELETE", "OPTIONS", "TRACE"])
+    for method, path, key in zip(methods, itertools.cycle(PATHS), 6 * keys):
         body = served.question if method == "POST" else b""
         answer = served.line.ask(method, path, body, MEDIA, key)
         assert answer.status == 401, (path, key)
         words.add(answer.body)
-    assert len(words) == 1 and time.monotonic() - start > 2 * len(keys) * PAUSE
+    assert len(words) == 1 and time.monotonic() - start > 6 * len(keys) * PAUSE
     assert served.line.ask("GET", "/health", key=None).status == 200
-    with raw(
-        served, b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % (b"k" * 2**20)
-    ) as line:
-        assert status(line) in (0, 400)
 
 
 def test_paths_and_methods_that_are_not_there(served):
     taken = {"POST": POSTS, "GET": (*GETS, "/health"), "HEAD": (*GETS, "/health")}
-    for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "BREW"):
-        for path in (*PATHS, "/health", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//x/y"):
+    for method in ("GET", "POST", "PUT", "HEAD", "BREW"):
+        for path in (
+            *PATHS,
+            "/health",
+            "/../../etc/passwd",
+            "/%2e%2e/etc/passwd",
+            "//x",
+            "/" * 9999,
+        ):
             answer = served.line.ask(method, path)
             there = path in taken.get(method, ())
             assert (answer.status in (404, 405)) != there, (method, path)
             assert "location" not in answer.headers
-    for path in ("*", "http://x/v1/usage", "/v1/usage%00", "/\\..\\..", "/v1/%75sage", "/" * 9999):
-        served.line.ask("GET", path)
 
 
 def test_what_another_key_sent_is_unknown_and_what_was_sent_gives_the_own_grants(served):
-    """What another has sent can neither be asked about, nor told from what nobody has."""
+    # nor can what another has sent be told from what nobody has
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=seeded(5))
 
     def send(key):
@@ -159,9 +155,6 @@ def test_what_another_key_sent_is_unknown_and_what_was_sent_gives_the_own_grants
         assert served.usage(key)["requests"] == mine["requests"] + statuses[:5].count(200)
         if key == "top":  # one log-probability of two, and what is left beside it
             assert (tensor(answers[0]).exp().sum(-1) - 1).abs().max() < 1e-5
-        if statuses[0] == 403:  # and not whether it is known
-            unknown = pack({}, {"images": ["0" * 64], "classes": texts})
-            assert served.post("/v1/query", unknown, key).status == 403
     assert served.usage("another") == before
     # what all have used together would tell each of two what the other has
     for key in KEYS:
@@ -183,61 +176,32 @@ def test_names_of_requests(served):
     assert ask(b"one", other) == ask(b"one", words, path="/v1/features/texts") == "name_taken"
     served.send("another")
     assert ask(b"one", other, "another") == 200  # names are each key's own
-    assert ask(b"x" * 10_000) == ask(b"\xff' OR 1=1 --") == 200
     assert ask(b"two", pack({}, {**served.about, "images": ["0" * 64]})) == 404
     assert ask(b"two") == 200  # what was refused did not take the name
-    assert served.usage()["requests"] - before["requests"] == 4
+    assert served.usage()["requests"] - before["requests"] == 2
     served.line.billed["full"] -= 1  # answered twice, billed once
 
 
-# Bodies that are drawn
-
-
-def drawing(count, request):
-    return settings(
-        max_examples=count * (80 if request.config.getoption("--long") else 1),
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-NUMBERS = (0, 1, 2, 3, 4, 32, 128, -1, 2**16, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**400, 0.5)
+NUMBERS = (0, 1, 2, 32, 128, -1, 2**16, 2**31, 2**63 - 1, 2**63, 2**64, 10**400, 0.5)
 TEXTS = ("", " ", "\x00", "\ud800", "é", "{}", "{}{}{}", "{0}", "{}" * 400, "<end_of_text>", "\n")
 TEXTS += ("<|startoftext|>", "&lt;start_of_text&gt;", "<ſtart_of_text>", "a" * 1000, "a " * 499)
 TEXTS += ("a" * 1001, "\u202e", "\U0001f600" * 30, "../../etc/passwd", "__proto__", "nan", "_")
-# with halves of characters, which JSON can name and UTF-8 cannot
-TEXT = st.sampled_from(TEXTS) | st.text(st.characters(exclude_categories=()), max_size=40)
-SCALAR = st.none() | st.booleans() | st.sampled_from(NUMBERS) | TEXT
-ANY_JSON = st.recursive(
-    SCALAR,
-    lambda part: st.lists(part, max_size=4) | st.dictionaries(TEXT, part, max_size=4),
-    max_leaves=8,
-)
-SIZES = {"F32": 4, "U8": 1, "BOOL": 1, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "C64": 8, "F4": 1}
-KINDS = st.sampled_from([*["F32"] * 6, *["U8"] * 3, *SIZES, "F8_E4M3", "f32", "", "OBJECT"])
-ROWS = ([1, 2, 128], [2, 0, 128], [0, 2, 128], [1, 100, 128], [5000, 1, 128], [1, 2, 127])
-ROWS += (
-    [1, 1, 64],
-    [1, 2, 3, 32, 32],
-    [2, 0, 3, 32, 32],
-    [1, 3, 32, 32],
-    [2**40, 2, 128],
-    [2**32] * 2,
-    [0, 2**62],
-)
-SHAPE = st.lists(st.sampled_from(NUMBERS), max_size=6) | st.sampled_from(ROWS)
-BYTES = st.sampled_from([struct.pack("<f", x) for x in (0, 1, math.nan, -math.inf, 1e-45, 3e38)])
-NAMES = ("", "0" * 64, "F" * 64, "0" * 63, "0" * 63 + "\n", "٣" * 64, "g" * 64)
-NAME = st.sampled_from(NAMES) | st.text("0123456789abcdef", min_size=64, max_size=64) | TEXT
-FIELDS = {"images": st.lists(NAME, max_size=3), "classes": NAME, "texts": NAME, "more": ANY_JSON}
-ABOUT = (
-    st.fixed_dictionaries({}, optional={k: v | ANY_JSON for k, v in FIELDS.items()}).map(json.dumps)
-    | ANY_JSON.map(json.dumps)
-    | st.sampled_from(["", "{", "NaN", "[" * 10_000, '{"images":' * 2000, "1" * 5000, "\x00"])
-)
+TEXTS += ("F16", "I64", "U8", "BOOL", "F8_E4M3", "contexts", "[" * 10_000, "0" * 64, "٣" * 64)
+# of names, numbers and lists that stand in a body
+ODD = (*NUMBERS, *TEXTS, None, True, [], {}, [[]], [None] * 3, {"a": [{}]}, [0] * 9, ["0" * 64])
+
+
+def otherwise(rng, value):
+    """A JSON value with one part of it otherwise, or lost."""
+    if not isinstance(value, (list, dict)) or not value or rng.random() < 0.1:
+        return rng.choice(ODD)
+    changed = value.copy()
+    key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    if rng.random() < 0.1:
+        del changed[key]
+    else:
+        changed[key] = otherwise(rng, value[key])
+    return changed
 
 
 def file_of(header, data=b"", length=None):
@@ -247,43 +211,17 @@ def file_of(header, data=b"", length=None):
     return (length % 2**64).to_bytes(8, "little") + head + data
 
 
-@st.composite
-def files(draw):
-    """Safetensors files of which anything may be odd."""
-    header, data = {}, b""
-    names = st.sampled_from(["contexts", "image_tokens", "pictures", "images"]) | TEXT
-    for name in draw(st.lists(names, max_size=3)):
-        kind, shape = draw(KINDS), draw(SHAPE)
-        size = SIZES.get(kind, 4)
-        for n in shape:
-            size = size * n if isinstance(n, int) else 0
-        part = b""
-        if 0 <= size <= 2**16 and draw(st.integers(0, 9)):
-            part = (draw(BYTES) * (size // 4 + 1))[:size]
-        start = len(data) + draw(st.sampled_from([0] * 12 + [1, -1, 2**63]))
-        end = start + (len(part) if part or size == 0 else draw(st.sampled_from([0, size])))
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-        data += part
-    header["__metadata__"] = {"about": draw(ABOUT | ANY_JSON)}
-    head = json.dumps(header).encode()
-    if not draw(st.integers(0, 9)):  # an entry twice
-        head = head[:-1] + b", " + head[1:]
-    odd = st.sampled_from([0, 1, len(head) + 1, 2**31, 2**63, 2**64 - 1])
-    return file_of(head, data, None if draw(st.integers(0, 9)) else draw(odd))
-
-
-def damaged(seed, body):
-    """A body with a few bytes, or its end, otherwise."""
-    rng, body = random.Random(seed), bytearray(body)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        i, j = rng.randrange(len(body) + 1), rng.randrange(len(body) + 1)
-        other = (b"", rng.randbytes(8), rng.randbytes(100), body[j : j + 64], b"\x00")
-        how = rng.randrange(3)
-        body[i : (i + rng.choice((1, 8)), i, len(body))[how]] = rng.choice(other)
-    return bytes(body)
-
-
-SEED = st.integers(0, 2**32)
+def odd(rng, body):
+    """A safetensors file with one part of its header, or of what is asked in it, otherwise."""
+    end = 8 + int.from_bytes(body[:8], "little")
+    header = json.loads(body[8:end])
+    header["__metadata__"]["about"] = json.loads(header["__metadata__"]["about"])
+    header = otherwise(rng, header)
+    match header:
+        case {"__metadata__": {"about": about}} if not isinstance(about, str):
+            header["__metadata__"] = {"about": json.dumps(about)}
+    lengths = [None] * 9 + [0, 1, 2**31, 2**63, 2**64 - 1]
+    return file_of(header, body[end:], rng.choice(lengths))
 
 
 def encoded(picture, kind="PNG", **options):
@@ -292,19 +230,14 @@ def encoded(picture, kind="PNG", **options):
     return file.getvalue()
 
 
-def pictures():
-    noise = torch.randint(0, 256, (40, 50, 4), dtype=torch.uint8, generator=seeded()).numpy()
-    picture, exif = Image.fromarray(noise[..., :3]), b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01"
-    yield from (encoded(picture), encoded(picture, "JPEG"), encoded(Image.fromarray(noise)))
-    yield from (encoded(picture.convert("P")), encoded(picture.convert("CMYK"), "JPEG"))
-    yield encoded(Image.fromarray(noise[..., 0].astype("uint16") * 257))
-    yield encoded(picture, save_all=True, append_images=[picture.rotate(90)])
-    yield from (encoded(picture, "JPEG", exif=exif), encoded(picture.resize((1, 1))))
+def test_bodies_of_which_a_part_is_otherwise(served, request):
+    """Some bytes, a part of what is JSON, or the words in an address."""
 
+    def coded(text):
+        return text.encode("utf-8", "surrogatepass")
 
-def test_bodies_of_which_some_bytes_are_others(served, request):
-    classes = {"classes": served.texts}
-    bodies = [
+    classes, noise = {"classes": served.texts}, Image.effect_noise((50, 40), 99)
+    asked = [
         ("/v1/query", MEDIA, served.question),
         ("/v1/features/images", MEDIA, pack({}, {"images": served.ids})),
         ("/v1/features/texts", MEDIA, pack({}, classes)),
@@ -312,52 +245,31 @@ def test_bodies_of_which_some_bytes_are_others(served, request):
         ("/v1/query", MEDIA, pack({"pictures": torch.zeros(1, 2, 3, 32, 32)}, classes)),
         ("/v1/query", MEDIA, pack({"image_tokens": torch.zeros(1, 1, WIDTH)}, served.about)),
         ("/v1/texts", "application/json", b'{"names": ["a", "b"], "template": "a {}."}'),
-        *(("/v1/images", PICTURE, picture) for picture in pictures()),
+        *(("/v1/images", PICTURE, encoded(noise.convert(mode))) for mode in ("RGBA", "P")),
+        ("/v1/images", PICTURE, encoded(noise.convert("CMYK"), "JPEG")),
     ]
-    for path, kind, body in bodies:
+    for path, kind, body in asked:
         assert served.post(path, body, kind=kind).status == 200, path
 
-    @drawing(600, request)
-    @given(st.sampled_from(bodies), SEED, st.booleans())
-    def check(case, seed, named):
-        (path, kind, sound), body = case, damaged(seed, case[2])
-        headers = {"Content-Digest": digest_of(sound)} if named else {}
+    for seed in range(100_000 if request.config.getoption("--long") else 500):
+        rng = random.Random(seed)
+        (path, kind, sound), headers = rng.choice(asked), {}
+        if kind == PICTURE or rng.random() < 0.5:
+            body = damaged(rng, sound)
+            headers = {"Content-Digest": digest_of(sound)} if rng.random() < 0.5 else {}
+        elif kind == MEDIA:
+            body = odd(rng, sound)
+        else:
+            body = coded(json.dumps(otherwise(rng, json.loads(sound)), ensure_ascii=False))
         status = served.post(path, body, kind=kind, headers=headers).status
-        assert status in ((400, 200) if named else (200, 404, 413, 422))
-        assert status != 200 or not named or body == sound
-
-    check()
-
-
-def test_bodies_of_which_anything_is_odd(served, request):
-    part = {"contexts": {"dtype": "F32", "shape": [1, 1, 128], "data_offsets": [0, 512]}}
-    beside = ABOUT.map(
-        lambda about: file_of({"__metadata__": {"about": about}, **part}, bytes(512))
-    )
-    names = {"names": st.lists(TEXT, max_size=4) | ANY_JSON}
-    lists = st.fixed_dictionaries(names, optional={"template": TEXT | ANY_JSON, "more": ANY_JSON})
-    texts = (lists | ANY_JSON).map(json.dumps) | TEXT
-    cases = st.tuples(st.sampled_from([*QUESTIONS, "/v1/images"]), files() | beside)
-    cases |= st.tuples(st.just("/v1/texts"), texts.map(coded))
-
-    @drawing(600, request)
-    @given(cases, TEXT.map(coded) | st.binary(max_size=40))
-    def check(case, words):
-        assert served.post(*case).status in (200, 404, 413, 422)
+        assert status in ((400, 200) if headers else (200, 404, 413, 422)), seed
+        assert status != 200 or not headers or body == sound, seed
+    for words in (*map(coded, TEXTS), b"\xff"):
         for key, statuses in (("full", (200, 422)), ("nothing", (403,))):
             path = f"/v1/embedding?words={quote(words)}"
             assert served.line.ask("GET", path, key=key).status in statuses
-
-    check()
     for query in ("", "?", "?words", "?word=a", "?words=a&words=b", "?words=%", "?" + "&" * 5000):
         served.line.ask("GET", f"/v1/embedding{query}")
-
-
-def coded(text):
-    return text.encode("utf-8", "surrogatepass")
-
-
-# Bombs
 
 
 def tensor_file(name, shape, data=b"", about="null"):
@@ -367,31 +279,23 @@ def tensor_file(name, shape, data=b"", about="null"):
 
 def test_bodies_that_are_bombs(served):
     ids, about, none = [f"{i:064x}" for i in range(100_000)], json.dumps(served.about), [0, 1, 128]
-    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     classes = json.dumps({"classes": served.texts})
     bad = {
         "empty": b"",
-        "eight bytes": bytes(8),
-        "length 2^63": file_of(b"{}", length=2**63),
-        "length 2^64 - 1": file_of(b"{}", length=2**64 - 1),
+        "length": file_of(b"{}", length=2**64 - 1),
         "a header of lists": file_of(b"[" + b"[]," * (2 * 2**20) + b"[]]"),
         "a header of entries": file_of({f"{i}": {} for i in range(300_000)}),
-        "many tensors": file_of({f"{i}": empty for i in range(10_000)}),
         "deep": tensor_file("contexts", none, about="[" * 200_000),
-        "deep header": file_of(b"[" * 200_000),
         "lists beside it": tensor_file("contexts", none, about="[" + "[]," * 10**6 + "[]]"),
         "entries beside it": tensor_file("contexts", none, about=json.dumps(dict.fromkeys(ids))),
         "digits": tensor_file("contexts", none, about="9" * 10**6),
         "shape without data": tensor_file("contexts", [2**40, 2**10, 128]),
-        "overflow": tensor_file("contexts", [2**32, 2**32, 128]),
         "nothing of much": tensor_file("contexts", [2**62, 0, 128], about=about),
-        "much of nothing": tensor_file("contexts", [0, 2**62, 128]),
         "dimensions": tensor_file("contexts", [0] * 100_000),
         "candidates": tensor_file("contexts", [2**19, 0, 128], about=about),
         "tokens": tensor_file("contexts", [1, 2000, 128], bytes(4 * 2000 * 128), about),
         "image tokens": tensor_file("image_tokens", [1, 1025, 192], bytes(4 * 1025 * 192), about),
         "no picture": tensor_file("pictures", [1, 0, 3, 32, 32], about=classes),
-        "no dimension": tensor_file("contexts", [], bytes(4), about),
         "one dimension": tensor_file("contexts", [2], bytes(8), about),
         "too many images": pack({}, {**served.about, "images": ids}),
     }
@@ -411,26 +315,22 @@ def test_bodies_that_are_bombs(served):
 def test_numbers_that_are_none_or_at_the_edge(served):
     parts = {"contexts": (1, 1, 128), "image_tokens": (1, 1, WIDTH), "pictures": (1, 1, 3, 32, 32)}
     for value in (math.nan, math.inf, -math.inf):
+        images = pack({"images": torch.full((1, 3, 32, 32), value)})
+        assert served.post("/v1/images", images).status == 422
         for name, shape in parts.items():
             part = torch.zeros(shape)
             part.view(-1)[7] = value
             about = {**served.about, "images": [] if name == "pictures" else served.ids}
             answer = served.post("/v1/query", pack({name: part}, about))
             assert answer.status == 422 and b"not finite" in answer.body
-        images = pack({"images": torch.full((1, 3, 32, 32), value)})
-        assert served.post("/v1/images", images).status == 422
     # what is finite and leads to nothing that is, is refused: there is no NaN with a 200
     for value in (1e-45, 3e38, -3e38, 0.0):
         part, images = torch.full((1, 1, 128), value), torch.full((1, 3, 32, 32), value)
         assert served.post("/v1/images", pack({"images": images})).status == 200
-        names = {"images": Contents(images).ids}
-        for path, body in (
-            ("/v1/query", pack({"contexts": part}, served.about)),
-            ("/v1/query", pack({}, {**served.about, **names})),
-            ("/v1/features/images", pack({}, names)),
-        ):
-            answer = served.post(path, body)
-            assert answer.status in ((200, 422) if abs(value) > 1 else (200,))
+        names = {**served.about, "images": Contents(images).ids}
+        for about, more in ((served.about, {"contexts": part}), (names, {})):
+            answer = served.post("/v1/query", pack(more, about))
+            assert answer.status == 200 or (abs(value) > 1 and answer.status == 422)
             assert answer.status == 422 or tensor(answer).isfinite().all()
 
 
@@ -444,21 +344,18 @@ def test_lists_of_texts_that_are_bombs(served):
         {"names": []},
         {"names": ["a"] * 10**6},
         {"names": ["a" * 10**6]},
-        {"names": ["a"], "template": "a photo."},
         {"names": ["a" * 900] * 1000, "template": "{}" * 400},
         {"names": [word(900) for _ in range(8000)]},
         {"names": ["a " * 100]},
-        {"names": ["a b c d e"], "template": "{} " * 90},
         {"names": ["a"], "template": "<end_of_text>{}"},
         {"names": ["a"], "template": "&lt;start_of_text&gt;{}"},
         {"names": ["\ud800"]},
-        {"names": ["a"], "template": "{} \udfff"},
     ):
         assert served.post_texts(value).status == 422, str(value)[:99]
     for body in (b"", b"[" * 10**6, b'{"names":' * 10**5, b"\xff", b"1e999"):
         assert served.post("/v1/texts", body).status == 422
     # words that the tokeniser has not met, again and again: what it remembers is bounded
-    for _ in range(40 if served.line.cases > 30_000 else 4):
+    for _ in range(40 if served.line.cases > 30_000 else 2):
         names = [" ".join(word(4) for _ in range(8)) for _ in range(3000)]
         assert served.post_texts({"names": names}).status == 200
 
@@ -467,9 +364,9 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_of(width, height, data=b""):
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    rest = chunk(b"IDAT", data or zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+def png_of(side, data):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    rest = chunk(b"IDAT", zlib.compress(data, 9)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + rest
 
 
@@ -480,13 +377,9 @@ def test_pictures_that_are_bombs_or_none(served):
     text = chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(10**8), 9))
     bad = {
         "nothing": b"",
-        "zeros": bytes(1000),
-        "50,000 x 50,000": png_of(50_000, 50_000),
-        "2^31 x 1": png_of(2**31 - 1, 1),
-        "0 x 0": png_of(0, 0),
-        "7,000 x 7,000": png_of(7000, 7000, zlib.compress(bytes(7000 * 7000 * 3 + 7000), 9)),
+        "50,000 x 50,000": png_of(50_000, bytes(1000)),
+        "7,000 x 7,000": png_of(7000, bytes(7000 * 7000 * 3 + 7000)),
         "1 x 10,000": encoded(Image.new("L", (1, 10_000))),
-        "10,000 x 1": encoded(Image.new("L", (10_000, 1))),
         "a comment of 100 MB": encoded(plain)[:33] + text + encoded(plain)[33:],
         "the last scan 4,000 times": scans[:-2] + last * 4_000 + scans[-2:],  # ten seconds
         # Pillow has a program run for this one, if it is there
@@ -494,16 +387,13 @@ def test_pictures_that_are_bombs_or_none(served):
         **{kind: encoded(plain, kind) for kind in ("GIF", "BMP", "TIFF", "PPM", "WEBP", "ICO")},
     }
     for name, body in bad.items():
-        for kind in (PICTURE, JPEG, "IMAGE/PNG; charset=x"):
+        for kind in (PICTURE, "IMAGE/JPEG; charset=x"):
             assert served.post("/v1/images", body, kind=kind).status == 422, name
-    for kind in (None, "", "text/plain", "image/gif", "image/*", "application/json", "é", ";"):
+    for kind in (None, "", "image/gif", "image/*", "application/json", "é", ";"):
         assert served.post("/v1/images", encoded(plain), kind=kind).status == 415, kind
     assert served.post("/v1/images", encoded(plain)).status == 422  # no tensors
     for most in (encoded(Image.new("RGBA", (5700, 5700))), scans):
         assert served.post("/v1/images", most, kind=PICTURE).status == 200
-
-
-# Connections
 
 
 def raw(served, message):
@@ -524,24 +414,16 @@ def status(connection):
 
 def test_lengths_that_are_none(served):
     start, size = b"POST /v1/query HTTP/1.1\r\n" + GOOD, b"Content-Length: "
-    lengths = [
-        size + n for n in (b"-1", b"+1", b"0x10", b"9" * 19, b"9" * 30, b"1\r\n" + size + b"2")
-    ]
-    chunked = b"Transfer-Encoding: chunked"
-    for head in (
-        *lengths,
-        chunked,
-        chunked + b"\r\n" + size + b"5",
-        b"X: x",
-        b"X: " + b"x" * 10**5,
-    ):
+    chunked, two = b"Transfer-Encoding: chunked", b"1\r\n" + size + b"2"
+    lengths = [size + n for n in (b"-1", b"+1", b"0x10", b"9" * 19, b"9" * 30, two)]
+    lengths += [chunked, chunked + b"\r\n" + size + b"5", b"X: x", b"X: " + b"x" * 10**5]
+    for head in lengths:
         for body in (b"", b"5\r\nabcde\r\n0\r\n\r\n"):
             with raw(served, start + head + b"\r\n\r\n" + body) as line:
                 assert status(line) in (0, *range(400, 500)), head[:99]
 
 
 def test_clients_that_are_slow_are_not_waited_for(served):
-    """Half a body, or a byte of it a while; heads that do not end are a proxy's."""
     post = b"POST /v1/query HTTP/1.1\r\n" + GOOD + b"Content-Length: 1000\r\n\r\nx"
     start = time.monotonic()
     with raw(served, post) as still, raw(served, post) as trickling:
@@ -555,9 +437,7 @@ def test_clients_that_are_slow_are_not_waited_for(served):
 
 
 def test_what_is_announced_holds_nothing_and_an_account_holds_its_share(served):
-    """Heads that declare the largest bodies and send nothing, then most of them, are one key's
-    trouble: others are answered meanwhile, and nothing is billed.
-    """
+    # heads that declare the largest bodies and send nothing, then most of them
     length = MEGABYTES * 2**20
     head = b"POST /v1/images HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key-of-plain\r\n"
     head += b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n" % (MEDIA.encode(), length)

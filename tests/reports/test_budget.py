@@ -1,11 +1,8 @@
-"""Money: what is known before it is spent, what a refusal leaves on the bill, and what ends at
-once instead of being waited for.
-"""
+"""Money: what is known before it is spent, what a refusal leaves on the bill."""
 
 import re
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,30 +22,22 @@ UNITS = ("queries", "image_queries")
 BUDGETS = {"rich": 0, "nineteen": 19, "twenty": 20, "one": 1, "five": 5}
 
 
-@contextmanager
-def served(state):
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
     """A server of ours in this process, with a key of every budget; (service, URL)."""
     accounts = [
         Account(name=name, key=f"key-of-{name}", grants=GRANTS, max_queries=most)
         for name, most in BUDGETS.items()
     ]
-    service = build_service(parse_args(["--backbone", "tiny", "--state", str(state)]), accounts)
-    bound = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
+    state = str(tmp_path_factory.mktemp("ours") / "state")
+    service = build_service(parse_args(["--backbone", "tiny", "--state", state]), accounts)
+    with listen("127.0.0.1", 0) as bound:
+        server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
         yield service, f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
         server.should_exit = True
         thread.join()
-        bound.close()
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("ours") / "state") as found:
-        yield found
 
 
 @pytest.fixture
@@ -92,20 +81,15 @@ def test_a_budget_below_training_and_evaluation_is_not_begun(
     assert "the budget of this key has 19 left" in said and used() == 0
     assert not (tmp_path / "a" / "prompt_learner").exists()
     used = key("twenty")
-    assert run("SONAR", data_root, tmp_path / "b", *options) == 0
-    assert used() == 20 and "SONAR: fitting the head\nSONAR: " in capsys.readouterr().out
+    assert run("SONAR", data_root, tmp_path / "b", *options) == 0 and used() == 20
     # a run that is finished asks for its evaluation alone, and a longer one for the rest
-    said = sentence(capsys, "SONAR", data_root, tmp_path / "b", *options)
-    assert "10 queries are needed (0 for training, 10 for evaluation)" in said
-    said = sentence(capsys, "SONAR", data_root, tmp_path / "b", *options[:-1], 20)
-    assert "20 queries are needed (10 for training, 10 for evaluation)" in said and "0 left" in said
+    for more, words in (([], "10 queries are needed (0 for"), ([20], "20 queries are needed (10")):
+        said = sentence(capsys, "SONAR", data_root, tmp_path / "b", *options[:-1], *more or [10])
+        assert words in said and "10 for evaluation)" in said and "0 left" in said
     evaluated = ("--eval-only", "--model-dir", tmp_path / "b")
     said = sentence(capsys, "SONAR", data_root, tmp_path / "c", *options, flags=evaluated)
     assert "10 queries are needed" in said and used() == 20
-
-
-def test_a_method_without_training_is_told_before_it_spends(ours, key, data_root, tmp_path, capsys):
-    used = key("one")
+    used = key("one")  # a method without training is told, too
     said = sentence(capsys, "ZeroshotOracle", data_root, tmp_path, *far(ours))
     assert "2 queries are needed" in said and used() == 0
 
@@ -131,15 +115,15 @@ LOOKS = "ORACLE.VAL_EVERY", 20
 BEST = (*LOOKS, "TEST.FINAL_MODEL", "best_val")
 
 
-@pytest.mark.parametrize(
-    "name, options",
-    [
-        ("ZIP", (*BEST, "TEST.SPLIT", "val", "ORACLE.MAX_QUERIES", 50)),
-        ("GDA", (*BEST, *own("GDA", VIEWS=1))),
-        ("GDA", (*LOOKS, "TEST.NO_TEST", True, "ORACLE.MAX_QUERIES", 3)),
-        ("CBBT", (*own("CBBT", ADAPTER=True), "ORACLE.MAX_QUERIES", 20)),
-    ],
-)
+EVALUATED = [
+    ("ZIP", (*BEST, "TEST.SPLIT", "val", "ORACLE.MAX_QUERIES", 50)),
+    ("GDA", (*BEST, *own("GDA", VIEWS=1))),
+    ("GDA", (*LOOKS, "TEST.NO_TEST", True, "ORACLE.MAX_QUERIES", 3)),
+    ("CBBT", (*own("CBBT", ADAPTER=True), "ORACLE.MAX_QUERIES", 20)),
+]
+
+
+@pytest.mark.parametrize("name, options", EVALUATED)
 def test_evaluation_costs_what_it_is_said_to_cost(name, options, data_root, tmp_path, capsys):
     granted = "ORACLE.GRANTS", str(GRANTS), "DATASET.NUM_SHOTS", 2
     trainer = build(name, data_root, tmp_path, *granted, *options)
@@ -155,14 +139,11 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 HARD = {"error": {"message": "Limit", "code": "billing_hard_limit_reached"}}
 SPENT = [
     (429, {"error": {"message": QUOTA, "type": "insufficient_quota", "code": None}}),
-    (429, HARD),
     (400, HARD),
     (429, {"detail": QUOTA}),
     (429, "Your team has either used all available credits or reached its spending limit."),
     (429, {"detail": "Account balance not enough to run this query, please recharge."}),
     (403, {"error": {"message": "Quota", "code": "insufficient_user_quota"}}),
-    (429, {"message": "You have reached your monthly limit."}),
-    (429, {"message": "You are using a trial key, limited to 1000 API calls / month."}),
     (402, {"error": "You have exceeded your monthly included credits for Inference."}),
 ]
 
@@ -181,7 +162,6 @@ HASTE = [
     ({}, "Rate limit reached for requests per min. Check your billing to raise it."),
     ({}, f"{QUOTA} Please retry in 0.1s."),
     ({"Retry-After": "0"}, QUOTA),
-    ({}, "You have used 100 of your 100 credits per hour."),
     ({}, "The load balancer has reached its limit."),
 ]
 
@@ -206,7 +186,7 @@ def test_a_quota_that_ends_in_training_leaves_a_checkpoint(service, data_root, t
     assert bill(tmp_path)["training"]["queries"] == 3
 
 
-def indexed(*indices):
+def indexed(indices):
     """An answer about the three texts, its rows with such indices."""
     rows = embed_texts(TEXTS).tolist()
     return 200, {}, {"data": [{**at, "embedding": row} for at, row in zip(indices, rows)]}
@@ -216,17 +196,17 @@ def indexed(*indices):
 def test_embeddings_without_an_index_are_in_order(index, service, digits):
     server = service()
     oracle = oracle_at(server)
-    server.faults = [indexed(index, index, index)]
+    server.faults = [indexed([index] * 3)]
     answer = oracle.query(oracle.upload(digits[:3]), Prompt())[0]
     assert difference(answer, local_logits(digits[:3], TEXTS)) < 1e-5
     assert len(server.requests) == 3  # the sample, the texts, the pictures
 
 
-@pytest.mark.parametrize("indices", [(0, 0, 0), (1, 2, 3), (0, None, 2), (0, 2, 2)])
+@pytest.mark.parametrize("indices", [(0, 0, 0), (1, 2, 3), (0, None, 2)])
 def test_indices_that_are_none_are_named(indices, service, digits):
     server = service()
     oracle = oracle_at(server, PATIENCE=30.0)
-    server.always = indexed(*({"index": i} for i in indices))
+    server.always = indexed([{"index": i} for i in indices])
     words = re.escape(f"an index of {list(indices)}, not of 0 to 2")
     with pytest.raises(BlackBoxError, match=words):
         oracle.query(oracle.upload(digits[:3]), Prompt())
@@ -255,8 +235,7 @@ def test_a_refused_part_leaves_the_parts_before_it_on_the_bill(ours, key, bound,
 
 
 def test_when_the_second_call_is_refused_the_first_was_paid(service, data_root, tmp_path, capsys):
-    """The texts are answered, 40 pictures are too many."""
-    options = at(service(), BATCH=40)
+    options = at(service(), BATCH=40)  # the texts are answered, 40 pictures are too many
     said = sentence(capsys, "ZeroshotOracle", data_root, tmp_path, *options)
     assert "at most 32 items" in said
     found = bill(tmp_path)
@@ -264,13 +243,13 @@ def test_when_the_second_call_is_refused_the_first_was_paid(service, data_root, 
     assert found["service"]["texts"] == 11
 
 
-@pytest.mark.parametrize(
-    "name, budget, settings",
-    [
-        ("CraFT", 24, {"POPULATION": 20}),
-        ("CBBT", 14, {"ADAPTER": True, "ADAPTER_EPOCH": 0, "Q": 12}),
-    ],
-)
+IN_PARTS = [
+    ("CraFT", 24, {"POPULATION": 20}),
+    ("CBBT", 14, {"ADAPTER": True, "ADAPTER_EPOCH": 0, "Q": 12}),
+]
+
+
+@pytest.mark.parametrize("name, budget, settings", IN_PARTS)
 def test_answers_come_in_parts(name, budget, settings, ours, key, bound, data_root, tmp_path):
     used, found = key("rich"), []
     options = far(ours, "DATASET.NUM_SHOTS", 6, *own(name, **settings))
@@ -305,14 +284,3 @@ def test_answers_are_loaded_onto_the_device_of_the_run(data_root, tmp_path):
     assert {part.device.type for part in (*answers.batches[0], answers.text)} == {"meta"}
     trainer = build("SONAR", data_root, tmp_path)
     assert trainer.answers.device is trainer.device
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("name", ["SONAR", "GDA", "CLAP", "LFA", "RLA", "TipAdapterF"])
-def test_a_probe_goes_on_on_cuda(name, data_root, budget, tmp_path):
-    states, cuda = [], ("USE_CUDA", True)
-    for folder, steps in (("parts", 1), ("parts", 3), ("whole", 3)):
-        out = tmp_path / folder
-        assert run(name, data_root, out, *budget(name, steps), *cuda) == 0
-        states.append(last_checkpoint(out)["state_dict"])
-    assert_same(*states[1:])

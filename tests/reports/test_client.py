@@ -1,7 +1,4 @@
-"""The client of a service: what the service, a proxy or the environment does wrong is said as such,
-keys are neither shown nor sent where nobody expects it, and answers that are not about pictures end
-a run.
-"""
+"""The client of a service: faults of service, proxy and environment are said as such, keys not."""
 
 import gzip
 
@@ -43,7 +40,6 @@ ANSWERS = [  # status, headers, content; what is said
     (401, {}, {"detail": "x" * 390 + KEY}, "xxx….*Check ORACLE.URL, ORACLE.API and BLACKBOX_KEY."),
     (403, {}, b"sk-a%2fb%26c%22d-of-a-test sk-a/b&amp;c&quot;d-of-a-test", "403: … …. Check"),
     (413, {}, PAGE, "413 Too < large. .*ORACLE.BATCH puts less into a request"),
-    (502, {}, b"<!DOCTYPE html><h1>Oh</h1>", r"502: Bad Gateway\)"),
     (400, {}, {"error": {"message": f"upstream: {PAGE.decode()}"}}, "400: 413 Too < large."),
     (308, {"Location": NEW}, b"", "points to .*v=1, where no key is carried. Check ORACLE.URL"),
     (400, {}, {"detail": ESCAPES}, r"400: a\\x1b\[2Jb\\x9bc\\u202ed e."),
@@ -73,16 +69,15 @@ def test_a_key_that_is_not_set_is_said_so(status, served, data_root, tmp_path, c
     assert "BLACKBOX_KEY, which is not set" in said(capsys, data_root, tmp_path, served)
 
 
-@pytest.mark.parametrize(
-    "name, value, words",
-    [
-        ("ALL_PROXY", f"socks5://u:{SECRET}@localhost:1", "'httpx[socks]'"),
-        ("all_proxy", "socks5h://localhost:1", "'httpx[socks]'"),
-        ("HTTP_PROXY", f"teapot://u:{SECRET}@localhost", "http://HOST:PORT"),
-        ("https_proxy", f"http://u:{SECRET}/@localhost", "http://HOST:PORT"),
-        ("SSL_CERT_FILE", "/nowhere", "The environment allows no connection"),
-    ],
-)
+SPOILED = [
+    ("ALL_PROXY", f"socks5://u:{SECRET}@localhost:1", "'httpx[socks]'"),
+    ("HTTP_PROXY", f"teapot://u:{SECRET}@localhost", "http://HOST:PORT"),
+    ("https_proxy", f"http://u:{SECRET}/@localhost", "http://HOST:PORT"),
+    ("SSL_CERT_FILE", "/nowhere", "The environment allows no connection"),
+]
+
+
+@pytest.mark.parametrize("name, value, words", SPOILED)
 def test_what_the_environment_spoils_is_named(
     name, value, words, served, data_root, tmp_path, capsys, monkeypatch
 ):
@@ -158,9 +153,7 @@ def test_a_key_that_others_can_read_is_noted(served, data_root, tmp_path, capsys
     def noted(url):
         options = [*at(served, PATIENCE=0.2), "ORACLE.URL", url]
         assert run("ZeroshotOracle", data_root, tmp_path, *options) == 1
-        return (
-            "Note: the key in BLACKBOX_KEY crosses the network in clear" in capsys.readouterr().out
-        )
+        return "BLACKBOX_KEY crosses the network in clear" in capsys.readouterr().out
 
     assert not noted(served.url) and not noted(served.url.replace("127.0.0.1", "localhost"))
     monkeypatch.setenv("http_proxy", served.url)
@@ -189,9 +182,13 @@ def scores(service, path, body):
     return 200, {}, [{"label": label, "score": 1 / len(labels)} for label in labels]
 
 
+def alike():
+    return embeddings(lambda items: torch.ones(len(items), 4))
+
+
 BLIND = {
-    "alike": (lambda: embeddings(lambda items: torch.ones(len(items), 4)), "openai", 32),
-    "alike, one by one": (lambda: embeddings(lambda items: torch.ones(len(items), 4)), "openai", 1),
+    "alike": (alike, "openai", 32),
+    "alike, one by one": (alike, "openai", 1),
     "a text tower": (lambda: embeddings(embed_texts), "openai", 32),
     "noise": (lambda: embeddings(lambda items: torch.randn(len(items), 64)), "openai", 32),
     "alike scores": (lambda: Served(scores), "hf", 32),
@@ -213,7 +210,7 @@ def test_answers_that_are_not_about_the_pictures_end_the_run(
 
 
 def test_pictures_that_look_alike_may_be_answered_alike(digits):
-    server = embeddings(lambda items: torch.ones(len(items), 4))
+    server = alike()
     try:
         oracle = oracle_at(server)
         images = digits[:1].repeat(20, 1, 1, 1)

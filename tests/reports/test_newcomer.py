@@ -1,4 +1,4 @@
-"""What is typed first: commands of the documents name what there is; a missing extra has a cure."""
+"""What is read and typed first: links and commands of the documents name what there is."""
 
 import importlib.util
 import re
@@ -12,9 +12,11 @@ from support import REPO, sentence
 
 DOCUMENTS = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
 FILE = re.compile(r"(?<![\w/])(?:scripts|benchmarks|tools)/[\w/]+\.(?:py|sh)")
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@documents
 def test_commands_name_what_there_is(path):
     text = path.read_text(encoding="utf-8")
     commands = "\n".join(re.findall(r"^    .*$", text, re.M))
@@ -26,6 +28,20 @@ def test_commands_name_what_there_is(path):
         settings = f"datasets/{dataset}", f"trainers/{trainer}/{cfg}"
         merge_files(defaults(), [str(REPO / "configs" / f"{name}.yaml") for name in settings])
     assert not re.search(r"pip install ['\"]?dassl-blackbox", text), "no index has the package"
+
+
+@documents
+def test_links_lead_to_a_file_and_to_a_heading_that_it_has(path):
+    for name, anchor in LINK.findall(path.read_text(encoding="utf-8")):
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), name
+        if anchor:
+            text = re.sub(r"^```.*?^```", "", target.read_text("utf-8"), flags=re.M | re.S)
+            words = [
+                re.sub(r"[^\w\- ]", "", head) for head in re.findall(r"^#+ +(.+)$", text, re.M)
+            ]
+            # as GitHub makes them
+            assert anchor in [head.lower().strip().replace(" ", "-") for head in words], anchor
 
 
 def test_a_missing_extra_is_installed_from_a_clone(data_root, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Tables that go by what was run, and cannot steer a terminal; commands; what the server says."""
+"""Tables that go by what was run and cannot steer a terminal; commands; what the server says."""
 
 import os
 import pwd
@@ -48,7 +48,6 @@ def test_folders_of_one_seed_count_once(data_root, tmp_path, call):
 
 
 def test_an_evaluation_is_of_the_seed_of_its_model(data_root, tmp_path, call):
-    """Whatever --seed it was given, which draws nothing there."""
     model = tmp_path / "model" / "seed3"
     assert run("ZIP", data_root, model, "ORACLE.MAX_QUERIES", 10, seed=3) == 0
     for seed in (1, 2):
@@ -60,7 +59,6 @@ def test_an_evaluation_is_of_the_seed_of_its_model(data_root, tmp_path, call):
 
 
 def test_a_folder_of_another_seed_keeps_its_result(tmp_path, call):
-    """The one whose name is right is kept, and base and new are paired by what was run."""
     for folder, seed, accuracy in (("seed1", 2, 10.0), ("seed2", 2, 20.0), ("seed3", 4, 30.0)):
         store(make(tmp_path / "train_base" / "ZIP" / folder), seed=seed, accuracy=accuracy)
     for folder, seed in (("seed1", 4), ("seed2", 2)):
@@ -71,18 +69,14 @@ def test_a_folder_of_another_seed_keeps_its_result(tmp_path, call):
     assert "train_base/ZIP/seed3 is of seed 4, and counts as that" in err
 
 
-# Names of folders
+MISNAMED = [
+    ("digits/ZIP/4shots", {"trainer": "CraFT"}, "the trainer ZIP, and its run is of CraFT"),
+    ("letters/ZIP", {}, "the data set Letters, and its run is of Digits"),
+    ("ZIP/tiny_4shots_x", {}, "the number of shots 4, and its run is of 16"),
+]
 
 
-@pytest.mark.parametrize(
-    "folder, changes, words",
-    [
-        ("digits/ZIP/4shots", {"trainer": "CraFT"}, "the trainer ZIP, and its run is of CraFT"),
-        ("letters/ZIP", {}, "the data set Letters, and its run is of Digits"),
-        ("ZIP/tiny_4shots_x", {}, "the number of shots 4, and its run is of 16"),
-        ("shots_4/ZIP/tiny", {}, "the number of shots 4, and its run is of 16"),
-    ],
-)
+@pytest.mark.parametrize("folder, changes, words", MISNAMED)
 def test_names_that_are_not_what_was_run_are_noted(tmp_path, call, folder, changes, words):
     store(make(tmp_path / folder / "seed1"), seed=1, **changes)
     for tool in ((results.main, tmp_path), (plots.main, "shots", tmp_path, "--out", os.devnull)):
@@ -102,11 +96,8 @@ def test_a_copy_in_the_place_of_another_is_noted(tmp_path, call):
     assert err.count("has the place of") == 2
 
 
-# Width, terminals, spreadsheets
-
-
 def test_tables_fit_a_terminal(tmp_path, call):
-    for name in ("SONAR/tiny_16shots_alone", f"ZIP/{'long' * 40}", "ZIP/16shots_words_500queries"):
+    for name in ("SONAR/tiny_16shots_alone", f"ZIP/{'long' * 40}"):
         for seed in (1, 2):
             path = make(tmp_path / "digits" / name / f"seed{seed}")
             store(path, trainer=name.partition("/")[0], seed=seed, accuracy=70.0 + seed)
@@ -114,9 +105,6 @@ def test_tables_fit_a_terminal(tmp_path, call):
     assert max(map(len, out.splitlines())) <= 80
     cells = r"^SONAR +tiny_16shots_ +words +71.5 ± 0.5 +1,000 +8,000 +100\n +alone\n"
     assert re.search(cells, out, re.M)
-    assert re.search(r"^ZIP +16shots_ +contexts.*\n +words_\n +500queries\n", out, re.M)
-    path, _, err = call(results.main, tmp_path, "--wide")[1].splitlines()[2].partition(" ")
-    assert path == "digits/SONAR/tiny_16shots_alone" and "8,000" in err
     _, out, _ = call(results.main, tmp_path, "--format", "csv")
     assert out.splitlines()[0] == ",".join(results.HEADERS.values())
 
@@ -133,9 +121,7 @@ def test_names_cannot_steer_a_terminal_or_a_spreadsheet(tmp_path, call):
         _, out, err = call(*way)
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", out + err), (way, out, err)
     assert not re.search(r"^[=@+\t-]|,[=@+\t-]", call(*ways[2])[1], re.M)
-    assert (
-        "'=1+1," in call(*ways[2])[1] and r"\x1b]0;evil\x07\x9b31m" in call(*ways[0], "--wide")[1]
-    )
+    assert "'=1+1," in call(*ways[2])[1]
 
 
 def test_commands_do_not_ask_the_shell_for_a_backend(sound, tmp_path, data_root, call, monkeypatch):
@@ -199,19 +185,13 @@ def test_help_tells_the_command_and_the_defaults(call, monkeypatch, main, prog, 
 
 
 def test_the_quickstart_says_whose_a_line_is_and_what_comes_next(tmp_path):
-    """With a python that trains nothing."""
-    fake, output = tmp_path / "python", tmp_path / "output"
+    fake, output = tmp_path / "python", tmp_path / "output"  # which trains nothing
     fake.write_text('#!/bin/sh\n[ "$1" != train.py ] || echo "* accuracy: 50.0%"\n')
     fake.chmod(0o755)
-    done = subprocess.run(
-        ["bash", "scripts/quickstart.sh"],
-        cwd=REPO,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "VIRTUAL_ENV": f"{REPO}/.venv", "OUTPUT": output},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    accuracies = re.findall(r"^(.*): \* accuracy: 50.0%$", done.stdout, re.M)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "VIRTUAL_ENV": f"{REPO}/.venv", "OUTPUT": output}
+    line = "bash", "scripts/quickstart.sh"
+    out = subprocess.check_output(line, cwd=REPO, env=env, stderr=subprocess.STDOUT, text=True)
+    accuracies = re.findall(r"^(.*): \* accuracy: 50.0%$", out, re.M)
     methods = ["SONAR", "SONAR, alone", "ZeroshotOracle, template", "ZIP, words_500queries"]
     assert sorted(accuracies) == sorted([*methods, "JOLT, 500queries"])
     for line in (
@@ -219,10 +199,7 @@ def test_the_quickstart_says_whose_a_line_is_and_what_comes_next(tmp_path):
         f'    python -m dassl_blackbox.plots budgets "{output}" --out budgets.png\n',
         "    DATA=/your/pictures bash scripts/main.sh SONAR imagefolder photo 8\n",
     ):
-        assert line in done.stdout
-
-
-# The server
+        assert line in out
 
 
 @pytest.mark.parametrize("device", ["nope", "cuda:99", "meta"])

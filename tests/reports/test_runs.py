@@ -20,7 +20,7 @@ from dassl_blackbox.trainers.blackbox import trainer as loop
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.trainer import Trainer
 from dassl_blackbox.trainers.sonar import SONAR
-from support import REPO, arguments, last_checkpoint, run, sentence
+from support import REPO, last_checkpoint, run, sentence
 
 import interpret_prompt
 
@@ -41,18 +41,15 @@ def finished(data_root, tmp_path_factory):
 def test_the_log_and_the_configuration_are_what_was_used(finished):
     log = (finished / "log.txt").read_text()
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert config["INPUT"]["SIZE"] == [32, 32] and config["INPUT"]["INTERPOLATION"] == "bicubic"
-    assert "\nINPUT.SIZE: (32, 32)\n" in log and "(224, 224)" not in log and "bilinear" not in log
-    assert config["TRAINER"]["ZIP"] and "TRAINER.ZIP" not in log  # one is complete, one is short
-    assert log.partition("** System info **")[0].count("\n") < 90
-    assert "\nTRAINER.SONAR.TEXTS: 0\n" in log and "OPTIM.LR" not in log
+    assert config["INPUT"]["SIZE"] == [32, 32] and config["TRAINER"]["ZIP"]  # it is complete
+    assert log.partition("** System info **")[0].count("\n") < 90  # and the log is short
+    for words in ("INPUT.SIZE: (32, 32)", "TRAINER.SONAR.TEXTS: 0", 'Template: "a scan of a'):
+        assert f"\n{words}" in log
+    assert not [words for words in ("(224, 224)", "TRAINER.ZIP", "OPTIM.LR") if words in log]
     assert log.count("Building transform_") == 2  # of training, of testing
-    assert '\nTemplate: "a scan of a handwritten {}."\n' in log
 
 
-def test_what_is_finished_is_known_by_them(finished, data_root, tmp_path, capsys):
-    assert run("SONAR", data_root, finished, *HEAD_ALONE, flags=("--skip-done",)) == 0
-    assert "finished run of this configuration: skipped" in capsys.readouterr().out
+def test_an_evaluation_is_known_by_what_was_evaluated(finished, data_root, tmp_path, capsys):
     flags = "--eval-only", "--model-dir", finished, "--skip-done"
     other = *HEAD_ALONE, "TEST.PER_CLASS_RESULT", True
     for options, skipped in ((HEAD_ALONE, False), (HEAD_ALONE, True), (other, False)):
@@ -61,7 +58,16 @@ def test_what_is_finished_is_known_by_them(finished, data_root, tmp_path, capsys
 
 
 @pytest.fixture
-def at_step(monkeypatch):
+def heeded():
+    """Signals do what they do by default, whatever this process was started with."""
+    former = [(number, signal.signal(number, signal.SIG_DFL)) for number in ENDING]
+    yield
+    for number, handler in former:
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def at_step(heeded, monkeypatch):
     """`at_step(number, call)` has something done after a step of any trainer."""
     report = Trainer.report
 
@@ -85,17 +91,8 @@ def steps(folder):
     return last_checkpoint(folder)["blackbox"]["steps_done"]
 
 
-@pytest.fixture
-def heeded(request):
-    """Signals do what they do by default, whatever this process was started with."""
-    former = [(number, signal.signal(number, signal.SIG_DFL)) for number in ENDING]
-    yield
-    for number, handler in former:
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", ENDING)
-def test_a_schedulers_signals_save_the_step(number, heeded, at_step, data_root, tmp_path, capfd):
+def test_a_schedulers_signals_save_the_step(number, at_step, data_root, tmp_path, capfd):
     # a closed terminal is told twice, and a script passes on what its group got too
     at_step(2, lambda: kill(number, number, signal.SIGTERM))
     assert run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40) == 128 + number
@@ -103,21 +100,21 @@ def test_a_schedulers_signals_save_the_step(number, heeded, at_step, data_root, 
     assert f"{number.name}: the step is finished and saved" in capfd.readouterr().err
 
 
-def test_a_second_signal_ends_at_once(heeded, at_step, data_root, tmp_path, monkeypatch):
+def test_a_second_signal_ends_at_once(at_step, data_root, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "TOGETHER", -1)
     at_step(2, lambda: kill(signal.SIGUSR1, signal.SIGTERM))
     status = run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 40)
     assert status == 128 + signal.SIGTERM and steps(tmp_path) == 1  # the second is not saved
 
 
-def test_nohup_keeps_the_hangup_off(heeded, at_step, data_root, tmp_path):
+def test_nohup_keeps_the_hangup_off(at_step, data_root, tmp_path):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     at_step(1, lambda: kill(signal.SIGHUP))
     assert run("ZIP", data_root, tmp_path, "ORACLE.MAX_QUERIES", 20) == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and steps(tmp_path) == 2
 
 
-def test_a_terminal_that_is_closed_does_not_end_a_step(heeded, at_step, data_root, tmp_path):
+def test_a_terminal_that_is_closed_does_not_end_a_step(at_step, data_root, tmp_path):
     def closed():
         # not `pause`, which would miss a signal that came before it
         (tmp_path / "now").touch()
@@ -149,19 +146,19 @@ for _ in {1..999}; do sleep 0.02; done
 """
 
 
-@pytest.mark.parametrize(
-    "command, number",
-    [
-        ("main.sh ZIP digits tiny 1", signal.SIGTERM),
-        ("base2new_train.sh ZIP digits tiny 1", signal.SIGUSR1),
-        ("eval.sh ZeroshotOracle digits tiny 1", signal.SIGXCPU),
-        ("zeroshot.sh digits tiny", signal.SIGTERM),
-        ("xd_train.sh ZIP tiny 1", signal.SIGUSR2),
-        ("xd_test.sh ZeroshotOracle tiny 1", signal.SIGTERM),
-        ("jolt/ablations.sh digits tiny 1", signal.SIGINT),
-        ("quickstart.sh", signal.SIGHUP),
-    ],
-)
+SCRIPTS = [
+    ("main.sh ZIP digits tiny 1", signal.SIGTERM),
+    ("base2new_train.sh ZIP digits tiny 1", signal.SIGUSR1),
+    ("eval.sh ZeroshotOracle digits tiny 1", signal.SIGXCPU),
+    ("zeroshot.sh digits tiny", signal.SIGTERM),
+    ("xd_train.sh ZIP tiny 1", signal.SIGUSR2),
+    ("xd_test.sh ZeroshotOracle tiny 1", signal.SIGTERM),
+    ("jolt/ablations.sh digits tiny 1", signal.SIGINT),
+    ("quickstart.sh", signal.SIGHUP),
+]
+
+
+@pytest.mark.parametrize("command, number", SCRIPTS)
 def test_scripts_pass_signals_on_and_stop(command, number, tmp_path):
     """With a `python` that only waits for a SIGTERM, and takes a while to save."""
     (tmp_path / "python").write_text(PYTHON)
@@ -200,39 +197,28 @@ def test_a_signal_ends_the_loop_over_runs(tool, heeded, call, monkeypatch, tmp_p
     assert "| 0/" in err and "| 1/" not in err  # of the bar
 
 
-NAMES = [
-    ("SONNAR digits tiny", "Unknown trainer (--trainer) 'SONNAR': did you mean SONAR"),
-    ("SONAR digits ViT-B/16", "configs/trainers/SONAR has photo.yaml, "),
-    ("SONAR digits RN50x4", "configs/trainers/SONAR has photo.yaml, "),
-    ("SONAR Caltech-101 tiny", "configs/datasets has caltech101.yaml, "),
-    ("SONAR tiny digits", "configs/datasets has caltech101.yaml, "),
-    ("SONAR configs/datasets/digits.yaml tiny", ", digits.yaml, "),
+NAMES = [  # what the script is given, a flag that is forgotten, what is said
+    ("SONNAR digits tiny", "", "Unknown trainer (--trainer) 'SONNAR': did you mean SONAR"),
+    ("SONAR digits RN50x4", "", "configs/trainers/SONAR has photo.yaml, "),
+    ("SONAR Caltech-101 tiny", "", "configs/datasets has caltech101.yaml, "),
+    ("SONAR configs/datasets/digits.yaml tiny", "", ", digits.yaml, "),
+    ("SONAR digits tiny", "--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
+    ("SONAR digits tiny", "--dataset-config-file", "-file configs/datasets/digits.yaml"),
+    ("SONAR digits tiny", "--trainer", "--trainer"),
 ]
 
 
-@pytest.mark.parametrize("command, words", NAMES)
-def test_a_name_that_a_script_is_given(command, words, capsys, monkeypatch):
+@pytest.mark.parametrize("command, forgotten, words", NAMES)
+def test_a_name_that_a_script_is_given(command, forgotten, words, capsys, monkeypatch):
     monkeypatch.chdir(REPO)
-    line = ["bash", "scripts/main.sh", *command.split(), "1"]
+    line = "bash", "scripts/main.sh", *command.split(), "1"
     env = {**os.environ, "DRY_RUN": "1", "SEEDS": "1"}
-    printed = subprocess.run(line, env=env, capture_output=True, text=True).stdout
-    assert train.main(train.parse_args(shlex.split(printed)[2:])) == 1
+    given = shlex.split(subprocess.check_output(line, env=env, text=True))[2:]
+    if forgotten:
+        at = given.index(forgotten)
+        del given[at : at + 2]
+    assert train.main(train.parse_args(given)) == 1
     assert words in capsys.readouterr().err
-
-
-FLAGS = [
-    ("--config-file", "pass --config-file configs/trainers/SONAR/tiny.yaml"),
-    ("--dataset-config-file", "pass --dataset-config-file configs/datasets/digits.yaml"),
-    ("--trainer", "Unknown trainer (--trainer) '': Valid names: "),
-]
-
-
-@pytest.mark.parametrize("flag, words", FLAGS)
-def test_a_flag_that_was_forgotten(flag, words, data_root, tmp_path, capsys):
-    given = arguments("SONAR", data_root, tmp_path / "out")
-    at = given.index(flag)
-    assert train.main(train.parse_args(given[:at] + given[at + 2 :])) == 1
-    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -247,13 +233,8 @@ def test_a_folder_that_is_no_runs(flags, below, finished, data_root, tmp_path, c
     given, meant = tmp_path / "a" / below, f"Did you mean {tmp_path}/a/seed1?"
     assert meant in sentence(capsys, *line, flags=(*flags, given))
     assert meant in call(interpret_prompt.main, given)[2]
-
-
-def test_words_of_a_run_without_a_context(finished, call, monkeypatch):
-    monkeypatch.setattr(interpret_prompt, "build_trainer", None)  # it is known before
-    status, _, err = call(interpret_prompt.main, finished)
-    assert status == 1 and err.startswith("error: SONAR puts no context in front of")
-    assert "no such folder" in call(interpret_prompt.main, finished / "nope")[2]
+    found = call(interpret_prompt.main, finished)[2]
+    assert found.startswith("error: SONAR puts no context in front of")
 
 
 def test_the_settings_of_another_trainer_are_noted(tmp_path, capsys):
@@ -267,18 +248,14 @@ def test_the_settings_of_another_trainer_are_noted(tmp_path, capsys):
 
 @pytest.mark.parametrize("own, small", [(None, 1), ("2", 2)])
 def test_the_fit_has_one_thread_and_the_model_all(own, small, data_root, tmp_path, monkeypatch):
-    seen = {}
+    seen = []
 
     def query(oracle, images, prompt):  # not the model's, which two threads slow down here
-        seen["query"] = torch.get_num_threads()
+        seen.append(torch.get_num_threads())
         return torch.randn(len(prompt), len(images), 10)
 
-    def solve(*args):
-        seen["fit"] = torch.get_num_threads()
-        return ""
-
     monkeypatch.setattr(LocalOracle, "query", query)
-    monkeypatch.setattr(SONAR, "fit", solve)
+    monkeypatch.setattr(SONAR, "fit", lambda *_: seen.append(torch.get_num_threads()) or "")
     monkeypatch.delenv("OMP_NUM_THREADS")
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
@@ -288,7 +265,7 @@ def test_the_fit_has_one_thread_and_the_model_all(own, small, data_root, tmp_pat
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert seen == {"query": 2, "fit": small}
+    assert set(seen[:-1]) == {2} and seen[-1] == small
 
 
 def test_where_a_run_cannot_be_ended_by_signals_it_is_said_at_once(monkeypatch):
