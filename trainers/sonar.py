@@ -4,16 +4,7 @@ from typing import Any
 
 import torch
 
-from .blackbox.bank import NAMES, PHRASES, further_texts
-from .blackbox.config import Key, flag, register_trainer, text, whole
-from .blackbox.data import of_all_classes
-from .blackbox.errors import BlackBoxError
-from .blackbox.heads.scores import Pool, ScoreHead
-from .blackbox.heads.selection import Gathered
-from .blackbox.oracle import QUERY_IMAGES, Prompt, Texts
-from .blackbox.oracle.bill import Price, batches_of
-from .blackbox.probe import ProbeTrainer, probe_keys
-from .blackbox.record import few
+from . import blackbox as bb
 
 
 def affordable_texts(cfg: Any, classes: int, images: int) -> int:
@@ -21,7 +12,7 @@ def affordable_texts(cfg: Any, classes: int, images: int) -> int:
     wanted, budget = cfg.TRAINER.SONAR.TEXTS, cfg.ORACLE.MAX_QUERIES
     if not budget:
         return wanted
-    each = budget // len(batches_of(images, QUERY_IMAGES))
+    each = budget // len(bb.oracle.bill.batches_of(images, bb.oracle.QUERY_IMAGES))
     return min(wanted, max(0, each - 1) * classes)
 
 
@@ -31,8 +22,8 @@ def kept_texts(classes: int, further: int) -> int:
     return min(further, classes * max(1, half - 1))
 
 
-@register_trainer
-class SONAR(ProbeTrainer):
+@bb.register_trainer
+class SONAR(bb.ProbeTrainer):
     """Searches nothing: logistic regression on the scores of further texts, beside zero-shot.
 
     Access: words and pictures in, logits (or log-probabilities) out. Every view of a training image
@@ -46,32 +37,32 @@ class SONAR(ProbeTrainer):
     """
 
     keys = {
-        **probe_keys(folds=True),
-        "TEXTS": Key(500, whole(0, 100_000), "further texts, whatever the number of classes"),
-        "BANK": Key(
-            NAMES,
-            text(NAMES, PHRASES),
+        **bb.probe_keys(folds=True),
+        "TEXTS": bb.Key(500, bb.whole(0, 100_000), "further texts, whatever the number of classes"),
+        "BANK": bb.Key(
+            bb.bank.NAMES,
+            bb.text(bb.bank.NAMES, bb.bank.PHRASES),
             "further texts: names, phrases, or a file with a name a line",
             names_file=True,
         ),
-        "POOL": Key(False, flag(), "label the images of evaluation together, not one by one"),
+        "POOL": bb.Key(False, bb.flag(), "label the images of evaluation together, not one by one"),
     }
-    head: ScoreHead
+    head: bb.scores.ScoreHead
     reads_features = False
-    unread: BlackBoxError | None = None  # why there are no further texts
+    unread: bb.BlackBoxError | None = None  # why there are no further texts
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         if cfg.TRAINER.SONAR.POOL:
-            self.evaluator = Pool(self.evaluator, self.head)
+            self.evaluator = bb.scores.Pool(self.evaluator, self.head)
 
-    def build_head(self, generator: torch.Generator) -> ScoreHead:
+    def build_head(self, generator: torch.Generator) -> bb.scores.ScoreHead:
         node, dataset, texts = self.cfg.TRAINER.SONAR, self.dm.dataset, None
         classes = dataset.classnames
         count = affordable_texts(self.cfg, len(classes), len(dataset.train_x))
         try:
-            texts = further_texts(node.BANK, count, classes, self.template, generator)
-        except BlackBoxError as e:  # evaluation needs no bank: a checkpoint has its texts
+            texts = bb.bank.further_texts(node.BANK, count, classes, self.template, generator)
+        except bb.BlackBoxError as e:  # evaluation needs no bank: a checkpoint has its texts
             self.unread = e
         further = len(texts) if texts else 0
         if further < node.TEXTS and not self.unread:
@@ -82,26 +73,26 @@ class SONAR(ProbeTrainer):
                 f"fewer than the numbers of the model's joint space the head sees less of an image"
             )
         shown = further if self.cfg.ORACLE.TOP_K else kept_texts(len(classes), further)
-        head = ScoreHead(classes, further, shown)
+        head = bb.scores.ScoreHead(classes, further, shown)
         if texts:
             head.texts, head.template = list(texts.names), texts.template
         return head
 
-    def prompt(self, tested: bool = False) -> Prompt:
+    def prompt(self, tested: bool = False) -> bb.Prompt:
         """The class texts and the further ones: in evaluation those that the head reads."""
         if self.unread and not tested:
             raise self.unread
         names, head = self.head.texts, self.head
         if tested and head.at_home:
             names = [names[i] for i in head.kept]
-        return Prompt(texts=Texts.of(names, head.template) if names else None)
+        return bb.Prompt(texts=bb.oracle.Texts.of(names, head.template) if names else None)
 
-    def price(self, images: int, tested: bool = True) -> Price:
+    def price(self, images: int, tested: bool = True) -> bb.oracle.bill.Price:
         # a model of one's own may turn out to let out the largest scores alone, of all texts then
         open_end = ":" in self.cfg.ORACLE.API and not (self.unread or self.head.prototypes.any())
         return super().price(images, tested and not open_end)
 
-    def fit(self, gathered: Gathered) -> str:
+    def fit(self, gathered: bb.Gathered) -> str:
         return self.head.fit(gathered, self.folds)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
@@ -110,10 +101,10 @@ class SONAR(ProbeTrainer):
         if self.head.names == classes:
             return
         if not self.head.moves:  # the checkpoint's: its budget may have paid for none
-            raise BlackBoxError(
-                f"{directory} has a head for {few(self.head.names)}, here they are {few(classes)}: "
-                f"without further texts it cannot move to other classes. Train with "
-                f"TRAINER.SONAR.TEXTS above 0, and a budget that pays for them."
+            raise bb.BlackBoxError(
+                f"{directory} has a head for {bb.record.few(self.head.names)}, here they are "
+                f"{bb.record.few(classes)}: without further texts it cannot move to other classes. "
+                f"Train with TRAINER.SONAR.TEXTS above 0, and a budget that pays for them."
             )
         self.head.move(classes, self.mean_scores())
 
@@ -124,7 +115,7 @@ class SONAR(ProbeTrainer):
         """
         total, known = torch.zeros(self.num_classes, device=self.device), set(self.head.names)
         made = self.loaded_from["settings"]
-        drawn = of_all_classes(self.cfg, int(made["SEED"]), int(made["DATASET.NUM_SHOTS"]))
+        drawn = bb.data.of_all_classes(self.cfg, int(made["SEED"]), int(made["DATASET.NUM_SHOTS"]))
         items = [item for item in drawn if item.classname in known]
         print(
             f"The head is asked about other classes than those of its training; of the new ones it "
@@ -133,8 +124,8 @@ class SONAR(ProbeTrainer):
         if not items:  # another data set
             return total
         with self.oracle.evaluation():
-            for batch in self.loader(items, None, QUERY_IMAGES):
-                scores = self.oracle.query(self.oracle.upload(batch["img"]), Prompt())[0]
+            for batch in self.loader(items, None, bb.oracle.QUERY_IMAGES):
+                scores = self.oracle.query(self.oracle.upload(batch["img"]), bb.Prompt())[0]
                 total += (scores - scores.mean(-1, keepdim=True)).sum(0)
         return total / len(items)
 
