@@ -167,6 +167,7 @@ class Task(NamedTuple):
     usual: Tensor  # what the shares of the classes among the images add [C]
     axes: Linear  # of the Gaussian part: no label has a part in them
     bold: float  # how far images are believed by themselves, from 0 to 1
+    doubt: float  # how far they are known to differ from what the texts tell, likewise
 
     def part(self) -> Task:
         """Part of the classes, spread over all, where all would take long; or itself."""
@@ -200,8 +201,8 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     first, beside that share. Where images are `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
-    caution, known = 1 - task.bold, max(1.0, selection.spread(z))
-    centre = 2.0**-task.bold, min(10.0, 0.1 * (3 * known ** (8 * caution)) ** caution)
+    penalty = 3 * max(1.0, selection.spread(z)) ** (8 * task.doubt)
+    centre = 2.0**-task.bold, min(10.0, 0.1 * penalty ** (1 - task.bold))
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # by val of six sets, where zero-shot about keeps its temperature
@@ -406,13 +407,14 @@ class ScoreHead(nn.Module):
         # classes with more images than others are no likelier in evaluation
         usual = (told.bincount() / len(told) * len(present)).log()
         temperature = selection.sharpness(z[:, present], told, prior=1.0)
-        # without further texts there is nothing to agree with
+        # without further texts there is nothing to agree with, and by val a quarter of the doubt
         self.bold = bold = selection.agreement(z, s) if self.further else 0.0
+        doubt = 1 - bold if self.further else 0.25
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
         plain_s = plain[:, -s.shape[1] :]
         single = temperature * plain[:, :C][:, present], plain_s, white(plain_s)
-        task = Task(zero_shot, s, x, single, views, noise, told, folds, usual, axes, bold)
+        task = Task(zero_shot, s, x, single, views, noise, told, folds, usual, axes, bold, doubt)
         small = task.part()
         share, penalty, factor, added = choice = chosen_for(small, small is not task)
         if self.further:
