@@ -1,6 +1,8 @@
 """Methods that read features once: closed forms, losses, choices, costs."""
 
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.selection import choose, discriminant
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered
+from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered, ProbeTrainer
 from dassl_blackbox.trainers.lfa import procrustes, reranking
 from dassl_blackbox.trainers.tipadapter import logits
 from support import bill, own, seeded, test_logits
@@ -120,11 +122,24 @@ def test_all_views_of_an_image_are_held_out_and_the_un_augmented_ones_are_judged
 
 
 def test_answers_are_gathered_view_by_view_and_none_is_lost():
-    answers = Answers(torch.device("cpu"))
+    class Probe(ProbeTrainer):
+        def __init__(self):
+            self.answers, self.num_classes, self.found = Answers(torch.device("cpu")), 2, []
+            self.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=range(3)))
+            self.cfg = SimpleNamespace(ORACLE=SimpleNamespace(VAL_EVERY=0))
+
+        def one_thread(self, small):
+            return nullcontext()
+
+        def fit(self, gathered):
+            self.found.append(gathered)
+
+    probe = Probe()
     for index, rows in (([2, 0, 1], [12, 10, 11]), ([1, 0, 2], [21, 20, 22])):
         asked = torch.tensor(index)
-        answers.batches.append([torch.tensor(rows), asked % 2, asked])
-    found = answers.gathered()
+        probe.answers.batches.append([torch.tensor(rows), asked % 2, asked])
+    probe.finish()
+    (found,) = probe.found
     assert found.index.tolist() == [0, 1, 2, 0, 1, 2]
     assert found.rows.tolist() == [10, 11, 12, 20, 21, 22]
     assert found.labels.tolist() == [0, 1, 0, 0, 1, 0]

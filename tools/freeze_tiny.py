@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl_blackbox.console import parser_of
-from dassl_blackbox.trainers.blackbox.config import TEMPLATES
+from dassl_blackbox.trainers.blackbox.bank import TEMPLATES
 from dassl_blackbox.trainers.blackbox.openclip.embedded import ASSETS, embedded_state_dict
 from dassl_blackbox.trainers.blackbox.openclip.local import LocalOracle
 from dassl_blackbox.trainers.blackbox.openclip.models import load_model
