@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from ..errors import BlackBoxError
 from ..files import digest
 from .interface import Description, Images, few_at_a_time
+from .prompt import Texts
 
 MEDIA = "application/vnd.safetensors"
 DIGEST, REQUEST = "Content-Digest", "Idempotency-Key"  # of a body (RFC 9530), of a request
@@ -85,13 +86,18 @@ def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
     return pictures if same else pixels
 
 
-def whole_texts(names: Sequence[str], template: str) -> list[str]:
+def whole_texts(*lists: Texts) -> list[str]:
     """The text of every name: the template with the name in the slot, `_` read as a space."""
-    odd = [name for name in names if not (isinstance(name, str) and WORDS.fullmatch(name))]
-    if odd or not len(names) or "{}" not in template:
-        told = f"there are {odd[:1] or list(names)[:1]!a} and {template!a}"
-        raise BlackBoxError(f"Class names are words in UTF-8, a template has a slot {{}}: {told}.")
-    return [template.replace("{}", name.replace("_", " ")) for name in names]
+    texts = list[str]()
+    for names, template in ((each.names, each.template) for each in lists):
+        odd = [name for name in names if not (isinstance(name, str) and WORDS.fullmatch(name))]
+        if odd or not names or "{}" not in template:
+            told = f"there are {odd[:1] or list(names)[:1]!a} and {template!a}"
+            raise BlackBoxError(
+                f"Class names are words in UTF-8, a template has a slot {{}}: {told}."
+            )
+        texts += [template.replace("{}", name.replace("_", " ")) for name in names]
+    return texts
 
 
 class Plain(diskcache.Disk):
