@@ -86,17 +86,11 @@ class Http:
 
     def ask(self, method: str, path: str, **request: Any) -> bytes:
         """The body that answers a request of httpx, made anew unless that is vain: then Refused."""
-
-        def note(state: tenacity.RetryCallState) -> None:
-            if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
-                why = self.quoted(str(state.outcome.exception()))
-                print(f"Waiting for {self.url} ({why})", file=sys.stderr)
-
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.TransportError),
             stop=tenacity.stop_after_delay(self.patience),
             wait=lambda state: max(BACKOFF(state), self.quiet - time.monotonic()),
-            before_sleep=note,
+            before_sleep=self.note,
             reraise=True,
         )
         try:
@@ -105,6 +99,11 @@ class Http:
             why = self.quoted(first_line(e))
             told = f"{self.url} gave no answer within {self.patience:g} seconds ({why}): check"
             raise BlackBoxError(f"{told} ORACLE.URL, or raise ORACLE.PATIENCE and go on.") from e
+
+    def note(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
+            why = self.quoted(str(state.outcome.exception()))
+            print(f"Waiting for {self.url} ({why})", file=sys.stderr)
 
     def once(self, method: str, path: str, **request: Any) -> bytes:
         """One try; httpx.TransportError where another may be answered otherwise."""
@@ -282,8 +281,8 @@ class ServiceOracle(Oracle):
     classes: Texts
     batch = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
     width = 0  # E of features, once it is known
-    # one call's numbers `[N, ·]` about "texts", or "pictures" as PNG files, and what these show
-    send: Callable[[str, list, Sequence[str]], torch.Tensor]
+    description: Description = property(lambda self: self.told)  # type: ignore[assignment]
+    send: Callable[[str, list, Sequence[str]], torch.Tensor]  # the numbers `[N, ·]` of one call
     remedy = "A service takes words and pictures alone: choose a method such as SONAR."
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
@@ -309,10 +308,6 @@ class ServiceOracle(Oracle):
         self.tally = Counter(calls=0, pictures=0, texts=0, pictures_cached=0, texts_cached=0)
         self.first = list[tuple[torch.Tensor, torch.Tensor]]()  # few pictures, and their answers
 
-    @cached_property
-    def description(self) -> Description:  # type: ignore[override]
-        return self.told
-
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
         self.classes = Texts.of(names, template)
         _ = wire.whole_texts(self.classes), self.description
@@ -332,20 +327,18 @@ class ServiceOracle(Oracle):
         if prompt.pictures is not None:
             images, kept = self.upload(prompt.pictures.flatten(0, 1)), {}
         assert isinstance(images, wire.Contents)  # of this oracle's own upload
-        rows = self.rows(kept, "pictures", images.ids, images.pixels, texts)
-        return rows.unflatten(0, (-1, size))
+        named = zip(images.ids, images.pixels, strict=True)
+        return self.rows(kept, "pictures", named, texts).unflatten(0, (-1, size))
 
-    def rows(
-        self, kept: Any, kind: str, names: Sequence[str], items: Any, texts: Sequence[str] = ()
-    ) -> torch.Tensor:
-        """Answers `[N, ·]` that are kept, or are from then on, about "texts" or "pictures", each of
-        which is sent once. Where a call fails, those on their way are waited for and counted, too.
+    def rows(self, kept: Any, kind: str, named: Any, texts: Sequence[str] = ()) -> torch.Tensor:
+        """Answers `[N, ·]` that are kept, or are from then on, about "texts" or "pictures" with
+        names, each sent once. Where a call fails, those on their way are waited for and counted.
         """
         about = hashed("scores", *texts) if texts else kind
-        keys = [hashed(self.owner, about, name) for name in names]
-        found = {key: row for key in set(keys) if (row := kept.get(key))}
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
-        self.tally[f"{kind}_cached"] += len(keys) - len(new)
+        pairs = [(hashed(self.owner, about, name), item) for name, item in named]
+        found = {key: row for key in dict(pairs) if (row := kept.get(key))}
+        new = {key: item for key, item in pairs if key not in found}
+        self.tally[f"{kind}_cached"] += len(pairs) - len(new)
         look = kind == "pictures"
 
         def ask(part: list[str]) -> None:
@@ -354,9 +347,8 @@ class ServiceOracle(Oracle):
             if look and len(self.first) < FEW:  # before more are paid for
                 compared(self.first, zip(sent, answers, strict=True))
                 if len(self.first) == FEW and not self.sees():
-                    told = f"{self.line.url} answers, but not about what pictures show:"
-                    told += f" {self.model} may read texts alone, or not ORACLE.IMAGES"
-                    raise BlackBoxError(f"{told} {self.spelling}.")
+                    told = f"{self.line.url} answers, but not about what pictures show: it may read"
+                    raise BlackBoxError(f"{told} texts alone or not ORACLE.IMAGES {self.spelling}.")
             for key, row in zip(part, answers, strict=True):
                 found[key] = kept[key] = row.numpy().tobytes()
 
@@ -366,8 +358,8 @@ class ServiceOracle(Oracle):
         # several calls about many pictures each would time out where one takes long
         with ThreadPoolExecutor(1 if look and self.batch > 1 else self.threads) as pool:
             list(pool.map(ask, parts))
-        rows = bytearray().join(found[key] for key in keys)
-        return torch.frombuffer(rows, dtype=torch.float32).view(len(keys), -1).to(self.device)
+        rows = bytearray().join(found[key] for key, _ in pairs)
+        return torch.frombuffer(rows, dtype=torch.float32).view(len(pairs), -1).to(self.device)
 
     def sees(self) -> bool:
         """Whether not all first answers are the same, but for scores that are nearly 1."""
@@ -375,12 +367,11 @@ class ServiceOracle(Oracle):
         same = [row.shape == first.shape and torch.allclose(row, first) for row in others]
         return not all(same) or first.max().item() > math.log(0.99)
 
-    def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
+    def post(self, path: str, body: Any, parse: Callable[[Any], Any] = lambda found: found) -> Any:
         """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`."""
         answer = json.loads(self.line.ask("POST", path, json=body))
         with suppress(LookupError, TypeError, ValueError, OverflowError), self.lock:
-            # else it bills none, or does not tell
-            self.tally["tokens"] += max(0, int(answer["usage"]["total_tokens"]))
+            self.tally["tokens"] += max(0, int(answer["usage"]["total_tokens"]))  # where told
         return parse(answer)
 
     def called(self, kind: str, items: list, texts: Sequence[str] = ()) -> torch.Tensor:
@@ -395,17 +386,15 @@ class ServiceOracle(Oracle):
                 answer = e
             with self.lock:  # in any case, since it may be billed
                 self.tally.update({"calls": 1, kind: n}, texts=n * len(texts))
-            if not isinstance(answer, Exception):
-                break
-        else:
-            what = self.line.quoted(f"{type(answer).__name__}: {first_line(answer)}")
-            told = f"{self.line.url} answers, but not as expected ({what}): check ORACLE.URL,"
-            raise BlackBoxError(f"{told} ORACLE.API and ORACLE.IMAGES.") from answer
-        rows = answer.detach().cpu()
-        if rows.shape != (n, width or rows.shape[-1]) or not rows.isfinite().all():
-            told = f"{self.line.url} answers {list(rows.shape)} numbers, not [{n}, {width or 'E'}]"
-            raise BlackBoxError(f"{told} finite ones. Has {self.model} one space for all?")
-        return rows
+            if isinstance(answer, torch.Tensor):
+                rows = answer.detach().cpu()
+                if rows.shape == (n, width or rows.shape[-1]) and rows.isfinite().all():
+                    return rows
+                told = f"answers {list(rows.shape)} numbers, not [{n}, {width or 'E'}] finite ones"
+                raise BlackBoxError(f"{self.line.url} {told}. Has {self.model} one space for all?")
+        what = self.line.quoted(f"{type(answer).__name__}: {first_line(answer)}")
+        told = f"{self.line.url} answers, but not as expected ({what}): check ORACLE.URL,"
+        raise BlackBoxError(f"{told} ORACLE.API and ORACLE.IMAGES.") from answer
 
     def usage(self) -> dict[str, int | float]:
         return self.priced(**self.tally)
@@ -427,7 +416,7 @@ class ServiceOracle(Oracle):
             texts = list(dict.fromkeys(wire.whole_texts(*lists)))
             if embeds:
                 count = len(new("texts", texts, texts))
-                sent.update(calls=math.ceil(count / self.batch), texts=count)
+                sent.update(calls=-(-count // self.batch), texts=count)
                 texts = []
             kind = "pictures" if embeds else hashed("scores", *texts)
             for batch in batches:
@@ -438,8 +427,7 @@ class ServiceOracle(Oracle):
                     pictures = new(kind, shown.ids, shown.pixels)
                     count = len(pictures)
                     compared(first, zip(pictures, pictures, strict=True))
-                calls = math.ceil(count / self.batch)
-                sent.update(calls=calls, pictures=count, texts=count * len(texts))
+                sent.update(calls=-(-count // self.batch), pictures=count, texts=count * len(texts))
         if embeds and asked:  # see `sees`, and the sample
             again, one = len(self.first) < FEW <= len(first) + unseen, not self.width
             sent.update(calls=again + one, pictures=again, texts=one)
@@ -503,8 +491,8 @@ class FeatureService(ServiceOracle):
         return self.shown(images, Prompt())[0]
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
-        texts = self.texts_of(prompt)
-        return self.rows(self.answers, "texts", texts, texts).expand(len(prompt), -1, -1)
+        named = [(text, text) for text in self.texts_of(prompt)]
+        return self.rows(self.answers, "texts", named).expand(len(prompt), -1, -1)
 
 
 class ScoreService(ServiceOracle):
@@ -528,9 +516,8 @@ class ScoreService(ServiceOracle):
         return logits[..., [place[text] for text in asked]].expand(len(prompt), -1, -1)
 
     def send(self, kind: str, items: list, texts: Sequence[str]) -> torch.Tensor:
-        scores = torch.as_tensor(self.score(items[0], list(texts)))
-        # of a probability that underflowed: about -87
-        return scores.clamp_min(math.log(torch.finfo(torch.float32).tiny)).float()[None]
+        lowest = math.log(torch.finfo(torch.float32).tiny)  # of a probability that underflowed
+        return torch.as_tensor(self.score(items[0], list(texts))).clamp_min(lowest).float()[None]
 
 
 class OpenAIService(FeatureService):
@@ -554,19 +541,15 @@ class OpenAIService(FeatureService):
             body["input"] = [{modality: item} for item in items]
         elif self.spelling == "modality":
             body |= {"modality": modality, "encoding_format": "base64"}
-
-        def parse(answer: Any) -> torch.Tensor:
-            data, places = answer["data"], list(range(len(items)))
-            order = [entry.get("index") for entry in data]
-            order = places if order == [None] * len(places) else order  # they are in order
-            if sorted(order) != places:
-                raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {len(places) - 1}")
-            rows = [data[order.index(place)]["embedding"] for place in places]
-            if isinstance(rows[0], str):  # base64 of little-endian float32
-                rows = [np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in rows]
-            return torch.from_numpy(np.asarray_chkfinite(np.stack(rows), np.float32))
-
-        return self.post("/embeddings", body, parse)
+        data, places = self.post("/embeddings", body)["data"], list(range(len(items)))
+        order = [entry.get("index") for entry in data]
+        order = places if order == [None] * len(places) else order  # they are in order
+        if sorted(order) != places:
+            raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {len(places) - 1}")
+        rows = [data[order.index(place)]["embedding"] for place in places]
+        if isinstance(rows[0], str):  # base64 of little-endian float32
+            rows = [np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in rows]
+        return torch.from_numpy(np.asarray_chkfinite(np.stack(rows), np.float32))
 
 
 class HuggingFaceService(ScoreService):
@@ -575,15 +558,11 @@ class HuggingFaceService(ScoreService):
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
         asked = {"candidate_labels": texts, "hypothesis_template": "{}"}
         body = {"inputs": base64.b64encode(picture).decode(), "parameters": asked}
-
-        def parse(answer: Any) -> torch.Tensor:
-            scores = {entry["label"]: float(entry["score"]) for entry in answer}
-            found = torch.tensor([scores[text] for text in texts], dtype=torch.float64)
-            if not ((found >= 0) & (found < 1 + 1e-3)).all():
-                raise ValueError("scores that are not between 0 and 1")
-            return found.log()
-
-        return self.post("", body, parse)
+        scores = {entry["label"]: float(entry["score"]) for entry in self.post("", body)}
+        found = torch.tensor([scores[text] for text in texts], dtype=torch.float64)
+        if not ((found >= 0) & (found < 1 + 1e-3)).all():
+            raise ValueError("scores that are not between 0 and 1")
+        return found.log()
 
 
 def compared(first: list[Any], shown: Iterable[tuple[torch.Tensor, Any]]) -> None:

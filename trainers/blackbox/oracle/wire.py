@@ -69,13 +69,11 @@ def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor
 def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
     """Normalised pixels `[B, 3, H, W]` as 8-bit values: changes below half a level vanish."""
     mean, std = torch.tensor([description.mean, description.std]).view(2, 3, 1, 1)
-    pictures = []
-    for part in few_at_a_time(pixels.detach().cpu()):
-        values = (part * std + mean) * 255
-        if not values.isfinite().all():
-            raise BlackBoxError("A changed picture has pixels that are not finite: lower OPTIM.LR.")
-        pictures.append(values.round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(pictures)
+    if not pixels.isfinite().all():
+        raise BlackBoxError("A changed picture has pixels that are not finite: lower OPTIM.LR.")
+    parts = few_at_a_time(pixels.detach().cpu())
+    values = (((part * std + mean) * 255).round().clamp(0, 255) for part in parts)
+    return torch.cat([levels.to(torch.uint8) for levels in values])
 
 
 def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
@@ -92,10 +90,8 @@ def whole_texts(*lists: Texts) -> list[str]:
     for names, template in ((each.names, each.template) for each in lists):
         odd = [name for name in names if not (isinstance(name, str) and WORDS.fullmatch(name))]
         if odd or not names or "{}" not in template:
-            told = f"there are {odd[:1] or list(names)[:1]!a} and {template!a}"
-            raise BlackBoxError(
-                f"Class names are words in UTF-8, a template has a slot {{}}: {told}."
-            )
+            told = f"a slot {{}}: there are {odd[:1] or list(names)[:1]!a} and {template!a}"
+            raise BlackBoxError(f"Class names are words in UTF-8, a template has {told}.")
         texts += [template.replace("{}", name.replace("_", " ")) for name in names]
     return texts
 
