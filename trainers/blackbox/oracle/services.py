@@ -13,11 +13,11 @@ import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -52,7 +52,6 @@ PAGE = re.compile(r"(?is).*?<title[^>]*>(?P<title>.*?)</title>|\s*<")
 LONGEST = 10.0  # seconds between two tries, unless the service says more
 BACKOFF = tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST)
 LARGEST, UPLOAD = 2**30, 2**24  # bytes of an answer; of one request with images
-SAID, AGAIN = 400, 100  # characters that are repeated of an error; tries to send what is missing
 
 
 class RemoteBudgetSpent(BudgetSpent, Refused):
@@ -87,17 +86,11 @@ class Http:
 
     def ask(self, method: str, path: str, **request: Any) -> bytes:
         """The body that answers a request of httpx, made anew unless that is vain: then Refused."""
-
-        def note(state: tenacity.RetryCallState) -> None:
-            if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
-                why = self.quoted(str(state.outcome.exception()))
-                print(f"Waiting for {self.url} ({why})", file=sys.stderr)
-
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.TransportError),
             stop=tenacity.stop_after_delay(self.patience),
             wait=lambda state: max(BACKOFF(state), self.quiet - time.monotonic()),
-            before_sleep=note,
+            before_sleep=self.note,
             reraise=True,
         )
         try:
@@ -106,6 +99,11 @@ class Http:
             why = self.quoted(first_line(e))
             told = f"{self.url} gave no answer within {self.patience:g} seconds ({why}): check"
             raise BlackBoxError(f"{told} ORACLE.URL, or raise ORACLE.PATIENCE and go on.") from e
+
+    def note(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome and (state.attempt_number == 6 or state.upcoming_sleep > LONGEST):
+            why = self.quoted(str(state.outcome.exception()))
+            print(f"Waiting for {self.url} ({why})", file=sys.stderr)
 
     def once(self, method: str, path: str, **request: Any) -> bytes:
         """One try; httpx.TransportError where another may be answered otherwise."""
@@ -151,7 +149,7 @@ class Http:
         if self.key:
             forms = self.key, quote(self.key, ""), html.escape(self.key), json.dumps(self.key)[1:-1]
             text = re.sub("|".join(map(re.escape, forms)), "…", text, flags=re.IGNORECASE)
-        return printable(" ".join(text.split()))[:SAID]
+        return printable(" ".join(text.split()))[:400]
 
 
 def said(body: Any, text: str) -> str:
@@ -195,8 +193,8 @@ class RemoteOracle(Oracle):
         return {u: max(0, used[f"max_{u}"] - used[u]) for u in UNITS if used[f"max_{u}"]}
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        wire.whole_texts(names, template)
         self.classes = Texts.of(names, template)
+        wire.whole_texts(self.classes)
         self.send_texts(self.classes)
 
     def embed(self, words: str) -> torch.Tensor:
@@ -220,9 +218,8 @@ class RemoteOracle(Oracle):
         """So many numbers a candidate and text, in as many requests as the server's bound wants."""
         answer = numbers * len(self.classes) * torch.float32.itemsize
         sent = sum(part.nbytes for part in prompt.tensors().values()) // len(prompt)
-        at_once = max(1, self.most // (2 * max(1, answer, sent)))  # half is left for names
-        if prompt.texts is not None:  # which each request would be charged for
-            at_once = len(prompt)
+        fit = max(1, self.most // (2 * max(1, answer, sent)))  # half is left for names
+        at_once = fit if prompt.texts is None else len(prompt)  # each would be charged for texts
         answers: list[torch.Tensor] = []
         for part in prompt.split(at_once):
             try:
@@ -249,11 +246,10 @@ class RemoteOracle(Oracle):
             except Refused as e:
                 missing = e.body.get("missing") if isinstance(e.body, dict) else None
                 tries += 1
-                if e.status != 404 or missing is None or tries > AGAIN:
+                if e.status != 404 or missing is None or tries > 100:
                     raise
             if isinstance(images, wire.Contents) and missing["images"]:
-                place = {name: i for i, name in enumerate(images.ids)}
-                rows = torch.tensor([place[name] for name in missing["images"]])
+                rows = torch.tensor([images.ids.index(name) for name in missing["images"]])
                 each = min(UPLOAD, self.most // 2) // max(1, images.pixels[:1].nbytes)
                 for part in rows.split(max(1, each)):
                     self.send("/v1/images", wire.pack({"images": images.pixels[part]}))
@@ -272,9 +268,6 @@ class RemoteOracle(Oracle):
 
 FEW, UNLIKE = 8, 4.0  # pictures whose answers are compared; their mean difference in 255 levels
 ALIKE, ROUNDING = 0.99, 1e-6  # cosine of two answers of one model to one question; of a cosine
-SAMPLE = "a photo of a dog."  # a text that is asked about in every process
-LOWEST = math.log(torch.finfo(torch.float32).tiny)  # about -87: of a probability that underflowed
-Send = Callable[[list], torch.Tensor]
 
 
 class ServiceOracle(Oracle):
@@ -285,9 +278,11 @@ class ServiceOracle(Oracle):
     is a subclass of FeatureService or ScoreService, of ten lines: docs/REMOTE.md has an example.
     """
 
-    classes: list[str]
+    classes: Texts
     batch = 0  # pictures or texts of a call; 0: as ORACLE.BATCH says
     width = 0  # E of features, once it is known
+    description: Description = property(lambda self: self.told)  # type: ignore[assignment]
+    send: Callable[[str, list, Sequence[str]], torch.Tensor]  # the numbers `[N, ·]` of one call
     remedy = "A service takes words and pictures alone: choose a method such as SONAR."
 
     def __init__(self, cfg: Any, device: Any, client: str) -> None:
@@ -311,106 +306,95 @@ class ServiceOracle(Oracle):
             print(f"Note: answers are not kept in ORACLE.CACHE, {node.CACHE} ({first_line(e)})")
         self.lock = threading.Lock()  # of the counts
         self.tally = Counter(calls=0, pictures=0, texts=0, pictures_cached=0, texts_cached=0)
-        self.first, self.replies = list[torch.Tensor](), list[torch.Tensor]()  # of few pictures
-
-    @cached_property
-    def description(self) -> Description:  # type: ignore[override]
-        return self.told
+        self.first = list[tuple[torch.Tensor, torch.Tensor]]()  # few pictures, and their answers
 
     def set_classes(self, names: Sequence[str], template: str = "{}.") -> None:
-        self.classes, _ = wire.whole_texts(names, template), self.description
+        self.classes = Texts.of(names, template)
+        _ = wire.whole_texts(self.classes), self.description
 
     def texts_of(self, prompt: Prompt) -> list[str]:
         """The C class texts, and the prompt's M further ones behind them."""
         self.require(*prompt.grants)
-        more = prompt.texts
-        return self.classes + (wire.whole_texts(more.names, more.template) if more else [])
+        return wire.whole_texts(self.classes, *([prompt.texts] if prompt.texts else []))
 
-    def upload(self, images: torch.Tensor) -> Images:
-        self.description.check_images(images)
-        return wire.Contents(wire.to_8bit(images, self.description))
+    def upload(self, images: torch.Tensor) -> wire.Contents:
+        self.told.check_images(images)
+        return wire.Contents(wire.to_8bit(images, self.told))
 
-    def shown(self, kind: str, images: Images, prompt: Prompt, send: Send) -> torch.Tensor:
+    def shown(self, images: Images, prompt: Prompt, texts: Sequence[str] = ()) -> torch.Tensor:
         """Answers `[1, B, ·]` about the images, or `[P, B, ·]` about the prompt's pictures."""
-        size = len(images)
+        size, kept = len(images), self.answers
         if prompt.pictures is not None:
-            pictures = wire.to_8bit(prompt.pictures.flatten(0, 1), self.description)
-            kind, images = "", wire.Contents(pictures)
+            images, kept = self.upload(prompt.pictures.flatten(0, 1)), {}
         assert isinstance(images, wire.Contents)  # of this oracle's own upload
-        return self.rows(kind, images.ids, images.pixels, send).unflatten(0, (-1, size))
+        named = zip(images.ids, images.pixels, strict=True)
+        return self.rows(kept, "pictures", named, texts).unflatten(0, (-1, size))
 
-    def rows(self, kind: str, names: Sequence[str], items: Any, send: Send) -> torch.Tensor:
-        """Answers `[N, ·]` of one kind (""; not to be kept) about texts or pictures, each of which
-        is sent once. Where a call fails, those on their way are waited for, counted and kept.
+    def rows(self, kept: Any, kind: str, named: Any, texts: Sequence[str] = ()) -> torch.Tensor:
+        """Answers `[N, ·]` that are kept, or are from then on, about "texts" or "pictures" with
+        names, each sent once. Where a call fails, those on their way are waited for and counted.
         """
-        keys, texts = [hashed(self.owner, kind, name) for name in names], kind == "texts"
-        kept = self.answers if kind else {}
-        found = {key: row for key in set(keys) if (row := kept.get(key))}
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
-        self.tally["texts_cached" if texts else "pictures_cached"] += len(keys) - len(new)
+        about = hashed("scores", *texts) if texts else kind
+        pairs = [(hashed(self.owner, about, name), item) for name, item in named]
+        found = {key: row for key in dict(pairs) if (row := kept.get(key))}
+        new = {key: item for key, item in pairs if key not in found}
+        self.tally[f"{kind}_cached"] += len(pairs) - len(new)
+        look = kind == "pictures"
 
         def ask(part: list[str]) -> None:
             sent = [new[key] for key in part]
-            answers = send(sent if texts else list(map(png, sent)))
-            if not texts and len(self.first) < FEW:
-                self.look(sent, answers)
+            answers = self.called(kind, list(map(png, sent)) if look else sent, texts)
+            if look and len(self.first) < FEW:  # before more are paid for
+                compared(self.first, zip(sent, answers, strict=True))
+                if len(self.first) == FEW and not self.sees():
+                    told = f"{self.line.url} answers, but not about what pictures show: it may read"
+                    raise BlackBoxError(f"{told} texts alone or not ORACLE.IMAGES {self.spelling}.")
             for key, row in zip(part, answers, strict=True):
                 found[key] = kept[key] = row.numpy().tobytes()
 
         parts = [list(new)[i : i + self.batch] for i in range(0, len(new), self.batch)]
-        while parts and not texts and len(self.first) < FEW:
+        while parts and look and len(self.first) < FEW:
             ask(parts.pop(0))
         # several calls about many pictures each would time out where one takes long
-        with ThreadPoolExecutor(self.threads if texts or self.batch == 1 else 1) as pool:
+        with ThreadPoolExecutor(1 if look and self.batch > 1 else self.threads) as pool:
             list(pool.map(ask, parts))
-        rows = bytearray().join(found[key] for key in keys)
-        return torch.frombuffer(rows, dtype=torch.float32).view(len(keys), -1).to(self.device)
-
-    def look(self, pictures: list[torch.Tensor], answers: torch.Tensor) -> None:
-        """Compare the answers about a few pictures that look unlike, before more are paid for."""
-        self.replies += [answers[place] for place in compared(pictures, self.first)]
-        if len(self.first) == FEW and not self.sees():
-            told = f"{self.line.url} answers, but not about what pictures show: {self.model} may"
-            raise BlackBoxError(f"{told} read texts alone, or not ORACLE.IMAGES {self.spelling}.")
+        rows = bytearray().join(found[key] for key, _ in pairs)
+        return torch.frombuffer(rows, dtype=torch.float32).view(len(pairs), -1).to(self.device)
 
     def sees(self) -> bool:
         """Whether not all first answers are the same, but for scores that are nearly 1."""
-        first = self.replies[0]
-        same = [row.shape == first.shape and torch.allclose(row, first) for row in self.replies]
+        first, *others = (answer for _, answer in self.first)
+        same = [row.shape == first.shape and torch.allclose(row, first) for row in others]
         return not all(same) or first.max().item() > math.log(0.99)
 
-    def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
+    def post(self, path: str, body: Any, parse: Callable[[Any], Any] = lambda found: found) -> Any:
         """What `parse` makes of the JSON that answers this JSON at a path behind `ORACLE.URL`."""
         answer = json.loads(self.line.ask("POST", path, json=body))
-        told = answer.get("usage") if isinstance(answer, dict) else None
-        tokens = told.get("total_tokens") if isinstance(told, dict) else None
-        if type(tokens) is int and tokens >= 0:  # else it bills none, or does not tell
-            with self.lock:
-                self.tally["tokens"] += tokens
+        with suppress(LookupError, TypeError, ValueError, OverflowError), self.lock:
+            self.tally["tokens"] += max(0, int(answer["usage"]["total_tokens"]))  # where told
         return parse(answer)
 
-    def called(self, call: Callable[[], Any], width: int, **sent: int) -> torch.Tensor:
-        """The numbers `[N, width]`, 0 for any, of a call; one that cannot be read is made twice."""
+    def called(self, kind: str, items: list, texts: Sequence[str] = ()) -> torch.Tensor:
+        """The numbers `[N, ·]` of a call; one whose answer cannot be read is made twice."""
+        n, width = len(items), len(texts) or self.width  # 0 for any
         for _ in range(2):
             try:
-                answer = call()
+                answer: Any = self.send(kind, items, texts)
             except BlackBoxError:
                 raise
             except Exception as e:  # whatever a parser raises
                 answer = e
             with self.lock:  # in any case, since it may be billed
-                self.tally.update(calls=1, **sent)
-            if not isinstance(answer, Exception):
-                break
-        else:
-            what = self.line.quoted(f"{type(answer).__name__}: {first_line(answer)}")
-            told = f"{self.line.url} answers, but not as expected ({what}): check ORACLE.URL,"
-            raise BlackBoxError(f"{told} ORACLE.API and ORACLE.IMAGES.") from answer
-        rows, n = torch.as_tensor(answer).detach().float().cpu(), next(iter(sent.values()))
-        if rows.shape != (n, width or rows.shape[-1]) or not rows.isfinite().all():
-            told = f"{self.line.url} answers {list(rows.shape)} numbers, not [{n}, {width or 'E'}]"
-            raise BlackBoxError(f"{told} finite ones. Has {self.model} one space for all?")
-        return rows
+                self.tally.update({"calls": 1, kind: n}, texts=n * len(texts))
+            if isinstance(answer, torch.Tensor):
+                rows = answer.detach().cpu()
+                if rows.shape == (n, width or rows.shape[-1]) and rows.isfinite().all():
+                    return rows
+                told = f"answers {list(rows.shape)} numbers, not [{n}, {width or 'E'}] finite ones"
+                raise BlackBoxError(f"{self.line.url} {told}. Has {self.model} one space for all?")
+        what = self.line.quoted(f"{type(answer).__name__}: {first_line(answer)}")
+        told = f"{self.line.url} answers, but not as expected ({what}): check ORACLE.URL,"
+        raise BlackBoxError(f"{told} ORACLE.API and ORACLE.IMAGES.") from answer
 
     def usage(self) -> dict[str, int | float]:
         return self.priced(**self.tally)
@@ -429,21 +413,21 @@ class ServiceOracle(Oracle):
             return [item for key, item in found.items() if not self.answers.get(key)]
 
         for batches, lists in asked:
-            texts = spelt(lists)
-            kind = "pictures" if embeds else hashed("scores", *texts)
+            texts = list(dict.fromkeys(wire.whole_texts(*lists)))
             if embeds:
                 count = len(new("texts", texts, texts))
-                sent.update(calls=math.ceil(count / self.batch), texts=count)
+                sent.update(calls=-(-count // self.batch), texts=count)
+                texts = []
+            kind = "pictures" if embeds else hashed("scores", *texts)
             for batch in batches:
                 if isinstance(batch, int):
                     count, unseen = batch, unseen + batch
                 else:
-                    shown = wire.Contents(wire.to_8bit(batch, self.told))
+                    shown = self.upload(batch)
                     pictures = new(kind, shown.ids, shown.pixels)
                     count = len(pictures)
-                    compared(pictures, first)
-                about = 0 if embeds else count * len(texts)
-                sent.update(calls=math.ceil(count / self.batch), pictures=count, texts=about)
+                    compared(first, zip(pictures, pictures, strict=True))
+                sent.update(calls=-(-count // self.batch), pictures=count, texts=count * len(texts))
         if embeds and asked:  # see `sees`, and the sample
             again, one = len(self.first) < FEW <= len(first) + unseen, not self.width
             sent.update(calls=again + one, pictures=again, texts=one)
@@ -468,9 +452,9 @@ class FeatureService(ServiceOracle):
 
     @cached_property
     def description(self) -> Description:  # type: ignore[override]
-        sample = self.send("texts", [SAMPLE])[0]
-        self.width = len(sample)
-        key, fresh = hashed(self.owner, "sample"), sample.numpy().tobytes()
+        sample = self.called("texts", ["a photo of a dog."])[0]
+        self.width, fresh = len(sample), sample.numpy().tobytes()
+        key = hashed(self.owner, "sample")
         kept = self.answers.get(key) or fresh
         if len(kept) != len(fresh) or np.frombuffer(kept, np.float32) @ sample.numpy() < ALIKE:
             print(f"Note: {self.line.url} no longer holds the {self.model} of ORACLE.CACHE")
@@ -487,30 +471,28 @@ class FeatureService(ServiceOracle):
     def embed_images(self, pictures: list[bytes]) -> torch.Tensor:
         """Features `[B, E]` of at most `ORACLE.BATCH` PNG files; they need not be normalised."""
 
-    def send(self, kind: str, items: list) -> torch.Tensor:
-        """Normalised features `[N, E]` of "texts", or of "pictures" as PNG files, by one call."""
-        call = partial(self.embed_texts if kind == "texts" else self.embed_images, items)
-        return F.normalize(self.called(call, self.width, **{kind: len(items)}), dim=-1)
+    def send(self, kind: str, items: list, texts: Sequence[str]) -> torch.Tensor:
+        embed = self.embed_texts if kind == "texts" else self.embed_images
+        return F.normalize(torch.as_tensor(embed(items)).float(), dim=-1)
 
     def sees(self) -> bool:
         """Whether the first is nearest to itself in a file of other bytes, which texts embed."""
-        first, *others = self.replies
-        again = self.send("pictures", [png(self.first[0], compress_level=0)])[0]
+        first, *others = (answer for _, answer in self.first)
+        again = self.called("pictures", [png(self.first[0][0], compress_level=0)])[0]
         nearest = max((first @ other).item() for other in others)
         return (first @ again).item() > max(ALIKE, nearest + ROUNDING)
 
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         text = self.text_features(prompt)[0]
-        image = self.shown("pictures", images, prompt, partial(self.send, "pictures"))
+        image = self.shown(images, prompt)
         return (self.description.logit_scale * image @ text.mT).expand(len(prompt), -1, -1)
 
     def image_features(self, images: Images) -> torch.Tensor:
-        return self.shown("pictures", images, Prompt(), partial(self.send, "pictures"))[0]
+        return self.shown(images, Prompt())[0]
 
     def text_features(self, prompt: Prompt) -> torch.Tensor:
-        texts = self.texts_of(prompt)
-        rows = self.rows("texts", texts, texts, partial(self.send, "texts"))
-        return rows.expand(len(prompt), -1, -1)
+        named = [(text, text) for text in self.texts_of(prompt)]
+        return self.rows(self.answers, "texts", named).expand(len(prompt), -1, -1)
 
 
 class ScoreService(ServiceOracle):
@@ -530,15 +512,12 @@ class ScoreService(ServiceOracle):
     def query(self, images: Images, prompt: Prompt) -> torch.Tensor:
         asked = self.texts_of(prompt)
         place = {text: i for i, text in enumerate(dict.fromkeys(asked))}
-
-        def send(files: list[bytes]) -> torch.Tensor:
-            def score() -> torch.Tensor:
-                return torch.as_tensor(self.score(files[0], list(place))).clamp_min(LOWEST)[None]
-
-            return self.called(score, len(place), pictures=1, texts=len(place))
-
-        logits = self.shown(hashed("scores", *place), images, prompt, send)
+        logits = self.shown(images, prompt, list(place))
         return logits[..., [place[text] for text in asked]].expand(len(prompt), -1, -1)
+
+    def send(self, kind: str, items: list, texts: Sequence[str]) -> torch.Tensor:
+        lowest = math.log(torch.finfo(torch.float32).tiny)  # of a probability that underflowed
+        return torch.as_tensor(self.score(items[0], list(texts))).clamp_min(lowest).float()[None]
 
 
 class OpenAIService(FeatureService):
@@ -562,20 +541,15 @@ class OpenAIService(FeatureService):
             body["input"] = [{modality: item} for item in items]
         elif self.spelling == "modality":
             body |= {"modality": modality, "encoding_format": "base64"}
-
-        def parse(answer: Any) -> torch.Tensor:
-            data, count = answer["data"], len(items)
-            order = [entry.get("index") for entry in data]
-            if set(order) == {None}:  # they are in order
-                order = list(range(len(data)))
-            if len(data) != count or set(order) != set(range(count)):
-                raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {count - 1}")
-            rows = [data[order.index(i)]["embedding"] for i in range(count)]
-            if isinstance(rows[0], str):  # base64 of little-endian float32
-                rows = [np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in rows]
-            return torch.from_numpy(np.asarray_chkfinite(np.stack(rows), np.float32))
-
-        return self.post("/embeddings", body, parse)
+        data, places = self.post("/embeddings", body)["data"], list(range(len(items)))
+        order = [entry.get("index") for entry in data]
+        order = places if order == [None] * len(places) else order  # they are in order
+        if sorted(order) != places:
+            raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {len(places) - 1}")
+        rows = [data[order.index(place)]["embedding"] for place in places]
+        if isinstance(rows[0], str):  # base64 of little-endian float32
+            rows = [np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in rows]
+        return torch.from_numpy(np.asarray_chkfinite(np.stack(rows), np.float32))
 
 
 class HuggingFaceService(ScoreService):
@@ -584,32 +558,19 @@ class HuggingFaceService(ScoreService):
     def score(self, picture: bytes, texts: list[str]) -> torch.Tensor:
         asked = {"candidate_labels": texts, "hypothesis_template": "{}"}
         body = {"inputs": base64.b64encode(picture).decode(), "parameters": asked}
-
-        def parse(answer: Any) -> torch.Tensor:
-            scores = {entry["label"]: float(entry["score"]) for entry in answer}
-            found = torch.tensor([scores[text] for text in texts], dtype=torch.float64)
-            if not ((found >= 0) & (found < 1 + 1e-3)).all():
-                raise ValueError("scores that are not between 0 and 1")
-            return found.log()
-
-        return self.post("", body, parse)
+        scores = {entry["label"]: float(entry["score"]) for entry in self.post("", body)}
+        found = torch.tensor([scores[text] for text in texts], dtype=torch.float64)
+        if not ((found >= 0) & (found < 1 + 1e-3)).all():
+            raise ValueError("scores that are not between 0 and 1")
+        return found.log()
 
 
-def spelt(lists: Sequence[Texts]) -> list[str]:
-    """The different texts of some lists."""
-    texts = [text for each in lists for text in wire.whole_texts(each.names, each.template)]
-    return list(dict.fromkeys(texts))
-
-
-def compared(pictures: Sequence[torch.Tensor], first: list[torch.Tensor]) -> list[int]:
-    """Numbers of the pictures that `first` takes, until it has a few that look unlike."""
-    taken = []
-    for number, picture in enumerate(pictures):
-        far = not first or (picture.float() - first[0].float()).abs().mean() >= UNLIKE
+def compared(first: list[Any], shown: Iterable[tuple[torch.Tensor, Any]]) -> None:
+    """Put pictures with their answers among the first few, if they look unlike the very first."""
+    for picture, answer in shown:
+        far = not first or (picture.float() - first[0][0].float()).abs().mean() >= UNLIKE
         if far and len(first) < FEW:
-            first.append(picture)
-            taken.append(number)
-    return taken
+            first.append((picture, answer))
 
 
 def hashed(*parts: str) -> str:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from ..errors import BlackBoxError
 from ..files import digest
 from .interface import Description, Images, few_at_a_time
+from .prompt import Texts
 
 MEDIA = "application/vnd.safetensors"
 DIGEST, REQUEST = "Content-Digest", "Idempotency-Key"  # of a body (RFC 9530), of a request
@@ -68,13 +69,11 @@ def normalised(pictures: torch.Tensor, description: Description) -> torch.Tensor
 def to_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
     """Normalised pixels `[B, 3, H, W]` as 8-bit values: changes below half a level vanish."""
     mean, std = torch.tensor([description.mean, description.std]).view(2, 3, 1, 1)
-    pictures = []
-    for part in few_at_a_time(pixels.detach().cpu()):
-        values = (part * std + mean) * 255
-        if not values.isfinite().all():
-            raise BlackBoxError("A changed picture has pixels that are not finite: lower OPTIM.LR.")
-        pictures.append(values.round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(pictures)
+    if not pixels.isfinite().all():
+        raise BlackBoxError("A changed picture has pixels that are not finite: lower OPTIM.LR.")
+    parts = few_at_a_time(pixels.detach().cpu())
+    values = (((part * std + mean) * 255).round().clamp(0, 255) for part in parts)
+    return torch.cat([levels.to(torch.uint8) for levels in values])
 
 
 def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
@@ -85,13 +84,16 @@ def as_8bit(pixels: torch.Tensor, description: Description) -> torch.Tensor:
     return pictures if same else pixels
 
 
-def whole_texts(names: Sequence[str], template: str) -> list[str]:
+def whole_texts(*lists: Texts) -> list[str]:
     """The text of every name: the template with the name in the slot, `_` read as a space."""
-    odd = [name for name in names if not (isinstance(name, str) and WORDS.fullmatch(name))]
-    if odd or not len(names) or "{}" not in template:
-        told = f"there are {odd[:1] or list(names)[:1]!a} and {template!a}"
-        raise BlackBoxError(f"Class names are words in UTF-8, a template has a slot {{}}: {told}.")
-    return [template.replace("{}", name.replace("_", " ")) for name in names]
+    texts = list[str]()
+    for names, template in ((each.names, each.template) for each in lists):
+        odd = [name for name in names if not (isinstance(name, str) and WORDS.fullmatch(name))]
+        if odd or not names or "{}" not in template:
+            told = f"a slot {{}}: there are {odd[:1] or list(names)[:1]!a} and {template!a}"
+            raise BlackBoxError(f"Class names are words in UTF-8, a template has {told}.")
+        texts += [template.replace("{}", name.replace("_", " ")) for name in names]
+    return texts
 
 
 class Plain(diskcache.Disk):
