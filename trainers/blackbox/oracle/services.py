@@ -249,7 +249,8 @@ class RemoteOracle(Oracle):
                 if e.status != 404 or missing is None or tries > 100:
                     raise
             if isinstance(images, wire.Contents) and missing["images"]:
-                rows = torch.tensor([images.ids.index(name) for name in missing["images"]])
+                place = {name: i for i, name in enumerate(images.ids)}
+                rows = torch.tensor([place[name] for name in missing["images"]])
                 each = min(UPLOAD, self.most // 2) // max(1, images.pixels[:1].nbytes)
                 for part in rows.split(max(1, each)):
                     self.send("/v1/images", wire.pack({"images": images.pixels[part]}))
