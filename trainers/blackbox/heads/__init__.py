@@ -1,1 +1,0 @@
-"""Heads that several methods share, or that are too long for one file with theirs."""

@@ -19,7 +19,6 @@ SHARES = (1.0, 0.5, 0.25)  # of zero-shot's own temperature that the head leaves
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # spread of the Gaussian logits, in units of zero-shot's
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
 WIDTHS = 0.5 * 0.30103, 0.3  # of the priors, in powers of ten: half an octave, three tenths
-BIAS = 1.0  # standard deviation of a class's bias, in nats
 WORK = 2**24  # images x components x classes, above which part of the classes choose for all
 PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
@@ -27,8 +26,7 @@ NUMBERS = 2**22  # that are looked at for how scores are rounded
 # what a checkpoint holds beside tensors
 PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level", "tempered"
 LEVELS = tuple(half / 2 for half in range(17))  # by which classes without images may be raised
-# of the pool: pictures that are alike get alike answers
-NEIGHBOURS, CUBED = 5, 3  # of a picture, and of a cosine, which is the weight of a pair
+NEIGHBOURS, CUBED = 5, 3  # of the pool: of a picture; of a cosine, which is the weight of a pair
 RIDGE = 0.3  # of the mean eigenvalue, added to all
 PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
@@ -66,9 +64,7 @@ class Linear(NamedTuple):
         return x @ self.weight.to(x) + self.bias.to(x)
 
 
-def whitening(
-    views: Gathered, noise: float = 0.0, power: float = POWER, mixed: bool = True
-) -> Linear:
+def whitening(views: Gathered, noise: float, power: float = POWER, mixed: bool = True) -> Linear:
     """`V S^-power` `[A, r]` about the mean of rows: S, V are deviations and directions.
 
     They are of the covariance about the mean of all, `mixed` with that about the classes' means: 1
@@ -143,7 +139,7 @@ def fit(
         now = Linear(parts[0] * unit, parts[1])
         logits = (offset + now(x)).mT
         errors = F.cross_entropy(logits, labels.expand(K, -1), reduction="none")
-        prior = penalty * now.weight.square().sum() + now.bias.square().sum() / BIAS**2
+        prior = penalty * now.weight.square().sum() + now.bias.square().sum()
         value = (errors * share).sum() + prior / 2
         value.backward()
         return value
@@ -258,8 +254,7 @@ def raised(task: Task, share: float, penalty: float, factor: float, added: float
     out &= task.folds == task.folds[out][0]
     costs = torch.tensor([(level / 3) ** 2 / 2 for level in LEVELS])
     for part in range(2):
-        known = torch.arange(part, z.shape[1], 2)
-        new = torch.arange(1 - part, z.shape[1], 2)
+        known, new = (torch.arange(first, z.shape[1], 2) for first in (part, 1 - part))
         place = torch.cat([known, new]).argsort().to(labels)[labels]
         rows = (place < len(known)) & ~out
         offset = share * z[:, known]
@@ -536,10 +531,9 @@ def neighbours(rows: Tensor) -> Tensor:
     n, pairs, weights = len(z), [], []
     for first in range(0, n, CHUNK):
         cosines = z[first : first + CHUNK] @ z.mT
-        own = torch.arange(len(cosines), device=z.device)
-        cosines[own, first + own] = -2
+        cosines.diagonal(first).fill_(-2)
         values, others = cosines.topk(min(NEIGHBOURS, n - 1), dim=1)
-        mine = (first + own)[:, None].expand_as(others)
+        mine = torch.arange(first, first + len(others)).to(others)[:, None].expand_as(others)
         pairs.append(torch.stack([mine, others]).flatten(1))
         weights.append(values.clamp_min(0).flatten() ** CUBED)
     pair, place = torch.cat(pairs, 1).sort(0).values.unique(dim=1, return_inverse=True)
