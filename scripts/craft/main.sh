@@ -1,2 +1,0 @@
-#!/bin/bash
-exec bash "$(dirname "$0")/../main.sh" CraFT "$@"
