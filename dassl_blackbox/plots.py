@@ -60,9 +60,9 @@ def shots(groups: pd.DataFrame) -> Lines:
     found["error"] = found.error.where(points.size() == 1)  # else it is not one over seeds
     zero = zero_shot(groups).merge(trained[KIND].drop_duplicates())
     levels = zero.groupby(["backbone", "classes"]).accuracy.mean()
-    names = [f"{model}, {of} classes" if of != "all" else model for model, of in levels.index]
-    zeros = {f"zero-shot ({name})": level for name, level in zip(names, levels, strict=True)}
-    return found.reset_index(), zeros
+    names = [f"zero-shot ({model}, {of} classes)" for model, of in levels.index]
+    names = [name.replace(", all classes", "") for name in names]
+    return found.reset_index(), dict(zip(names, levels, strict=True))
 
 
 def budgets(groups: pd.DataFrame) -> Lines:
@@ -133,11 +133,9 @@ KINDS = {  # what is drawn, and its axes
 
 def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
     """Write a plot, unless there is nothing to draw; its format is the name's ending, or PNG."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise BlackBoxError(f"Plots need matplotlib ({e}). Install it, and try again.") from e
+    from matplotlib import rc_context  # which need not be installed
+    from matplotlib.figure import Figure
+
     find, xlabel, ylabel = KINDS[kind]
     lines, levels = find(groups)
     if lines.empty:
@@ -161,11 +159,10 @@ def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
             axes.axline((0, 0), (100, 100), color="black", linewidth=0.8, linestyle=":")
         elif kind != "gain" and (kind == "shots" or lines.x.max() > 100 * lines.x.min()):
             axes.set_xscale("log")  # for shots, and for more than two decades
-            # those of matplotlib are formulas, which are not parsed here
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            axes.xaxis.set_major_formatter("{x:,.0f}")  # the own ones are formulas, not parsed here
         if kind == "shots":
-            axes.set_xticks(sorted({*lines.x}))
-            axes.set_xticks([], minor=True)
+            axes.set_xticks(lines.x.unique())
+            axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
@@ -186,11 +183,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = read(args.directory)
     note_fewer_seeds(runs)
-    on_val = runs.split == "val"
     if args.kind != "queries":  # whose curves are of val
-        for path in runs.path[on_val].unique():
+        for path in runs.path[runs.split == "val"].unique():
             note(f"{path} was evaluated on val, and is left out.")
-        runs = runs[~on_val]
+        runs = runs[runs.split != "val"]
     ran = "; ".join(", ".join(runs[name].unique()[:3]) for name in ("dataset", "backbone"))
     title = ran if args.title is None else args.title
     if runs.empty or not plot(args.kind, grouped(runs), args.out, title):

@@ -9,8 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import fmean, harmonic_mean
+from statistics import harmonic_mean
 
 import pandas as pd
 import tabulate
@@ -155,9 +156,8 @@ def base2new(runs: pd.DataFrame) -> pd.DataFrame:
                 means.append([half.accuracy.mean() for half in halves])
                 rows.append([label, name, *map(cell, halves), f"{harmonic_mean(means[-1]):.1f}"])
         if len(means) > 1:
-            both = [fmean(half) for half in zip(*means, strict=True)]
-            figures = [f"{figure:.1f}" for figure in (*both, harmonic_mean(both))]
-            rows.append([label, "mean", *figures])
+            both = pd.DataFrame(means).mean()
+            rows.append([label, "mean", *both.map("{:.1f}".format), f"{harmonic_mean(both):.1f}"])
     return pd.DataFrame(rows, columns=["method", "data set", "base", "new", "H"])
 
 
@@ -170,10 +170,10 @@ def show(cells: pd.DataFrame, form: str = "simple", fold: bool = True) -> None:
         return
     if fold and form == "simple":
         # a header has the width of its column: the first two name runs, the others hold figures
-        for i, name in enumerate(list(cells.columns)):
-            cells[name] = [folded(text, RUN if i == 1 else FOLD) for text in cells[name]]
-            short = folded(name, (FOLD, RUN)[i] if i < 2 else HEADER)
-            cells = cells.rename(columns={name: short})
+        widths = [FOLD, RUN, *[HEADER] * len(cells.columns)]
+        for i, name in enumerate(cells):
+            cells[name] = cells[name].map(partial(folded, width=RUN if i == 1 else FOLD))
+        cells.columns = pd.Index(map(folded, cells.columns, widths))
     tabulate.MIN_PADDING = 0  # beside the gap between columns
     print(cells.to_markdown(index=False, tablefmt=form, disable_numparse=True))
 
@@ -206,10 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         cells = base2new(runs) if args.base2new else table(runs, args.wide or csv)
     if cells.empty:
-        raise BlackBoxError(
-            f"{args.directory} has no experiment in both train_base and test_new. Run "
-            f"scripts/base2new_train.sh and base2new_test.sh, and give the folder of the two."
-        )
+        where = "train_base and test_new, the folders of scripts/base2new_train.sh and _test.sh"
+        raise BlackBoxError(f"{args.directory} has no experiment in both {where}.")
     show(cells, args.format, fold=not (args.wide or args.across))
     if not csv:
         print(
