@@ -76,8 +76,7 @@ class RunLog(ExitStack):
 
     The file is opened late, when the run is known to be sound, so that a bad input leaves nothing
     behind. It is appended to: a resumed run has one log (Dassl's own logger would begin
-    `log.txt-<date>`, which `parse_test_res.py` never sees). A full disk ends the log, and a closed
-    terminal the copy there; neither ends the run.
+    `log.txt-<date>`, which `parse_test_res.py` never sees).
     """
 
     lock: FolderLock | None = None  # of the folder
@@ -144,8 +143,7 @@ def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
             log.file.write(traceback.format_exc())
             seen = f", or of something it uses; the traceback is in {log.path}" if log.path else ""
         what = f"{type(e).__name__} in {Path(place.filename).name}, line {place.lineno}"
-        said = f"error: {what}: {first_line(e)}. This is a fault of the program{seen}."
-        status = 70
+        said, status = f"error: {what}: {first_line(e)}. This is a fault of the program{seen}.", 70
     said = masked(said)
     if log:
         log.file.write(said + "\n")

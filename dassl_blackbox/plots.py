@@ -22,8 +22,7 @@ from typing import Any
 import pandas as pd
 
 from .console import note, parser_of, tool
-from .results import ZERO_SHOT, below_shared, grouped, note_fewer_seeds, placed
-from .runs import ACCESS, read
+from .results import ACCESS, ZERO_SHOT, below_shared, grouped, placed, read
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import read_text
 from .trainers.blackbox.record import BINS
@@ -37,24 +36,20 @@ Lines = tuple[pd.DataFrame, dict[str, float]]  # points of lines; accuracies of 
 
 def zero_shot(groups: pd.DataFrame) -> pd.DataFrame:
     """Zero-shot groups, one of a kind; a further one that differs, by its template, is noted."""
-    zero = groups[groups.trainer == ZERO_SHOT]
-    return placed(zero.drop_duplicates([*KIND, "accuracy"]), KIND)
+    return placed(groups[groups.trainer == ZERO_SHOT].drop_duplicates([*KIND, "accuracy"]), KIND)
 
 
 def shots(groups: pd.DataFrame) -> Lines:
-    """Where there are several data sets, a line is the mean of those that have all its shots.
-
-    Zero-shot is a level: of a backbone and of all, the base or the new classes, and a mean over the
-    data sets that the lines are of.
+    """A line is the mean over the data sets that have all its shots. A level is zero-shot's over
+    these, of a backbone and of all, the base or the new classes.
     """
     trained = groups[groups.trainer != ZERO_SHOT].rename(columns={"shots": "x"})
     trained["label"] = trained.label.str.replace(r"_?\d+shots|shots_\d+/?", "", regex=True)
     for path in trained.path[trained.x < 0]:
         note(f"{path} does not tell its number of shots, and is left out.")
     trained = placed(trained[trained.x > 0], [*LINE, *KIND, "x"])
-    lines = trained.groupby(LINE, observed=True)
     whole = trained.groupby([*LINE, *KIND], observed=True).x.transform("size")
-    trained = trained[whole == lines.x.transform("nunique")]
+    trained = trained[whole == trained.groupby(LINE, observed=True).x.transform("nunique")]
     points = trained.groupby([*LINE, "x"], sort=False, observed=True)
     found = points[["accuracy", "error"]].mean()
     found["error"] = found.error.where(points.size() == 1)  # else it is not one over seeds
@@ -144,9 +139,8 @@ def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
         figure = Figure(figsize=(10, 5))
         axes = figure.subplots()
         if kind == "gain":
-            bars = lines.pivot(index="dataset", columns="label", values=["gain", "error"])
-            errors = bars["error"].fillna(0)
-            bars["gain"].plot.bar(ax=axes, yerr=errors, width=0.8, rot=30, colormap="tab20")
+            bars = lines.pivot(index="dataset", columns="label", values=["gain", "error"]).fillna(0)
+            bars.gain.plot.bar(ax=axes, yerr=bars.error, width=0.8, rot=30, colormap="tab20")
             axes.axhline(0, color="black", linewidth=0.8)
         else:
             for (label, access), points in lines.groupby(LINE, sort=False, observed=True):
@@ -182,7 +176,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", help="above the plot; without it, what was run")
     args = parser.parse_args(argv)
     runs = read(args.directory)
-    note_fewer_seeds(runs)
     if args.kind != "queries":  # whose curves are of val
         for path in runs.path[runs.split == "val"].unique():
             note(f"{path} was evaluated on val, and is left out.")
@@ -190,10 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ran = "; ".join(", ".join(runs[name].unique()[:3]) for name in ("dataset", "backbone"))
     title = ran if args.title is None else args.title
     if runs.empty or not plot(args.kind, grouped(runs), args.out, title):
-        raise BlackBoxError(
-            f"Nothing to draw below {args.directory}: shots takes methods that were trained, "
-            f"queries runs with ORACLE.VAL_EVERY, gain a zero-shot run on each data set."
-        )
+        takes = "shots takes trained methods, queries ORACLE.VAL_EVERY, gain a zero-shot run"
+        raise BlackBoxError(f"Nothing to draw below {args.directory}: {takes}.")
     print(f"Plot written to {args.out}")
 
 

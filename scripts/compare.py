@@ -20,8 +20,7 @@ from pathlib import Path
 from dassl_blackbox.console import note, tool
 from dassl_blackbox.datasets.table import ROWS
 from dassl_blackbox.plots import plot
-from dassl_blackbox.results import LOST, SHOWN, grouped, show, table
-from dassl_blackbox.runs import read
+from dassl_blackbox.results import LOST, SHOWN, grouped, read, show, table
 from dassl_blackbox.trainers.blackbox.bank import PLAIN, TEMPLATES
 from dassl_blackbox.trainers.blackbox.config import BACKBONES, ours
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
@@ -108,10 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     markdown = cells.to_markdown(index=False, tablefmt="github", disable_numparse=True)
     Path(target, "table.md").write_text(f"{markdown}\n{lost}", encoding="utf-8")
     show(cells[["method", *SHOWN]])
-    print(f"± is the standard error over seeds.{lost}")
     title = f"{args.dataset}, {args.shots} shots, {len({*args.seeds})} seeds, {args.cfg}"
     drawn = plot("queries", grouped(runs), f"{target}/val_curves.png", title)
-    print(f"All counts are in {target}/table.md{', curves in val_curves.png' * drawn}.")
+    print(f"All counts are in {target}/table.md{', curves in val_curves.png' * drawn}.{lost}")
     return int(bool(failed))
 
 

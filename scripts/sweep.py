@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from dassl_blackbox.console import parser_of, tool
-from dassl_blackbox.results import show, table
-from dassl_blackbox.runs import read, read_result
+from dassl_blackbox.results import read, read_result, show, table
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line
 from dassl_blackbox.trainers.blackbox.files import write_atomically
 from dassl_blackbox.trainers.blackbox.trainer import handled
@@ -259,7 +258,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = read(args.output)
         mine = {os.path.relpath(os.path.dirname(folder), args.output) for folder in tasks}
         show(table(runs[runs.path.isin(mine)]))
-        print("± is the standard error over seeds")
     return int(bool(failed))
 
 
