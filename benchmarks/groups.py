@@ -16,7 +16,7 @@ from statistics import fmean
 
 from common import parser, show
 from dassl_blackbox.console import note, tool
-from dassl_blackbox.runs import read
+from dassl_blackbox.results import read
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import read_text
 

@@ -5,6 +5,7 @@ defaults to a Dassl configuration.
 """
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,5 @@ from .trainers.blackbox.config import extend_cfg  # noqa: E402
 def __getattr__(name: str) -> Any:
     """`ScoreClassifier` and `listed`, which import scikit-learn, when they are first used."""
     if name in ("ScoreClassifier", "listed"):
-        from . import classifier
-
-        return getattr(classifier, name)
+        return getattr(import_module(".classifier", __name__), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -20,8 +20,8 @@ a checkout there are:
     python train.py                 one run, with CoOp's flags
     python parse_test_res.py        CoOp's summary of several seeds
     python interpret_prompt.py      the words nearest to a learned prompt
-    python scripts/compare.py       methods on one data set, one budget
-    python scripts/sweep.py         a grid of methods, data sets, seeds
+    python scripts/compare.py       all methods on one data set and budget
+    python scripts/sweep.py         a grid of methods, data sets, shots, seeds
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import StringIO
 from pathlib import Path
 from textwrap import fill
@@ -45,24 +45,24 @@ def note(text: str) -> None:
 
 
 class Console:
-    """Stdout or stderr: once its reader is gone, what is written is dropped."""
+    """Streams in one: where a reader is gone, or a disk full, what is written is dropped."""
 
-    def __init__(self, stream: TextIO, copy: Callable[[str], None] = lambda text: None) -> None:
-        self.stream, self.copy = stream, copy
+    def __init__(self, *streams: Any) -> None:
+        self.streams = [*streams]
 
     def write(self, text: str) -> None:
-        self.copy(text)
-        self.flush(text)
+        for stream in self.streams:
+            try:
+                stream.write(text)
+                stream.flush()
+            except OSError:
+                silence(stream)
 
-    def flush(self, text: str = "") -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError:
-            silence(self.stream)
+    def flush(self) -> None:
+        self.write("")
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        return getattr(self.streams[-1], name)
 
 
 def silence(stream: TextIO) -> None:
@@ -71,52 +71,38 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class RunLog:
+class RunLog(ExitStack):
     """A run's folder, which is held, and its log, into which stdout is copied from the start on.
 
     The file is opened late, when the run is known to be sound, so that a bad input leaves nothing
     behind. It is appended to: a resumed run has one log (Dassl's own logger would begin
-    `log.txt-<date>`, which `parse_test_res.py` never sees). A full disk ends the log, and a closed
-    terminal the copy there; neither ends the run.
+    `log.txt-<date>`, which `parse_test_res.py` never sees).
     """
 
     lock: FolderLock | None = None  # of the folder
     path: Path | None = None  # once it is open
 
     def __enter__(self) -> RunLog:
-        self.file: TextIO | None = StringIO()  # in its place, until then
-        self.terminal = sys.stdout, sys.stderr
-        self.signals = handled(lambda signum, frame: sys.exit(128 + signum))
-        self.signals.__enter__()
-        sys.stdout, sys.stderr = Console(sys.stdout, self.note), Console(sys.stderr)
+        self.file = Console(StringIO())  # in its place, until then
+        self.callback(self.end, sys.stdout, sys.stderr)
+        sys.stdout, sys.stderr = Console(self.file, sys.stdout), Console(sys.stderr)
+        self.enter_context(handled(lambda signum, frame: sys.exit(128 + signum)))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.signals.__exit__(None, None, None)
-        sys.stdout.flush()
-        sys.stdout, sys.stderr = self.terminal
+    def end(self, stdout: TextIO, stderr: TextIO) -> None:
+        sys.stdout, sys.stderr = stdout, stderr
         with suppress(OSError):
-            if self.file:
-                self.file.close()
+            self.file.close()
         if self.lock and (lock := FolderLock.held.get(self.lock.folder)):
             lock.release()  # the trainer's, which has taken it over
 
     def open(self) -> None:
         """Begin to write, in the folder that is held; what was printed before comes first."""
-        if self.lock and isinstance(self.file, StringIO):
+        if self.lock and not self.path:
             path, before = self.lock.folder / "log.txt", self.file.getvalue()
-            self.file = open(path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115
+            self.file.streams = [open(path, "a", 1, "utf-8", "backslashreplace")]  # noqa: SIM115
             self.path = path
-            self.note(before)
-
-    def note(self, text: str) -> None:
-        """Into the log alone."""
-        try:
-            if self.file:
-                self.file.write(text)
-                self.file.flush()
-        except OSError:
-            self.file = None
+            self.file.write(before)
 
 
 def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
@@ -135,12 +121,9 @@ def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
         sys.stdout.flush()
         return status or 0
     except (KeyboardInterrupt, SystemExit) as e:
-        code = getattr(e, "code", 130)
-        if not isinstance(code, str):
-            return code or 0
-        said, status = code, 1
-    except (BlackBoxError, DatasetError) as e:
-        text = str(e)
+        return getattr(e, "code", 130) or 0
+    except (BlackBoxError, DatasetError, ModuleNotFoundError) as e:
+        text = str(e) + ": install that package" * isinstance(e, ModuleNotFoundError)
         if "Original Traceback" in text:  # of a loader's process, from which it crossed
             text = text.rpartition(f"{type(e).__name__}: ")[2]
         said, status = f"error: {' '.join(text.strip().splitlines())}", 1
@@ -157,13 +140,12 @@ def tool(main: Callable[[], int | None], log: RunLog | None = None) -> int:
         if log:
             with suppress(OSError):
                 log.open()
-            log.note(traceback.format_exc())
+            log.file.write(traceback.format_exc())
             seen = f", or of something it uses; the traceback is in {log.path}" if log.path else ""
         what = f"{type(e).__name__} in {Path(place.filename).name}, line {place.lineno}"
-        said = f"error: {what}: {first_line(e)}. This is a fault of the program{seen}."
-        status = 70
+        said, status = f"error: {what}: {first_line(e)}. This is a fault of the program{seen}.", 70
     said = masked(said)
     if log:
-        log.note(said + "\n")
+        log.file.write(said + "\n")
     print(*map(printable, said.splitlines()), sep="\n", file=sys.stderr)
     return status

@@ -22,8 +22,7 @@ from typing import Any
 import pandas as pd
 
 from .console import note, parser_of, tool
-from .results import ZERO_SHOT, below_shared, grouped, note_fewer_seeds, placed
-from .runs import ACCESS, read
+from .results import ACCESS, ZERO_SHOT, below_shared, grouped, placed, read
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import read_text
 from .trainers.blackbox.record import BINS
@@ -37,32 +36,28 @@ Lines = tuple[pd.DataFrame, dict[str, float]]  # points of lines; accuracies of 
 
 def zero_shot(groups: pd.DataFrame) -> pd.DataFrame:
     """Zero-shot groups, one of a kind; a further one that differs, by its template, is noted."""
-    zero = groups[groups.trainer == ZERO_SHOT]
-    return placed(zero.drop_duplicates([*KIND, "accuracy"]), KIND)
+    return placed(groups[groups.trainer == ZERO_SHOT].drop_duplicates([*KIND, "accuracy"]), KIND)
 
 
 def shots(groups: pd.DataFrame) -> Lines:
-    """Where there are several data sets, a line is the mean of those that have all its shots.
-
-    Zero-shot is a level: of a backbone and of all, the base or the new classes, and a mean over the
-    data sets that the lines are of.
+    """A line is the mean over the data sets that have all its shots. A level is zero-shot's over
+    these, of a backbone and of all, the base or the new classes.
     """
     trained = groups[groups.trainer != ZERO_SHOT].rename(columns={"shots": "x"})
     trained["label"] = trained.label.str.replace(r"_?\d+shots|shots_\d+/?", "", regex=True)
     for path in trained.path[trained.x < 0]:
         note(f"{path} does not tell its number of shots, and is left out.")
     trained = placed(trained[trained.x > 0], [*LINE, *KIND, "x"])
-    lines = trained.groupby(LINE, observed=True)
     whole = trained.groupby([*LINE, *KIND], observed=True).x.transform("size")
-    trained = trained[whole == lines.x.transform("nunique")]
+    trained = trained[whole == trained.groupby(LINE, observed=True).x.transform("nunique")]
     points = trained.groupby([*LINE, "x"], sort=False, observed=True)
     found = points[["accuracy", "error"]].mean()
     found["error"] = found.error.where(points.size() == 1)  # else it is not one over seeds
     zero = zero_shot(groups).merge(trained[KIND].drop_duplicates())
     levels = zero.groupby(["backbone", "classes"]).accuracy.mean()
-    names = [f"{model}, {of} classes" if of != "all" else model for model, of in levels.index]
-    zeros = {f"zero-shot ({name})": level for name, level in zip(names, levels, strict=True)}
-    return found.reset_index(), zeros
+    names = [f"zero-shot ({model}, {of} classes)" for model, of in levels.index]
+    names = [name.replace(", all classes", "") for name in names]
+    return found.reset_index(), dict(zip(names, levels, strict=True))
 
 
 def budgets(groups: pd.DataFrame) -> Lines:
@@ -133,11 +128,9 @@ KINDS = {  # what is drawn, and its axes
 
 def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
     """Write a plot, unless there is nothing to draw; its format is the name's ending, or PNG."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise BlackBoxError(f"Plots need matplotlib ({e}). Install it, and try again.") from e
+    from matplotlib import rc_context  # which need not be installed
+    from matplotlib.figure import Figure
+
     find, xlabel, ylabel = KINDS[kind]
     lines, levels = find(groups)
     if lines.empty:
@@ -146,9 +139,8 @@ def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
         figure = Figure(figsize=(10, 5))
         axes = figure.subplots()
         if kind == "gain":
-            bars = lines.pivot(index="dataset", columns="label", values=["gain", "error"])
-            errors = bars["error"].fillna(0)
-            bars["gain"].plot.bar(ax=axes, yerr=errors, width=0.8, rot=30, colormap="tab20")
+            bars = lines.pivot(index="dataset", columns="label", values=["gain", "error"]).fillna(0)
+            bars.gain.plot.bar(ax=axes, yerr=bars.error, width=0.8, rot=30, colormap="tab20")
             axes.axhline(0, color="black", linewidth=0.8)
         else:
             for (label, access), points in lines.groupby(LINE, sort=False, observed=True):
@@ -161,11 +153,10 @@ def plot(kind: str, groups: pd.DataFrame, path: str | Path, title: str) -> bool:
             axes.axline((0, 0), (100, 100), color="black", linewidth=0.8, linestyle=":")
         elif kind != "gain" and (kind == "shots" or lines.x.max() > 100 * lines.x.min()):
             axes.set_xscale("log")  # for shots, and for more than two decades
-            # those of matplotlib are formulas, which are not parsed here
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            axes.xaxis.set_major_formatter("{x:,.0f}")  # the own ones are formulas, not parsed here
         if kind == "shots":
-            axes.set_xticks(sorted({*lines.x}))
-            axes.set_xticks([], minor=True)
+            axes.set_xticks(lines.x.unique())
+            axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
@@ -185,19 +176,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", help="above the plot; without it, what was run")
     args = parser.parse_args(argv)
     runs = read(args.directory)
-    note_fewer_seeds(runs)
-    on_val = runs.split == "val"
     if args.kind != "queries":  # whose curves are of val
-        for path in runs.path[on_val].unique():
+        for path in runs.path[runs.split == "val"].unique():
             note(f"{path} was evaluated on val, and is left out.")
-        runs = runs[~on_val]
+        runs = runs[runs.split != "val"]
     ran = "; ".join(", ".join(runs[name].unique()[:3]) for name in ("dataset", "backbone"))
     title = ran if args.title is None else args.title
     if runs.empty or not plot(args.kind, grouped(runs), args.out, title):
-        raise BlackBoxError(
-            f"Nothing to draw below {args.directory}: shots takes methods that were trained, "
-            f"queries runs with ORACLE.VAL_EVERY, gain a zero-shot run on each data set."
-        )
+        takes = "shots takes trained methods, queries ORACLE.VAL_EVERY, gain a zero-shot run"
+        raise BlackBoxError(f"Nothing to draw below {args.directory}: {takes}.")
     print(f"Plot written to {args.out}")
 
 

@@ -9,17 +9,28 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
+from math import nan
 from pathlib import Path
-from statistics import fmean, harmonic_mean
+from statistics import harmonic_mean
+from typing import Any
 
 import pandas as pd
 import tabulate
 
 from .console import note, parser_of, tool
 from .datasets.table import ROWS
-from .runs import COUNTS, read
-from .trainers.blackbox.errors import BlackBoxError, printable
+from .trainers.blackbox import record
+from .trainers.blackbox.config import ours
+from .trainers.blackbox.errors import BlackBoxError, first_line, printable
+from .trainers.blackbox.files import MODEL
+from .trainers.blackbox.oracle.bill import counts_in
 
+# from the least that must cross the wall to the most: what is needed beside words and pictures
+ACCESS = ["words", "contexts", "image tokens", "features", "weights"]
+KNOWN = ["trainer", "dataset", "backbone", "classes", "shots", "split"]  # the same in all seeds
+SEED = re.compile(r"seed\d+")  # the folder of one
+COUNTS = ["training", "lost", "pictures", "evaluation", "batch", "seconds"]  # NaN: not known
 ZERO_SHOT, HALVES = "ZeroshotOracle", ("train_base", "test_new")
 HEADERS = {
     "path": "run",
@@ -56,6 +67,107 @@ PUBLISHED = pd.DataFrame(
 )
 
 
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """A finished training run, or else a finished evaluation; a BlackBoxError without either.
+    What an unfinished run saw on val is no result, nor is an evaluation of it in its own folder.
+
+    Returns:
+        `KNOWN`, "?" or -1 where it is not; `accuracy` in per cent; `access`, the most that the
+        method needs; `COUNTS`; `lost_much`, more than a tenth; `reliability`; `seed`, the name that
+        the folder should have.
+    """
+    folder = Path(folder)
+    sections = record.read(folder / record.NAME)
+    evaluation = None if (folder / MODEL).is_dir() else sections.get(record.EVALUATION)
+    told = sections.get(record.END_OF_TRAINING, evaluation)
+    if told is None:
+        raise BlackBoxError(f"{folder} has no result in {record.NAME}: it is not finished.")
+    try:
+        row: dict[str, Any] = {name: printable(str(told.get(name, "?"))) for name in KNOWN}
+        row |= {"folder": folder, "shots": int(told.get("shots", -1)), "lost_much": False}
+        row |= {**dict.fromkeys(COUNTS, nan), "seconds": float(told.get("seconds") or nan)}
+        row["accuracy"] = float(told["accuracy"])
+        if not 0 <= row["accuracy"] <= 100:
+            raise ValueError(f"the accuracy is {row['accuracy']}")
+        if row["dataset"] == "ImageFolder":  # whose name does not tell what it is
+            row["dataset"] += f" ({printable(str(told.get('root', '?')))})"
+        needs = {str(need).replace("logits", "words").replace("_", " ") for need in told["access"]}
+        known = needs <= {*ACCESS}
+        row["access"] = max(needs, key=ACCESS.index, default="words") if known else "?"
+        row["reliability"] = list(told.get("reliability", ()))
+        seed, bill = int(told.get("seed", -1)), told.get("queries")  # a white-box run has none
+        row["seed"] = f"seed{seed}" if seed >= 0 else folder.name
+        if bill is not None:
+            training, test = counts_in(bill, "training"), counts_in(bill, "test")
+            row["training"], row["pictures"] = training.values()
+            row["lost"] = counts_in(bill, "lost")["queries"] if "lost" in bill else 0
+            row["lost_much"] = record.lost_much(bill)
+            row["evaluation"] = counts_in(bill, "evaluation")["queries"]
+            row["batch"] = test["queries"] / told["batches"] if told.get("batches") else nan
+    except (BlackBoxError, KeyError, TypeError, ValueError) as e:
+        raise BlackBoxError(f"{folder}/{record.NAME} is damaged ({first_line(e)}).") from e
+    return row
+
+
+def with_names(row: dict[str, Any], root: Path) -> dict[str, Any]:
+    """With `path`, a group's below `root`, and `label`, the path without the data set's part.
+
+    A folder that is named after another trainer, data set or number of shots is noted.
+    """
+    folder, names = row["folder"], {data.config: data.name for data in ROWS}
+    dataset, group = row["dataset"].partition(" (")[0], folder.parent
+    shots = re.findall(r"(?<!\d)(\d+)shots|shots_(\d+)", str(group))
+    for what, told, named in (
+        ("trainer", row["trainer"], ours().keys() & group.parts),
+        ("data set", dataset, {names[part] for part in names.keys() & group.parts}),
+        ("number of shots", row["shots"], {int(a or b) for a, b in shots}),
+    ):
+        if named and told not in {*named, "?", -1}:
+            others = ", ".join(sorted(map(str, named)))
+            note(f"{group} names the {what} {others}, and its run is of {told}, which counts.")
+    path = (group if SEED.fullmatch(folder.name) and folder != root else folder).relative_to(root)
+    label = "/".join(part for part in path.parts if names.get(part, part) != dataset)
+    return row | {"path": printable(str(path)), "label": printable(label)}
+
+
+def read(directory: str | Path) -> pd.DataFrame:
+    """The runs below a directory, seeds once; BlackBoxError where there are none. What is left out
+    is noted, as groups whose runs differ. Queries may: a budget can end a run where it stands.
+    """
+    rows = []
+    for name, folders, files in sorted(os.walk(directory, onerror=lambda e: note(first_line(e)))):
+        if {"log.txt", record.NAME} & {*folders, *files}:
+            try:
+                rows.append(with_names(read_result(name), Path(directory)))
+            except BlackBoxError as e:
+                note(f"{e} The run is left out.")
+    if not rows:
+        raise BlackBoxError(f"There is no finished run, with a {record.NAME}, below {directory}.")
+    runs = pd.DataFrame(rows)
+    runs["access"] = pd.Categorical(runs.access, [*ACCESS, "?"], ordered=True)
+    # of copies, and folders made with another's seed, those that are named so are kept
+    runs["renamed"] = [row.folder.name != row.seed for row in runs.itertuples()]
+    runs = runs.sort_values("renamed", kind="stable")
+    for (_, seed), same in runs.groupby(["path", "seed"], sort=False):
+        first, *others = same.folder
+        if first.name != seed and SEED.fullmatch(first.name):
+            note(f"{first} is of seed {seed[4:]}, and counts as that.")
+        for other in others:
+            note(f"{other} is of seed {seed[4:]}, as {first} is, and is left out.")
+    runs = runs.drop_duplicates(["path", "seed"]).sort_index()
+    for path, group in runs.groupby("path", sort=False):
+        for name in KNOWN:
+            values = sorted({*map(str, group[name])} - {"?", "-1"})
+            if len(values) > 1:
+                told = f"{name} ({', '.join(values)})"
+                note(f"{path} holds runs that differ in {told}, and is left out.")
+                runs = runs[runs.path != path]
+    seeds = runs[runs.trainer != ZERO_SHOT].groupby("path", sort=False).size()  # it draws none
+    for path, count in seeds[seeds < seeds.max()].items():
+        note(f"{path} has {count} of {seeds.max()} seeds, and its mean is of these.")
+    return runs
+
+
 def grouped(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a group of seeds: what all are, means, accuracy's standard `error`, and its `cell`."""
     groups = runs.groupby("path", sort=False)
@@ -81,13 +193,6 @@ def placed(groups: pd.DataFrame, place: list[str]) -> pd.DataFrame:
         if path != first:
             note(f"{path} has the place of {first}, and is left out.")
     return groups[groups.path == firsts]
-
-
-def note_fewer_seeds(runs: pd.DataFrame) -> None:
-    """Say which methods have fewer seeds than others; zero-shot is the same for all."""
-    seeds = runs[runs.trainer != ZERO_SHOT].groupby("path", sort=False).size()
-    for path, count in seeds[seeds < seeds.max()].items():
-        note(f"{path} has {count} of {seeds.max()} seeds, and its mean is of these.")
 
 
 def table(runs: pd.DataFrame, wide: bool = False) -> pd.DataFrame:
@@ -119,15 +224,13 @@ def below_shared(paths: Iterable[str]) -> tuple[str, list[str]]:
 def across(runs: pd.DataFrame, published: bool = False) -> pd.DataFrame:
     """The papers' table; a mean is given where no data set is missing."""
     groups = placed(grouped(runs), ["label", "dataset"])
-    known = [row.name for row in ROWS]
     named = sorted({*groups.dataset, *(PUBLISHED.columns if published else ())})
-    names = sorted(named, key=lambda name: [*known, name].index(name))
+    names = sorted(named, key=lambda name: [*(row.name for row in ROWS), name].index(name))
     wide = groups.pivot(index="label", columns="dataset", values=["cell", "accuracy"])
     wide = wide.reindex(groups.label.unique())
     cells, accuracies = (wide[value].reindex(columns=names) for value in ("cell", "accuracy"))
     if published:
-        figures = PUBLISHED.reindex(columns=names)
-        figures.index += " (published, ViT-B/16)"
+        figures = PUBLISHED.add_suffix(" (published, ViT-B/16)", axis=0).reindex(columns=names)
         accuracies = pd.concat([accuracies, figures])
         cells = pd.concat([cells, figures.map("{:.1f}".format, na_action="ignore")])
     means = accuracies.mean(axis=1, skipna=False)
@@ -136,10 +239,7 @@ def across(runs: pd.DataFrame, published: bool = False) -> pd.DataFrame:
 
 
 def base2new(runs: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy on base and on new classes, and their harmonic mean.
-
-    That of several data sets is the harmonic mean of the means, as in CoCoOp's paper.
-    """
+    """Accuracy on base and on new classes, and their harmonic mean."""
     runs, rows = runs.assign(half=runs.path.str.split("/").str[0]), []
     runs = runs[runs.half.isin(HALVES)]
     runs["label"] = runs.label.str.replace(r"^\w+/", "", regex=True)
@@ -155,14 +255,13 @@ def base2new(runs: pd.DataFrame) -> pd.DataFrame:
                 means.append([half.accuracy.mean() for half in halves])
                 rows.append([label, name, *map(cell, halves), f"{harmonic_mean(means[-1]):.1f}"])
         if len(means) > 1:
-            both = [fmean(half) for half in zip(*means, strict=True)]
-            figures = [f"{figure:.1f}" for figure in (*both, harmonic_mean(both))]
-            rows.append([label, "mean", *figures])
+            both = pd.DataFrame(means).mean()  # whose harmonic mean is CoCoOp's over data sets
+            rows.append([label, "mean", *both.map("{:.1f}".format), f"{harmonic_mean(both):.1f}"])
     return pd.DataFrame(rows, columns=["method", "data set", "base", "new", "H"])
 
 
 def show(cells: pd.DataFrame, form: str = "simple", fold: bool = True) -> None:
-    """Print a table as CSV or in a format of tabulate, whose long cells may have several lines."""
+    """Print a table as CSV, or in a format of tabulate, and what its marks mean."""
     cells = cells.astype(str).map(printable)
     if form == "csv":
         cells = cells.map(lambda cell: "'" * cell.startswith(FORMULA) + cell)
@@ -170,12 +269,16 @@ def show(cells: pd.DataFrame, form: str = "simple", fold: bool = True) -> None:
         return
     if fold and form == "simple":
         # a header has the width of its column: the first two name runs, the others hold figures
-        for i, name in enumerate(list(cells.columns)):
-            cells[name] = [folded(text, RUN if i == 1 else FOLD) for text in cells[name]]
-            short = folded(name, (FOLD, RUN)[i] if i < 2 else HEADER)
-            cells = cells.rename(columns={name: short})
+        widths = [FOLD, RUN, *[HEADER] * len(cells.columns)]
+        for i, name in enumerate(cells):
+            cells[name] = cells[name].map(partial(folded, width=RUN if i == 1 else FOLD))
+        cells.columns = pd.Index(map(folded, cells.columns, widths))
     tabulate.MIN_PADDING = 0  # beside the gap between columns
     print(cells.to_markdown(index=False, tablefmt=form, disable_numparse=True))
+    print(
+        "± is the standard error over seeds; a query is one candidate scored on one batch\n"
+        "of at most 128 images; – : none is counted or known, or no run"
+    )
 
 
 def folded(cell: str, width: int) -> str:
@@ -199,23 +302,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.published and not args.across:
         parser.error("--published adds rows to the table of --across")
     runs, csv = read(args.directory), args.format == "csv"
-    if args.across or not (args.wide or csv or args.base2new):  # which tell seeds, or compare them
-        note_fewer_seeds(runs)
     if args.across:
         cells = across(runs, args.published)
     else:
         cells = base2new(runs) if args.base2new else table(runs, args.wide or csv)
     if cells.empty:
-        raise BlackBoxError(
-            f"{args.directory} has no experiment in both train_base and test_new. Run "
-            f"scripts/base2new_train.sh and base2new_test.sh, and give the folder of the two."
-        )
+        where = "train_base and test_new, the folders of scripts/base2new_train.sh and _test.sh"
+        raise BlackBoxError(f"{args.directory} has no experiment in both {where}.")
     show(cells, args.format, fold=not (args.wide or args.across))
-    if not csv:
-        print(
-            "± is the standard error over seeds; a query is one candidate scored on one batch\n"
-            "of at most 128 images; – : none is counted or known, or no run"
-        )
     if runs.lost_much.any():
         (note if csv else print)(LOST)
 

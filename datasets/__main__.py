@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--root", default=os.environ.get("DATA", "data"), help=words)
     root = parser.parse_args().root
     if not os.path.isdir(root):
-        raise SystemExit(f"error: {shown(root)} is not a folder. Pass --root with another.")
+        raise DatasetError(f"{shown(root)} is not a folder. Pass --root with another.")
     known = any(os.path.isdir(os.path.join(root, row.folder)) for row in ROWS if row.folder)
     inside = iglob(os.path.join(escape(root), "*", "*"))
     pictures = not known and bool(listing.are_pictures(inside))

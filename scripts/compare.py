@@ -20,19 +20,15 @@ from pathlib import Path
 from dassl_blackbox.console import note, tool
 from dassl_blackbox.datasets.table import ROWS
 from dassl_blackbox.plots import plot
-from dassl_blackbox.results import LOST, SHOWN, grouped, show, table
-from dassl_blackbox.runs import read
+from dassl_blackbox.results import LOST, SHOWN, grouped, read, show, table
 from dassl_blackbox.trainers.blackbox.bank import PLAIN, TEMPLATES
 from dassl_blackbox.trainers.blackbox.config import BACKBONES, ours
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from sweep import HOME, arguments, parser_for, run_all, whole
 
 # what the folders and labels tell, which the flags set
-NAMED = {
-    *("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "TRAINER.NAME"),
-    "ORACLE.MAX_QUERIES",
-}
-UNCOUNTED = "ZeroshotOracle", "WhiteBox"  # to which no budget and no curve apply
+NAMED = {"SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "TRAINER.NAME"}
+NAMED |= {"ORACLE.MAX_QUERIES"}
 # label: trainer and further options; {words} are the template's
 METHODS = {
     "zero-shot": "ZeroshotOracle",
@@ -59,22 +55,6 @@ METHODS = {
 METHODS |= {name: name for name in ours() if name not in " ".join(METHODS.values()).split()}
 
 
-def chosen(args: argparse.Namespace, words: str) -> list[str]:
-    """The methods that were asked for, or those that have settings of the name --cfg."""
-    file, found = f"{args.cfg}.yaml", []
-    settings = "vit_b16.yaml" if file in BACKBONES else file
-    for label in args.methods or METHODS:
-        trainer, *options = METHODS[label].split()
-        known = args.methods or Path(HOME, "configs/trainers", trainer, settings).is_file()
-        if known and (words or "{words}" not in options):
-            found.append(label)
-        else:
-            note(f"{label} has no {file}, or no words before its template's slot: it is left out")
-    if not found:
-        raise BlackBoxError(f"No method is left for --cfg {args.cfg} on {args.dataset}.")
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_for("compare.py", __doc__, "output/compare")
     add = parser.add_argument
@@ -83,32 +63,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--queries", type=whole, default=5000, help="training budget of black-box methods")
     among = f"default: all that the settings are for; of: {'; '.join(METHODS)}"
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=[], help=among)
-    further = "KEY VALUE options for every run, at the end"
-    add("--opts", nargs=argparse.REMAINDER, default=[], help=further)
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE options, at the end")
     args = parser.parse_args(argv)
-    for label in args.methods or METHODS:  # whose name, or whose folder's, would be wrong
-        fixed = NAMED.union(METHODS[label].split()[1::2]) & {*args.opts[::2]}
-        if fixed and (args.methods or fixed & NAMED):
-            parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
     args.root, args.output = map(os.path.abspath, map(os.path.expanduser, (args.root, args.output)))
     os.chdir(HOME)
     registered = {row.config: row.name for row in ROWS}.get(args.dataset, "")
     words = TEMPLATES.get(registered, PLAIN).split("{}")[0].strip()
-    settings = f"{args.cfg}_{args.shots}shots_{args.queries}queries"
-    target = f"{args.output}/{args.dataset}/{settings}"
+    target = f"{args.output}/{args.dataset}/{args.cfg}_{args.shots}shots_{args.queries}queries"
     budget = ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", max(1, args.queries // 20)]
-    labels, tasks = {}, {}
-    for label in chosen(args, words):
+    file, labels, tasks = f"{args.cfg}.yaml", {}, {}
+    own = "vit_b16.yaml" if file in BACKBONES else file
+    for label in args.methods or METHODS:
         trainer, *options = METHODS[label].split()
+        fixed = NAMED.union(options[::2]) & {*args.opts[::2]}
+        if fixed and (args.methods or fixed & NAMED):  # a label or a folder would be wrong
+            parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
+        known = args.methods or Path("configs/trainers", trainer, own).is_file()
+        if not known or ("{words}" in options and not words):
+            note(f"{label} has no {file}, or no words before its template's slot: it is left out")
+            continue
         name = label.replace(", ", "_").replace(" ", "-")
         labels[name] = label
+        options = [words if option == "{words}" else option for option in options]
+        if trainer not in ("ZeroshotOracle", "WhiteBox"):  # which have no budget and no curve
+            options = [*map(str, budget), *options]
         for seed in args.seeds:
             folder = f"{target}/{name}/seed{seed}"
             line = arguments(args, trainer, args.dataset, args.shots, seed, folder)
-            line += map(str, [] if trainer in UNCOUNTED else budget)
-            line += [words if option == "{words}" else option for option in options]
-            tasks[folder] = line + args.opts
+            tasks[folder] = line + options + args.opts
             print(shlex.join(["python", "train.py", *tasks[folder]]))
+    if not tasks:
+        raise BlackBoxError(f"No method is left for --cfg {args.cfg} on {args.dataset}.")
     failed = run_all(args, tasks)
     for folder in failed:
         labels.pop(Path(folder).parent.name, None)
@@ -122,11 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     markdown = cells.to_markdown(index=False, tablefmt="github", disable_numparse=True)
     Path(target, "table.md").write_text(f"{markdown}\n{lost}", encoding="utf-8")
     show(cells[["method", *SHOWN]])
-    print(f"± is the standard error over seeds.{lost}")
-    print(f"The table with all counts is {target}/table.md.")
     title = f"{args.dataset}, {args.shots} shots, {len({*args.seeds})} seeds, {args.cfg}"
-    if plot("queries", grouped(runs), f"{target}/val_curves.png", title):
-        print(f"The plot of validation accuracy against queries is {target}/val_curves.png.")
+    drawn = plot("queries", grouped(runs), f"{target}/val_curves.png", title)
+    print(f"All counts are in {target}/table.md{', curves in val_curves.png' * drawn}.{lost}")
     return int(bool(failed))
 
 

@@ -1,7 +1,6 @@
 #!/bin/bash
 # SONAR, its head alone, zero-shot, ZIP and JOLT on Digits (16 shots) with the embedded tiny CLIP: about two minutes on two cores.
-# LONG=1 SEEDS="1 2 3 4 5 6" bash scripts/quickstart.sh gives the table of docs/RESULTS.md: 5,000 queries for ZIP and JOLT, and white-box prompt tuning. The default
-# is seed 1 alone, and 500 queries for ZIP and JOLT.
+# LONG=1 SEEDS="1 2 3 4 5 6" bash scripts/quickstart.sh gives the table of docs/RESULTS.md: 5,000 queries, and white-box prompt tuning.
 source "$(dirname "$0")/setup.sh" 0
 export DATA=${DATA:-data} OUTPUT=${OUTPUT:-output/quickstart} SEEDS=${SEEDS:-1} LONG=${LONG:-}
 # two runs at a time, each on half of the cores: small matrices use one core better than two

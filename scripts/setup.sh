@@ -1,7 +1,6 @@
 # Sourced by the other scripts, with the number of arguments that they need, and these: one virtual
-# environment (.venv unless one is active), and in it only what is missing is installed. EXTRAS: the
-# optional dependencies of pyproject.toml that are wanted, by default plots. With DRY_RUN it does no
-# more than name functions.
+# environment (.venv unless one is active), and in it only what is missing is installed, with EXTRAS
+# of pyproject.toml (default plots). With DRY_RUN it does no more than name functions.
 set -euo pipefail
 [ $# -gt "$1" ] || { sed -n '/^#!/d; /^#/!q; s/^# //p' "$0" >&2; exit 2; }   # how it is called
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -36,24 +35,18 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
     . .venv/bin/activate
 fi
 
-# whether this version is installed with all that it requires
-installed() {
-    python - "$EXTRAS" 2>/dev/null <<'PY'
+# unless this version is installed with all that it requires
+if ! python - "$EXTRAS" 2>/dev/null <<'PY'; then
 import sys
 from importlib.metadata import requires, version
-from pathlib import Path
-
 from packaging.requirements import Requirement
 
-assert f'"{version("dassl-blackbox")}"' in Path("dassl_blackbox/__init__.py").read_text()
+assert f'"{version("dassl-blackbox")}"' in open("dassl_blackbox/__init__.py").read()
 for needed in map(Requirement, requires("dassl-blackbox")):
     of, extras = needed.marker, sys.argv[1].split(",")
     if of is None or any(of.evaluate({"extra": extra}) for extra in extras):
         assert needed.specifier.contains(version(needed.name), prereleases=True)
 PY
-}
-
-if ! installed; then
     echo "Installing what is missing into $(python -c 'import sys; print(sys.prefix)')" \
         "(once; PyTorch is large)"
     python -m pip install -q -e ".[$EXTRAS]"

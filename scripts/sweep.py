@@ -32,15 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from dassl_blackbox.console import parser_of, tool
-from dassl_blackbox.results import show, table
-from dassl_blackbox.runs import read, read_result
+from dassl_blackbox.results import read, read_result, show, table
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line
 from dassl_blackbox.trainers.blackbox.files import write_atomically
 from dassl_blackbox.trainers.blackbox.trainer import handled
 from tqdm import tqdm
 
 HOME = os.path.dirname(train.__file__)
-ATTEMPTS = 2
 POLL = 0.2  # seconds between looks at whether a run is to stop, or has ended
 # what runs on a cluster's nodes get of this environment, by how the names begin
 PASSED = "BLACKBOX_KEY", "DASSL", "HF_", "OMP_NUM_THREADS", "PYTHONPATH", "XDG_CACHE_HOME"
@@ -50,10 +48,7 @@ Call = Callable[[list[str]], list[str]]  # does what `work` does with the argume
 def arguments(
     args: argparse.Namespace, trainer: str, dataset: str, shots: int, seed: int, folder: str
 ) -> list[str]:
-    """The arguments of `train.py`, as scripts/main.sh puts them together; options follow.
-
-    The settings are the trainer's for that data set where it has any, else those of the backbone.
-    """
+    """The arguments of `train.py`, as scripts/run.sh puts them together; options follow."""
     settings = f"configs/trainers/{trainer}/{args.cfg}"
     own = f"{settings}_{dataset}.yaml"
     return [
@@ -75,19 +70,16 @@ def is_done(arguments: list[str]) -> bool:
 
 def work(arguments: list[str], environment: dict[str, str], signals: Sequence[int]) -> list[str]:
     """A `train.py`, and another where it fails; each of `signals` that is added is a SIGTERM to it.
-
-    Returns:
-        Of each nothing where it was good, else its last line on stderr or the name of a signal.
+    Returns for each "" where it was good, else its last line on stderr or the name of a signal.
     """
     said: list[str] = []
-    while not signals and len(said) < ATTEMPTS and "" not in said:
+    while not signals and len(said) < 2 and "" not in said:
         with subprocess.Popen(
             [sys.executable, "train.py", *arguments],
             cwd=HOME,
             env={**os.environ, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
             errors="replace",
             start_new_session=True,  # a terminal's Ctrl-C reaches the sweep alone
         ) as child:
@@ -167,9 +159,7 @@ wait $!
 
 def run_all(args: argparse.Namespace, tasks: Mapping[str, list[str]]) -> set[str]:
     """Do what is not done of runs, by folder; returns the folders of those that failed.
-
-    Raises:
-        SystemExit: a signal came, and those under way have stopped; 128 + its number.
+    A signal stops those under way, and raises SystemExit.
     """
     left = {folder: task for folder, task in tasks.items() if not is_done(task)}
     done, failed, signals = len(tasks) - len(left), dict[str, str](), list[int]()
@@ -200,7 +190,6 @@ def run_all(args: argparse.Namespace, tasks: Mapping[str, list[str]]) -> set[str
                         tqdm.write(f"{folder}: {accuracy:.1f} %{again}")
                     elif not signals:
                         failed[folder] = said[-1]
-                        tqdm.write(f"{folder}: failed")
                     bar.set_postfix(failed=len(failed), refresh=False)
                     bar.update("" in said or not signals)
         except BaseException:
@@ -211,9 +200,7 @@ def run_all(args: argparse.Namespace, tasks: Mapping[str, list[str]]) -> set[str
         print(f"\nStopped by {name}: the same command goes on from here", file=sys.stderr)
         raise SystemExit(128 + signals[0])
     for folder, sentence in failed.items():
-        log = f"{folder}/log.txt"
-        where = f"log: {log}" if os.path.isfile(log) else "no log"
-        print(f"{folder} failed ({where}): {sentence}", file=sys.stderr)
+        print(f"{folder} failed: {sentence}", file=sys.stderr)
     return {*failed}
 
 
@@ -221,8 +208,7 @@ def parser_for(script: str, description: str | None, output: str) -> argparse.Ar
     """The parser of a script that calls `run_all`."""
     parser = parser_of(f"scripts/{script}", description)
     add = parser.add_argument
-    seed = partial(whole, least=0)
-    add("--seeds", type=seed, nargs="+", default=[1, 2, 3], help="of draws and methods")
+    add("--seeds", type=partial(whole, least=0), nargs="+", default=[1, 2, 3], help="of runs")
     add("--cfg", default="tiny", help="name of the trainers' YAMLs")
     add("--root", default="data", help="folder of the data sets")
     add("--output", default=output, help="folder of the runs")
@@ -248,9 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--datasets", nargs="+", required=True, help="names of YAMLs in configs/datasets")
     add("--shots", type=whole, nargs="+", default=[16], help="training images of a class")
     add("--tag", default="", help="added to a run's folder where options make it another one")
-    slurm = "write a job array for sbatch, a run a job, and run nothing: one that is preempted, or "
-    slurm += "near its time limit, saves, is requeued and goes on"
-    add("--slurm", metavar="FILE", help=slurm)
+    add("--slurm", metavar="FILE", help="write a job array for sbatch, and run nothing")
     add("--dry-run", action="store_true", help="print the commands, and run nothing")
     further = "KEY VALUE options of every run; a -- before them ends the list of another option"
     add("opts", nargs=argparse.REMAINDER, help=further)
@@ -274,7 +258,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = read(args.output)
         mine = {os.path.relpath(os.path.dirname(folder), args.output) for folder in tasks}
         show(table(runs[runs.path.isin(mine)]))
-        print("± is the standard error over seeds")
     return int(bool(failed))
 
 

@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 import pytest
-from dassl_blackbox.runs import read_result
+from dassl_blackbox.results import read_result
 from support import REPO, run
 
 sys.path[:0] = [str(REPO / "benchmarks")]

@@ -94,7 +94,7 @@ def test_transfer_and_domain_generalisation(script, done, output):
 
 def test_a_dry_run_prints_what_would_run(script, tmp_path):
     words, dry = own("ZIP", CTX_INIT="a photo of a"), {"OUTPUT": str(tmp_path), "DRY_RUN": "1"}
-    done = script("zip/main.sh", "caltech101", "vit_b16", 4, *words, SEEDS="1 5", **dry)
+    done = script("main.sh", "ZIP", "caltech101", "vit_b16", 4, *words, SEEDS="1 5", **dry)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 2 and not list(tmp_path.iterdir())
     folder = f"--output-dir {tmp_path}/caltech101/ZIP/vit_b16_4shots/seed5"
@@ -103,7 +103,7 @@ def test_a_dry_run_prints_what_would_run(script, tmp_path):
     lines = script("xd_test.sh", "CraFT", "rn50", 16, **dry).stdout.splitlines()
     # its training's settings
     assert len(lines) == 14 and all("trainers/CraFT/rn50_imagenet.yaml" in line for line in lines)
-    done = script("craft/main.sh", "eurosat", "rn50", 16, **dry)
+    done = script("main.sh", "CraFT", "eurosat", "rn50", 16, **dry)
     assert "configs/trainers/CraFT/rn50_eurosat.yaml" in done.stdout
 
 

@@ -12,8 +12,8 @@ import sys
 
 import parse_test_res
 import pytest
-from dassl_blackbox import plots, results, runs
-from dassl_blackbox.runs import read_result
+from dassl_blackbox import plots, results
+from dassl_blackbox.results import read_result
 from finished import ACCESS, CURVE, DAMAGE, METRICS, OWN, TOOLS, damaged, make, store
 from PIL import Image
 from support import REPO, TRAINED, bill, build, printed, run, sentence
@@ -321,7 +321,7 @@ def test_a_result_that_cannot_be_written_is_an_error(data_root, tmp_path, capsys
 
 
 def grouped(root):
-    return results.grouped(runs.read(root))
+    return results.grouped(results.read(root))
 
 
 @pytest.mark.parametrize("kind", plots.KINDS)
@@ -401,7 +401,7 @@ def test_a_curve_is_the_mean_at_what_all_seeds_looked_at(sound):
     assert plots.queries(grouped(sound / "ZIP_16shots"))[0].empty
 
 
-def test_what_cannot_be_drawn_or_written_is_a_note_or_a_sentence(sound, tmp_path, call):
+def test_what_cannot_be_drawn_or_written_is_said(sound, tmp_path, call, monkeypatch):
     for out, words in (("/dev/full", "cannot be written or read"), ("a.zebra", "another ending")):
         status, _, err = call(plots.main, "gain", sound, "--out", tmp_path / out)
         assert status == 1 and words in err
@@ -412,3 +412,6 @@ def test_what_cannot_be_drawn_or_written_is_a_note_or_a_sentence(sound, tmp_path
         (sound / "CraFT_16shots" / "seed1" / CURVE).unlink(missing_ok=True)
         status, _, err = call(plots.main, kind, sound / "CraFT_16shots", "--out", tmp_path / "a")
         assert status == 1 and "Nothing to draw below" in err and words in err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = call(plots.main, "gain", sound, "--out", tmp_path / "a")
+    assert status == 1 and re.search("^error: .*matplotlib", err, re.M) and "fault" not in err

@@ -96,7 +96,7 @@ def test_runs_are_finished_once_tried_again_and_have_a_table(data_root, tmp_path
     status, said, err = call(sweeps.main, *args, *others, "--", *QUICK)
     assert status == 1 and "2 runs, of which 1 are finished" in said
     assert starts.read_text() == "++++" and log.read_bytes() == before
-    assert "caltech101/SONAR/tiny_1shots/seed1 failed (no log): error: Caltech101" in err
+    assert "caltech101/SONAR/tiny_1shots/seed1 failed: error: Caltech101" in err
     assert re.search(r"^SONAR +tiny_1shots +words ", said, re.M)
 
 
@@ -170,4 +170,4 @@ def test_a_comparison_has_a_table_and_a_plot_of_what_ended(tmp_path, data_root, 
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
     assert rows == [["ZIP", "contexts"]]
     assert status == 1 and "\nZIP " in out and "\nCraFT" not in out
-    assert "CraFT/seed1 failed (" in err and len([*tmp_path.rglob("val_curves.png")]) == 1
+    assert "CraFT/seed1 failed: " in err and len([*tmp_path.rglob("val_curves.png")]) == 1

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 import pytest
 import torch
-from dassl_blackbox.runs import read_result
+from dassl_blackbox.results import read_result
 from dassl_blackbox.trainers.blackbox.bank import TEMPLATES
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.files import newest

@@ -1,2 +1,1 @@
-#!/bin/bash
 exec bash "$(dirname "$0")/../main.sh" CraFT "$@"

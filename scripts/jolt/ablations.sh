@@ -3,7 +3,7 @@
 source "$(dirname "$0")/../setup.sh" 3 "$@"
 ARGUMENTS=("$@") PREFIX="${TAG:-}" J=TRAINER.JOLT
 one() {     # TAG, then the options that it stands for
-    TAG="${PREFIX:+${PREFIX}_}$1" bash scripts/jolt/main.sh "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}" & finish
+    TAG="${PREFIX:+${PREFIX}_}$1" bash scripts/main.sh JOLT "${ARGUMENTS[@]:0:3}" "${@:2}" "${ARGUMENTS[@]:3}" & finish
 }
 one default
 one prompt "$J.HEAD" False
