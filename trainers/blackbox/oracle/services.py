@@ -545,7 +545,7 @@ class OpenAIService(FeatureService):
         data, places = self.post("/embeddings", body)["data"], list(range(len(items)))
         order = [entry.get("index") for entry in data]
         order = places if order == [None] * len(places) else order  # they are in order
-        if sorted(order) != places:
+        if len(order) != len(places) or {*order} != {*places}:
             raise ValueError(f"an index of {str(order)[:60]}, not of 0 to {len(places) - 1}")
         rows = [data[order.index(place)]["embedding"] for place in places]
         if isinstance(rows[0], str):  # base64 of little-endian float32
