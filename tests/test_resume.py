@@ -122,7 +122,9 @@ def test_killed_at_random_it_is_at_each_step_as_undisturbed(name, data_root, bud
         if life.exitcode == 1:  # every step of a budget can be lost, and that is told
             assert "queries are used, the next request" in lives.printed.read_text()
             continue
-        assert_same(dict(last_checkpoint(lives.out)["state_dict"]), states[lives.steps()])
+        # a head is fitted at the end, to fewer answers where the budget ends a run that lost some
+        if whole.learns_by_steps or lives.steps() == whole.steps_done:
+            assert_same(dict(last_checkpoint(lives.out)["state_dict"]), states[lives.steps()])
         if name != "WhiteBox":
             request = max(lives.limit // 60, 6)
             # written ahead: a kill between the bill and the call leaves one call that was not made
