@@ -418,7 +418,7 @@ class ScoreHead(nn.Module):
         if added:
             normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))
             offset += normal(s.double()).float()
-        del views, task, small
+        del views, task, small, plain, plain_s, single
         found = fit(offset, x, told, penalty)
         weight = found.weight[0].double()
         matrix, bias = white.weight @ weight, found.bias[0, 0].double() + white.bias @ weight
