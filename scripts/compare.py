@@ -4,8 +4,7 @@
 
 Every run is a `python train.py …` that is printed; a finished one is skipped, a crashed one goes
 on. Ends in a table (Markdown too), ordered by what a method asks of the model beside words and
-pictures, and in a plot of validation accuracy against queries, both in the output folder. Words to
-start from are those of the data set's template, before its slot.
+pictures, and in a plot of validation accuracy against queries, both in the output folder.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from sweep import HOME, arguments, parser_for, run_all, whole
 # what the folders and labels tell, which the flags set
 NAMED = {"SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "TRAINER.NAME"}
 NAMED |= {"ORACLE.MAX_QUERIES"}
-# label: trainer and further options; {words} are the template's
+# label: trainer and further options; {words} are those of the template before its slot
 METHODS = {
     "zero-shot": "ZeroshotOracle",
     "head alone": "SONAR TRAINER.SONAR.TEXTS 0 TRAINER.SONAR.VIEWS 0",
@@ -71,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = TEMPLATES.get(registered, PLAIN).split("{}")[0].strip()
     target = f"{args.output}/{args.dataset}/{args.cfg}_{args.shots}shots_{args.queries}queries"
     budget = ["ORACLE.MAX_QUERIES", args.queries, "ORACLE.VAL_EVERY", max(1, args.queries // 20)]
-    file, labels, tasks = f"{args.cfg}.yaml", {}, {}
-    own = "vit_b16.yaml" if file in BACKBONES else file
+    labels, tasks = {}, {}
+    file = "vit_b16.yaml" if args.cfg in BACKBONES else f"{args.cfg}.yaml"
     for label in args.methods or METHODS:
         trainer, *options = METHODS[label].split()
         fixed = NAMED.union(options[::2]) & {*args.opts[::2]}
         if fixed and (args.methods or fixed & NAMED):  # a label or a folder would be wrong
             parser.error(f"--opts may not set {', '.join(sorted(fixed))}: {label} has it fixed")
-        known = args.methods or Path("configs/trainers", trainer, own).is_file()
+        known = args.methods or Path("configs/trainers", trainer, file).is_file()
         if not known or ("{words}" in options and not words):
             note(f"{label} has no {file}, or no words before its template's slot: it is left out")
             continue

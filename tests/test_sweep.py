@@ -161,6 +161,19 @@ def test_a_comparison_that_cannot_be(tmp_path, call):
         assert status and words in err and not (tmp_path / "out").exists()
 
 
+BPTVLM = {"BPT-VLM", "BPT-VLM, from words"}
+
+
+@pytest.mark.parametrize("cfg, gone", [("photo", BPTVLM), ("rn50", set())])
+def test_a_comparison_is_of_the_methods_that_have_settings(cfg, gone, tmp_path, call, monkeypatch):
+    tasks, labels = {}, compare.METHODS.keys() - gone
+    monkeypatch.setattr(compare, "run_all", lambda args, given: tasks.update(given) or {*given})
+    status, _, err = call(compare.main, "--cfg", cfg, "--seeds", 1, "--output", tmp_path)
+    names = {label.replace(", ", "_").replace(" ", "-") for label in labels}
+    assert status == 1 and {folder.split("/")[-2] for folder in tasks} == names
+    assert all(f"note: {label} has no photo.yaml, " in err for label in gone)
+
+
 def test_a_comparison_has_a_table_and_a_plot_of_what_ended(tmp_path, data_root, call):
     """CraFT cannot pay for a step."""
     options = ["--root", data_root, "--output", tmp_path, "--seeds", 1, "--shots", 1]
