@@ -7,8 +7,7 @@ A run is the `python train.py --skip-done …` of scripts/main.sh, in the same f
 is skipped and a crashed one goes on, whichever of the two began it. Relative paths start at the
 checkout. What fails is tried once more, and listed when all have had their turn. After Ctrl-C,
 SIGTERM, SIGHUP or a scheduler's signal, runs under way save and stop, and the same command goes on
-from there. On the nodes of a cluster (--ray ADDRESS) the checkout, its Python environment, the data
-and the output must lie at the same paths.
+from there. docs/REMOTE.md tells of a cluster (--ray ADDRESS).
 """
 
 from __future__ import annotations

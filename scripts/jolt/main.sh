@@ -1,1 +1,2 @@
+#!/bin/bash
 exec bash "$(dirname "$0")/../main.sh" JOLT "$@"
