@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError
 from dassl_blackbox.trainers.blackbox.heads.selection import choose, discriminant
 from dassl_blackbox.trainers.blackbox.oracle import AccessDenied
-from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered, ProbeTrainer
+from dassl_blackbox.trainers.blackbox.probe import Answers, Gathered, ProbeTrainer, descend
 from dassl_blackbox.trainers.lfa import procrustes, reranking
 from dassl_blackbox.trainers.tipadapter import logits
 from support import bill, own, seeded, test_logits
@@ -143,6 +143,12 @@ def test_answers_are_gathered_view_by_view_and_none_is_lost():
     assert found.index.tolist() == [0, 1, 2, 0, 1, 2]
     assert found.rows.tolist() == [10, 11, 12, 20, 21, 22]
     assert found.labels.tolist() == [0, 1, 0, 0, 1, 0]
+
+
+def test_a_fit_that_is_not_finite_is_told():
+    weight = torch.ones(1, requires_grad=True)
+    with pytest.raises(BlackBoxError, match=r"not finite\. Lower its learning rate"):
+        descend(torch.optim.SGD([weight], lr=1e38), 5, lambda step: weight.pow(4).sum())
 
 
 @featured

@@ -120,6 +120,13 @@ def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean
         close(logits[:, number], wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_number_an_image_and_list_changes_nothing():
+    """So that log-probabilities serve as logits do."""
+    scores, shift = normal(5, 9), normal(5, 1, seed=3)
+    shifted = torch.cat([scores[:, :4] + shift, scores[:, 4:] - 2 * shift], dim=1)
+    close(centred(shifted, [4]), centred(scores, [4]))
+
+
 def test_pictures_unlike_any_other_keep_their_own_answers_and_two_alike_meet():
     rows, logits, none = torch.eye(8), normal(8, 3).float(), torch.zeros(3, 8)
     alone = (2 * logits).softmax(1)
