@@ -192,7 +192,7 @@ def standing_in(name: str, classnames: Sequence[str], labels: Sequence[int]) -> 
 
 class FinishedRun:
     """The method of a run's folder, for pictures of one's own. Its checkpoint tells the classes;
-    without that (zero-shot, or a run of an earlier version) the run's data set is read for them.
+    for a run of an earlier version, which does not, the run's data set is read for them.
     """
 
     def __init__(self, folder: str, options: Mapping[str, str]) -> None:
@@ -201,8 +201,8 @@ class FinishedRun:
         put(cfg, {"OUTPUT_DIR": "", "RESUME": "", "TEST.SPLIT": "test", **options}, "options")
         path = newest(Path(folder, MODEL))
         told = load_state(path).get("blackbox", {}) if path else {}
-        classes = told.get("classnames", []), told.get("labels", [])
-        with standing_in(cfg.DATASET.NAME, *classes):
+        classes = told.get("classnames", [])
+        with standing_in(cfg.DATASET.NAME, classes, told.get("labels") or range(len(classes))):
             self.trainer = trainer = build_trainer(cfg)
         if not getattr(trainer, "counted", False):
             raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")

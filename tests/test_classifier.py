@@ -368,7 +368,7 @@ def test_a_broken_picture_is_named_or_left_out(folder, fitted, tmp_path, monkeyp
     assert status == 0 and "left out" in said.err and said.out.count("\n") == 2
 
 
-@pytest.mark.parametrize("name", ["ZIP", "SONAR", "TipAdapterF"])
+@pytest.mark.parametrize("name", ["ZIP", "SONAR", "TipAdapterF", "ZeroshotOracle"])
 def test_a_run_labels_pictures_without_its_data_set(data_root, tmp_path, monkeypatch, capsys, name):
     trainer = trained(name, data_root, tmp_path / "run")
     tested = [item.impath for item in trainer.dm.dataset.test]
