@@ -150,6 +150,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             f"<figcaption>{escape(words)}</figcaption></figure>"
         )
     style = "figure{display:inline-block;margin:8px;width:170px;font:13px sans-serif}"
+    style += "img{min-width:96px;image-rendering:pixelated}"  # of a few pixels
     head = f'<!doctype html><meta charset="utf-8"><title>labels</title><style>{style}</style>'
     return "\n".join([head, *cells, ""])
 
