@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from dassl_blackbox.console import parser_of, tool
 from dassl_blackbox.results import read, read_result, show, table
+from dassl_blackbox.trainers.blackbox.config import ours
 from dassl_blackbox.trainers.blackbox.errors import BlackBoxError, first_line
 from dassl_blackbox.trainers.blackbox.files import write_atomically
 from dassl_blackbox.trainers.blackbox.trainer import handled
@@ -50,11 +51,14 @@ def arguments(
     """The arguments of `train.py`, as scripts/run.sh puts them together; options follow."""
     settings = f"configs/trainers/{trainer}/{args.cfg}"
     own = f"{settings}_{dataset}.yaml"
+    # methods that read views once encode the same pictures, and take the same views of them
+    reads_once = not getattr(ours().get(trainer), "learns_by_steps", True)
     return [
         *("--skip-done", "--root", args.root, "--seed", str(seed), "--trainer", trainer),
         *("--dataset-config-file", f"configs/datasets/{dataset}.yaml", "--config-file"),
         own if os.path.isfile(own) else f"{settings}.yaml",
         *("--output-dir", folder, "DATASET.NUM_SHOTS", str(shots)),
+        *(("ORACLE.FEATURES", f"{args.output}/features") if reads_once else ()),
     ]
 
 

@@ -232,6 +232,17 @@ def test_the_store_asks_for_each_content_once_and_forgets_the_oldest():
     assert torch.equal(none.fill(images, encode), images.flatten(1)[:, :4]) and not none
 
 
+def test_a_batch_that_another_process_kept_is_not_encoded(tmp_path):
+    images, others = torch.randn(2, 9, 3, 4, 4).unbind()
+    rows = FeatureStore(folder=tmp_path).fill(images, lambda few: few.flatten(1))
+    assert not [*tmp_path.glob("*.tmp")]
+    found = FeatureStore(folder=tmp_path).fill(images, lambda few: pytest.fail("encoded anew"))
+    assert torch.equal(rows, found) and torch.equal(rows, images.flatten(1))
+    (tmp_path / "file").touch()  # where no folder can be made, as on a disk that is full
+    full = FeatureStore(folder=tmp_path / "file" / "in").fill(others, lambda few: few.flatten(1))
+    assert torch.equal(full, others.flatten(1))
+
+
 @pytest.mark.parametrize("together", [1, 700, 10**6])
 def test_fingerprints_tell_images_apart_whatever_their_company(together, monkeypatch):
     monkeypatch.setattr(interface, "IN_CACHE", together)

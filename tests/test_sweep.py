@@ -89,7 +89,7 @@ def test_runs_are_finished_once_tried_again_and_have_a_table(data_root, tmp_path
     assert status == 0, err
     log = out / "SONAR" / "tiny_1shots" / "seed1" / "log.txt"
     before = log.read_bytes()
-    assert starts.read_text() == "++"
+    assert starts.read_text() == "++" and any((tmp_path / "out" / "features").glob("*/*"))
     assert "(the first attempt: ended by SIGKILL)" in said
     assert f"{log.parent}: " in said
     others = grid(["SONAR"], "--jobs", 2, datasets=["digits", "caltech101"])

@@ -100,6 +100,7 @@ LET_IN = Validator(f"a tuple out of {', '.join(GRANTS)}", set(GRANTS).issuperset
 ACCESS = {
     "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", LOCAL),
     "GRANTS": Key(("contexts", "logits"), LET_IN, "let in or out", LOCAL),
+    "FEATURES": Key("", text(), "folder where runs share image features; empty: none", LOCAL),
     "TOP_K": Key(0, whole(0), "k largest log-probabilities; 0: logits", OUR_SERVER, True),
     "URL": Key("", URL, "of a service that holds the model; empty: it is in this process"),
     # a class of one's own may do without a URL
@@ -155,7 +156,6 @@ HOST = {
     "TEST.SPLIT": one("test", "val"),
     "TEST.FINAL_MODEL": one("last_step", "best_val"),
 }
-
 # CoOp's names of trainers' files, which are `vit_b16.yaml` with another backbone
 BACKBONES = {"vit_b32": "ViT-B/32", "vit_l14": "ViT-L/14", "rn50": "RN50", "rn101": "RN101"}
 SLOT = re.compile(r"([^{}\0\ud800-\udfff]*\{\}[^{}\0\ud800-\udfff]*)?")

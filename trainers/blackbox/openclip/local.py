@@ -1,8 +1,11 @@
 """The oracle over a model on this machine, and its features of images by what they show."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,11 +26,14 @@ Encode = Callable[[torch.Tensor], torch.Tensor]  # [B, 3, H, W] -> [B, E]
 
 
 class FeatureStore(OrderedDict[bytes, torch.Tensor]):
-    """Rows `[E]` by content, within `limit` bytes, the least recently used out first."""
+    """Rows `[E]` by content, within `limit` bytes, the least recently used out first.
 
-    def __init__(self, limit: int = 2**29) -> None:
+    With a `folder`, whole batches are kept there too, for processes that ask about the same ones.
+    """
+
+    def __init__(self, limit: int = 2**29, folder: Path | None = None) -> None:
         super().__init__()
-        self.limit, self.weights = limit, torch.zeros(2, 0)
+        self.limit, self.folder, self.weights = limit, folder, torch.zeros(2, 0)
 
     def fingerprints(self, pixels: torch.Tensor) -> list[bytes]:
         """128 bits of every image `[B, 3, H, W]`: two sums, modulo 2^64, of its pixels' bits times
@@ -46,7 +52,23 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
 
     def fill(self, pixels: torch.Tensor, encode: Encode) -> torch.Tensor:
         """Features `[B, E]` of images `[B, 3, H, W]`; `encode` gets those that are not known."""
-        return self.named(self.fingerprints(pixels), pixels.__getitem__, encode)
+        keys = self.fingerprints(pixels)
+        if not self.folder:
+            return self.named(keys, pixels.__getitem__, encode)
+        path = self.folder / hashlib.sha256(b"".join(keys)).hexdigest()
+        if path.is_file():
+            kept = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
+            rows = kept.view(len(keys), -1).to(pixels.device)
+            return self.named(keys, rows.__getitem__, lambda found: found)
+        rows = self.named(keys, pixels.__getitem__, encode)
+        draft = path.with_name(f"{uuid4().hex}.tmp")  # others may write the same batch
+        with suppress(OSError):  # a disk that is full costs time alone
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(rows.cpu().numpy().tobytes())
+            draft.replace(path)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        return rows
 
     def named(self, keys: list[bytes], pixels: Pixels, encode: Encode) -> torch.Tensor:
         """The same of images whose contents are named; each content is encoded once.
@@ -76,8 +98,9 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
 class LocalOracle(Oracle):
     """A frozen open_clip model that answers queries: CLIP, CustomTextCLIP or CoCa, any image tower.
 
-    Features of images are kept while their name lives, and within a bound beyond that; those of the
-    last texts, so that a test pass encodes its prompt once. `client` is the method that asks.
+    Features of images are kept while their name lives, and within a bound beyond that, or in the
+    folder `features`; those of the last texts, so that a test pass encodes its prompt once.
+    `client` is the method that asks.
 
     Example:
         oracle = LocalOracle(load_model("tiny"))
@@ -90,6 +113,7 @@ class LocalOracle(Oracle):
         loaded: LoadedModel,
         grants: Sequence[str] = ("contexts", "logits"),
         client: str = "a method",
+        features: str = "",
     ) -> None:
         self.model, self.device, self.precision = loaded.model, loaded.device, loaded.precision
         self.description, self.grants, self.client = loaded.description, frozenset(grants), client
@@ -98,7 +122,8 @@ class LocalOracle(Oracle):
         convolutions = sum(isinstance(part, nn.Conv2d) for part in self.model.visual.modules())
         few = convolutions > 1 and self.device.type == "cpu"  # a transformer's cuts the patches
         self.tower_batch = patches.CONVOLVED if few else QUERY_IMAGES
-        self.store = FeatureStore()
+        made_by = f"{self.description.fingerprint[:16]}-{self.precision}-{self.device.type}"
+        self.store = FeatureStore(folder=Path(features, made_by) if features else None)
         self.dtype = HALF.get(loaded.precision, torch.float32)
         self.scale, bias = self.model.logit_scale.detach().float().exp(), self.model.logit_bias
         self.bias = None if bias is None else bias.detach().float()

@@ -29,7 +29,8 @@ def build_oracle(cfg: Any, device: Any, client: str) -> Oracle:
         from ..openclip.local import LocalOracle
         from ..openclip.models import load_model
 
-        oracle = LocalOracle(load_model(name, node.PREC, device), node.GRANTS, client)
+        loaded = load_model(name, node.PREC, device)
+        oracle = LocalOracle(loaded, node.GRANTS, client, node.FEATURES)
         return TopK(oracle, node.TOP_K) if node.TOP_K else oracle
     try:
         from .services import Http, HuggingFaceService, OpenAIService, RemoteOracle
