@@ -18,6 +18,7 @@ CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise 
 SHARES = (1.0, 0.5, 0.25)  # of zero-shot's own temperature that the head leaves to the class texts
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # spread of the Gaussian logits, in units of zero-shot's
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
+TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of what is learnt that are added to zero-shot
 WIDTHS = 0.5 * 0.30103, 0.3  # of the priors, in powers of ten: half an octave, three tenths
 WORK = 2**24  # images x components x classes, above which part of the classes choose for all
 PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last one
@@ -39,8 +40,10 @@ def centred(scores: Tensor, places: Sequence[int]) -> Tensor:
 
     So that log-probabilities serve as logits do: they differ by one number an image and list.
     """
-    pieces = scores.tensor_split(places, dim=-1)
-    return torch.cat([piece - piece.mean(-1, keepdim=True) for piece in pieces], dim=-1)
+    found = scores.clone()
+    for piece in found.tensor_split(places, dim=-1):
+        piece -= piece.mean(-1, keepdim=True)
+    return found
 
 
 def resolution(scores: Tensor) -> float:
@@ -155,7 +158,7 @@ class Task(NamedTuple):
     z: Tensor  # zero-shot at its own temperature [N, C]
     s: Tensor  # scores of the further texts [N, A]
     x: Tensor  # the same, whitened [N, r]
-    plain: tuple[Tensor, Tensor, Tensor]  # z, s and x of the un-augmented views alone
+    white: Linear  # what whitens them
     views: Gathered  # of all images
     noise: float  # the step that scores were rounded to
     labels: Tensor  # [N]
@@ -165,36 +168,43 @@ class Task(NamedTuple):
     bold: float  # how far images are believed by themselves, from 0 to 1
     doubt: float  # how far they are known to differ from what the texts tell, likewise
 
-    def part(self) -> Task:
-        """Part of the classes, spread over all, where all would take long; or itself."""
+    def some(self) -> tuple[Tensor, Tensor]:
+        """Part of the classes, spread over all, where all would take long, and their images."""
         size = (len(self.s) * min(len(self.s), self.s.shape[1]) * self.z.shape[1] / WORK) ** 0.5
-        if size <= 1:
-            return self
-        some = torch.arange(0, self.z.shape[1], size, device=self.z.device).long().unique()
-        rows = torch.isin(self.labels, some)
-        seen, norm = self.views.part(rows[self.views.index]), length(self.x[rows])
-        labels, index = torch.searchsorted(some, seen.labels), (rows.cumsum(0) - 1)[seen.index]
-        plain_z, plain_s, plain_x = (part[rows] for part in self.plain)
+        some = torch.arange(0, self.z.shape[1], max(1.0, size), device=self.z.device)
+        some = some.long().unique()
+        return some, torch.isin(self.labels, some).nonzero()[:, 0]
+
+    def part(self, some: Tensor, images: Tensor) -> Task:
+        """The task with some of the classes and images alone."""
+        among = torch.isin(self.views.index, images)
+        seen = self.views.part(among)
+        labels, index = (
+            torch.searchsorted(kept, numbers)
+            for kept, numbers in ((some, seen.labels), (images, seen.index))
+        )
         return self._replace(
-            z=self.z[rows][:, some],
-            s=self.s[rows],
-            x=self.x[rows] / norm,
-            plain=(plain_z[:, some], plain_s, plain_x / norm),
+            z=self.z[images][:, some],
+            s=self.s[images],
+            x=self.x[images],
             views=replace(seen, labels=labels, index=index),
-            labels=torch.searchsorted(some, self.labels[rows]),
-            folds=self.folds[rows],
+            labels=torch.searchsorted(some, self.labels[images]),
+            folds=self.folds[images],
             usual=self.usual[some],
         )
 
 
-def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
-    """The share of zero-shot, the penalty, the factor of all logits and the weight of the Gaussian
-    ones at which held-out images surprise least, beside a prior.
+def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tuple[float, ...]:
+    """The share of zero-shot, the penalty, the factor of all logits, the weight of the Gaussian
+    ones and the trust in all that is learnt, at which held-out images surprise least.
 
-    That alone decides where every image is the only one of its class: from all of zero-shot where
-    `bold` is 0, at a penalty of 0.3, or more where zero-shot is worth much (the spread of its
-    logits is above 1), to half of it at 0.1 where it is 1. The Gaussian logits are weighed alone
-    first, beside that share. Where images are `many`, those held out would whiten all no better.
+    They are judged by their un-augmented views alone (`z_alone` `[N, C]`, `s_alone` `[N, A]`), as
+    evaluation sees them, beside a prior. That alone decides where every image is the only one of
+    its class: from all of zero-shot where `bold` is 0, at a penalty of 0.3, or more where zero-shot
+    is worth much (the spread of its logits is above 1), to half of it at 0.1 where it is 1. The
+    Gaussian logits are weighed alone first, beside that share, and the trust, which stands for as
+    many images as it costs (two for none), last. Where images are `many`, those held out would
+    whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
     penalty = 3 * max(1.0, selection.spread(z)) ** (8 * task.doubt)
@@ -202,46 +212,53 @@ def chosen_for(task: Task, many: bool) -> tuple[float, float, float, float]:
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # by val of six sets, where zero-shot about keeps its temperature
-        return *centre, 0.8 * 2.7**task.bold, 0.0
-    held_out, x = (task.folds == numbers[:, None]) & out, task.x
-    plain_z, plain_s, plain_x = task.plain
+        return *centre, 0.8 * 2.7**task.bold, 0.0, 1.0
+    held_out, x, x_alone = (task.folds == numbers[:, None]) & out, task.x, task.white(s_alone)
     others = [views.part(~rows[views.index]) for rows in held_out]
     if not many:
         parts = [components(s, part, task.noise) for part in others]
         r = max(part.shape[1] for part, _ in parts)
         x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part, _ in parts])
-        plain = [white(plain_s) for _, white in parts]
-        plain_x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in plain])
+        alone = [white(s_alone) for _, white in parts]
+        x_alone = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in alone])
     told = labels.expand(len(held_out), -1)[held_out]
     fits = [gaussian(part, z.shape[1], task.axes) for part in others]
-    normal = torch.stack([logits(s.double()) for logits in fits]).to(z)
+    normal, normal_alone = (
+        torch.stack([logits(rows.double()) for logits in fits]).to(z) for rows in (s, s_alone)
+    )
     unit = selection.spread(z) / max(selection.spread(normal.flatten(0, 1)), 1e-12)
     usually = min(10.0, max(selection.spread(z), 1e-3) ** -1.5)
     added = unit * min(
         RATIOS,
         key=lambda ratio: (
-            selection.surprise((centre[0] * z + ratio * unit * normal)[held_out], told)
+            selection.surprise((centre[0] * z_alone + ratio * unit * normal_alone)[held_out], told)
             + selection.away(ratio, usually, 0.5)
         ),
     )
     tries = []
     for share, weight in (*((share, 0.0) for share in SHARES), (centre[0], added)):
         prior, found = share * z + weight * normal, None
+        known = (share * z_alone).expand(len(held_out), -1, -1)[held_out]
         for penalty in PENALTIES:
             found = fit(prior + task.usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
-            answers = (prior + found(x))[held_out]
-            cost = selection.surprise(answers, told) + selection.away(share, centre[0], WIDTHS[0])
+            learnt = (weight * normal_alone + found(x_alone))[held_out]
+            cost = selection.surprise(known + learnt, told)
+            cost += selection.away(share, centre[0], WIDTHS[0])
             cost += selection.away(penalty, centre[1], WIDTHS[1])
-            tries.append((cost, share, penalty, weight, found))
-    _, share, penalty, weight, found = min(tries, key=lambda tried: tried[0])
-    # of single views, as evaluation sees them: means over views are surer
-    answers = share * plain_z + found(plain_x)
-    if weight:
-        answers += weight * torch.stack([logits(plain_s.double()) for logits in fits]).to(z)
-    return share, penalty, selection.sharpness(answers[held_out], told, prior=1.0), weight
+            tries.append((cost, share, penalty, weight, known, learnt))
+    _, share, penalty, weight, known, learnt = min(tries, key=lambda tried: tried[0])
+
+    def doubted(trust: float) -> float:
+        return selection.surprise(known + trust * learnt, told) + 2 * (1 - trust) ** 2
+
+    trust = min(TRUSTS, key=doubted)
+    factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
+    return share, penalty, factor, weight, trust
 
 
-def raised(task: Task, share: float, penalty: float, factor: float, added: float) -> float:
+def raised(
+    task: Task, share: float, penalty: float, factor: float, added: float, trust: float
+) -> float:
     """What is added to the logits of classes without images, so that they can compete with others.
 
     One half of the classes is learnt without some of the images, then the other; of `LEVELS`, at
@@ -257,15 +274,16 @@ def raised(task: Task, share: float, penalty: float, factor: float, added: float
         known, new = (torch.arange(first, z.shape[1], 2) for first in (part, 1 - part))
         place = torch.cat([known, new]).argsort().to(labels)[labels]
         rows = (place < len(known)) & ~out
-        offset = share * z[:, known]
+        prior, normal = share * z[:, known], torch.zeros_like(z[:, known])
         if added:
             seen = views.part(rows[views.index])
-            normal = gaussian(replace(seen, labels=place[seen.index]), len(known), task.axes)
+            logits = gaussian(replace(seen, labels=place[seen.index]), len(known), task.axes)
             # the logits are larger the fewer rows they are made of
             weight = added * len(seen.rows) / len(views.rows)
-            offset = offset + weight * normal(task.s.double()).to(z)
-        start = (offset + task.usual[known])[rows]
-        learnt = (offset + fit(start, task.x[rows], place[rows], penalty)(task.x)[0])[out]
+            normal = weight * logits(task.s.double()).to(z)
+        start = (prior + normal + task.usual[known])[rows]
+        found = fit(start, task.x[rows], place[rows], penalty)(task.x)[0]
+        learnt = (prior + trust * (normal + found))[out]
         fresh, means = share**0.5, z[rows].mean(0)
         level = task.bold * (share * means[known].mean() - fresh * means[new])
         others = fresh * z[out][:, new] + level
@@ -383,8 +401,8 @@ class ScoreHead(nn.Module):
         images, of_image = gathered.index.unique(return_inverse=True)
         mean = rows.new_zeros(len(images), rows.shape[1]).index_add_(0, of_image, rows)
         mean = self.read(mean.div_(of_image.bincount()[:, None]))
-        first, plain = gathered.views == 0, torch.empty_like(mean)
-        plain[of_image[first]] = self.read(rows[first])
+        first = (gathered.views == 0).nonzero()[:, 0]
+        first = first[of_image[first].argsort()]  # the un-augmented view of each image
         labels = gathered.labels.new_zeros(len(images)).scatter_(0, of_image, gathered.labels)
         # whether only the largest scores of an image are let out
         cut = self.further and (rows[:, C:] == rows[:, C:].amin(1)[:, None]).sum(1).median() > 1
@@ -407,19 +425,21 @@ class ScoreHead(nn.Module):
         doubt = 1 - bold if self.further else 0.25
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
-        plain_s = plain[:, -s.shape[1] :]
-        single = temperature * plain[:, :C][:, present], plain_s, white(plain_s)
-        task = Task(zero_shot, s, x, single, views, noise, told, folds, usual, axes, bold, doubt)
-        small = task.part()
-        share, penalty, factor, added = choice = chosen_for(small, small is not task)
+        task = Task(zero_shot, s, x, white, views, noise, told, folds, usual, axes, bold, doubt)
+        classes, few = task.some()
+        small, alone = task.part(classes, few), self.read(rows[first[few]])
+        single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
+        choice = chosen_for(small, *single, many=len(classes) < len(present))
+        share, penalty, factor, added, trust = choice
         if self.further:
             self.level = raised(small, *choice)
         offset = share * zero_shot + usual
         if added:
             normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))
-            offset += normal(s.double()).float()
-        del views, task, small, plain, plain_s, single
-        found = fit(offset, x, told, penalty)
+            offset += torch.cat([normal(part.double()).float() for part in s.split(ROWS)])
+        del views, task, small, alone, single
+        found, width = fit(offset, x, told, penalty), x.shape[1]
+        del offset, x
         weight = found.weight[0].double()
         matrix, bias = white.weight @ weight, found.bias[0, 0].double() + white.bias @ weight
         if added:
@@ -429,7 +449,8 @@ class ScoreHead(nn.Module):
         self.tempered = 1.0 if selection.judged(labels).any() else 1 / factor
         self.scale = z.new_full((C,), factor * share * temperature)
         self.matrix, self.bias = z.new_zeros(s.shape[1], C), z.new_zeros(C)
-        self.matrix[:, present], self.bias[present] = factor * matrix.float(), factor * bias.float()
+        learnt = factor * trust
+        self.matrix[:, present], self.bias[present] = learnt * matrix.float(), learnt * bias.float()
         own = F.one_hot(labels, C).float()
         self.level_others(own.any(0), z.mean(0))
         if cut:  # which texts are among the largest depends on those that are asked about
@@ -439,8 +460,9 @@ class ScoreHead(nn.Module):
         self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
-            f"head on {rows.shape[1]:,} scores, {x.shape[1]} components; {share:.2g} of "
-            f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, {how}"
+            f"head on {rows.shape[1]:,} scores, {width} components; {share:.2g} of "
+            f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, "
+            f"{trust:.0%} of what is learnt, {how}"
         )
 
     def shorten(self, scores: Tensor, noise: float) -> None:
