@@ -51,14 +51,13 @@ def arguments(
     """The arguments of `train.py`, as scripts/run.sh puts them together; options follow."""
     settings = f"configs/trainers/{trainer}/{args.cfg}"
     own = f"{settings}_{dataset}.yaml"
-    # methods that read views once encode the same pictures, and take the same views of them
-    reads_once = not getattr(ours().get(trainer), "learns_by_steps", True)
+    probes = not getattr(ours().get(trainer), "learns_by_steps", True)  # of the same views
     return [
         *("--skip-done", "--root", args.root, "--seed", str(seed), "--trainer", trainer),
         *("--dataset-config-file", f"configs/datasets/{dataset}.yaml", "--config-file"),
         own if os.path.isfile(own) else f"{settings}.yaml",
         *("--output-dir", folder, "DATASET.NUM_SHOTS", str(shots)),
-        *(("ORACLE.FEATURES", f"{args.output}/features") if reads_once else ()),
+        *(("ORACLE.FEATURES", f"{args.output}/features") if probes else ()),
     ]
 
 

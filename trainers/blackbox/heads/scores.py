@@ -100,16 +100,11 @@ def gaussian(views: Gathered, classes: int, axes: Linear) -> Linear:
 
 
 def components(s: Tensor, views: Gathered, noise: float) -> tuple[Tensor, Linear]:
-    """Whitened scores `[N, r]` of `[N, A]`, and the map to them."""
+    """Whitened scores `[N, r]` of `[N, A]`, of mean square 1 a row, and the map to them."""
     white = whitening(views, noise)
     x = white(s)
-    norm = length(x)
+    norm = x.square().sum(1).mean().sqrt().clamp_min(1e-12)
     return x / norm, Linear(white.weight / norm, white.bias / norm)
-
-
-def length(x: Tensor) -> Tensor:
-    """Root of the mean of |x|^2 over rows `[N, r]`, which is 1 of whitened scores."""
-    return x.square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
 def fit(
@@ -168,43 +163,38 @@ class Task(NamedTuple):
     bold: float  # how far images are believed by themselves, from 0 to 1
     doubt: float  # how far they are known to differ from what the texts tell, likewise
 
-    def some(self) -> tuple[Tensor, Tensor]:
-        """Part of the classes, spread over all, where all would take long, and their images."""
+    def part(self) -> tuple[Task, Tensor, Tensor]:
+        """The task of part of the classes, spread over all, where all would take long; the numbers
+        of these classes and of their images.
+        """
         size = (len(self.s) * min(len(self.s), self.s.shape[1]) * self.z.shape[1] / WORK) ** 0.5
         some = torch.arange(0, self.z.shape[1], max(1.0, size), device=self.z.device)
         some = some.long().unique()
-        return some, torch.isin(self.labels, some).nonzero()[:, 0]
-
-    def part(self, some: Tensor, images: Tensor) -> Task:
-        """The task with some of the classes and images alone."""
-        among = torch.isin(self.views.index, images)
-        seen = self.views.part(among)
-        labels, index = (
-            torch.searchsorted(kept, numbers)
-            for kept, numbers in ((some, seen.labels), (images, seen.index))
-        )
-        return self._replace(
+        images = torch.isin(self.labels, some).nonzero()[:, 0]
+        seen, find = self.views.part(torch.isin(self.views.index, images)), torch.searchsorted
+        views = replace(seen, labels=find(some, seen.labels), index=find(images, seen.index))
+        small = self._replace(
             z=self.z[images][:, some],
             s=self.s[images],
             x=self.x[images],
-            views=replace(seen, labels=labels, index=index),
-            labels=torch.searchsorted(some, self.labels[images]),
+            views=views,
+            labels=find(some, self.labels[images]),
             folds=self.folds[images],
             usual=self.usual[some],
         )
+        return small, some, images
 
 
 def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tuple[float, ...]:
     """The share of zero-shot, the penalty, the factor of all logits, the weight of the Gaussian
     ones and the trust in all that is learnt, at which held-out images surprise least.
 
-    They are judged by their un-augmented views alone (`z_alone` `[N, C]`, `s_alone` `[N, A]`), as
-    evaluation sees them, beside a prior. That alone decides where every image is the only one of
-    its class: from all of zero-shot where `bold` is 0, at a penalty of 0.3, or more where zero-shot
-    is worth much (the spread of its logits is above 1), to half of it at 0.1 where it is 1. The
-    Gaussian logits are weighed alone first, beside that share, and the trust, which stands for as
-    many images as it costs (two for none), last. Where images are `many`, those held out would
-    whiten all no better.
+    They are judged by un-augmented views alone (`z_alone` `[N, C]`, `s_alone` `[N, A]`), as in
+    evaluation, beside a prior. That alone decides where every image is the only one of its
+    class: from all of zero-shot where `bold` is 0, at a penalty of 0.3, or more where zero-shot is
+    worth much (the spread of its logits is above 1), to half of it at 0.1 where it is 1. The
+    Gaussian logits are weighed alone first, beside that share, and the trust last. Where images are
+    `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
     penalty = 3 * max(1.0, selection.spread(z)) ** (8 * task.doubt)
@@ -247,25 +237,20 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tupl
             cost += selection.away(penalty, centre[1], WIDTHS[1])
             tries.append((cost, share, penalty, weight, known, learnt))
     _, share, penalty, weight, known, learnt = min(tries, key=lambda tried: tried[0])
-
-    def doubted(trust: float) -> float:
-        return selection.surprise(known + trust * learnt, told) + 2 * (1 - trust) ** 2
-
-    trust = min(TRUSTS, key=doubted)
+    costs = [selection.surprise(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
+    trust = TRUSTS[costs.index(min(costs))]
     factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
     return share, penalty, factor, weight, trust
 
 
-def raised(
-    task: Task, share: float, penalty: float, factor: float, added: float, trust: float
-) -> float:
+def raised(task: Task, chosen: tuple[float, ...]) -> float:
     """What is added to the logits of classes without images, so that they can compete with others.
 
     One half of the classes is learnt without some of the images, then the other; of `LEVELS`, at
     the chosen one the fewest of these are mistaken, beside a prior. 0 with one image a class.
     """
-    z, views, labels = task.z, task.views, task.labels
-    out = selection.judged(labels)
+    (share, penalty, factor, added, trust), z, views = chosen, task.z, task.views
+    labels, out = task.labels, selection.judged(task.labels)
     if not out.any():
         return 0.0
     out &= task.folds == task.folds[out][0]
@@ -426,19 +411,19 @@ class ScoreHead(nn.Module):
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
         task = Task(zero_shot, s, x, white, views, noise, told, folds, usual, axes, bold, doubt)
-        classes, few = task.some()
-        small, alone = task.part(classes, few), self.read(rows[first[few]])
+        small, classes, few = task.part()
+        alone = self.read(rows[first[few]])
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
         choice = chosen_for(small, *single, many=len(classes) < len(present))
         share, penalty, factor, added, trust = choice
         if self.further:
-            self.level = raised(small, *choice)
+            self.level = raised(small, choice)
         offset = share * zero_shot + usual
         if added:
             normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))
             offset += torch.cat([normal(part.double()).float() for part in s.split(ROWS)])
         del views, task, small, alone, single
-        found, width = fit(offset, x, told, penalty), x.shape[1]
+        found = fit(offset, x, told, penalty)
         del offset, x
         weight = found.weight[0].double()
         matrix, bias = white.weight @ weight, found.bias[0, 0].double() + white.bias @ weight
@@ -460,7 +445,7 @@ class ScoreHead(nn.Module):
         self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
-            f"head on {rows.shape[1]:,} scores, {width} components; {share:.2g} of "
+            f"head on {rows.shape[1]:,} scores, {white.weight.shape[1]} components; {share:.2g} of "
             f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, "
             f"{trust:.0%} of what is learnt, {how}"
         )

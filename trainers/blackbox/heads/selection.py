@@ -18,7 +18,6 @@ from ..losses import softmax_model
 BATCH = 256  # rows of a step of gradient descent
 RATIOS = tuple(10 ** (quarter / 4) for quarter in range(-8, 9))  # of spreads, to choose from
 SHARPEST = 100.0  # factor of logits that never err: more would be the chance of a few images
-USUAL, AS_IF = 0.65, 5  # of the agreement's correlation
 MOST = 2.0  # that a stacking weight can be, likewise
 
 
@@ -153,8 +152,7 @@ def agreement(logits: Tensor, rows: Tensor) -> float:
     """From 0 to 1: whether images that are alike are alike to the class texts too.
 
     The correlation, over pairs of images, of the cosines of their zero-shot logits `[N, C]` and of
-    what else is known of them `[N, A]`: 0 below 0.6, 1 above 0.9. That of a few images is drawn
-    towards `USUAL`, its mean over data sets, as far as by `AS_IF` more that have it.
+    what else is known of them `[N, A]`: 0 below 0.6, 1 above 0.9.
     """
     if len(logits) < 3:
         return 0.0
@@ -164,7 +162,6 @@ def agreement(logits: Tensor, rows: Tensor) -> float:
         first, second = torch.triu_indices(len(unit), len(unit), 1, device=part.device)
         cosines.append((unit @ unit.mT)[first, second].double())
     rho = torch.corrcoef(torch.stack(cosines))[0, 1].item()
-    rho = (len(unit) * rho + AS_IF * USUAL) / (len(unit) + AS_IF)
     return min(1.0, max(0.0, (rho - 0.6) / 0.3)) if math.isfinite(rho) else 0.0
 
 
