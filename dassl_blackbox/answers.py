@@ -81,14 +81,13 @@ def named(given: Sequence[Any] | Mapping[Any, str] | None, labels: list[Any]) ->
 
 class Gallery:
     """Pictures, and the digests of their contents; of the first ones these are known already, and
-    they need not be there. With `kept` they stay decoded, up to 128 MB.
+    they need not be there. They stay decoded, up to 128 MB.
 
     Raises BlackBoxError for one that cannot be decoded: all within 128 MB, others by their header.
     """
 
-    def __init__(self, given: Sequence[Any], known: Sequence[str] = (), kept: bool = False) -> None:
-        room = FEW if kept else 0
-        self.pictures, self.items, digests = Pictures(room), list[Any](), dict[str, str]()
+    def __init__(self, given: Sequence[Any], known: Sequence[str] = ()) -> None:
+        self.pictures, self.items, digests = Pictures(FEW), list[Any](), dict[str, str]()
         for number, one in enumerate(given):
             is_path = isinstance(one, (str, os.PathLike))
             name = os.fspath(one) if is_path else f"picture {number}"

@@ -155,7 +155,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         if self.unknown is not None and len(set(labels)) == len(labels):
             raise BadExamples("With a label for unknown pictures, one class needs two pictures.")
         new.classes_, new.labels_, new.pictures_ = np.array([*new.names_]), labels, pictures
-        gallery, names = Gallery(pictures, known, kept=True), [*new.names_.values()]
+        gallery, names = Gallery(pictures, known), [*new.names_.values()]
         if more:
             new._opened().impute(gallery, self.views, self._question(), new._question())
         else:
