@@ -57,6 +57,7 @@ from .trainers.blackbox.data import look, ordered_loader
 from .trainers.blackbox.errors import BlackBoxError
 from .trainers.blackbox.files import MODEL, load_state, newest, write_atomically
 from .trainers.blackbox.oracle.bill import in_words
+from .trainers.blackbox.record import NAME, read
 
 OTHERS = "results", "plots", "datasets", "configs", "serve"  # modules of their own
 # of ScoreClassifier, which are options of `fit` and `quote` too
@@ -192,18 +193,20 @@ def standing_in(name: str, classnames: Sequence[str], labels: Sequence[int]) -> 
 
 
 class FinishedRun:
-    """The method of a run's folder, for pictures of one's own. Its checkpoint tells the classes;
-    for a run of an earlier version, which does not, the run's data set is read for them.
+    """The method of a run's folder, for pictures of one's own. Its checkpoint tells the classes, or
+    its metrics.json; for a run of an earlier version the run's data set is read for them.
     """
 
     def __init__(self, folder: str, options: Mapping[str, str]) -> None:
         cfg = defaults()
         merge_files(cfg, [f"{folder}/config.yaml"])
-        put(cfg, {"OUTPUT_DIR": "", "RESUME": "", "TEST.SPLIT": "test", **options}, "options")
+        own = {"OUTPUT_DIR": "", "RESUME": "", "TEST.SPLIT": "test", "ORACLE.FEATURES": ""}
+        put(cfg, {**own, "DATALOADER.NUM_WORKERS": 0, **options}, "options")
         path = newest(Path(folder, MODEL))
-        told = load_state(path).get("blackbox", {}) if path else {}
+        sections = [{}, *read(Path(folder, NAME)).values()]
+        told = load_state(path).get("blackbox", {}) if path else sections[-1]
         classes = told.get("classnames", [])
-        with standing_in(cfg.DATASET.NAME, classes, told.get("labels") or range(len(classes))):
+        with standing_in(cfg.DATASET.NAME, classes, told.get("labels", range(len(classes)))):
             self.trainer = trainer = build_trainer(cfg)
         if not getattr(trainer, "counted", False):
             raise BlackBoxError(f"{folder} is of {cfg.TRAINER.NAME}, which asks no oracle.")

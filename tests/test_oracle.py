@@ -1,6 +1,7 @@
 """The oracle over a model answers what open_clip does, and lets nothing else out or in twice."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -233,13 +234,21 @@ def test_the_store_asks_for_each_content_once_and_forgets_the_oldest():
 
 
 def test_a_batch_that_another_process_kept_is_not_encoded(tmp_path):
-    images, others = torch.randn(2, 9, 3, 4, 4).unbind()
-    rows = FeatureStore(folder=tmp_path).fill(images, lambda few: few.flatten(1))
+    (images, others), encode = torch.randn(2, 9, 3, 4, 4), partial(torch.flatten, start_dim=1)
+    rows = FeatureStore(folder=tmp_path).fill(images, encode)
     assert not [*tmp_path.glob("*.tmp")]
     found = FeatureStore(folder=tmp_path).fill(images, lambda few: pytest.fail("encoded anew"))
     assert torch.equal(rows, found) and torch.equal(rows, images.flatten(1))
+    (file,) = tmp_path.glob("*")
+    for damaged in (b"", file.read_bytes()[:-8], bytes(len(file.read_bytes()))):
+        file.write_bytes(damaged)
+        assert torch.equal(FeatureStore(folder=tmp_path).fill(images, encode), rows)
+    store = FeatureStore(folder=tmp_path)
+    store.fill(images, encode)
+    store.fill(images.flip(0), encode)  # which it knows: nothing is kept twice
+    assert [*tmp_path.glob("*")] == [file]
     (tmp_path / "file").touch()  # where no folder can be made, as on a disk that is full
-    full = FeatureStore(folder=tmp_path / "file" / "in").fill(others, lambda few: few.flatten(1))
+    full = FeatureStore(folder=tmp_path / "file" / "in").fill(others, encode)
     assert torch.equal(full, others.flatten(1))
 
 

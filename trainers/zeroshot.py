@@ -23,5 +23,3 @@ class ZeroshotOracle(bb.ProbeTrainer):
     def before_train(self) -> None:
         print("Nothing to train")
         self.time_start = time.time()
-        if self.output_dir:  # which then tells the classes to `dassl-blackbox predict`
-            self.write_checkpoint("model.pth.tar-0")

@@ -196,7 +196,7 @@ def write(trainer: Any, before: Counts) -> None:
         "root": os.path.abspath(os.path.expanduser(data.ROOT)),
         # of the training, whose settings version 0.1.0 did not tell
         "seed": int(loaded.get("settings", {}).get("SEED", -1)) if loaded else cfg.SEED,
-        **{"split": cfg.TEST.SPLIT, "images": images},
+        **{"split": cfg.TEST.SPLIT, "images": images, "classnames": dataset.classnames},
         "batches": sum(query_cost(1, size)[0] for size in batches),  # queries of a candidate
         **trainer.calibrated.results,
         **{"queries": queries, "steps": steps, "ended_by": ended_by, "seconds": seconds},

@@ -168,8 +168,8 @@ class Task(NamedTuple):
         of these classes and of their images.
         """
         size = (len(self.s) * min(len(self.s), self.s.shape[1]) * self.z.shape[1] / WORK) ** 0.5
-        some = torch.arange(0, self.z.shape[1], max(1.0, size), device=self.z.device)
-        some = some.long().unique()
+        step = max(1.0, min(size, self.z.shape[1] / 2))  # two classes at least
+        some = torch.arange(0, self.z.shape[1], step, device=self.z.device).long().unique()
         images = torch.isin(self.labels, some).nonzero()[:, 0]
         seen, find = self.views.part(torch.isin(self.views.index, images)), torch.searchsorted
         views = replace(seen, labels=find(some, seen.labels), index=find(images, seen.index))
@@ -240,6 +240,8 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tupl
     costs = [selection.surprise(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
     trust = TRUSTS[costs.index(min(costs))]
     factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
+    if not trust:
+        share, factor = 1.0, factor * share
     return share, penalty, factor, weight, trust
 
 
@@ -406,7 +408,7 @@ class ScoreHead(nn.Module):
         usual = (told.bincount() / len(told) * len(present)).log()
         temperature = selection.sharpness(z[:, present], told, prior=1.0)
         # without further texts there is nothing to agree with, and by val a quarter of the doubt
-        self.bold = bold = selection.agreement(z, s) if self.further else 0.0
+        bold = selection.agreement(z, s) if self.further else 0.0
         doubt = 1 - bold if self.further else 0.25
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
@@ -416,8 +418,9 @@ class ScoreHead(nn.Module):
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
         choice = chosen_for(small, *single, many=len(classes) < len(present))
         share, penalty, factor, added, trust = choice
-        if self.further:
-            self.level = raised(small, choice)
+        # where zero-shot is left alone, so is that of classes without images
+        self.bold = bold if trust else 0.0
+        self.level = raised(small, choice) if self.further and trust else 0.0
         offset = share * zero_shot + usual
         if added:
             normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))

@@ -53,18 +53,20 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
     def fill(self, pixels: torch.Tensor, encode: Encode) -> torch.Tensor:
         """Features `[B, E]` of images `[B, 3, H, W]`; `encode` gets those that are not known."""
         keys = self.fingerprints(pixels)
-        if not self.folder:
+        if not self.folder or all(key in self for key in keys):
             return self.named(keys, pixels.__getitem__, encode)
         path = self.folder / hashlib.sha256(b"".join(keys)).hexdigest()
-        if path.is_file():
-            kept = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
-            rows = kept.view(len(keys), -1).to(pixels.device)
-            return self.named(keys, rows.__getitem__, lambda found: found)
+        with suppress(OSError):
+            digest, kept = (content := path.read_bytes())[:32], content[32:]
+            if hashlib.sha256(kept).digest() == digest:
+                rows = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(pixels.device)
+                return self.named(keys, rows.view(len(keys), -1).__getitem__, lambda found: found)
         rows = self.named(keys, pixels.__getitem__, encode)
         draft = path.with_name(f"{uuid4().hex}.tmp")  # others may write the same batch
+        kept = rows.cpu().numpy().tobytes()
         with suppress(OSError):  # a disk that is full costs time alone
             self.folder.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(rows.cpu().numpy().tobytes())
+            draft.write_bytes(hashlib.sha256(kept).digest() + kept)
             draft.replace(path)
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -123,7 +125,8 @@ class LocalOracle(Oracle):
         few = convolutions > 1 and self.device.type == "cpu"  # a transformer's cuts the patches
         self.tower_batch = patches.CONVOLVED if few else QUERY_IMAGES
         made_by = f"{self.description.fingerprint[:16]}-{self.precision}-{self.device.type}"
-        self.store = FeatureStore(folder=Path(features, made_by) if features else None)
+        folder = Path(features, made_by).expanduser() if features else None
+        self.store = FeatureStore(folder=folder)
         self.dtype = HALF.get(loaded.precision, torch.float32)
         self.scale, bias = self.model.logit_scale.detach().float().exp(), self.model.logit_bias
         self.bias = None if bias is None else bias.detach().float()
