@@ -81,7 +81,7 @@ def named(given: Sequence[Any] | Mapping[Any, str] | None, labels: list[Any]) ->
 
 class Gallery:
     """Pictures, and the digests of their contents; of the first ones these are known already, and
-    they need not be there. They stay decoded, up to 128 MB.
+    they need not be there. Files stay decoded, up to 128 MB.
 
     Raises BlackBoxError for one that cannot be decoded: all within 128 MB, others by their header.
     """

@@ -48,10 +48,10 @@ Call = Callable[[list[str]], list[str]]  # does what `work` does with the argume
 def arguments(
     args: argparse.Namespace, trainer: str, dataset: str, shots: int, seed: int, folder: str
 ) -> list[str]:
-    """The arguments of `train.py`, as scripts/run.sh puts them together; options follow."""
+    """The arguments of `train.py`, as of scripts/run.sh, and what probes share; options follow."""
     settings = f"configs/trainers/{trainer}/{args.cfg}"
     own = f"{settings}_{dataset}.yaml"
-    probes = not getattr(ours().get(trainer), "learns_by_steps", True)  # of the same views
+    probes = not getattr(ours().get(trainer), "learns_by_steps", True)
     return [
         *("--skip-done", "--root", args.root, "--seed", str(seed), "--trainer", trainer),
         *("--dataset-config-file", f"configs/datasets/{dataset}.yaml", "--config-file"),
