@@ -13,12 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import softmax_model
-
 BATCH = 256  # rows of a step of gradient descent
 RATIOS = tuple(10 ** (quarter / 4) for quarter in range(-8, 9))  # of spreads, to choose from
 SHARPEST = 100.0  # factor of logits that never err: more would be the chance of a few images
-MOST = 2.0  # that a stacking weight can be, likewise
 
 
 @dataclass(frozen=True)
@@ -122,30 +119,6 @@ def surprise(logits: Tensor, labels: Tensor) -> float:
     """The sum of cross-entropies of logits `[N, C]` at their best scale."""
     a = sharpness(logits, labels)
     return F.cross_entropy(a * logits.double(), labels, reduction="sum").item()
-
-
-def stacking_weight(logits: Tensor, residuals: Tensor, labels: Tensor) -> float:
-    """The weight w, from 0 to `MOST`, that residuals earn whose makers did not know the labels.
-
-    `softmax(a (logits + w residuals))` `[N, C]` has the least cross-entropy, at the best a: Newton
-    steps on a and a w from 0, halved until they help.
-    """
-    parts = torch.stack([logits, residuals]).double()
-    weights, mixed = parts.new_zeros(2), torch.zeros_like(parts[0])
-    for _ in range(20):
-        g, H = softmax_model(mixed, parts, labels)
-        step = torch.linalg.solve(H + 1e-9 * (1 + H.trace()) * torch.eye(2).to(H), g)
-        here = F.cross_entropy(mixed, labels)
-        for k in range(10):
-            trial = weights - 2.0**-k * step
-            mixed = torch.einsum("i,inc->nc", trial, parts)
-            if F.cross_entropy(mixed, labels) < here:
-                break
-        else:
-            break  # no part of the step helps
-        weights = trial
-    a, w = weights.tolist()
-    return min(max(w, 0.0) / max(a, 1e-6), MOST)
 
 
 def agreement(logits: Tensor, rows: Tensor) -> float:
