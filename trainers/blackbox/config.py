@@ -100,7 +100,7 @@ LET_IN = Validator(f"a tuple out of {', '.join(GRANTS)}", set(GRANTS).issuperset
 ACCESS = {
     "PREC": Key("fp32", one("fp32", "fp16", "bf16", "amp"), "precision; amp: autocast", LOCAL),
     "GRANTS": Key(("contexts", "logits"), LET_IN, "let in or out", LOCAL),
-    "FEATURES": Key("", text(), "folder where runs share image features; empty: none", LOCAL),
+    "FEATURES": Key("", text(), "folder where probes share image features; empty: none", LOCAL),
     "TOP_K": Key(0, whole(0), "k largest log-probabilities; 0: logits", OUR_SERVER, True),
     "URL": Key("", URL, "of a service that holds the model; empty: it is in this process"),
     # a class of one's own may do without a URL

@@ -57,8 +57,9 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
             return self.named(keys, pixels.__getitem__, encode)
         path = self.folder / hashlib.sha256(b"".join(keys)).hexdigest()
         with suppress(OSError):
-            digest, kept = (content := path.read_bytes())[:32], content[32:]
-            if hashlib.sha256(kept).digest() == digest:
+            content = path.read_bytes()
+            kept = content[32:]
+            if hashlib.sha256(kept).digest() == content[:32]:
                 rows = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(pixels.device)
                 return self.named(keys, rows.view(len(keys), -1).__getitem__, lambda found: found)
         rows = self.named(keys, pixels.__getitem__, encode)
