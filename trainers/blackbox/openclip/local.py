@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import BlackBoxError
+from ..files import write_atomically
 from ..oracle.interface import QUERY_IMAGES, Images, Oracle, few_at_a_time
 from ..oracle.prompt import Prompt, Texts
 from . import patches
@@ -63,14 +63,9 @@ class FeatureStore(OrderedDict[bytes, torch.Tensor]):
                 rows = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(pixels.device)
                 return self.named(keys, rows.view(len(keys), -1).__getitem__, lambda found: found)
         rows = self.named(keys, pixels.__getitem__, encode)
-        draft = path.with_name(f"{uuid4().hex}.tmp")  # others may write the same batch
         kept = rows.cpu().numpy().tobytes()
-        with suppress(OSError):  # a disk that is full costs time alone
-            self.folder.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(hashlib.sha256(kept).digest() + kept)
-            draft.replace(path)
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        with suppress(BlackBoxError):  # a full disk, or others that write it too, cost time alone
+            write_atomically(path, hashlib.sha256(kept).digest() + kept)
         return rows
 
     def named(self, keys: list[bytes], pixels: Pixels, encode: Encode) -> torch.Tensor:
