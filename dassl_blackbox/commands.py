@@ -203,8 +203,10 @@ class FinishedRun:
         own = {"OUTPUT_DIR": "", "RESUME": "", "TEST.SPLIT": "test", "ORACLE.FEATURES": ""}
         put(cfg, {**own, "DATALOADER.NUM_WORKERS": 0, **options}, "options")
         path = newest(Path(folder, MODEL))
-        sections = [{}, *read(Path(folder, NAME)).values()]
-        told = load_state(path).get("blackbox", {}) if path else sections[-1]
+        if path:
+            told = load_state(path).get("blackbox", {})
+        else:
+            told = [{}, *read(Path(folder, NAME)).values()][-1]
         classes = told.get("classnames", [])
         with standing_in(cfg.DATASET.NAME, classes, told.get("labels", range(len(classes)))):
             self.trainer = trainer = build_trainer(cfg)
