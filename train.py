@@ -117,10 +117,10 @@ def is_done(args: argparse.Namespace, cfg: CfgNode) -> bool:
     stage = (record.END_OF_TRAINING, record.EVALUATION)[args.eval_only]
     result = record.read(Path(folder, record.NAME)).get(stage, {})
     made = result.get("settings") or {}
-    if made == here:  # an evaluation, or zero-shot
+    if same := made == here:  # an evaluation, or zero-shot
         print(f"{folder} holds this evaluation: skipped")
-    if not made or args.eval_only or made == here:
-        return made == here
+    if same or not made or args.eval_only:
+        return same
     images = made.get(record.IMAGES, "")
     if not os.path.isdir(here["DATASET.ROOT"]):  # there is nothing to compare
         here.pop("DATASET.ROOT")

@@ -197,15 +197,18 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tupl
     `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
-    penalty = 3 * max(1.0, selection.spread(z)) ** (8 * task.doubt)
+    worth = selection.spread(z)
+    penalty = 3 * max(1.0, worth) ** (8 * task.doubt)
     centre = 2.0**-task.bold, min(10.0, 0.1 * penalty ** (1 - task.bold))
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # by val of six sets, where zero-shot about keeps its temperature
         return *centre, 0.8 * 2.7**task.bold, 0.0, 1.0
-    held_out, x, x_alone = (task.folds == numbers[:, None]) & out, task.x, task.white(s_alone)
+    held_out = (task.folds == numbers[:, None]) & out
     others = [views.part(~rows[views.index]) for rows in held_out]
-    if not many:
+    if many:
+        x, x_alone = task.x, task.white(s_alone)
+    else:
         parts = [components(s, part, task.noise) for part in others]
         r = max(part.shape[1] for part, _ in parts)
         x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part, _ in parts])
@@ -216,8 +219,8 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tupl
     normal, normal_alone = (
         torch.stack([logits(rows.double()) for logits in fits]).to(z) for rows in (s, s_alone)
     )
-    unit = selection.spread(z) / max(selection.spread(normal.flatten(0, 1)), 1e-12)
-    usually = min(10.0, max(selection.spread(z), 1e-3) ** -1.5)
+    unit = worth / max(selection.spread(normal.flatten(0, 1)), 1e-12)
+    usually = min(10.0, max(worth, 1e-3) ** -1.5)
     added = unit * min(
         RATIOS,
         key=lambda ratio: (
