@@ -18,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import saved
+from .alike import nearest, nearness, spread_out
 from .answers import Answers, BadExamples, Bill, Gallery, Question, labelled, listed, named
 from .trainers.blackbox.bank import NAMES, PLAIN, further_texts
 from .trainers.blackbox.errors import BudgetSpent
-from .trainers.blackbox.heads.scores import ScoreHead, nearest, nearness, pooled, spread_out
+from .trainers.blackbox.heads.scores import ScoreHead, pooled
 from .trainers.blackbox.heads.selection import Gathered, folds_of
 from .trainers.blackbox.oracle import Texts
 from .trainers.blackbox.probe import SMALL

@@ -19,6 +19,7 @@ from dassl_blackbox.trainers.blackbox.oracle.bill import Plan, total
 from dassl_blackbox.trainers.sonar import affordable_texts, kept_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.kernel_ridge import KernelRidge
 from support import assert_same, bill, build, d64, difference, own, printed, run, seeded
 
 from support import sentence, test_logits  # isort: skip
@@ -137,6 +138,31 @@ def test_moved_it_keeps_what_it_knows_and_the_others_are_zero_shot_less_the_mean
         less = head.bold * new[:, number].mean()
         wanted = head.fresh * (new[:, number] - less) + head.bold * level + head.level
         close(logits[:, number], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_cache_learns_what_no_linear_map_of_scores_tells(tmp_path):
+    """It is scikit-learn's kernel ridge regression, moves with its classes, and is saved."""
+    signs = normal(1000, 4).float()
+    labels = 2 * (signs[:, 0] * signs[:, 1] > 0) + (signs[:, 2] * signs[:, 3] > 0)
+    rows, N = signs @ normal(4, 20, seed=1).float(), 600
+    answers, head = Gathered(rows[:N], labels[:N], torch.arange(N)), ScoreHead(NAMES, 16, 8)
+    head.fit(answers, torch.arange(N) % 5)
+    told = head(kept(head, rows[N:]))
+    assert (told.argmax(1) == labels[N:]).float().mean() > 0.7
+
+    part = scores.Cache.of(answers, 4, scores.whitening(answers, 0, 0.5, mixed=False))
+    own = F.one_hot(labels[:N], 4).float()
+    peer = KernelRidge(alpha=0.3, kernel="rbf", gamma=0.75).fit(part.keys, own - own.mean(0))
+    wanted = peer.predict(scores.unit_rows(rows[N:], part.axes))
+    close(part(rows[N:]), torch.as_tensor(wanted).float(), atol=1e-3, rtol=1e-3)
+
+    torch.save(head.state_dict(), tmp_path / "head")
+    moved, order = ScoreHead(NAMES, 3, 2), [2, 0, 3, 1]
+    moved.load_state_dict(torch.load(tmp_path / "head", weights_only=True))
+    assert torch.equal(moved(kept(head, rows[N:])), told)
+    moved.move([NAMES[c] for c in order], torch.zeros(4))
+    asked = torch.cat([rows[N:][:, order], rows[N:, 4:]], 1)
+    close(moved(asked), told[:, order], atol=0.05, rtol=0.05)
 
 
 def test_a_number_an_image_and_list_changes_nothing():

@@ -32,8 +32,8 @@ class SONAR(bb.ProbeTrainer):
     (`TEXTS 0`) and views it is the head alone, on the answers about one prompt.
 
     Nearest to it: SiM (arXiv:2506.04005), ridge regression on scores of generic words. Here the
-    head begins at zero-shot, under priors that do not depend on the number of images, and GDA's
-    discriminant (arXiv:2402.04087) stands beside it where images that are held out want it.
+    head begins at zero-shot, under priors that do not depend on the number of images, and a cache
+    like Tip-Adapter's (arXiv:2207.09519) stands beside it where images that are held out want it.
     """
 
     keys = {

@@ -17,14 +17,18 @@ TUNING_ALPHA = {  # the authors' init_alpha, by which the keys are tuned; their 
 }
 
 
-def cache_scores(image: Tensor, keys: Tensor, values: Tensor, beta: Tensor | float) -> Tensor:
-    """`exp(-beta (1 - x K^T)) V` of keys K `[N, E]` and values V `[N, C]`."""
-    return (beta * (image @ keys.mT - 1)).exp() @ values
-
-
-def logits(scale: float, image: Tensor, text: Tensor, alpha: Tensor, **cache: Tensor) -> Tensor:
-    """`scale x T^T + alpha exp(-beta (1 - x K^T)) V`."""
-    return scale * image @ text.mT + alpha * cache_scores(image, **cache)
+def logits(
+    scale: float,
+    image: Tensor,
+    text: Tensor,
+    alpha: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Tensor | float,
+) -> Tensor:
+    """`scale x T^T + alpha exp(-beta (1 - x K^T)) V` of keys K `[N, E]` and values V `[N, C]`."""
+    added = bb.selection.affinity(image, keys, beta) @ values
+    return scale * image @ text.mT + alpha * added
 
 
 @bb.register_trainer
@@ -69,7 +73,7 @@ class TipAdapterF(bb.ProbeTrainer):
 
         def loss(_: int) -> Tensor:
             rows = next(drawn)
-            added = cache_scores(x[rows], keys, values, 1.0)
+            added = bb.selection.affinity(x[rows], keys, 1.0) @ values
             return F.cross_entropy(zero_shot[rows] + alpha * added, labels[rows])
 
         epochs = node.EPOCHS if node.FINETUNE else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import selection
-from .selection import Gathered
+from .selection import Gathered, affinity
 
 POWER = 0.7  # of the whitening
 CUT = 1e-3  # of the largest singular value: what is smaller is numerical noise in single precision
+RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # spread of the closed form's logits, in units of zero-shot's
+BETA, CACHE = 1.5, 2**12  # sharpness of the cache; views above which there is none
 SHARES = (1.0, 0.5, 0.25)  # of zero-shot's own temperature that the head leaves to the class texts
-RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # spread of the Gaussian logits, in units of zero-shot's
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
 TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of what is learnt that are added to zero-shot
 WIDTHS = 0.5 * 0.30103, 0.3  # of the priors, in powers of ten: half an octave, three tenths
@@ -28,7 +29,7 @@ NUMBERS = 2**22  # that are looked at for how scores are rounded
 PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level", "tempered"
 LEVELS = tuple(half / 2 for half in range(17))  # by which classes without images may be raised
 NEIGHBOURS, CUBED = 5, 3  # of the pool: of a picture; of a cosine, which is the weight of a pair
-RIDGE = 0.3  # of the mean eigenvalue, added to all
+RIDGE = 0.3  # of the mean eigenvalue, added to all: in the pool, and in the cache
 PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
 POWERS = tuple(2 ** (eighth / 8) for eighth in range(25))  # of their answers
@@ -92,11 +93,36 @@ def whitening(views: Gathered, noise: float, power: float = POWER, mixed: bool =
     return Linear(axes, -mean @ axes)
 
 
+def unit_rows(rows: Tensor, axes: Linear) -> Tensor:
+    """Rows `[..., A]` along these axes, of length 1: `[..., r]`."""
+    return F.normalize(axes(rows.double()).float(), dim=-1)
+
+
 def gaussian(views: Gathered, classes: int, axes: Linear) -> Linear:
     """Logits `[..., C]` of scores `[..., A]`: GDA (arXiv:2402.04087) along these axes."""
-    weight, bias = selection.discriminant(axes(views.rows), views.labels, classes)
-    weight, bias = weight - weight.mean(0), bias - bias.mean()
+    told = selection.discriminant(axes(views.rows), views.labels, classes)
+    weight, bias = (len(views.rows) * (part - part.mean(0)) for part in told)
     return Linear(axes.weight @ weight.mT, axes.bias @ weight.mT + bias)
+
+
+class Cache(NamedTuple):
+    """Logits `[..., C]` of scores `[..., A]`, by the R views that they are like along the axes:
+    Tip-Adapter's equation (arXiv:2207.09519, eq. 5), the values by kernel ridge regression.
+    """
+
+    axes: Linear
+    keys: Tensor  # of length 1 `[R, r]`
+    values: Tensor  # `[R, C]`
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return affinity(unit_rows(scores, self.axes), self.keys, BETA) @ self.values
+
+    @classmethod
+    def of(cls, views: Gathered, classes: int, axes: Linear) -> Cache:
+        keys, own = unit_rows(views.rows, axes), F.one_hot(views.labels, classes).float()
+        gram = affinity(keys, keys, BETA)
+        gram.diagonal().add_(RIDGE)
+        return cls(axes, keys, torch.cholesky_solve(own - own.mean(0), torch.linalg.cholesky(gram)))
 
 
 def components(s: Tensor, views: Gathered, noise: float) -> tuple[Tensor, Linear]:
@@ -159,7 +185,8 @@ class Task(NamedTuple):
     labels: Tensor  # [N]
     folds: Tensor  # [N]
     usual: Tensor  # what the shares of the classes among the images add [C]
-    axes: Linear  # of the Gaussian part: no label has a part in them
+    axes: Linear  # of the closed form: no label has a part in them
+    closed: Callable[[Gathered, int, Linear], Linear | Cache]
     bold: float  # how far images are believed by themselves, from 0 to 1
     doubt: float  # how far they are known to differ from what the texts tell, likewise
 
@@ -185,25 +212,37 @@ class Task(NamedTuple):
         return small, some, images
 
 
-def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tuple[float, ...]:
-    """The share of zero-shot, the penalty, the factor of all logits, the weight of the Gaussian
-    ones and the trust in all that is learnt, at which held-out images surprise least.
+class Choice(NamedTuple):
+    """How the parts of a head are joined."""
+
+    share: float  # of zero-shot's own temperature
+    penalty: float
+    factor: float  # of all logits
+    added: float  # weight of the closed form's
+    trust: float  # share of what is learnt that is added to zero-shot
+
+
+def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choice:
+    """That at which held-out images have the least Brier score.
 
     They are judged by un-augmented views alone (`z_alone` `[N, C]`, `s_alone` `[N, A]`), as in
     evaluation, beside a prior. That alone decides where every image is the only one of its
     class: from all of zero-shot where `bold` is 0, at a penalty of 0.3, or more where zero-shot is
     worth much (the spread of its logits is above 1), to half of it at 0.1 where it is 1. The
-    Gaussian logits are weighed alone first, beside that share, and the trust last. Where images are
+    closed form is weighed alone first, beside that share, and the trust last. Where images are
     `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
     worth = selection.spread(z)
     penalty = 3 * max(1.0, worth) ** (8 * task.doubt)
-    centre = 2.0**-task.bold, min(10.0, 0.1 * penalty ** (1 - task.bold))
+    usual_share, centre = 2.0**-task.bold, min(10.0, 0.1 * penalty ** (1 - task.bold))
+    usually = min(10.0, max(worth, 1e-3) ** -1.5)
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
-    if len(numbers) < 2:  # by val of six sets, where zero-shot about keeps its temperature
-        return *centre, 0.8 * 2.7**task.bold, 0.0, 1.0
+    if len(numbers) < 2:  # by val, where zero-shot about keeps its temperature
+        normal = task.closed(views, z.shape[1], task.axes)(s.double())
+        added = 0.03 * usually**2 * worth / max(selection.spread(normal), 1e-12)
+        return Choice(usual_share, centre, 0.8 * 2.7**task.bold, added, 1.0)
     held_out = (task.folds == numbers[:, None]) & out
     others = [views.part(~rows[views.index]) for rows in held_out]
     if many:
@@ -215,40 +254,40 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> tupl
         alone = [white(s_alone) for _, white in parts]
         x_alone = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in alone])
     told = labels.expand(len(held_out), -1)[held_out]
-    fits = [gaussian(part, z.shape[1], task.axes) for part in others]
+    fits = [task.closed(part, z.shape[1], task.axes) for part in others]
     normal, normal_alone = (
         torch.stack([logits(rows.double()) for logits in fits]).to(z) for rows in (s, s_alone)
     )
     unit = worth / max(selection.spread(normal.flatten(0, 1)), 1e-12)
-    usually = min(10.0, max(worth, 1e-3) ** -1.5)
+    known = (usual_share * z_alone).expand_as(normal_alone)[held_out]
     added = unit * min(
         RATIOS,
         key=lambda ratio: (
-            selection.surprise((centre[0] * z_alone + ratio * unit * normal_alone)[held_out], told)
+            selection.brier(known + ratio * unit * normal_alone[held_out], told)
             + selection.away(ratio, usually, 0.5)
         ),
     )
     tries = []
-    for share, weight in (*((share, 0.0) for share in SHARES), (centre[0], added)):
+    for share, weight in (*((share, 0.0) for share in SHARES), (usual_share, added)):
         prior, found = share * z + weight * normal, None
-        known = (share * z_alone).expand(len(held_out), -1, -1)[held_out]
+        known = (share * z_alone).expand_as(normal_alone)[held_out]
         for penalty in PENALTIES:
             found = fit(prior + task.usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
             learnt = (weight * normal_alone + found(x_alone))[held_out]
-            cost = selection.surprise(known + learnt, told)
-            cost += selection.away(share, centre[0], WIDTHS[0])
-            cost += selection.away(penalty, centre[1], WIDTHS[1])
+            cost = selection.brier(known + learnt, told)
+            cost += selection.away(share, usual_share, WIDTHS[0])
+            cost += selection.away(penalty, centre, WIDTHS[1])
             tries.append((cost, share, penalty, weight, known, learnt))
-    _, share, penalty, weight, known, learnt = min(tries, key=lambda tried: tried[0])
-    costs = [selection.surprise(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
+    _, share, penalty, added, known, learnt = min(tries, key=lambda tried: tried[0])
+    costs = [selection.brier(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
     trust = TRUSTS[costs.index(min(costs))]
     factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
     if not trust:
         share, factor = 1.0, factor * share
-    return share, penalty, factor, weight, trust
+    return Choice(share, penalty, factor, added, trust)
 
 
-def raised(task: Task, chosen: tuple[float, ...]) -> float:
+def raised(task: Task, chosen: Choice) -> float:
     """What is added to the logits of classes without images, so that they can compete with others.
 
     One half of the classes is learnt without some of the images, then the other; of `LEVELS`, at
@@ -264,13 +303,9 @@ def raised(task: Task, chosen: tuple[float, ...]) -> float:
         known, new = (torch.arange(first, z.shape[1], 2) for first in (part, 1 - part))
         place = torch.cat([known, new]).argsort().to(labels)[labels]
         rows = (place < len(known)) & ~out
-        prior, normal = share * z[:, known], torch.zeros_like(z[:, known])
-        if added:
-            seen = views.part(rows[views.index])
-            logits = gaussian(replace(seen, labels=place[seen.index]), len(known), task.axes)
-            # the logits are larger the fewer rows they are made of
-            weight = added * len(seen.rows) / len(views.rows)
-            normal = weight * logits(task.s.double()).to(z)
+        seen, prior = views.part(rows[views.index]), share * z[:, known]
+        closed = task.closed(replace(seen, labels=place[seen.index]), len(known), task.axes)
+        normal = added * closed(task.s.double()).to(z)
         start = (prior + normal + task.usual[known])[rows]
         found = fit(start, task.x[rows], place[rows], penalty)(task.x)[0]
         learnt = (prior + trust * (normal + found))[out]
@@ -332,6 +367,9 @@ class ScoreHead(nn.Module):
         self.short_bias: Tensor = nn.Buffer(torch.zeros(C), persistent=False)
         # mean scores of the classes' images, as evaluation sees them
         self.prototypes: Tensor = nn.Buffer(torch.zeros(C, read), persistent=False)
+        # of the cache [R, r], [R, C]: the last r columns of the matrices lead to its axes
+        self.keys: Tensor = nn.Buffer(torch.zeros(0, 0), persistent=False)
+        self.values: Tensor = nn.Buffer(torch.zeros(0, C), persistent=False)
 
     def get_extra_state(self) -> dict[str, Any]:
         tensors = {name: tensor.cpu() for name, tensor in self.named_buffers()}
@@ -339,7 +377,7 @@ class ScoreHead(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, held in list(self.named_buffers()):
-            setattr(self, name, state[name].to(held.device))
+            setattr(self, name, state.get(name, held).to(held.device))
         for name in PLAIN:  # one that is missing was not there yet
             setattr(self, name, state.get(name, getattr(self, name)))
 
@@ -361,8 +399,14 @@ class ScoreHead(nn.Module):
         """Logits `[..., C]` of the class texts' and the further texts' scores `[..., A]`."""
         C, rows = len(self.classes), self.read(scores)
         if self.at_home:
-            return self.scale * rows[..., :C] + rows @ self.short + self.short_bias
-        return self.scale * rows[..., :C] + rows[..., C:] @ self.matrix + self.bias
+            told = rows @ self.short + self.short_bias
+        else:
+            told = rows[..., C:] @ self.matrix + self.bias
+        logits = self.scale * rows[..., :C] + told[..., :C]
+        if len(self.keys):
+            axes = F.normalize(told[..., C:], dim=-1)
+            logits = logits + affinity(axes, self.keys, BETA) @ self.values
+        return logits
 
     def move(self, classes: Sequence[str], means: Tensor) -> None:
         """Be asked about other classes; means are of their centred scores in training `[C']`."""
@@ -370,8 +414,11 @@ class ScoreHead(nn.Module):
         known = torch.tensor([name in own for name in classes], device=means.device)
         source = [own.get(name, 0) for name in classes]
         self.classes = list(classes)
-        self.scale, self.bias = self.scale[source], self.bias[source]
-        self.matrix = self.matrix[:, source] * known
+        axes = range(len(self.names), self.matrix.shape[1])
+        self.scale, self.bias = self.scale[source], self.bias[[*source, *axes]]
+        self.matrix = self.matrix[:, [*source, *axes]]
+        self.matrix[:, : len(known)] *= known
+        self.values = self.values[:, source] * known
         self.level_others(known, means)
 
     def level_others(self, known: Tensor, means: Tensor) -> None:
@@ -379,7 +426,7 @@ class ScoreHead(nn.Module):
         level = (self.scale * means)[known].mean() if known.any() else 0.0
         bias = self.bold * (level - self.fresh * means) + self.level
         self.scale = torch.where(known, self.scale, self.fresh)
-        self.bias = torch.where(known, self.bias, bias)
+        self.bias[: len(known)][~known] = bias[~known]
 
     @torch.no_grad()
     def fit(self, gathered: Gathered, folds: Tensor) -> str:
@@ -415,7 +462,10 @@ class ScoreHead(nn.Module):
         doubt = 1 - bold if self.further else 0.25
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
-        task = Task(zero_shot, s, x, white, views, noise, told, folds, usual, axes, bold, doubt)
+        # a cache has a key for every view, and is solved for all together
+        closed = Cache.of if len(views.rows) <= CACHE else gaussian
+        parts = zero_shot, s, x, white, views, noise, told, folds, usual, axes, closed
+        task = Task(*parts, bold, doubt)
         small, classes, few = task.part()
         alone = self.read(rows[first[few]])
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
@@ -425,23 +475,29 @@ class ScoreHead(nn.Module):
         self.bold = bold if trust else 0.0
         self.level = raised(small, choice) if self.further and trust else 0.0
         offset = share * zero_shot + usual
-        if added:
-            normal = Linear(*(added * part for part in gaussian(views, len(present), axes)))
-            offset += torch.cat([normal(part.double()).float() for part in s.split(ROWS)])
+        normal = closed(views, len(present), axes)
+        for part, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
+            beside += added * normal(part.double()).float()
         del views, task, small, alone, single
         found = fit(offset, x, told, penalty)
         del offset, x
         weight = found.weight[0].double()
         matrix, bias = white.weight @ weight, found.bias[0, 0].double() + white.bias @ weight
-        if added:
-            matrix, bias = matrix + normal.weight, bias + normal.bias
+        learnt = factor * trust
+        if isinstance(normal, Linear):
+            matrix, bias = matrix + added * normal.weight, bias + added * normal.bias
         self.fresh = factor * temperature * share**0.5
         # chosen at the temperature of the fit, which with one image a class is lower
         self.tempered = 1.0 if selection.judged(labels).any() else 1 / factor
         self.scale = z.new_full((C,), factor * share * temperature)
         self.matrix, self.bias = z.new_zeros(s.shape[1], C), z.new_zeros(C)
-        learnt = factor * trust
+        self.keys, self.values = z.new_zeros(0, 0), z.new_zeros(0, C)
         self.matrix[:, present], self.bias[present] = learnt * matrix.float(), learnt * bias.float()
+        if added and isinstance(normal, Cache):
+            self.matrix = torch.cat([self.matrix, axes.weight.float()], 1)
+            self.bias = torch.cat([self.bias, axes.bias.float()])
+            self.keys, self.values = normal.keys, z.new_zeros(len(normal.keys), C)
+            self.values[:, present] = learnt * added * normal.values
         own = F.one_hot(labels, C).float()
         self.level_others(own.any(0), z.mean(0))
         if cut:  # which texts are among the largest depends on those that are asked about
@@ -449,11 +505,11 @@ class ScoreHead(nn.Module):
         self.shorten(some, noise)
         seen = self.read(torch.cat([z, mean[:, C:][:, self.kept]], 1))
         self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
+        beside = (" and a cache" if len(self.keys) else " and a Gaussian") if added else ""
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
             f"head on {rows.shape[1]:,} scores, {white.weight.shape[1]} components; {share:.2g} of "
-            f"zero-shot{' and a Gaussian' if added else ''}, penalty {penalty:.2g}, "
-            f"{trust:.0%} of what is learnt, {how}"
+            f"zero-shot{beside}, penalty {penalty:.2g}, {trust:.0%} of what is learnt, {how}"
         )
 
     def shorten(self, scores: Tensor, noise: float) -> None:
@@ -463,7 +519,7 @@ class ScoreHead(nn.Module):
         """
         C, count = len(self.names), len(self.kept)
         if count == self.further:
-            self.short = self.matrix.new_zeros(C + count, C)
+            self.short = self.matrix.new_zeros(C + count, self.matrix.shape[1])
             self.short[-len(self.matrix) :] = self.matrix
             self.short_bias = self.bias.clone()
             return
@@ -471,7 +527,8 @@ class ScoreHead(nn.Module):
         logits = rows[:, C:] @ self.matrix.double()
         target = logits - logits.mean(0)
         rows -= rows.mean(0)
-        self.kept = needed(rows.mT @ rows, rows.mT @ target, C, count)
+        # what explains the linear logits explains the axes too
+        self.kept = needed(rows.mT @ rows, rows.mT @ target[:, :C], C, count)
         del rows
         columns = self.read(torch.cat([scores[:, :C], scores[:, C:][:, self.kept]], 1).double())
         middle = columns.mean(0)
@@ -493,49 +550,6 @@ def axes_of(rows: Tensor) -> Linear:
     # rows that are all alike have no spread
     axes = vectors * (values + ridge).clamp_min(1e-30).rsqrt()
     return Linear(axes, -mean @ axes)
-
-
-def unit_rows(rows: Tensor, axes: Linear) -> Tensor:
-    """Rows `[N, A]` along these axes, of length 1: `[N, r]`."""
-    return F.normalize(axes(rows.double()).float(), dim=1)
-
-
-def nearness(rows: Tensor, gathered: Gathered, classes: int) -> dict[str, Tensor]:
-    """What tells whether a picture is of one of the classes: the axes of what is read of all views
-    `[N, A]`, the classes' mean `directions` along them `[C, r]`, and the `least` cosine with the
-    nearest of them: 95 % of the images reach it that are held out in turn, of classes with two.
-    """
-    axes, own = axes_of(rows), F.one_hot(gathered.labels, classes).float()
-    z, first = unit_rows(rows, axes), gathered.views == 0
-    sums, labels, numbers = own.mT @ z, gathered.labels[first], gathered.index[first]
-    of_image = z.new_zeros(int(gathered.index.max()) + 1, z.shape[1])
-    of_image = of_image.index_add_(0, gathered.index, z)[numbers]
-    cosines = z[first] @ F.normalize(sums, dim=1).mT
-    others = F.normalize(sums[labels] - of_image, dim=1)
-    cosines.scatter_(1, labels[:, None], (z[first] * others).sum(1, keepdim=True))
-    least = cosines.amax(1)[selection.judged(labels)].quantile(0.05)
-    return {**axes._asdict(), "directions": F.normalize(sums, dim=1), "least": least}
-
-
-def nearest(rows: Tensor, near: Mapping[str, Tensor]) -> Tensor:
-    """Cosines `[N]` of rows `[N, A]` with the nearest class, by what `nearness` told."""
-    directions = unit_rows(rows, Linear(near["weight"], near["bias"]))
-    return (directions @ near["directions"].mT).amax(1)
-
-
-def spread_out(worth: Tensor, rows: Tensor, others: Tensor, count: int) -> list[int]:
-    """Numbers of so many rows `[N, A]` that are of worth `[N]` and unlike others `[M, A]`, and each
-    other: one by one that of the largest `worth (1 - cosine with the nearest)`.
-    """
-    z = unit_rows(torch.cat([others, rows]), axes_of(rows))
-    mine, chosen = z[len(others) :], list[int]()
-    nearest = F.pad(mine @ z[: len(others)].mT, (1, 0)).amax(1)  # 0 at least
-    while len(chosen) < min(count, len(rows)):
-        left = worth * (1 - nearest)
-        left[chosen] = -1.0
-        chosen.append(int(left.argmax()))
-        nearest = torch.maximum(nearest, mine @ mine[chosen[-1]])
-    return chosen
 
 
 def neighbours(rows: Tensor) -> Tensor:
