@@ -462,8 +462,8 @@ class ScoreHead(nn.Module):
         doubt = 1 - bold if self.further else 0.25
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
-        # a cache has a key for every view, and is solved for all together
-        closed = Cache.of if len(views.rows) <= CACHE else gaussian
+        # a cache has a key for every view, and by val gains nothing on the class texts alone
+        closed = Cache.of if self.further and len(views.rows) <= CACHE else gaussian
         parts = zero_shot, s, x, white, views, noise, told, folds, usual, axes, closed
         task = Task(*parts, bold, doubt)
         small, classes, few = task.part()
