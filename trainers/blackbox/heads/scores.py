@@ -173,6 +173,9 @@ def fit(
     return Linear((parts[0] * unit).detach(), parts[1].detach())
 
 
+Form = Callable[[Gathered, int, Linear], Linear | Cache]
+
+
 class Task(NamedTuple):
     """What is fitted to, about N images, A further texts and C classes."""
 
@@ -185,8 +188,8 @@ class Task(NamedTuple):
     labels: Tensor  # [N]
     folds: Tensor  # [N]
     usual: Tensor  # what the shares of the classes among the images add [C]
-    axes: Linear  # of the closed form: no label has a part in them
-    closed: Callable[[Gathered, int, Linear], Linear | Cache]
+    axes: Linear  # of the closed forms: no label has a part in them
+    forms: tuple[Form, ...]  # that may stand beside the convex one
     bold: float  # how far images are believed by themselves, from 0 to 1
     doubt: float  # how far they are known to differ from what the texts tell, likewise
 
@@ -220,6 +223,7 @@ class Choice(NamedTuple):
     factor: float  # of all logits
     added: float  # weight of the closed form's
     trust: float  # share of what is learnt that is added to zero-shot
+    form: Form
 
 
 def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choice:
@@ -229,7 +233,7 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     evaluation, beside a prior. That alone decides where every image is the only one of its
     class: from all of zero-shot where `bold` is 0, at a penalty of 0.3, or more where zero-shot is
     worth much (the spread of its logits is above 1), to half of it at 0.1 where it is 1. The
-    closed form is weighed alone first, beside that share, and the trust last. Where images are
+    closed forms are weighed alone first, beside that share, and the trust last. Where images are
     `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
@@ -240,9 +244,10 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # by val, where zero-shot about keeps its temperature
-        normal = task.closed(views, z.shape[1], task.axes)(s.double())
+        form = task.forms[-1]
+        normal = form(views, z.shape[1], task.axes)(s.double())
         added = 0.03 * usually**2 * worth / max(selection.spread(normal), 1e-12)
-        return Choice(usual_share, centre, 0.8 * 2.7**task.bold, added, 1.0)
+        return Choice(usual_share, centre, 0.8 * 2.7**task.bold, added, 1.0, form)
     held_out = (task.folds == numbers[:, None]) & out
     others = [views.part(~rows[views.index]) for rows in held_out]
     if many:
@@ -254,19 +259,18 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
         alone = [white(s_alone) for _, white in parts]
         x_alone = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in alone])
     told = labels.expand(len(held_out), -1)[held_out]
-    fits = [task.closed(part, z.shape[1], task.axes) for part in others]
-    normal, normal_alone = (
-        torch.stack([logits(rows.double()) for logits in fits]).to(z) for rows in (s, s_alone)
-    )
-    unit = worth / max(selection.spread(normal.flatten(0, 1)), 1e-12)
-    known = (usual_share * z_alone).expand_as(normal_alone)[held_out]
-    added = unit * min(
-        RATIOS,
-        key=lambda ratio: (
-            selection.brier(known + ratio * unit * normal_alone[held_out], told)
-            + selection.away(ratio, usually, 0.5)
-        ),
-    )
+    known, weighed = (usual_share * z_alone).expand(len(held_out), -1, -1)[held_out], []
+    for form in task.forms:
+        fits = [form(part, z.shape[1], task.axes) for part in others]
+        normal, normal_alone = (
+            torch.stack([logits(rows.double()) for logits in fits]).to(z) for rows in (s, s_alone)
+        )
+        unit = worth / max(selection.spread(normal.flatten(0, 1)), 1e-12)
+        for ratio in RATIOS:
+            cost = selection.brier(known + ratio * unit * normal_alone[held_out], told)
+            cost += selection.away(ratio, usually, 0.5)
+            weighed.append((cost, ratio * unit, form, normal, normal_alone))
+    _, added, form, normal, normal_alone = min(weighed, key=lambda tried: tried[0])
     tries = []
     for share, weight in (*((share, 0.0) for share in SHARES), (usual_share, added)):
         prior, found = share * z + weight * normal, None
@@ -284,7 +288,7 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
     if not trust:
         share, factor = 1.0, factor * share
-    return Choice(share, penalty, factor, added, trust)
+    return Choice(share, penalty, factor, added, trust, form)
 
 
 def raised(task: Task, chosen: Choice) -> float:
@@ -293,7 +297,7 @@ def raised(task: Task, chosen: Choice) -> float:
     One half of the classes is learnt without some of the images, then the other; of `LEVELS`, at
     the chosen one the fewest of these are mistaken, beside a prior. 0 with one image a class.
     """
-    (share, penalty, factor, added, trust), z, views = chosen, task.z, task.views
+    (share, penalty, factor, added, trust, form), z, views = chosen, task.z, task.views
     labels, out = task.labels, selection.judged(task.labels)
     if not out.any():
         return 0.0
@@ -304,7 +308,7 @@ def raised(task: Task, chosen: Choice) -> float:
         place = torch.cat([known, new]).argsort().to(labels)[labels]
         rows = (place < len(known)) & ~out
         seen, prior = views.part(rows[views.index]), share * z[:, known]
-        closed = task.closed(replace(seen, labels=place[seen.index]), len(known), task.axes)
+        closed = form(replace(seen, labels=place[seen.index]), len(known), task.axes)
         normal = added * closed(task.s.double()).to(z)
         start = (prior + normal + task.usual[known])[rows]
         found = fit(start, task.x[rows], place[rows], penalty)(task.x)[0]
@@ -463,19 +467,21 @@ class ScoreHead(nn.Module):
         zero_shot = temperature * z[:, present]
         folds, axes = folds.to(images.device)[images], whitening(views, noise, 0.5, mixed=False)
         # a cache has a key for every view, and by val gains nothing on the class texts alone
-        closed = Cache.of if self.further and len(views.rows) <= CACHE else gaussian
-        parts = zero_shot, s, x, white, views, noise, told, folds, usual, axes, closed
+        forms: tuple[Form, ...] = (gaussian,)
+        if self.further and len(views.rows) <= CACHE:
+            forms += (Cache.of,)
+        parts = zero_shot, s, x, white, views, noise, told, folds, usual, axes, forms
         task = Task(*parts, bold, doubt)
         small, classes, few = task.part()
         alone = self.read(rows[first[few]])
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
         choice = chosen_for(small, *single, many=len(classes) < len(present))
-        share, penalty, factor, added, trust = choice
+        share, penalty, factor, added, trust, form = choice
         # where zero-shot is left alone, so is that of classes without images
         self.bold = bold if trust else 0.0
         self.level = raised(small, choice) if self.further and trust else 0.0
         offset = share * zero_shot + usual
-        normal = closed(views, len(present), axes)
+        normal = form(views, len(present), axes)
         for part, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
             beside += added * normal(part.double()).float()
         del views, task, small, alone, single
