@@ -1,5 +1,6 @@
 """SONAR: scores of names as representations. Ours."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,30 @@ def kept_texts(classes: int, further: int) -> int:
     """Further texts that evaluation asks about: half of the cost in training, but C at least."""
     half = (1 + -(-further // classes)) // 2
     return min(further, classes * max(1, half - 1))
+
+
+class Pool:
+    """An evaluator around Dassl's: told logits and what they were made from, it pools them all."""
+
+    def __init__(self, inner: Any, head: bb.scores.ScoreHead) -> None:
+        self.inner, self.head = inner, head
+
+    def reset(self) -> None:
+        self.told: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.inner.reset()
+
+    def process(self, answers: torch.Tensor, labels: torch.Tensor) -> None:
+        self.told.append((answers, labels))
+
+    def evaluate(self) -> Mapping[str, float]:
+        answers, labels = (torch.cat(parts) for parts in zip(*self.told, strict=True))
+        logits, rows = answers.tensor_split([len(self.head.classes)], dim=1)
+        prototypes = self.head.prototypes
+        if not self.head.at_home:  # which are of other classes
+            prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
+        answers = bb.scores.pooled(logits, self.head.tempered, rows, prototypes)
+        self.inner.process(answers.clamp_min(1e-30).log(), labels)
+        return self.inner.evaluate()
 
 
 @bb.register_trainer
@@ -54,7 +79,7 @@ class SONAR(bb.ProbeTrainer):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         if cfg.TRAINER.SONAR.POOL:
-            self.evaluator = bb.scores.Pool(self.evaluator, self.head)
+            self.evaluator = Pool(self.evaluator, self.head)
 
     def build_head(self, generator: torch.Generator) -> bb.scores.ScoreHead:
         node, dataset, texts = self.cfg.TRAINER.SONAR, self.dm.dataset, None

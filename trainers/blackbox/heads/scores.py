@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -307,9 +307,11 @@ def raised(task: Task, chosen: Choice) -> float:
         known, new = (torch.arange(first, z.shape[1], 2) for first in (part, 1 - part))
         place = torch.cat([known, new]).argsort().to(labels)[labels]
         rows = (place < len(known)) & ~out
-        seen, prior = views.part(rows[views.index]), share * z[:, known]
-        closed = form(replace(seen, labels=place[seen.index]), len(known), task.axes)
-        normal = added * closed(task.s.double()).to(z)
+        prior, normal = share * z[:, known], torch.zeros_like(z[:, known])
+        if added:
+            seen = views.part(rows[views.index])
+            closed = form(replace(seen, labels=place[seen.index]), len(known), task.axes)
+            normal = added * closed(task.s.double()).to(z)
         start = (prior + normal + task.usual[known])[rows]
         found = fit(start, task.x[rows], place[rows], penalty)(task.x)[0]
         learnt = (prior + trust * (normal + found))[out]
@@ -481,16 +483,17 @@ class ScoreHead(nn.Module):
         self.bold = bold if trust else 0.0
         self.level = raised(small, choice) if self.further and trust else 0.0
         offset = share * zero_shot + usual
-        normal = form(views, len(present), axes)
-        for part, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
-            beside += added * normal(part.double()).float()
+        if added:
+            normal = form(views, len(present), axes)
+            for part, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
+                beside += added * normal(part.double()).float()
         del views, task, small, alone, single
         found = fit(offset, x, told, penalty)
         del offset, x
         weight = found.weight[0].double()
         matrix, bias = white.weight @ weight, found.bias[0, 0].double() + white.bias @ weight
         learnt = factor * trust
-        if isinstance(normal, Linear):
+        if added and isinstance(normal, Linear):
             matrix, bias = matrix + added * normal.weight, bias + added * normal.bias
         self.fresh = factor * temperature * share**0.5
         # chosen at the temperature of the fit, which with one image a class is lower
@@ -511,11 +514,11 @@ class ScoreHead(nn.Module):
         self.shorten(some, noise)
         seen = self.read(torch.cat([z, mean[:, C:][:, self.kept]], 1))
         self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
-        beside = (" and a cache" if len(self.keys) else " and a Gaussian") if added else ""
+        with_form = (" and a cache" if len(self.keys) else " and a Gaussian") if added else ""
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
             f"head on {rows.shape[1]:,} scores, {white.weight.shape[1]} components; {share:.2g} of "
-            f"zero-shot{beside}, penalty {penalty:.2g}, {trust:.0%} of what is learnt, {how}"
+            f"zero-shot{with_form}, penalty {penalty:.2g}, {trust:.0%} of what is learnt, {how}"
         )
 
     def shorten(self, scores: Tensor, noise: float) -> None:
@@ -594,27 +597,3 @@ def pooled(logits: Tensor, factor: float, rows: Tensor, prototypes: Tensor) -> T
     sure = logits.double().softmax(1).amax(1).mean()
     trials = [(power * logs).softmax(1).to(logits) for power in POWERS]
     return min(trials, key=lambda trial: (trial.amax(1).mean() - sure).abs().item())
-
-
-class Pool:
-    """An evaluator around Dassl's: told logits and what they were made from, it pools them all."""
-
-    def __init__(self, inner: Any, head: ScoreHead) -> None:
-        self.inner, self.head = inner, head
-
-    def reset(self) -> None:
-        self.told: list[tuple[Tensor, Tensor]] = []
-        self.inner.reset()
-
-    def process(self, answers: Tensor, labels: Tensor) -> None:
-        self.told.append((answers, labels))
-
-    def evaluate(self) -> Mapping[str, float]:
-        answers, labels = (torch.cat(parts) for parts in zip(*self.told, strict=True))
-        logits, rows = answers.tensor_split([len(self.head.classes)], dim=1)
-        prototypes = self.head.prototypes
-        if not self.head.at_home:  # which are of other classes
-            prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
-        answers = pooled(logits, self.head.tempered, rows, prototypes)
-        self.inner.process(answers.clamp_min(1e-30).log(), labels)
-        return self.inner.evaluate()
