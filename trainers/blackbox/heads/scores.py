@@ -244,10 +244,9 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     out = selection.judged(labels)
     numbers = task.folds[out].unique()
     if len(numbers) < 2:  # by val, where zero-shot about keeps its temperature
-        form = task.forms[-1]
-        normal = form(views, z.shape[1], task.axes)(s.double())
+        normal = gaussian(views, z.shape[1], task.axes)(s.double())
         added = 0.03 * usually**2 * worth / max(selection.spread(normal), 1e-12)
-        return Choice(usual_share, centre, 0.8 * 2.7**task.bold, added, 1.0, form)
+        return Choice(usual_share, centre, 0.8 * 2.7**task.bold, added, 1.0, gaussian)
     held_out = (task.folds == numbers[:, None]) & out
     others = [views.part(~rows[views.index]) for rows in held_out]
     if many:
