@@ -227,7 +227,7 @@ class Choice(NamedTuple):
 
 
 def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choice:
-    """That at which held-out images have the least Brier score.
+    """That at which held-out images surprise least.
 
     They are judged by un-augmented views alone (`z_alone` `[N, C]`, `s_alone` `[N, A]`), as in
     evaluation, beside a prior. That alone decides where every image is the only one of its
@@ -266,7 +266,7 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
         )
         unit = worth / max(selection.spread(normal.flatten(0, 1)), 1e-12)
         for ratio in RATIOS:
-            cost = selection.brier(known + ratio * unit * normal_alone[held_out], told)
+            cost = selection.surprise(known + ratio * unit * normal_alone[held_out], told)
             cost += selection.away(ratio, usually, 0.5)
             weighed.append((cost, ratio * unit, form, normal, normal_alone))
     _, added, form, normal, normal_alone = min(weighed, key=lambda tried: tried[0])
@@ -277,12 +277,12 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
         for penalty in PENALTIES:
             found = fit(prior + task.usual, x, labels, penalty, ~held_out, found, PATH_STEPS)
             learnt = (weight * normal_alone + found(x_alone))[held_out]
-            cost = selection.brier(known + learnt, told)
+            cost = selection.surprise(known + learnt, told)
             cost += selection.away(share, usual_share, WIDTHS[0])
             cost += selection.away(penalty, centre, WIDTHS[1])
             tries.append((cost, share, penalty, weight, known, learnt))
     _, share, penalty, added, known, learnt = min(tries, key=lambda tried: tried[0])
-    costs = [selection.brier(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
+    costs = [selection.surprise(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
     trust = TRUSTS[costs.index(min(costs))]
     factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
     if not trust:

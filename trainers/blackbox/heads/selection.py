@@ -121,15 +121,6 @@ def surprise(logits: Tensor, labels: Tensor) -> float:
     return F.cross_entropy(a * logits.double(), labels, reduction="sum").item()
 
 
-def brier(logits: Tensor, labels: Tensor) -> float:
-    """Thrice the sum of Brier scores of logits `[N, C]` at their best scale: as `surprise`, but
-    what is far off counts no more than what is wrong.
-    """
-    errors = (sharpness(logits, labels) * logits.double()).softmax(1)
-    errors -= F.one_hot(labels, logits.shape[1])
-    return 3 * errors.square().sum().item()
-
-
 def affinity(image: Tensor, keys: Tensor, beta: Tensor | float) -> Tensor:
     """`exp(-beta (1 - x K^T))` of images x `[..., E]` and keys K `[N, E]`: `[..., N]`."""
     return (beta * (image @ keys.mT - 1)).exp()
