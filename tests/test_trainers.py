@@ -160,7 +160,7 @@ RECORDED = [
     ("LFA", {"TRANSFER": True}, 11.28, -0.08887),
     ("LFA", {}, 11.33, -3.647),
     ("RLA", {}, 11.33, 0.4402),
-    ("SONAR", {"TEXTS": 0}, 38.49, 8.149),
+    ("SONAR", {"TEXTS": 0}, 38.71, 9.633),
     ("SONAR", {}, 75.72, -13.23),
     ("TipAdapterF", {"FINETUNE": False}, 38.34, 32.66),
     ("TipAdapterF", {}, 22.67, 18.86),
