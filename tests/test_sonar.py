@@ -57,6 +57,12 @@ def test_the_fit_is_where_the_gradient_vanishes(penalty):
     assert max(g.abs().max() for g in torch.autograd.grad(loss, (weight, bias))) < 1e-3
 
 
+def test_a_part_of_many_views_is_of_all_classes(monkeypatch):
+    monkeypatch.setattr(scores, "ROWS", 30)
+    turns = torch.arange(60) % 10
+    assert len(turns[::2].unique()) == 5 and len(turns[scores.sample(turns)].unique()) == 10
+
+
 def test_components_that_rounding_filled_are_cut():
     rows, each = normal(300, 4) @ normal(4, 20, seed=1), torch.arange(300)
     rounded = (rows / 0.25).round() * 0.25

@@ -58,6 +58,14 @@ def resolution(scores: Tensor) -> float:
     return float(high - low) / max(1, inside - 1)
 
 
+def sample(rows: Tensor) -> Tensor:
+    """Numbers of `ROWS` of these at most, by chance: images come class by class in turns, so that
+    every second one might be of half of the classes.
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return order[:ROWS].sort().values.to(rows.device)
+
+
 class Linear(NamedTuple):
     """`x W + b`, perhaps K at a time: W `[K, r, C]`, b `[K, 1, C]`, x `[N, r]` or `[K, N, r]`."""
 
@@ -449,19 +457,20 @@ class ScoreHead(nn.Module):
         # whether only the largest scores of an image are let out
         cut = self.further and (rows[:, C:] == rows[:, C:].amin(1)[:, None]).sum(1).median() > 1
         z, s = mean[:, :C], mean[:, C:] if self.further and not cut else mean
-        every = -(-len(rows) // ROWS)
-        some, noise = rows[::every], resolution(rows)
+        part, noise = sample(rows), resolution(rows)
         present = labels.unique()
-        named = torch.searchsorted(present, gathered.labels[::every].contiguous())
+        named = torch.searchsorted(present, gathered.labels[part])
         # by all views, so that what differs between views of an image counts for less
-        views = Gathered(self.read(some)[:, -s.shape[1] :].double(), named, of_image[::every])
+        seen = self.read(rows[part])[:, -s.shape[1] :].double()
+        views = Gathered(seen, named, of_image[part])
         x, white = components(s, views, noise)
         if not x.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
         told = torch.searchsorted(present, labels)
         # classes with more images than others are no likelier in evaluation
         usual = (told.bincount() / len(told) * len(present)).log()
-        temperature = selection.sharpness(z[:, present], told, prior=1.0)
+        few = sample(z)
+        temperature = selection.sharpness(z[few][:, present], told[few], prior=1.0)
         # without further texts there is nothing to agree with, and by val a quarter of the doubt
         bold = selection.agreement(z, s) if self.further else 0.0
         doubt = 1 - bold if self.further else 0.25
@@ -471,8 +480,8 @@ class ScoreHead(nn.Module):
         forms: tuple[Form, ...] = (gaussian,)
         if self.further and len(views.rows) <= CACHE:
             forms += (Cache.of,)
-        parts = zero_shot, s, x, white, views, noise, told, folds, usual, axes, forms
-        task = Task(*parts, bold, doubt)
+        closed = folds, usual, axes, forms
+        task = Task(zero_shot, s, x, white, views, noise, told, *closed, bold, doubt)
         small, classes, few = task.part()
         alone = self.read(rows[first[few]])
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
@@ -484,9 +493,9 @@ class ScoreHead(nn.Module):
         offset = share * zero_shot + usual
         if added:
             normal = form(views, len(present), axes)
-            for part, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
-                beside += added * normal(part.double()).float()
-        del views, task, small, alone, single
+            for own, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
+                beside += added * normal(own.double()).float()
+        del views, seen, task, small, alone, single, zero_shot
         found = fit(offset, x, told, penalty)
         del offset, x
         weight = found.weight[0].double()
@@ -508,11 +517,12 @@ class ScoreHead(nn.Module):
             self.values[:, present] = learnt * added * normal.values
         own = F.one_hot(labels, C).float()
         self.level_others(own.any(0), z.mean(0))
+        of_class = own.mT @ mean / own.sum(0)[:, None].clamp_min(1)
+        del mean, z, s
         if cut:  # which texts are among the largest depends on those that are asked about
             self.kept = list(range(self.further))
-        self.shorten(some, noise)
-        seen = self.read(torch.cat([z, mean[:, C:][:, self.kept]], 1))
-        self.prototypes = own.mT @ seen / own.sum(0)[:, None].clamp_min(1)
+        self.shorten(rows[part], noise)
+        self.prototypes = self.read(of_class[:, [*range(C), *(C + i for i in self.kept)]])
         with_form = (" and a cache" if len(self.keys) else " and a Gaussian") if added else ""
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
@@ -531,14 +541,14 @@ class ScoreHead(nn.Module):
             self.short[-len(self.matrix) :] = self.matrix
             self.short_bias = self.bias.clone()
             return
-        rows = self.read(scores.double())
+        rows = self.read(scores).double()
         logits = rows[:, C:] @ self.matrix.double()
         target = logits - logits.mean(0)
         rows -= rows.mean(0)
         # what explains the linear logits explains the axes too
         self.kept = needed(rows.mT @ rows, rows.mT @ target[:, :C], C, count)
         del rows
-        columns = self.read(torch.cat([scores[:, :C], scores[:, C:][:, self.kept]], 1).double())
+        columns = self.read(torch.cat([scores[:, :C], scores[:, C:][:, self.kept]], 1)).double()
         middle = columns.mean(0)
         columns -= middle
         gram = columns.mT @ columns
