@@ -59,8 +59,8 @@ def resolution(scores: Tensor) -> float:
 
 
 def sample(rows: Tensor) -> Tensor:
-    """Numbers of `ROWS` of these at most, by chance: images come class by class in turns, so that
-    every second one might be of half of the classes.
+    """Numbers of `ROWS` of these at most, by chance: views come as one image of every class, then a
+    second, and every tenth might be of a tenth of the classes.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return order[:ROWS].sort().values.to(rows.device)
@@ -461,16 +461,15 @@ class ScoreHead(nn.Module):
         present = labels.unique()
         named = torch.searchsorted(present, gathered.labels[part])
         # by all views, so that what differs between views of an image counts for less
-        seen = self.read(rows[part])[:, -s.shape[1] :].double()
-        views = Gathered(seen, named, of_image[part])
+        views = Gathered(self.read(rows[part])[:, -s.shape[1] :].double(), named, of_image[part])
         x, white = components(s, views, noise)
         if not x.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
         told = torch.searchsorted(present, labels)
         # classes with more images than others are no likelier in evaluation
         usual = (told.bincount() / len(told) * len(present)).log()
-        few = sample(z)
-        temperature = selection.sharpness(z[few][:, present], told[few], prior=1.0)
+        many = sample(z)
+        temperature = selection.sharpness(z[many][:, present], told[many], prior=1.0)
         # without further texts there is nothing to agree with, and by val a quarter of the doubt
         bold = selection.agreement(z, s) if self.further else 0.0
         doubt = 1 - bold if self.further else 0.25
@@ -480,8 +479,9 @@ class ScoreHead(nn.Module):
         forms: tuple[Form, ...] = (gaussian,)
         if self.further and len(views.rows) <= CACHE:
             forms += (Cache.of,)
-        closed = folds, usual, axes, forms
-        task = Task(zero_shot, s, x, white, views, noise, told, *closed, bold, doubt)
+        task = Task(
+            zero_shot, s, x, white, views, noise, told, folds, usual, axes, forms, bold, doubt
+        )
         small, classes, few = task.part()
         alone = self.read(rows[first[few]])
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
@@ -493,9 +493,9 @@ class ScoreHead(nn.Module):
         offset = share * zero_shot + usual
         if added:
             normal = form(views, len(present), axes)
-            for own, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
-                beside += added * normal(own.double()).float()
-        del views, seen, task, small, alone, single, zero_shot
+            for scored, beside in zip(s.split(ROWS), offset.split(ROWS), strict=True):
+                beside += added * normal(scored.double()).float()
+        del views, task, small, alone, single, zero_shot
         found = fit(offset, x, told, penalty)
         del offset, x
         weight = found.weight[0].double()
