@@ -22,7 +22,7 @@ from .alike import nearest, nearness, spread_out
 from .answers import Answers, BadExamples, Bill, Gallery, Question, labelled, listed, named
 from .trainers.blackbox.bank import NAMES, PLAIN, further_texts
 from .trainers.blackbox.errors import BudgetSpent
-from .trainers.blackbox.heads.scores import ScoreHead, pooled
+from .trainers.blackbox.heads.scores import ScoreHead
 from .trainers.blackbox.heads.selection import Gathered, folds_of
 from .trainers.blackbox.oracle import Texts
 from .trainers.blackbox.probe import SMALL
@@ -223,7 +223,7 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):
         rows = self._ask(gallery, 0, self._question(head.kept))[0]
         logits, read = head(rows), head.read(rows)
         if pool:
-            return pooled(logits, head.tempered, read, head.prototypes).numpy(), read
+            return head.pooled(logits, read).numpy(), read
         return logits.double().softmax(1).numpy(), read
 
     def save(self, path: str | Path) -> None:

@@ -39,10 +39,7 @@ class Pool:
     def evaluate(self) -> Mapping[str, float]:
         answers, labels = (torch.cat(parts) for parts in zip(*self.told, strict=True))
         logits, rows = answers.tensor_split([len(self.head.classes)], dim=1)
-        prototypes = self.head.prototypes
-        if not self.head.at_home:  # which are of other classes
-            prototypes = rows.new_zeros(logits.shape[1], rows.shape[1])
-        answers = bb.scores.pooled(logits, self.head.tempered, rows, prototypes)
+        answers = self.head.pooled(logits, rows)
         self.inner.process(answers.clamp_min(1e-30).log(), labels)
         return self.inner.evaluate()
 
@@ -114,7 +111,7 @@ class SONAR(bb.ProbeTrainer):
 
     def price(self, images: int, tested: bool = True) -> bb.oracle.bill.Price:
         # a model of one's own may turn out to let out the largest scores alone, of all texts then
-        open_end = ":" in self.cfg.ORACLE.API and not (self.unread or self.head.prototypes.any())
+        open_end = ":" in self.cfg.ORACLE.API and not (self.unread or self.head.short.any())
         return super().price(images, tested and not open_end)
 
     def fit(self, gathered: bb.Gathered) -> str:

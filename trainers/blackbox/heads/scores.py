@@ -26,11 +26,11 @@ PATH_STEPS, STEPS = 20, 30  # of L-BFGS, for one held-out fit and for the last o
 BLOCKS = 128  # in so many steps the further texts are chosen that evaluation keeps
 NUMBERS = 2**22  # that are looked at for how scores are rounded
 # what a checkpoint holds beside tensors
-PLAIN = "names", "texts", "template", "kept", "further", "fresh", "bold", "level", "tempered"
+HELD = "names", "texts", "template", "kept", "further", "fresh", "bold", "level", "tempered", "pull"
 LEVELS = tuple(half / 2 for half in range(17))  # by which classes without images may be raised
 NEIGHBOURS, CUBED = 5, 3  # of the pool: of a picture; of a cosine, which is the weight of a pair
 RIDGE = 0.3  # of the mean eigenvalue, added to all: in the pool, and in the cache
-PULL, SHARPER = 3.0, 2.0  # weight of the neighbours, factor of the head's logits
+PULLS, SHARPER = (3.0, 0.3, 0.0), 2.0  # weights of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
 POWERS = tuple(2 ** (eighth / 8) for eighth in range(25))  # of their answers
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
@@ -59,9 +59,7 @@ def resolution(scores: Tensor) -> float:
 
 
 def sample(rows: Tensor) -> Tensor:
-    """Numbers of `ROWS` of these at most, by chance: views come as one image of every class, then a
-    second, and every tenth might be of a tenth of the classes.
-    """
+    """Numbers of `ROWS` of these at most, by chance: every tenth view might lack most classes."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return order[:ROWS].sort().values.to(rows.device)
 
@@ -133,12 +131,11 @@ class Cache(NamedTuple):
         return cls(axes, keys, torch.cholesky_solve(own - own.mean(0), torch.linalg.cholesky(gram)))
 
 
-def components(s: Tensor, views: Gathered, noise: float) -> tuple[Tensor, Linear]:
-    """Whitened scores `[N, r]` of `[N, A]`, of mean square 1 a row, and the map to them."""
+def components(s: Tensor, views: Gathered, noise: float) -> Linear:
+    """The map to whitened scores, of mean square 1 a row where it is of `[N, A]`."""
     white = whitening(views, noise)
-    x = white(s)
-    norm = x.square().sum(1).mean().sqrt().clamp_min(1e-12)
-    return x / norm, Linear(white.weight / norm, white.bias / norm)
+    norm = white(s).square().sum(1).mean().sqrt().clamp_min(1e-12)
+    return Linear(white.weight / norm, white.bias / norm)
 
 
 def fit(
@@ -232,6 +229,7 @@ class Choice(NamedTuple):
     added: float  # weight of the closed form's
     trust: float  # share of what is learnt that is added to zero-shot
     form: Form
+    pull: float = PULLS[0]  # of neighbours, in a pool
 
 
 def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choice:
@@ -241,8 +239,8 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     evaluation, beside a prior. That alone decides where every image is the only one of its
     class: from all of zero-shot where `bold` is 0, at a penalty of 0.3, or more where zero-shot is
     worth much (the spread of its logits is above 1), to half of it at 0.1 where it is 1. The
-    closed forms are weighed alone first, beside that share, and the trust last. Where images are
-    `many`, those held out would whiten all no better.
+    closed forms are weighed alone first, beside that share, then the trust, then what neighbours
+    are worth in a pool. Where images are `many`, those held out would whiten all no better.
     """
     z, s, views, labels = task.z, task.s, task.views, task.labels
     worth = selection.spread(z)
@@ -260,11 +258,12 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     if many:
         x, x_alone = task.x, task.white(s_alone)
     else:
-        parts = [components(s, part, task.noise) for part in others]
-        r = max(part.shape[1] for part, _ in parts)
-        x = torch.stack([F.pad(part, (0, r - part.shape[1])) for part, _ in parts])
-        alone = [white(s_alone) for _, white in parts]
-        x_alone = torch.stack([F.pad(part, (0, r - part.shape[1])) for part in alone])
+        maps = [components(s, part, task.noise) for part in others]
+        r = max(white.weight.shape[1] for white in maps)
+        x, x_alone = (
+            torch.stack([F.pad(white(rows), (0, r - white.weight.shape[1])) for white in maps])
+            for rows in (s, s_alone)
+        )
     told = labels.expand(len(held_out), -1)[held_out]
     known, weighed = (usual_share * z_alone).expand(len(held_out), -1, -1)[held_out], []
     for form in task.forms:
@@ -290,12 +289,17 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
             cost += selection.away(penalty, centre, WIDTHS[1])
             tries.append((cost, share, penalty, weight, known, learnt))
     _, share, penalty, added, known, learnt = min(tries, key=lambda tried: tried[0])
-    costs = [selection.surprise(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS]
-    trust = TRUSTS[costs.index(min(costs))]
-    factor = selection.sharpness(known + trust * learnt, told, prior=1.0)
+    costs = {t: selection.surprise(known + t * learnt, told) + 2 * (1 - t) ** 2 for t in TRUSTS}
+    trust = min(TRUSTS, key=costs.__getitem__)
+    answers = known + trust * learnt
+    factor = selection.sharpness(answers, told, prior=1.0)
+    own = (SHARPER * factor * answers).softmax(1)
+    near = neighbours(s_alone[held_out.nonzero()[:, 1]])
+    costs = {p: selection.surprise(settled(own, near, p), told) - p / 3 for p in PULLS}
+    pull = min(PULLS, key=costs.__getitem__)
     if not trust:
         share, factor = 1.0, factor * share
-    return Choice(share, penalty, factor, added, trust, form)
+    return Choice(share, penalty, factor, added, trust, form, pull)
 
 
 def raised(task: Task, chosen: Choice) -> float:
@@ -304,7 +308,7 @@ def raised(task: Task, chosen: Choice) -> float:
     One half of the classes is learnt without some of the images, then the other; of `LEVELS`, at
     the chosen one the fewest of these are mistaken, beside a prior. 0 with one image a class.
     """
-    (share, penalty, factor, added, trust, form), z, views = chosen, task.z, task.views
+    (share, penalty, factor, added, trust, form, _), z, views = chosen, task.z, task.views
     labels, out = task.labels, selection.judged(task.labels)
     if not out.any():
         return 0.0
@@ -370,7 +374,7 @@ class ScoreHead(nn.Module):
         self.names = self.classes = list(names)
         # of the classes without images: temperature, how much of the means they are less, level
         self.further, self.fresh, self.bold, self.level = further, 1.0, 0.0, 0.0
-        self.tempered = 1.0  # what logits are multiplied by where pictures are pooled
+        self.tempered, self.pull = 1.0, PULLS[0]  # in a pool: factor of logits, neighbours' weight
         self.texts, self.template, self.kept = list[str](), "{}.", list(range(keep))
         # a checkpoint holds them as they are, whatever their shapes
         self.scale: Tensor = nn.Buffer(torch.ones(C), persistent=False)
@@ -378,20 +382,18 @@ class ScoreHead(nn.Module):
         self.matrix: Tensor = nn.Buffer(torch.zeros(further or C, C), persistent=False)
         self.short: Tensor = nn.Buffer(torch.zeros(read, C), persistent=False)
         self.short_bias: Tensor = nn.Buffer(torch.zeros(C), persistent=False)
-        # mean scores of the classes' images, as evaluation sees them
-        self.prototypes: Tensor = nn.Buffer(torch.zeros(C, read), persistent=False)
         # of the cache [R, r], [R, C]: the last r columns of the matrices lead to its axes
         self.keys: Tensor = nn.Buffer(torch.zeros(0, 0), persistent=False)
         self.values: Tensor = nn.Buffer(torch.zeros(0, C), persistent=False)
 
     def get_extra_state(self) -> dict[str, Any]:
         tensors = {name: tensor.cpu() for name, tensor in self.named_buffers()}
-        return {**{name: getattr(self, name) for name in PLAIN}, **tensors}
+        return {**{name: getattr(self, name) for name in HELD}, **tensors}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, held in list(self.named_buffers()):
             setattr(self, name, state.get(name, held).to(held.device))
-        for name in PLAIN:  # one that is missing was not there yet
+        for name in HELD:  # one that is missing was not there yet
             setattr(self, name, state.get(name, getattr(self, name)))
 
     @property
@@ -420,6 +422,19 @@ class ScoreHead(nn.Module):
             axes = F.normalize(told[..., C:], dim=-1)
             logits = logits + affinity(axes, self.keys, BETA) @ self.values
         return logits
+
+    def pooled(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Probabilities `[N, C]` of pictures that were seen together, as sure as single ones are.
+
+        The answers, of logits `[N, C]`, go with those of neighbours in what it read `[N, A]`: a
+        picture without one that is like it keeps its own. A mean over neighbours is flatter: to a
+        power it is on average as sure as the logits.
+        """
+        own = (SHARPER * self.tempered * logits).softmax(1)
+        logs = settled(own, neighbours(rows), self.pull)
+        sure = logits.double().softmax(1).amax(1).mean()
+        trials = [(power * logs).softmax(1).to(logits) for power in POWERS]
+        return min(trials, key=lambda trial: (trial.amax(1).mean() - sure).abs().item())
 
     def move(self, classes: Sequence[str], means: Tensor) -> None:
         """Be asked about other classes; means are of their centred scores in training `[C']`."""
@@ -462,7 +477,8 @@ class ScoreHead(nn.Module):
         named = torch.searchsorted(present, gathered.labels[part])
         # by all views, so that what differs between views of an image counts for less
         views = Gathered(self.read(rows[part])[:, -s.shape[1] :].double(), named, of_image[part])
-        x, white = components(s, views, noise)
+        white = components(s, views, noise)
+        x = white(s)
         if not x.shape[1] or len(present) < 2:
             return "nothing is learnt, the head is zero-shot: too few images, or they score alike"
         told = torch.searchsorted(present, labels)
@@ -486,7 +502,7 @@ class ScoreHead(nn.Module):
         alone = self.read(rows[first[few]])
         single = temperature * alone[:, :C][:, present[classes]], alone[:, -s.shape[1] :]
         choice = chosen_for(small, *single, many=len(classes) < len(present))
-        share, penalty, factor, added, trust, form = choice
+        share, penalty, factor, added, trust, form, self.pull = choice
         # where zero-shot is left alone, so is that of classes without images
         self.bold = bold if trust else 0.0
         self.level = raised(small, choice) if self.further and trust else 0.0
@@ -515,14 +531,11 @@ class ScoreHead(nn.Module):
             self.bias = torch.cat([self.bias, axes.bias.float()])
             self.keys, self.values = normal.keys, z.new_zeros(len(normal.keys), C)
             self.values[:, present] = learnt * added * normal.values
-        own = F.one_hot(labels, C).float()
-        self.level_others(own.any(0), z.mean(0))
-        of_class = own.mT @ mean / own.sum(0)[:, None].clamp_min(1)
+        self.level_others(labels.bincount(minlength=C) > 0, z.mean(0))
         del mean, z, s
         if cut:  # which texts are among the largest depends on those that are asked about
             self.kept = list(range(self.further))
         self.shorten(rows[part], noise)
-        self.prototypes = self.read(of_class[:, [*range(C), *(C + i for i in self.kept)]])
         with_form = (" and a cache" if len(self.keys) else " and a Gaussian") if added else ""
         how = "chosen on held-out images" if selection.judged(labels).any() else "one image a class"
         return (
@@ -571,7 +584,9 @@ def axes_of(rows: Tensor) -> Linear:
 
 
 def neighbours(rows: Tensor) -> Tensor:
-    """Sparse symmetric weights `[N, N]`: cos^3 of pairs of rows `[N, A]` that are near."""
+    """Sparse symmetric weights `[N, N]`: of pairs of rows `[N, A]` that are near, cos^3, or half of
+    that where only one is among the nearest of the other.
+    """
     z = unit_rows(rows, axes_of(rows))
     n, pairs, weights = len(z), [], []
     for first in range(0, n, CHUNK):
@@ -581,28 +596,14 @@ def neighbours(rows: Tensor) -> Tensor:
         mine = torch.arange(first, first + len(others)).to(others)[:, None].expand_as(others)
         pairs.append(torch.stack([mine, others]).flatten(1))
         weights.append(values.clamp_min(0).flatten() ** CUBED)
-    pair, place = torch.cat(pairs, 1).sort(0).values.unique(dim=1, return_inverse=True)
-    weight = z.new_zeros(pair.shape[1]).scatter_(0, place, torch.cat(weights)).repeat(2)
+    pair, weight = torch.cat(pairs, 1), torch.cat(weights).repeat(2) / 2
     both = torch.cat([pair, pair.flip(0)], 1)
     return torch.sparse_coo_tensor(both, weight, (n, n), check_invariants=True).coalesce()
 
 
-def pooled(logits: Tensor, factor: float, rows: Tensor, prototypes: Tensor) -> Tensor:
-    """Probabilities `[N, C]` of pictures that were seen together, as sure as single ones are.
-
-    `F <- (Y + 3 W F) / (1 + 3 W 1)`, Y the head's answers from a factor times its logits `[N, C]`,
-    and W the weights of neighbours in what it read `[N, A]`: a picture without one that is like it
-    keeps its own answer. Among them are the classes' mean training images `[C, A]`, 0 where there
-    is none. A mean over neighbours is flatter: to a power it is on average as sure as the logits.
-    """
-    there, own = prototypes.abs().sum(1) > 0, (SHARPER * factor * logits).softmax(1)
-    own = torch.cat([own, torch.eye(logits.shape[1]).to(logits)[there]])
-    weights = neighbours(torch.cat([rows, prototypes[there]]))
-    pull = PULL * torch.sparse.sum(weights, 1).to_dense()[:, None]
-    answer = own
+def settled(own: Tensor, weights: Tensor, pull: float) -> Tensor:
+    """Logarithms of `F <- (Y + pull W F) / (1 + pull W 1)` from answers Y `[N, C]` on."""
+    total, answer = 1 + pull * torch.sparse.sum(weights, 1).to_dense()[:, None], own
     for _ in range(ROUNDS):
-        answer = (own + PULL * (weights @ answer)) / (1 + pull)
-    logs = answer[: len(logits)].double().clamp_min(1e-30).log()
-    sure = logits.double().softmax(1).amax(1).mean()
-    trials = [(power * logs).softmax(1).to(logits) for power in POWERS]
-    return min(trials, key=lambda trial: (trial.amax(1).mean() - sure).abs().item())
+        answer = (own + pull * (weights @ answer)) / total
+    return answer.double().clamp_min(1e-30).log()
