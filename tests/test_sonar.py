@@ -179,13 +179,27 @@ def test_a_number_an_image_and_list_changes_nothing():
 
 
 def test_pictures_unlike_any_other_keep_their_own_answers_and_two_alike_meet():
-    rows, logits, pooled = torch.eye(8), normal(8, 3).float(), ScoreHead(["a", "b", "c"]).pooled
-    alone = (2 * logits).softmax(1)
-    close(pooled(logits, rows), alone)
-    found = pooled(logits, torch.cat([rows[:7], rows[:1]]))  # the last is the first
+    rows, logits = torch.eye(8), normal(8, 3).float()
+    close(ScoreHead(["a", "b", "c"]).pooled(logits, rows), logits.softmax(1))
+    near = scores.neighbours(torch.cat([rows[:7], rows[:1]]))  # the last is the first
+    alone = logits.softmax(1)
+    found = scores.settled(alone, near, 3.0).exp().float()
     close(found[1:7], alone[1:7])
     wanted = (4 * alone[0] + 3 * alone[7]) / 7  # of F = (Y + 3 F') / 4, twice
     close(found[0], wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("of_one_class", [True, False])
+def test_neighbours_are_believed_in_a_pool_where_they_served_held_out_images(of_one_class):
+    number, classes = torch.arange(80), torch.arange(80) // 5 % 4
+    groups = number // 5 if of_one_class else number // 20 * 5 + number % 5
+    looks = 5 * normal(20, 16, seed=1)[groups] + normal(80, 16, seed=2)
+    rows = torch.cat([F.one_hot(classes, 4) + normal(80, 4) / 3, looks], 1).float()
+    head = ScoreHead(NAMES, 16, 16)
+    head.fit(Gathered(rows, classes, number), FOLDS)
+    single = head(rows).softmax(1)
+    answers = head.pooled(head(rows), head.read(rows))
+    assert (difference(answers, single) > 0.01) == of_one_class
 
 
 def test_a_run_that_pools_tells_the_pooled_accuracy(data_root, tmp_path):

@@ -32,7 +32,7 @@ NEIGHBOURS, CUBED = 5, 3  # of the pool: of a picture; of a cosine, which is the
 RIDGE = 0.3  # of the mean eigenvalue, added to all: in the pool, and in the cache
 PULLS, SHARPER = (3.0, 0.3, 0.0), 2.0  # weights of the neighbours, factor of the head's logits
 ROUNDS, CHUNK = 30, 2048
-POWERS = tuple(2 ** (eighth / 8) for eighth in range(25))  # of their answers
+POWERS = tuple(2 ** (eighth / 8) for eighth in range(-8, 25))  # of their answers
 ROWS = 2**13  # views at most that whiten the scores, and decide which texts evaluation keeps
 
 
