@@ -294,7 +294,8 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     answers = known + trust * learnt
     factor = selection.sharpness(answers, told, prior=1.0)
     own = (SHARPER * factor * answers).softmax(1)
-    near = neighbours(s_alone[held_out.nonzero()[:, 1]])
+    pictures = s_alone[held_out.nonzero()[:, 1]]
+    near = neighbours(torch.linalg.qr(pictures.mT, mode="r").R.mT)  # as far apart, in N dimensions
     costs = {p: selection.surprise(settled(own, near, p), told) - p / 3 for p in PULLS}
     pull = min(PULLS, key=costs.__getitem__)
     if not trust:
