@@ -111,7 +111,8 @@ class SONAR(bb.ProbeTrainer):
 
     def price(self, images: int, tested: bool = True) -> bb.oracle.bill.Price:
         # a model of one's own may turn out to let out the largest scores alone, of all texts then
-        open_end = ":" in self.cfg.ORACLE.API and not (self.unread or self.head.short.any())
+        unfitted = bool((self.head.scale == 1).all())
+        open_end = ":" in self.cfg.ORACLE.API and unfitted and not self.unread
         return super().price(images, tested and not open_end)
 
     def fit(self, gathered: bb.Gathered) -> str:

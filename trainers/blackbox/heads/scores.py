@@ -294,8 +294,7 @@ def chosen_for(task: Task, z_alone: Tensor, s_alone: Tensor, many: bool) -> Choi
     answers = known + trust * learnt
     factor = selection.sharpness(answers, told, prior=1.0)
     own = (SHARPER * factor * answers).softmax(1)
-    pictures = s_alone[held_out.nonzero()[:, 1]]
-    near = neighbours(torch.linalg.qr(pictures.mT, mode="r").R.mT)  # as far apart, in N dimensions
+    near = neighbours(s_alone[held_out.nonzero()[:, 1]])
     costs = {p: selection.surprise(settled(own, near, p), told) - p / 3 for p in PULLS}
     pull = min(PULLS, key=costs.__getitem__)
     if not trust:
@@ -588,6 +587,7 @@ def neighbours(rows: Tensor) -> Tensor:
     """Sparse symmetric weights `[N, N]`: of pairs of rows `[N, A]` that are near, cos^3, or half of
     that where only one is among the nearest of the other.
     """
+    rows = torch.linalg.qr(rows.double().mT, mode="r").R.mT  # as far apart, in N dimensions at most
     z = unit_rows(rows, axes_of(rows))
     n, pairs, weights = len(z), [], []
     for first in range(0, n, CHUNK):
